@@ -1,0 +1,36 @@
+"""What every RS-MoE model class shares."""
+
+import copy
+
+from transformers import PreTrainedModel
+
+
+class RSMoEPreTrainedModel(PreTrainedModel):
+    """Flags for loading, attention backends, checkpointing and compiling."""
+
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+
+class RSMoEPart(RSMoEPreTrainedModel):
+    """A part of the whole model that saves and loads alone."""
+
+    def save_pretrained(self, *args, **kwargs):
+        """As of every model. Parts share their configuration with the whole model, so what saving writes into it (class, code)
+        goes into a copy."""
+        shared, self.config = self.config, self.config_alone()
+        try:
+            return super().save_pretrained(*args, **kwargs)
+        finally:
+            self.config = shared
+
+    def config_alone(self):
+        """The configuration that this part's own folder holds."""
+        return copy.deepcopy(self.config)

