@@ -35,18 +35,18 @@ from modeling_rsmoe.data.rows import Row, stage1_rows, stage2_rows
 
 SETTINGS = {
     "align": {"steps": 450, "batch": 32, "lr": 3e-4, "warmup": 50},
-    "stage1": {"steps": 480, "batch": 16, "lr": 5e-4, "warmup": 30},
-    "stage2": {"steps": 180, "batch": 16, "lr": 5e-4, "warmup": 20},
+    "stage1": {"steps": 750, "batch": 16, "lr": 5e-4, "warmup": 30},
+    "stage2": {"steps": 200, "batch": 16, "lr": 5e-4, "warmup": 20},
 }
 LLM_LORA = {"r": 16, "lora_alpha": 32}
 PRETRAINED_LR = 0.3  # of the learning rate, for the parts of the Q-Former that come from MiniLM
 FROZEN_IN_QFORMER = ("embeddings.", ".intermediate.dense", ".output.dense", ".output.LayerNorm")  # MiniLM's text path
-DATASETS = ("RSICD", "UCM-Captions")
 SEED = 17
+CHECKPOINT_EVERY = 50  # steps
 
 
 class Features:
-    """ViT features of the images of a data folder, [257, 384] in half precision each, read from disk as they are needed."""
+    """ViT features of the images of a data folder, [patches, width] in half precision each, read from disk as they are needed."""
 
     def __init__(self, folder: Path):
         self.index = {image: i for i, image in enumerate(json.loads((folder / "features.json").read_text()))}
@@ -55,43 +55,48 @@ class Features:
         self.weight, self.bias = stats["weight"], stats["bias"]
 
     def __call__(self, images: list[str]) -> torch.Tensor:
-        """[images, 257, 384] as the model's ViT gives them with the layer norm of `standard.safetensors`."""
+        """[images, patches, width] as the model's ViT gives them with the layer norm of `standard.safetensors`."""
         values = np.stack([self.values[self.index[image]] for image in images])
         return torch.from_numpy(values).float() * self.weight + self.bias
 
 
-def make_features(data: Path, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> None:
+def make_features(data: Path, datasets: list[str], model, processor: RSMoEProcessor, output: Path) -> None:
     """Features of all train and val images; then each channel's mean and spread over 500 of them, which become the weights
     of the ViT's final layer norm [our decision: the cut ViT has no norm of its own]."""
     records = [*read_captions(data, "train"), *read_questions(data, "train")]
-    records += [*read_captions(data, "val", list(DATASETS)), *read_questions(data, "val")]
+    records += [*read_captions(data, "val", datasets), *read_questions(data, "val")]
     images = list(dict.fromkeys(str(record.image.relative_to(data)) for record in records))
     path, temporary = output / "features.npy", output / "features.part.npy"
     if not path.exists():
-        values = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(len(images), 257, 384))
+        values = None
         for start in tqdm(range(0, len(images), 8), desc="features"):
             some = [data / image for image in images[start : start + 8]]
-            pixels = processor(images=some, return_tensors="pt")["pixel_values"]
-            values[start : start + 8] = model.encode_image(pixels).half().numpy()
+            embeds = model.encode_image(processor(images=some, return_tensors="pt")["pixel_values"]).half().numpy()
+            if values is None:
+                shape = (len(images), *embeds.shape[1:])
+                values = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+            values[start : start + 8] = embeds
         values.flush()
         temporary.rename(path)
         write_json(output / "features.json", images)
-    sample = np.load(path, mmap_mode="r")[np.random.default_rng(SEED).choice(len(images), 500, replace=False)]
+    sample = np.load(path, mmap_mode="r")[
+        np.random.default_rng(SEED).choice(len(images), min(500, len(images)), replace=False)
+    ]
     channels = torch.from_numpy(sample).float().flatten(0, 1)
     weight = 1 / channels.std(0)
     save_file({"weight": weight, "bias": -channels.mean(0) * weight}, output / "standard.safetensors")
 
 
-def align(model, processor, features: Features, data: Path, output: Path, settings: dict) -> None:
+def align(model, processor, features: Features, data: Path, datasets: list[str], output: Path, settings: dict) -> None:
     """Warm-up of the Q-Former: its queries name the words of the captions, and pooled they are near the captions' embedding.
 
     Words: a query that sees a thing says its word (sigmoid over the frequent words, the best query counts), which
     keeps queries apart. Embedding: contrast of images with captions embedded by the frozen text path of the Q-Former
     itself, MiniLM; captions that are nearly the same share the target.
     """
-    records = read_captions(data, "train", list(DATASETS))
+    records = read_captions(data, "train", datasets)
     embeddings = embed_captions(model, processor, records, output)  # [images, 5, width]
-    words = frequent_words(records)
+    words = frequent_words(records, least=max(2, len(records) // 500))
     targets = torch.zeros(len(records), len(words))
     for i, record in enumerate(records):
         for caption in record.captions:
@@ -110,7 +115,7 @@ def align(model, processor, features: Features, data: Path, output: Path, settin
 
     def loss_of(step: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"{SEED}/align/{step}")
-        chosen = rng.sample(range(len(records)), settings["batch"])
+        chosen = rng.sample(range(len(records)), min(settings["batch"], len(records)))
         texts = torch.stack([embeddings[i, rng.randrange(5)] for i in chosen])
         hidden = query_states(encoder, features([images[i] for i in chosen]), instruction)  # [batch, 32, width]
         named = heads["words"](hidden).logsumexp(1) - math.log(hidden.shape[1])  # soft maximum over the queries
@@ -156,7 +161,7 @@ def tokens_of(caption: str) -> list[str]:
     return "".join(c if c.isalpha() else " " for c in caption.lower()).split()
 
 
-def frequent_words(records, least: int = 20) -> dict[str, int]:
+def frequent_words(records, least: int) -> dict[str, int]:
     """Words of at least `least` images, without the most frequent ones that say nothing of an image."""
     counts: dict[str, int] = {}
     for record in records:
@@ -166,9 +171,11 @@ def frequent_words(records, least: int = 20) -> dict[str, int]:
     return {word: i for i, word in enumerate(sorted(w for w, n in counts.items() if n >= least and w not in often))}
 
 
-def train_rows(stage: str, model, processor, features: Features, data: Path, output: Path, settings: dict) -> None:
+def train_rows(
+    stage: str, model, processor, features: Features, data: Path, datasets: list[str], output: Path, settings: dict
+):
     """Next-token cross-entropy on the completions of rows of all kinds [paper: the loss; design of rows: our decision]."""
-    captions = read_captions(data, "train", list(DATASETS))
+    captions = read_captions(data, "train", datasets)
     questions = read_questions(data, "train")
     per_epoch = settings["batch"] * settings["steps"]
     if stage == "stage1":
@@ -305,7 +312,7 @@ def run_steps(stage: str, modules: list[torch.nn.Module], loss_of, output: Path,
             + "\n"
         )
         log.flush()
-        if (step + 1) % 50 == 0 or step + 1 == settings["steps"]:
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == settings["steps"]:
             save_checkpoint(folder, masters, optimizer, step + 1)
             progress.set_postfix(loss=f"{losses['loss'].item():.3f}")
     log.close()
@@ -415,29 +422,32 @@ def write_json(path: Path, value) -> None:
     os.replace(temporary, path)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["features", "align", "stage1", "stage2", "export"])
     parser.add_argument("--data", type=Path, help="folder with captions.jsonl and vqa.jsonl")
     parser.add_argument("--start", type=Path, required=True, help="the assembled checkpoint without trained weights")
     parser.add_argument("--output", type=Path, required=True, help="features, checkpoints, logs and curves go here")
+    parser.add_argument("--datasets", nargs="+", default=["RSICD", "UCM-Captions"], help="captions to train on")
     parser.add_argument("--steps", type=int, help="optimizer steps, instead of the setting in this file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     model = RSMoEForConditionalGeneration.from_pretrained(arguments.start, dtype=torch.float32)
     processor = RSMoEProcessor.from_pretrained(arguments.start)
     if arguments.step == "features":
         with torch.no_grad():
-            return make_features(arguments.data.resolve(), model.eval(), processor, arguments.output)
+            return make_features(
+                arguments.data.resolve(), arguments.datasets, model.eval(), processor, arguments.output
+            )
     if arguments.step == "export":
         return export(model, arguments.output)
     data = arguments.data.resolve()
     features = Features(arguments.output)
     settings = {**SETTINGS[arguments.step], **({"steps": arguments.steps} if arguments.steps else {})}
     if arguments.step == "align":
-        return align(model, processor, features, data, arguments.output, settings)
+        return align(model, processor, features, data, arguments.datasets, arguments.output, settings)
     restore(model, arguments.output, {"stage1": ["align"], "stage2": ["stage1"]}[arguments.step])
-    train_rows(arguments.step, model, processor, features, data, arguments.output, settings)
+    train_rows(arguments.step, model, processor, features, data, arguments.datasets, arguments.output, settings)
 
 
 if __name__ == "__main__":

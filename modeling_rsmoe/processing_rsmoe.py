@@ -51,6 +51,12 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 """
 
 
+def answer_prompt(question: str) -> str:
+    """A question as the model is asked it: `question? Answer the question using a single word or phrase.`"""
+    question = " ".join(question.split())
+    return f"{question if question.endswith(('?', '.', '!')) else question + '?'} {ANSWER_WORDING}"
+
+
 def expert_token(name: str) -> str:
     """The token that gives a row to the expert `name`."""
     return f"<{name}>"

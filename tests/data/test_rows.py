@@ -7,10 +7,10 @@ import pytest
 
 from modeling_rsmoe.data.aspects import ASPECTS, router_prompt, split_aspects
 from modeling_rsmoe.data.records import CaptionRecord, QuestionRecord
-from modeling_rsmoe.data.rows import OTHER_INSTRUCTIONS, Row, answer_prompt, stage1_rows, stage2_rows
+from modeling_rsmoe.data.rows import OTHER_INSTRUCTIONS, QUESTION_PARTS_SHARE, Row, stage1_rows, stage2_rows
 from modeling_rsmoe.data.text import clean_caption
 from modeling_rsmoe.errors_rsmoe import RSMoEError
-from modeling_rsmoe.processing_rsmoe import ANSWER_WORDING, DEFAULT_INSTRUCTION, compose_prompt
+from modeling_rsmoe.processing_rsmoe import ANSWER_WORDING, DEFAULT_INSTRUCTION, answer_prompt, compose_prompt
 
 
 FIXED = {name: f"fixed prompt of {name}?" for name in ASPECTS}
@@ -79,6 +79,20 @@ def test_stage1_shares_and_texts():
         assert row.completion in [clean_caption(text) for text in BY_IMAGE[row.image].captions]
     assert Counter(row.image for row in of_kind(rows, "answer")) == {question.image: 2 for question in QUESTIONS}
     assert {row.completion for row in of_kind(rows, "answer")} == {"yes"}
+
+
+def test_some_answers_are_asked_with_parts():
+    """Parts of the image's own captions where it has some; the answer stays the question's."""
+    asked = QuestionRecord(SEVERAL[0].image, "RSIVQA", "train", "Is there a pond?", "presence", "yes")
+    rows = stage1_rows(RECORDS, [asked], seed=0, count=400, mix={"answer": 1})
+    with_parts = [row for row in rows if "\n" in row.prompt]
+    assert len(with_parts) == pytest.approx(400 * QUESTION_PARTS_SHARE, rel=0.2)
+    own = {clean_caption(text) for text in SEVERAL[0].captions}
+    said = Counter(line.partition(": ")[2] in own for row in with_parts for line in row.prompt.split("\n")[1:])
+    assert said[True] > 2 * said[False] > 0
+    assert {row.completion for row in rows} == {"yes"}
+    bare = stage1_rows([], [asked], seed=0, count=20, mix={"answer": 1})
+    assert {row.prompt for row in bare} == {answer_prompt("Is there a pond?")}
 
 
 def test_a_composition_never_holds_its_target_and_is_not_always_true():
