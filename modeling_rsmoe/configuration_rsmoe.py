@@ -20,8 +20,22 @@ RESERVED_NAMES = frozenset(
 )
 
 
+class _OwnModelType:
+    """Refuses the configuration of another model: transformers would warn and fill in defaults, several GB of random weights."""
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            where = kwargs.get("name_or_path") or config_dict.get("_name_or_path") or "this checkpoint"
+            raise RSMoEError(
+                f"{where} is of model type {found!r}, expected {cls.model_type!r}: give an RS-MoE checkpoint."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+
 @strict
-class RSMoEExpertConfig(PreTrainedConfig):
+class RSMoEExpertConfig(_OwnModelType, PreTrainedConfig):
     r"""
     How one expert differs from the LLM block. Saved by itself (with `text_config`), it describes an expert's own
     folder.
@@ -78,7 +92,7 @@ class RSMoERouterConfig(RSMoEExpertConfig):
 
 
 @strict
-class RSMoEConfig(PreTrainedConfig):
+class RSMoEConfig(_OwnModelType, PreTrainedConfig):
     r"""
     Configuration of [`RSMoEForConditionalGeneration`].
 

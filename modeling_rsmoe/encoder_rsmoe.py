@@ -39,7 +39,7 @@ class RSMoEVisionLanguageEncoder(RSMoEPart):
         self.post_init()
 
     def config_alone(self) -> RSMoEEncoderConfig:
-        return RSMoEEncoderConfig.from_dict(self.config.to_dict())
+        return RSMoEEncoderConfig.from_dict({**self.config.to_dict(), "model_type": RSMoEEncoderConfig.model_type})
 
     def train(self, mode: bool = True):
         """Frozen parts stay in evaluation mode: a frozen part with dropout would give other features at every step."""

@@ -78,15 +78,17 @@ class RSMoEGenerationMixin:
         """
         composed = {name: kwargs.pop(name, None) for name in COMPOSED_INPUTS}
         settings = {name: self._setting(name, kwargs, generation_config) for name in DEFAULTS}
-        if composed["expert_input_ids"] is None:
-            return super().generate(inputs=inputs, generation_config=generation_config, streamer=streamer, **kwargs)
-        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        if input_ids is None:
-            raise RSMoEError("The expert inputs came without input_ids; pass all that the processor returned.")
-        for name in ("input_ids", "attention_mask"):
-            kwargs.pop(name, None)
-        kwargs |= {"generation_config": generation_config}
         with self.model.rows.stacked_once():
+            if composed["expert_input_ids"] is None:
+                return super().generate(
+                    inputs=inputs, generation_config=generation_config, streamer=streamer, **kwargs
+                )
+            input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+            if input_ids is None:
+                raise RSMoEError("The expert inputs came without input_ids; pass all that the processor returned.")
+            for name in ("input_ids", "attention_mask"):
+                kwargs.pop(name, None)
+            kwargs["generation_config"] = generation_config
             return self._route_and_compose(input_ids, composed, settings, streamer, kwargs)
 
     def _setting(self, name: str, kwargs: dict, generation_config):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, LlamaModel, set_seed
+from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, LlamaConfig, LlamaModel, set_seed
 
 from modeling_rsmoe import RSMoEConfig, RSMoEError, RSMoEExpert, RSMoEForConditionalGeneration, RSMoEModel
 
@@ -423,3 +423,10 @@ def test_loaded_weights_give_equal_outputs(tmp_path):
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
         base = RSMoEModel.from_pretrained(tmp_path)
         assert torch.equal(base(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state)
+
+
+@pytest.mark.parametrize("load", [RSMoEForConditionalGeneration, RSMoEModel, RSMoEExpert])
+def test_checkpoint_of_another_model_type_is_refused(load, tmp_path):
+    LlamaConfig(**{k: v for k, v in TEXT.items() if k != "model_type"}).save_pretrained(tmp_path)
+    with pytest.raises(RSMoEError, match="is of model type 'llama', expected 'rsmoe"):
+        load.from_pretrained(tmp_path)
