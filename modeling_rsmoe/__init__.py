@@ -55,7 +55,7 @@ def register() -> None:
     from .processing_rsmoe import RSMoEProcessor
     from .router_rsmoe import RSMoEInstructionRouter
 
-    bases = {RSMoEConfig: RSMoEModel, RSMoEEncoderConfig: RSMoEVisionLanguageEncoder}
+    bases: dict = {RSMoEConfig: RSMoEModel, RSMoEEncoderConfig: RSMoEVisionLanguageEncoder}
     bases |= {RSMoEExpertConfig: RSMoEExpert, RSMoERouterConfig: RSMoEInstructionRouter}
     for config, model in bases.items():
         AutoConfig.register(config.model_type, config, exist_ok=True)

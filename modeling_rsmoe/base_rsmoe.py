@@ -9,7 +9,7 @@ class RSMoEPreTrainedModel(PreTrainedModel):
     """Flags for loading, attention backends, checkpointing and compiling."""
 
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True

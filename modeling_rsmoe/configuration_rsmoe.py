@@ -63,7 +63,7 @@ class RSMoEExpertConfig(_OwnModelType, PreTrainedConfig):
     rank: int = 8
     alpha: float | int = 16.0
     target_modules: list[str] | tuple[str, ...] = LINEAR_LAYERS
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
 
     def __post_init__(self, **kwargs):
         # No sub-config in transformers' sense: attention settings of the decoder are those of the whole model's
@@ -138,23 +138,23 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
     model_type = "rsmoe"
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="instructblip_vision_model"),
-        "qformer_config": InstructBlipQFormerConfig,
+        "qformer_config": SubConfigSpec(config_class=InstructBlipQFormerConfig),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
-        "router_config": RSMoERouterConfig,
-        "expert_config": RSMoEExpertConfig,
+        "router_config": SubConfigSpec(config_class=RSMoERouterConfig),
+        "expert_config": SubConfigSpec(config_class=RSMoEExpertConfig),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    qformer_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    router_config: dict | PreTrainedConfig | None = None
-    expert_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None
+    qformer_config: Any = None
+    text_config: Any = None
+    router_config: Any = None
+    expert_config: Any = None
     expert_names: list[str] | tuple[str, ...] = EXPERT_NAMES
     num_query_tokens: int = 32
-    image_token_id: int | None = None
-    prompt_token_id: int | None = None
-    router_token_id: int | None = None
-    expert_token_ids: list[int] | tuple[int, ...] | None = None
+    image_token_id: Any = None
+    prompt_token_id: Any = None
+    router_token_id: Any = None
+    expert_token_ids: Any = None
     sentence_end_token_ids: list[int] | tuple[int, ...] = ()
     tie_word_embeddings: bool = False
 

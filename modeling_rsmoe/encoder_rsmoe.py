@@ -79,8 +79,9 @@ class RSMoEVisionLanguageEncoder(RSMoEPart):
         """
         if (pixel_values is None) == (image_embeds is None):
             raise ValueError("Give exactly one of `pixel_values` and `image_embeds`.")
-        if image_embeds is None:
+        if pixel_values is not None:
             image_embeds = self.encode_image(pixel_values)
+        assert image_embeds is not None
         images = image_embeds.shape[0]
         if qformer_input_ids is not None and qformer_input_ids.shape[0] != images:
             raise ValueError(

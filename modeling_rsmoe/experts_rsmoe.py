@@ -5,8 +5,10 @@ decoder's own layers run once over all rows; forward hooks on their linear layer
 Nothing here knows about images, prompts or tokens.
 """
 
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -43,10 +45,10 @@ def decoder_layers(language_model: PreTrainedModel) -> nn.ModuleList:
     return layers
 
 
-def target_linears(layer: nn.Module, target_modules: list[str]) -> dict[str, nn.Module]:
+def target_linears(layer: nn.Module, target_modules: Sequence[str]) -> dict[str, nn.Linear]:
     """Path inside `layer` -> linear layer, for each leaf name in `target_modules`, in that order (so that the order of
     parameters never depends on how a config was stored)."""
-    found = {}
+    found: dict[str, nn.Linear] = {}
     for target in target_modules:
         paths = [path for path, module in layer.named_modules() if path.split(".")[-1] == target]
         if not paths:
@@ -54,11 +56,11 @@ def target_linears(layer: nn.Module, target_modules: list[str]) -> dict[str, nn.
                 {path.split(".")[-1] for path, module in layer.named_modules() if isinstance(module, nn.Linear)}
             )
             raise RSMoEError(f"target_modules: the decoder has no layer {target!r}; its linear layers are {known}.")
-        found |= {path: layer.get_submodule(path) for path in paths}
+        found |= {path: cast(nn.Linear, layer.get_submodule(path)) for path in paths}
     return found
 
 
-def _mirror(paths: dict[str, nn.Module]) -> nn.Module:
+def _mirror(paths: Mapping[str, nn.Module]) -> nn.Module:
     """A tree of empty modules with `paths` as its leaves: parameter names then equal the decoder's own."""
     root = nn.Module()
     for path, leaf in paths.items():
@@ -144,7 +146,7 @@ class RSMoEExpert(RSMoEPart):
             return language_model
         for layer, own in zip(layers, self.layers):
             for path, linear in target_linears(layer, self.config.target_modules).items():
-                pair = own.get_submodule(path)
+                pair = cast(LowRank, own.get_submodule(path))
                 delta = self.scaling * (pair.lora_B.float() @ pair.lora_A.float())
                 linear.weight.copy_(linear.weight.float() + delta)
         return language_model
@@ -176,11 +178,11 @@ class RSMoEExpert(RSMoEPart):
 class RowContext:
     """Who reads each row of the batch in the layer that is running, shared by all hooks of one model."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.gate: torch.Tensor | None = None  # [rows, 1, sum of ranks]: the reader's scaling, 0 elsewhere
         self.readers: torch.Tensor | None = None  # [rows]: index of the reader, 0 = the LLM block
         self.before_norm: torch.Tensor | None = None  # [rows, tokens, hidden_size]: input of the layer's first norm
-        self._stacks: dict | None = None
+        self._stacks: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @contextmanager
     def stacked_once(self):
@@ -193,15 +195,15 @@ class RowContext:
 
     def stack(self, key: int, pairs: list[LowRank], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """All pairs as one: A [sum of ranks, in], B [out, sum of ranks]."""
-        keep = self._stacks is not None and not torch.is_grad_enabled()
-        if keep and key in self._stacks:
-            return self._stacks[key]
+        kept = None if torch.is_grad_enabled() else self._stacks
+        if kept is not None and key in kept:
+            return kept[key]
         stacked = (
             torch.cat([pair.lora_A for pair in pairs]).to(dtype),
             torch.cat([pair.lora_B for pair in pairs], dim=1).to(dtype),
         )
-        if keep:
-            self._stacks[key] = stacked
+        if kept is not None:
+            kept[key] = stacked
         return stacked
 
 
@@ -309,8 +311,9 @@ def attach(language_model: PreTrainedModel, context: RowContext, readers: dict[i
                 elif reader.config.kind == "full" and module._parameters:
                     members.setdefault(path, {})[index] = module
         first_norms = members.pop(FIRST_NORM, {})
-        if not any(isinstance(hook, SetRows) for hook in layer.self_attn._forward_pre_hooks.values()):
-            layer.self_attn.register_forward_pre_hook(SetRows(context, first_norms), with_kwargs=True)
+        attention = layer.get_submodule("self_attn")
+        if not any(isinstance(hook, SetRows) for hook in attention._forward_pre_hooks.values()):
+            attention.register_forward_pre_hook(SetRows(context, first_norms), with_kwargs=True)
         if first_norms and not is_hooked(layer.get_submodule(FIRST_NORM)):
             layer.get_submodule(FIRST_NORM).register_forward_hook(KeepInput(context))
         for path in [*pairs, *(path for path in members if path not in pairs)]:

@@ -5,8 +5,10 @@ the experts' texts become one answer; both compositions here are [our decision].
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from .errors_rsmoe import RSMoEError
@@ -50,8 +52,15 @@ class RSMoEGenerateOutput(ModelOutput):
     logits: tuple[torch.Tensor] | None = None
 
 
-class RSMoEGenerationMixin:
+class RSMoEGenerationMixin(GenerationMixin):
     """`generate` of [`RSMoEForConditionalGeneration`], in front of transformers' own."""
+
+    # Of the model that this is mixed into.
+    config: Any
+    generation_config: Any
+    model: Any
+    encode_image: Any
+    get_image_features: Any
 
     @torch.no_grad()
     def generate(self, inputs=None, generation_config=None, streamer=None, **kwargs):
@@ -201,7 +210,7 @@ class RSMoEGenerationMixin:
         """transformers' own `generate` over finished rows and the image features that belong to them."""
         input_ids, attention_mask = rows
         image = BaseModelOutputWithPooling(pooler_output=features)
-        return super().generate(
+        return super().generate(  # type: ignore[misc]  # transformers annotates `self`
             input_ids=input_ids, attention_mask=attention_mask, mm_encoder_outputs={"image": image}, **kwargs
         )
 
@@ -250,7 +259,7 @@ class RSMoEGenerationMixin:
             streamer.put(torch.tensor([token]))
         streamer.end()
 
-    def _pad(self, rows: list[list[int]], device, side: str = "right") -> torch.LongTensor:
+    def _pad(self, rows: list[list[int]], device, side: str = "right") -> torch.Tensor:
         width, pad = max(1, *map(len, rows)), self._pad_id()
         fill = [[pad] * (width - len(row)) for row in rows]
         padded = [extra + row if side == "left" else row + extra for row, extra in zip(rows, fill)]
@@ -276,7 +285,7 @@ class RSMoEGenerationMixin:
             value = getattr(config, name, None) if value is None else value
         return value
 
-    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> dict:
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> Any:
         """Images to features once, before the rows are multiplied for beams; given features are taken as they are."""
         names = ("pixel_values", "image_embeds", "qformer_input_ids", "qformer_attention_mask")
         images = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
@@ -297,7 +306,8 @@ class RSMoEGenerationMixin:
         because a row's new tokens do not hold its expert token."""
         if model_kwargs.get("expert_ids") is None and input_ids is not None and input_ids.shape[1]:
             model_kwargs["expert_ids"] = self.model.expert_ids_of(input_ids)
-        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+        expand = super()._expand_inputs_for_generation  # type: ignore[misc]  # transformers annotates `self`
+        return expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
 
 
 __all__ = ["RSMoEGenerateOutput"]

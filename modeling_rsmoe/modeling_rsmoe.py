@@ -5,13 +5,14 @@ such token), the router or an expert reads the row. A batch may mix them, in tra
 """
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
@@ -96,7 +97,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
     @property
     def readers(self) -> dict[int, RSMoEExpert]:
         """Who can read a row besides the LLM block (index 0): 1 the router, from 2 on the experts in order."""
-        return dict(enumerate([self.router, *self.experts.values()], start=1))
+        experts = cast(Iterable[RSMoEExpert], self.experts.values())
+        return dict(enumerate([self.router, *experts], start=1))
 
     def attach_experts(self) -> None:
         """Hook router and experts into the LLM block. Call it after replacing layers of the language model."""
@@ -111,9 +113,9 @@ class RSMoEModel(RSMoEPreTrainedModel):
         """The expert `name`; an unknown name raises with the known ones."""
         if name not in self.experts:
             raise RSMoEError(f"Unknown expert {name!r}; this model has {', '.join(self.experts)}.")
-        return self.experts[name]
+        return cast(RSMoEExpert, self.experts[name])
 
-    def expert_ids_of(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+    def expert_ids_of(self, input_ids: torch.LongTensor) -> torch.Tensor:
         """Who reads each row, from its first expert token: 0 the LLM block, 1 the router, 2... the experts.
 
         Args:
@@ -128,7 +130,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
         at_first = found[torch.arange(len(input_ids), device=input_ids.device), first]  # [rows, readers]
         return torch.where(at_first.any(-1), at_first.int().argmax(-1) + 1, 0)
 
-    def gate_of(self, expert_ids: torch.LongTensor) -> torch.Tensor:
+    def gate_of(self, expert_ids: torch.Tensor) -> torch.Tensor:
         """[rows, 1, sum of ranks]: the scaling of the row's reader in that reader's columns, 0 elsewhere."""
         owners, scales = [], []
         for index, columns in gate_columns(self.readers).items():
@@ -189,7 +191,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
             )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
-    def _readers_of_rows(self, input_ids, expert_ids, past_key_values, rows: int, device) -> torch.LongTensor:
+    def _readers_of_rows(self, input_ids, expert_ids, past_key_values, rows: int, device) -> torch.Tensor:
         """Given ids win; then what the cache remembers of its rows; then the tokens of a row read from its start."""
         if expert_ids is not None:
             if expert_ids.shape != (rows,):
@@ -209,7 +211,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
         return torch.zeros(rows, dtype=torch.long, device=device)  # embeddings alone: the LLM block reads them
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # transformers' own idiom: position_ids is a key of TransformersKwargs too
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -249,24 +251,24 @@ class RSMoEModel(RSMoEPreTrainedModel):
             )
         image_features = None
         if image is not None:
-            image_features = image.pooler_output
-            if not isinstance(image_features, torch.Tensor):  # a list after `generate` expanded it for beams
-                image_features = torch.stack(list(image_features))
+            image_features = cast(Any, image.pooler_output)
+            if isinstance(image_features, (list, tuple)):  # a list after `generate` expanded it for beams
+                image_features = torch.stack(image_features)
             image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
         rows, device = inputs_embeds.shape[0], inputs_embeds.device
-        expert_ids = self._readers_of_rows(input_ids, expert_ids, past_key_values, rows, device)
+        readers = self._readers_of_rows(input_ids, expert_ids, past_key_values, rows, device)
         # Where experts train, the gate is always there: every expert stays in the graph (DDP needs no search for
         # absent ones).
         trains = self.training and any(
             p.requires_grad for part in (self.router, self.experts) for p in part.parameters()
         )
-        if trains or torch.compiler.is_compiling() or bool(expert_ids.any()):
-            kwargs["expert_gate"] = self.gate_of(expert_ids).to(inputs_embeds.dtype)
+        if trains or torch.compiler.is_compiling() or bool(readers.any()):
+            kwargs["expert_gate"] = self.gate_of(readers).to(inputs_embeds.dtype)
             if any(reader.config.kind == "full" for reader in self.readers.values()):
-                kwargs["expert_rows"] = expert_ids
+                kwargs["expert_rows"] = readers
             self._check_hooks(past_key_values)
         self.rows.gate = None
         outputs = self.language_model(
@@ -282,9 +284,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
                 "expert could be selected; choose a decoder such as 'llama', 'qwen2', 'qwen3', 'mistral' or 'smollm3'."
             )
         if outputs.past_key_values is not None:
-            outputs.past_key_values.expert_ids = (
-                expert_ids  # for a decoding loop of one's own that carries only the cache
-            )
+            # For a decoding loop of one's own that carries only the cache.
+            outputs.past_key_values.expert_ids = readers
         return RSMoEModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -303,7 +304,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
 def _check_keyword_arguments(language_model) -> None:
     """Refuse a decoder whose layers do not pass keyword arguments on to their attention: experts could not be selected."""
     layer = decoder_layers(language_model)[0]
-    for part, module in (("model", language_model), ("layer", layer), ("attention", layer.self_attn)):
+    for part, module in (("model", language_model), ("layer", layer), ("attention", layer.get_submodule("self_attn"))):
         parameters = inspect.signature(module.forward).parameters.values()
         if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             raise RSMoEError(
@@ -312,7 +313,7 @@ def _check_keyword_arguments(language_model) -> None:
             )
 
 
-class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin, GenerationMixin):
+class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
     """RS-MoE with a language modeling head: `generate` routes, lets the experts write and composes the final text."""
 
     config_class = RSMoEConfig
@@ -341,7 +342,7 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin, 
         return self.model.encode_image(pixel_values)
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # transformers' own idiom: position_ids is a key of TransformersKwargs too
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,

@@ -5,6 +5,7 @@ same functions, so that a row reads the same in both.
 """
 
 import re
+from typing import Any
 
 from transformers import AddedToken, BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
@@ -103,6 +104,7 @@ class RSMoEProcessor(ProcessorMixin):
     # For training, set it to False on the instance: rows of training need no expert inputs. It is no argument of
     # __init__, so a checkpoint saved in training does not remember it.
     makes_expert_inputs = True
+    qformer_tokenizer: Any
     text_kwargs = {"padding": True, "padding_side": "left"}  # decoding continues at the right
 
     def __init__(
@@ -195,7 +197,7 @@ class RSMoEProcessor(ProcessorMixin):
 
     def render(self, text: str) -> str:
         """One image and `text` as a user's turn, up to where the answer begins."""
-        content = [{"type": "image"}, {"type": "text", "text": text}]
+        content: Any = [{"type": "image"}, {"type": "text", "text": text}]
         return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def qformer_instruction(self, rendered: str) -> str:
