@@ -156,8 +156,7 @@ class RSMoEExpert(RSMoEPart):
 
         Raises:
             RSMoEError: names the first weight that is missing, of another shape, or not finite (one infinite weight
-            would
-                turn every row of a batch into NaN, because all experts are one masked product).
+                would turn every row of a batch into NaN, because all experts are one masked product).
         """
         other = type(self).from_pretrained(folder)
         theirs, ours = other.state_dict(), self.state_dict()
@@ -333,7 +332,7 @@ def check_attached(language_model: PreTrainedModel, readers: dict[int, RSMoEExpe
     for i, layer in enumerate(decoder_layers(language_model)):
         for reader in readers.values():
             for path, module in reader.layers[i].named_modules():
-                if isinstance(module, LowRank) and not is_hooked(layer.get_submodule(path)):
+                if module._parameters and not is_hooked(layer.get_submodule(path)):
                     raise RSMoEError(
                         f"language_model.layers.{i}.{path} was replaced after the experts were attached; call `model.attach_experts()`."
                     )

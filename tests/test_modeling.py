@@ -299,8 +299,9 @@ def test_deepcopy_is_independent():
 # -- traps of the mechanism: each an error, never a silently wrong row
 
 
-def test_replaced_layer_is_noticed_and_can_be_attached_again():
-    model, inputs = tiny_model(), rows()
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_replaced_layer_is_noticed_and_can_be_attached_again(kind):
+    model, inputs = tiny_model(config=tiny_config(expert_config={"kind": kind}, router_config={"kind": kind})), rows()
     with torch.no_grad():
         before = model(**inputs).logits
     layer = model.model.language_model.layers[1].self_attn
