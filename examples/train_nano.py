@@ -35,8 +35,8 @@ from modeling_rsmoe.data.rows import Row, stage1_rows, stage2_rows
 
 SETTINGS = {
     "align": {"steps": 450, "batch": 32, "lr": 3e-4, "warmup": 50},
-    "stage1": {"steps": 750, "batch": 16, "lr": 5e-4, "warmup": 30},
-    "stage2": {"steps": 200, "batch": 16, "lr": 5e-4, "warmup": 20},
+    "stage1": {"steps": 700, "batch": 16, "lr": 5e-4, "warmup": 30},
+    "stage2": {"steps": 260, "batch": 16, "lr": 5e-4, "warmup": 20},
 }
 LLM_LORA = {"r": 16, "lora_alpha": 32}
 PRETRAINED_LR = 0.3  # of the learning rate, for the parts of the Q-Former that come from MiniLM

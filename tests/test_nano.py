@@ -1,0 +1,46 @@
+"""rs-moe-nano as a newcomer gets it: assembled from the real parts and our trained weights, captioning a real tile."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
+from modeling_rsmoe.hub.assemble import assemble
+from modeling_rsmoe.hub.download import demo_image
+
+
+pytestmark = pytest.mark.wheels
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory) -> Path:
+    return assemble("rs-moe-nano", tmp_path_factory.mktemp("nano") / "rs-moe-nano")
+
+
+def test_captions_the_demo_tile_from_the_command_line(nano):
+    """In a process of its own: four texts, and the scene is the right one."""
+    command = [sys.executable, "-c", "from modeling_rsmoe.cli import main; main()", "caption", "--demo", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--model", str(nano)], capture_output=True, text=True, env=environment, check=True
+    )
+    told = json.loads(done.stdout)
+    assert list(told["parts"]) == ["theme", "object", "relation"]
+    assert all(told["parts"].values()) and all(told["router_prompts"].values()) and told["caption"]
+    assert all(prompt.endswith("?") for prompt in told["router_prompts"].values())
+    assert len(set(told["router_prompts"].values())) == 3
+    assert any(word in told["caption"].lower() for word in GOLDEN_WORDS), told["caption"]
+
+
+def test_experts_and_router_learned_something(nano):
+    """Template prompts and the router's own lead to other texts; experts say other things than the LLM block."""
+    model, processor = RSMoEForConditionalGeneration.from_pretrained(nano), RSMoEProcessor.from_pretrained(nano)
+    inputs = processor(images=demo_image(), text="Describe the image.", return_tensors="pt")
+    outputs = model.generate(**inputs, return_dict_in_generate=True, composition="concat")
+    result = processor.post_process_generation(outputs)[0]
+    assert len(set(result["parts"].values())) > 1
+    assert result["router_prompts"]["relation"].startswith("Where")
