@@ -1,4 +1,6 @@
-"""Caption the images of a split and score them: BLEU-1..4, ROUGE-L and CIDEr x100, for the LLM block alone or the full model.
+"""Caption the images of a split and score them: BLEU-1..4, ROUGE-L and CIDEr x100, for the LLM block alone or the full
+model. For the full model each expert's part is scored alone too, and all parts joined. `scene` is the share of captions that
+name the scene which most references name; `constant` are the scores of one caption for all images.
 
     python examples/score_captions.py CHECKPOINT --data DATA --dataset RSICD --split val --reader llm|full --output FILE.jsonl
 
@@ -9,13 +11,16 @@ import argparse
 import json
 import os
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
+from modeling_rsmoe.data.lexicon import mentions
 from modeling_rsmoe.data.records import read_captions
+from modeling_rsmoe.data.text import words
 from modeling_rsmoe.evaluation.captions import caption_scores
 from modeling_rsmoe.processing_rsmoe import DEFAULT_INSTRUCTION
 
@@ -40,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     records = read_captions(data, arguments.split, [arguments.dataset])[:: arguments.every]
     model = RSMoEForConditionalGeneration.from_pretrained(arguments.checkpoint, dtype=arguments.dtype).eval()
     processor = RSMoEProcessor.from_pretrained(arguments.checkpoint)
+    constant = Counter(caption for record in records for caption in record.captions).most_common(1)[0][0]
     settings = {"router_mode": arguments.router, "composition": arguments.compose}
 
     done = {}
@@ -68,21 +74,41 @@ def main(argv: list[str] | None = None) -> None:
                 file.write(json.dumps(entry) + "\n")
             file.flush()
     references = {name_of(record, data): list(record.captions) for record in records}
-    scores = caption_scores(references, {name: done[name]["caption"] for name in references})
+    systems = {"caption": {name: done[name]["caption"] for name in references}}
+    if arguments.reader == "full":
+        for expert in processor.experts:
+            systems[expert] = {name: done[name]["parts"][expert] for name in references}
+        systems["parts joined"] = {name: " ".join(dict.fromkeys(done[name]["parts"].values())) for name in references}
+    systems["constant"] = dict.fromkeys(references, constant)
+    chosen = ("dataset", "split", "reader", "router", "compose")
     report = {
-        **{
-            name: value
-            for name, value in vars(arguments).items()
-            if name in ("dataset", "split", "reader", "router", "compose")
-        },
+        **{name: value for name, value in vars(arguments).items() if name in chosen},
         "images": len(records),
         "seconds": round(time.time() - began, 1),
-        "scores": {name: round(value, 2) for name, value in scores.items()},
+        "scores": {name: scores_of(references, captions) for name, captions in systems.items()},
     }
     temporary = arguments.output.with_suffix(".part")
     temporary.write_text(json.dumps(report, indent=1))
     os.replace(temporary, arguments.output.with_suffix(".json"))
     print(json.dumps(report, indent=1))
+
+
+def scores_of(references: dict[str, list[str]], captions: dict[str, str]) -> dict[str, float]:
+    named = [names_scene(references[name], caption) for name, caption in captions.items()]
+    known = [share for share in named if share is not None]
+    scores = {**caption_scores(references, captions), "scene": 100 * sum(known) / max(1, len(known))}
+    return {name: round(value, 1) for name, value in scores.items()}
+
+
+def names_scene(references: list[str], caption: str) -> bool | None:
+    """Whether a caption names the scene word that most references name; None where they name none."""
+    counts = Counter(scene for reference in references for scene in scenes_of(reference))
+    most = {scene for scene, count in counts.items() if count == max(counts.values())}
+    return bool(most & scenes_of(caption)) if most else None
+
+
+def scenes_of(caption: str) -> set[str]:
+    return {mention.noun.singular for mention in mentions(words(caption)) if mention.noun.kind != "thing"}
 
 
 def name_of(record, data: Path) -> str:

@@ -149,4 +149,6 @@ def test_score_captions(checkpoint, data, tmp_path, capsys):
         main([*arguments, "--output", str(output)])
         assert sorted(output.read_text().splitlines()) == sorted(whole.splitlines())
         report = json.loads(output.with_suffix(".json").read_text())
-        assert report["images"] == 4 and "CIDEr" in report["scores"]
+        assert report["images"] == 4 and {"CIDEr", "BLEU-4", "scene"} <= report["scores"]["caption"].keys()
+        assert report["scores"]["constant"]["BLEU-1"] == 100  # every image here has the same references
+        assert ("relation" in report["scores"]) == (reader == "full")

@@ -33,7 +33,7 @@ def test_captions_the_demo_tile_from_the_command_line(nano):
     assert all(told["parts"].values()) and all(told["router_prompts"].values()) and told["caption"]
     assert all(prompt.endswith("?") for prompt in told["router_prompts"].values())
     assert len(set(told["router_prompts"].values())) == 3
-    assert any(word in told["caption"].lower() for word in GOLDEN_WORDS), told["caption"]
+    assert "golf course" in told["caption"].lower(), told["caption"]
 
 
 def test_experts_and_router_learned_something(nano):

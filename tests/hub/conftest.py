@@ -12,13 +12,6 @@ from modeling_rsmoe.hub.sources import PART_NAMES, read_sources
 from .tiny_sources import TinySources, make_tiny_sources
 
 
-def pytest_configure(config):
-    config.addinivalue_line(
-        "markers", "wheels: uses the real wheels of rs-moe-nano (270 MB, fetched once into the cache)"
-    )
-    config.addinivalue_line("markers", "xdist_group: tests of one group run in one worker")
-
-
 @pytest.fixture(scope="session")
 def tiny_sources(tmp_path_factory) -> TinySources:
     return make_tiny_sources(tmp_path_factory.mktemp("tiny_sources"))

@@ -85,7 +85,6 @@ def bert(nano, real_files):
 
 
 @pytest.mark.wheels
-@pytest.mark.xdist_group("wheels")
 class TestLanguageModel:
     def test_weights_and_logits_equal_transformers_gguf_reader(self, nano, llama_reference):
         model = nano[0]
@@ -136,7 +135,6 @@ class TestLanguageModel:
 
 
 @pytest.mark.wheels
-@pytest.mark.xdist_group("wheels")
 class TestVisionModel:
     def test_layer_8_equals_onnx_runtime(self, nano, onnx_session):
         model, processor = nano
@@ -157,7 +155,6 @@ class TestVisionModel:
 
 
 @pytest.mark.wheels
-@pytest.mark.xdist_group("wheels")
 class TestQFormer:
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, TOLERANCE), (torch.float64, 1e-6)])
     def test_text_passes_as_through_bert(self, nano, bert, dtype, tolerance):
