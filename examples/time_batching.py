@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.processing_rsmoe import expert_prompt, router_prompt
@@ -50,7 +51,9 @@ def main(argv: list[str] | None = None) -> float:
 
     seconds = {"batched": [], "one after another": []}
     with torch.inference_mode():
-        for _ in range(arguments.repeats):  # in turn, so that a slow moment of the machine hits both
+        for _ in tqdm(
+            range(arguments.repeats), desc="repeats"
+        ):  # in turn, so that a slow moment of the machine hits both
             for name, run in (("batched", batched), ("one after another", one_after_another)):
                 began = time.perf_counter()
                 run()
