@@ -111,13 +111,16 @@ def align(model, processor, features: Features, data: Path, datasets: list[str],
     train_only(model, qformer=True)
     encoder.projection.requires_grad_(False)
     images = [str(record.image.relative_to(data)) for record in records]
-    instruction = processor._tokenize_qformer(["Describe the image."], "pt")
+    instruction = processor.tokenize_qformer(["Describe the image."], "pt")
 
     def loss_of(step: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"{SEED}/align/{step}")
         chosen = rng.sample(range(len(records)), min(settings["batch"], len(records)))
         texts = torch.stack([embeddings[i, rng.randrange(5)] for i in chosen])
-        hidden = query_states(encoder, features([images[i] for i in chosen]), instruction)  # [batch, 32, width]
+        ids = instruction["input_ids"].expand(len(chosen), -1)
+        hidden = encoder.query_states(
+            image_embeds=features([images[i] for i in chosen]), qformer_input_ids=ids
+        )  # [batch, 32, width]
         named = heads["words"](hidden).logsumexp(1) - math.log(hidden.shape[1])  # soft maximum over the queries
         word = F.binary_cross_entropy_with_logits(named, targets[chosen], reduction="none").sum(1).mean() / 10
         pooled = F.normalize(heads["embedding"](hidden).mean(1), dim=-1)
@@ -126,17 +129,6 @@ def align(model, processor, features: Features, data: Path, datasets: list[str],
         return {"loss": word + contrast, "word": word, "contrast": contrast}
 
     run_steps("align", [encoder, heads], loss_of, output, settings)
-
-
-def query_states(encoder, image_embeds: torch.Tensor, instruction: dict) -> torch.Tensor:
-    """Hidden states of the queries, [images, queries, width]: the encoder without its projection."""
-    projection, encoder.projection = encoder.projection, torch.nn.Identity()
-    encoder.projection.weight = projection.weight
-    try:
-        ids = instruction["input_ids"].expand(len(image_embeds), -1)
-        return encoder(image_embeds=image_embeds, qformer_input_ids=ids)
-    finally:
-        encoder.projection = projection
 
 
 @torch.no_grad()
@@ -148,7 +140,7 @@ def embed_captions(model, processor, records, output: Path) -> torch.Tensor:
         unique = list(dict.fromkeys(texts))
         vectors = []
         for start in tqdm(range(0, len(unique), 64), desc="caption embeddings"):
-            encoded = processor._tokenize_qformer(unique[start : start + 64], "pt")
+            encoded = processor.tokenize_qformer(unique[start : start + 64], "pt")
             hidden = model.model.encoder.qformer(**encoded).last_hidden_state
             mask = encoded["attention_mask"].unsqueeze(-1)
             vectors.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
@@ -228,13 +220,13 @@ def similar_lengths(rows: list[Row], batch: int) -> list[list[Row]]:
 def collate(rows: list[Row], processor: RSMoEProcessor) -> dict[str, torch.Tensor]:
     """Rows as tensors, padded on the left; labels only on the completions and their end token."""
     prompts = [processor.render(row.prompt) for row in rows]
-    prompt_ids = [processor.tokenizer(processor._with_images(prompt))["input_ids"] for prompt in prompts]
+    prompt_ids = [processor.tokenizer(processor.with_image_tokens(prompt))["input_ids"] for prompt in prompts]
     end = processor.tokenizer.eos_token
     completion_ids = [processor.tokenizer(f" {row.completion}{end}")["input_ids"] for row in rows]
     width = max(len(p) + len(c) for p, c in zip(prompt_ids, completion_ids))
     pads = [width - len(p) - len(c) for p, c in zip(prompt_ids, completion_ids)]
     pad = processor.tokenizer.pad_token_id
-    qformer = processor._tokenize_qformer([processor.qformer_instruction(prompt) for prompt in prompts], "pt")
+    qformer = processor.tokenize_qformer([processor.qformer_instruction(prompt) for prompt in prompts], "pt")
     return {
         "input_ids": torch.tensor([[pad] * n + p + c for n, p, c in zip(pads, prompt_ids, completion_ids)]),
         "attention_mask": torch.tensor([[0] * n + [1] * (width - n) for n in pads]),

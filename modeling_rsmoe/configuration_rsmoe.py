@@ -1,6 +1,6 @@
 """Configuration of RS-MoE: vision encoder, Q-Former, LLM block, instruction router and experts."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -151,10 +151,10 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
     expert_config: Any = None
     expert_names: list[str] | tuple[str, ...] = EXPERT_NAMES
     num_query_tokens: int = 32
-    image_token_id: Any = None
-    prompt_token_id: Any = None
-    router_token_id: Any = None
-    expert_token_ids: Any = None
+    image_token_id: int | None = None
+    prompt_token_id: int | None = None
+    router_token_id: int | None = None
+    expert_token_ids: list[int] | tuple[int, ...] | None = None
     sentence_end_token_ids: list[int] | tuple[int, ...] = ()
     tie_word_embeddings: bool = False
 
@@ -216,7 +216,7 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
             raise RSMoEError(
                 f"expert_token_ids has {len(self.expert_token_ids)} ids for {count} expert_names; give one for each."
             )
-        ids = [self.image_token_id, self.prompt_token_id, self.router_token_id, *self.expert_token_ids]
+        ids = cast(list[int], [self.image_token_id, self.prompt_token_id, *self.reader_token_ids])
         if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) >= vocab_size:
             raise RSMoEError(
                 f"image_token_id, prompt_token_id, router_token_id and expert_token_ids are {ids}; they must differ from each "
@@ -226,7 +226,7 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
     @property
     def reader_token_ids(self) -> list[int]:
         """The tokens that select who reads a row: the router's first, then each expert's in the order of `expert_names`."""
-        return [self.router_token_id, *self.expert_token_ids]
+        return cast(list[int], [self.router_token_id, *(self.expert_token_ids or ())])
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()

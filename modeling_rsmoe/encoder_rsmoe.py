@@ -58,14 +58,24 @@ class RSMoEVisionLanguageEncoder(RSMoEPart):
         vision_dtype = self.vision_model.dtype
         return self.vision_model(pixel_values=pixel_values.to(vision_dtype)).last_hidden_state
 
-    def forward(
+    def forward(self, *args, **kwargs) -> torch.Tensor:
+        """Arguments as of `query_states`.
+
+        Returns:
+            `torch.Tensor` of shape `(images, num_query_tokens, LLM width)`.
+        """
+        hidden = self.query_states(*args, **kwargs)
+        return self.projection(hidden.to(self.projection.weight.dtype))
+
+    def query_states(
         self,
         pixel_values: torch.Tensor | None = None,
         image_embeds: torch.Tensor | None = None,
         qformer_input_ids: torch.LongTensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """
+        """What the Q-Former's queries read, before the projection to the LLM's width.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(images, 3, height, width)`, *optional*): images.
             image_embeds (`torch.Tensor` of shape `(images, patches, vision width)`, *optional*):
@@ -75,7 +85,7 @@ class RSMoEVisionLanguageEncoder(RSMoEPart):
             qformer_attention_mask (`torch.Tensor` of shape `(images, tokens)`, *optional*): 1 for its real tokens.
 
         Returns:
-            `torch.Tensor` of shape `(images, num_query_tokens, LLM width)`.
+            `torch.Tensor` of shape `(images, num_query_tokens, Q-Former width)`.
         """
         if (pixel_values is None) == (image_embeds is None):
             raise ValueError("Give exactly one of `pixel_values` and `image_embeds`.")
@@ -104,7 +114,7 @@ class RSMoEVisionLanguageEncoder(RSMoEPart):
             query_embeds=queries,
             encoder_hidden_states=image_embeds.to(self.qformer.dtype),
         ).last_hidden_state  # [images, queries + tokens, Q-Former width]
-        return self.projection(hidden[:, : queries.shape[1]].to(self.projection.weight.dtype))
+        return hidden[:, : queries.shape[1]]
 
 
 __all__ = ["RSMoEVisionLanguageEncoder"]

@@ -72,8 +72,7 @@ class RSMoEGenerationMixin(GenerationMixin):
 
         Args:
             router_mode (`str`, *optional*): `"generated"`: the router writes each expert's prompt [paper];
-            `"template"`:
-                fixed prompts; `"none"`: every expert gets the global instruction.
+                `"template"`: fixed prompts; `"none"`: every expert gets the global instruction.
             composition (`str`, *optional*): `"concat"`: the parts in the experts' order, repeated sentences dropped;
                 `"llm"`: the frozen LLM block reads the parts and writes the text.
             router_max_new_tokens (`int`, *optional*, defaults to 24): limit of a router prompt.
@@ -100,10 +99,15 @@ class RSMoEGenerationMixin(GenerationMixin):
             kwargs["generation_config"] = generation_config
             return self._route_and_compose(input_ids, composed, settings, streamer, kwargs)
 
-    def _setting(self, name: str, kwargs: dict, generation_config):
+    def _argument(self, name: str, kwargs: dict, generation_config):
+        """Taken out of `kwargs`, else an entry of the given generation config, else of the model's own."""
         value = kwargs.pop(name, None)
         for config in (generation_config, self.generation_config):
             value = getattr(config, name, None) if value is None else value
+        return value
+
+    def _setting(self, name: str, kwargs: dict, generation_config):
+        value = self._argument(name, kwargs, generation_config)
         value = DEFAULTS[name] if value is None else value
         known = {"router_mode": ROUTER_MODES, "composition": COMPOSITIONS}.get(name)
         if known and value not in known:
@@ -131,9 +135,10 @@ class RSMoEGenerationMixin(GenerationMixin):
             qformer_attention_mask=kwargs.pop("qformer_attention_mask", None),
             return_dict=True,
         ).pooler_output  # [images, queries, hidden_size]: read under the global instruction
-        output_dict = bool(self._flag("return_dict_in_generate", kwargs))
+        given = kwargs["generation_config"]
+        output_dict = bool(self._argument("return_dict_in_generate", kwargs, given))
         scores = {name: kwargs.pop(name) for name in ("output_scores", "output_logits") if name in kwargs}
-        samples = self._flag("num_return_sequences", kwargs) or 1
+        samples = self._argument("num_return_sequences", kwargs, given) or 1
 
         prompts = self._prompts(composed, settings, whole, experts)
         expert_instructions = composed["expert_qformer_input_ids"].flatten(0, 1)
@@ -278,12 +283,6 @@ class RSMoEGenerationMixin(GenerationMixin):
         if pad is None:
             pad = (self._eos() or [0])[0]
         return pad
-
-    def _flag(self, name: str, kwargs: dict):
-        value = kwargs.pop(name, None)
-        for config in (kwargs.get("generation_config"), self.generation_config):
-            value = getattr(config, name, None) if value is None else value
-        return value
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> Any:
         """Images to features once, before the rows are multiplied for beams; given features are taken as they are."""

@@ -13,6 +13,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .configuration_rsmoe import EXPERT_NAMES
 from .errors_rsmoe import RSMoEError
+from .generation_rsmoe import COMPOSED_INPUTS
 from .images_rsmoe import read_images
 
 
@@ -185,7 +186,7 @@ class RSMoEProcessor(ProcessorMixin):
         instructions = [self.qformer_instruction(sample) for sample in rendered]
         marks = [sample.count(self.image_token) for sample in rendered]
         of_images = [instruction for instruction, n in zip(instructions, marks) for _ in range(n)]
-        data = {f"qformer_{name}": value for name, value in self._tokenize_qformer(of_images, tensors).items()}
+        data = {f"qformer_{name}": value for name, value in self.tokenize_qformer(of_images, tensors).items()}
         if expert_inputs is None:
             readers = (ROUTER_TOKEN, *map(expert_token, self.experts))
             whole = all(n == 1 for n in marks) and not any(token in sample for sample in rendered for token in readers)
@@ -216,7 +217,7 @@ class RSMoEProcessor(ProcessorMixin):
         body = re.split(rf"\n(?:{names}):", body, maxsplit=1)[0]
         return re.sub("|".join(map(re.escape, self.tokenizer.get_added_vocab())), "", body).strip()
 
-    def _tokenize_qformer(self, texts: list[str], tensors) -> dict:
+    def tokenize_qformer(self, texts: list[str], tensors) -> dict:
         limit = min(self.qformer_tokenizer.model_max_length, 512)
         encoded = self.qformer_tokenizer(
             texts, padding=True, truncation=True, max_length=limit, padding_side="right", return_tensors=tensors
@@ -234,19 +235,19 @@ class RSMoEProcessor(ProcessorMixin):
 
         # One list, one tokenization, one width: [rows of all kinds].
         def rows(prompts):
-            return self._tokenize([self._with_images(self.render(prompt)) for prompt in prompts], tensors)
+            return self._tokenize([self.with_image_tokens(self.render(prompt)) for prompt in prompts], tensors)
 
         shape = (len(instructions), len(self.experts))
         return {
             "router_input_ids": _fold(rows([router_prompt(name, instruction) for instruction, name in every]), shape),
             "expert_input_ids": _fold(rows([expert_token(name) + PROMPT_TOKEN for _, name in every]), shape),
-            "expert_qformer_input_ids": _fold(self._tokenize_qformer(fixed, tensors)["input_ids"], shape),
+            "expert_qformer_input_ids": _fold(self.tokenize_qformer(fixed, tensors)["input_ids"], shape),
             "compose_input_ids": rows(compose),
             "template_prompt_ids": _fold(self._tokenize([" " + text for text in fixed], tensors), shape),
             "instruction_ids": self._tokenize([" " + text for text in instructions], tensors),
         }
 
-    def _with_images(self, text: str) -> str:
+    def with_image_tokens(self, text: str) -> str:
         return text.replace(self.image_token, self.image_token * self.num_query_tokens)
 
     def _tokenize(self, texts: list[str], tensors):
@@ -289,9 +290,7 @@ class RSMoEProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         own = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
         qformer = ["qformer_input_ids", "qformer_attention_mask"]
-        composed = ["router_input_ids", "expert_input_ids", "expert_qformer_input_ids"]
-        composed += ["compose_input_ids", "template_prompt_ids", "instruction_ids"]
-        return list(dict.fromkeys([*own, *qformer, *composed]))
+        return list(dict.fromkeys([*own, *qformer, *COMPOSED_INPUTS]))
 
 
 def _fold(rows, shape: tuple[int, int]):

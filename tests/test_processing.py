@@ -100,14 +100,14 @@ def test_filled_rows_equal_rows_of_text(processor, image):
 
     rows, _ = model._fill(whole["expert_input_ids"][0], [[ids(f" {prompt}")]] * 3)
     for name, row in zip(processor.experts, rows.tolist()):
-        text = processor._with_images(processor.render(expert_prompt(name, prompt)))
+        text = processor.with_image_tokens(processor.render(expert_prompt(name, prompt)))
         assert [i for i in row if i] == ids(text)
     rows, _ = model._fill(whole["compose_input_ids"], [[ids(f" {part}") for part in parts.values()]])
-    text = processor._with_images(processor.render(compose_prompt("Describe.", parts)))
+    text = processor.with_image_tokens(processor.render(compose_prompt("Describe.", parts)))
     assert rows[0].tolist() == ids(text)
     rows, _ = model._fill(whole["compose_input_ids"], [[ids(" An airport."), [], []]])
     empty = compose_prompt("Describe.", {"theme": "An airport.", "object": "", "relation": ""})
-    assert rows[0].tolist() == ids(processor._with_images(processor.render(empty)))
+    assert rows[0].tolist() == ids(processor.with_image_tokens(processor.render(empty)))
 
 
 def test_rows_with_a_reader_get_no_expert_inputs(processor, image):

@@ -195,7 +195,7 @@ def check_tokens(config: RSMoEConfig, processor: RSMoEProcessor) -> None:
         raise RSMoEError(
             f"processor_config.json says num_query_tokens {processor.num_query_tokens}, config.json {config.num_query_tokens}."
         )
-    vocab_size = _part(config.text_config).vocab_size
+    vocab_size = config.text_config.vocab_size
     if len(processor.tokenizer) != vocab_size:
         raise RSMoEError(
             f"the tokenizer has {len(processor.tokenizer)} tokens; config.json says text_config.vocab_size "
@@ -257,21 +257,19 @@ def _convert_language_model(files: Files, config: RSMoEConfig) -> tuple[convert_
     if gguf:
         reader = convert_parts.open_gguf(gguf)
         state = convert_parts.llama_from_gguf(reader)
-        _check_llama(_part(config.text_config), convert_parts.gguf_config(reader))
+        _check_llama(config.text_config, convert_parts.gguf_config(reader))
         tokenizer = convert_parts.tokenizer_from_gguf(reader)
     else:
         state = convert_parts.llama_from_safetensors(files["model.safetensors"])
         tokenizer = convert_parts.tokenizer_from_json(
-            files["tokenizer.json"], _part(config.text_config).max_position_embeddings
+            files["tokenizer.json"], config.text_config.max_position_embeddings
         )
-    state["embed_tokens.weight"] = _with_added_tokens(
-        state["embed_tokens.weight"], _part(config.text_config).vocab_size
-    )
+    state["embed_tokens.weight"] = _with_added_tokens(state["embed_tokens.weight"], config.text_config.vocab_size)
     return state, tokenizer
 
 
 def _convert_vision_model(files: Files, config: RSMoEConfig) -> tuple[convert_parts.StateDict, None]:
-    layers = _part(config.vision_config).num_hidden_layers
+    layers = config.vision_config.num_hidden_layers
     onnx = next((path for name, path in files.items() if name.endswith(".onnx")), None)
     if onnx:
         return convert_parts.dinov2_from_onnx(onnx, layers), None
@@ -280,14 +278,9 @@ def _convert_vision_model(files: Files, config: RSMoEConfig) -> tuple[convert_pa
 
 def _convert_qformer(files: Files, config: RSMoEConfig) -> tuple[convert_parts.StateDict, Any]:
     tokenizer = convert_parts.bert_tokenizer_from_json(
-        files["tokenizer.json"], _part(config.qformer_config).max_position_embeddings
+        files["tokenizer.json"], config.qformer_config.max_position_embeddings
     )
     return convert_parts.qformer_from_bert(files["model.safetensors"]), tokenizer
-
-
-def _part(config: Any) -> PreTrainedConfig:
-    """A part's configuration, which an RSMoEConfig declares as what it may be given as (a dict or nothing too)."""
-    return config
 
 
 _CONVERTERS = {
