@@ -1,4 +1,5 @@
-"""Data for training: ``records`` of a folder, their split into ``aspects``, and the ``rows`` made of them.
+"""Data: ``records`` of a folder, their split into ``aspects``, and the ``rows`` for training made of them.
 
-Import from the modules: ``from modeling_rsmoe.data.rows import stage1_rows``.
+``benchmarks`` reads public datasets from their published files, ``folder`` writes data folders and makes Hugging Face
+datasets. Import from the modules: ``from modeling_rsmoe.data.rows import stage1_rows``.
 """

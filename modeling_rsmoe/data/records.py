@@ -1,5 +1,10 @@
 """Readers of one data folder: ``captions.jsonl`` and ``vqa.jsonl`` with image paths relative to the folder.
 
+A folder without them may be an ImageFolder of Hugging Face datasets: images with a ``metadata.jsonl`` beside them, or
+one in each of the subfolders ``train``, ``val`` and ``test``. Its lines hold ``file_name`` (relative to the metadata
+file) and ``caption``, ``text`` or ``captions``, or ``question``, ``answer`` and perhaps ``question_type``; ``dataset``
+is the folder's name and ``split`` is the subfolder's, else ``test``, unless a line says otherwise.
+
 What flows out are plain records with absolute image paths. Nothing is decoded and nothing is normalised here: captions
 are the raw published text, which is what scores are computed against (``text.py`` cleans what a model learns to
 write).
@@ -7,7 +12,7 @@ write).
 
 import json
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
@@ -16,6 +21,13 @@ from ..errors_rsmoe import RSMoEError
 
 CAPTIONS_FILE = "captions.jsonl"
 QUESTIONS_FILE = "vqa.jsonl"
+METADATA_FILE = "metadata.jsonl"
+# The split that a subfolder of an ImageFolder stands for, under the names that Hugging Face datasets knows.
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 
 R = TypeVar("R", "CaptionRecord", "QuestionRecord")
 
@@ -60,16 +72,8 @@ def read_captions(
             absolute or leaves the folder, or a split or dataset that the file does not have. Every line is checked;
             image files are looked for among the records kept.
     """
-    records = []
-    for line in _lines(Path(folder), CAPTIONS_FILE):
-        captions = line.field("captions")
-        if not isinstance(captions, list) or not captions or not all(_is_text(text) for text in captions):
-            raise line.error(
-                f'"captions" is {captions!r}, expected a list of at least one non-empty string; write each reference '
-                "caption as a string"
-            )
-        records.append((line, CaptionRecord(line.image(), line.text("dataset"), line.text("split"), tuple(captions))))
-    return _select(records, Path(folder) / CAPTIONS_FILE, split, datasets)
+    records = [(line, _caption_record(line)) for line in _entries(Path(folder), CAPTIONS_FILE)]
+    return _select(records, _shown(Path(folder), CAPTIONS_FILE), split, datasets)
 
 
 def read_questions(
@@ -87,30 +91,42 @@ def read_questions(
     Raises:
         RSMoEError: as for :func:`read_captions`.
     """
-    records = []
-    for line in _lines(Path(folder), name):
-        record = QuestionRecord(
-            line.image(),
-            line.text("dataset"),
-            line.text("split"),
-            line.text("question"),
-            line.text("question_type"),
-            line.text("answer"),
-        )
-        records.append((line, record))
-    return _select(records, Path(folder) / name, split, datasets)
+    records = [(line, _question_record(line)) for line in _entries(Path(folder), name)]
+    return _select(records, _shown(Path(folder), name), split, datasets)
+
+
+def read_image_folder(
+    folder: str | Path, splits: Collection[str] | None = None
+) -> list[CaptionRecord | QuestionRecord]:
+    """The captions and questions of an ImageFolder, in the order of its metadata; images are not looked for.
+
+    Raises:
+        RSMoEError: it has no metadata or no rows, a line is not as this module says, or a split is not there.
+    """
+    records: list[CaptionRecord | QuestionRecord] = []
+    for line in _metadata_entries(Path(folder)):
+        if _is_of(line, CAPTIONS_FILE) or not _is_of(line, QUESTIONS_FILE):
+            records.append(_caption_record(line))
+        if _is_of(line, QUESTIONS_FILE):
+            records.append(_question_record(line))
+    if not records:
+        raise RSMoEError(f"{Path(folder) / METADATA_FILE} holds no records; give a file with at least one line")
+    known = {record.split for record in records}
+    wanted = known if splits is None else splits
+    _check_known("split", wanted, known, Path(folder) / METADATA_FILE)
+    return [record for record in records if record.split in wanted]
 
 
 @dataclass(frozen=True)
-class _Line:
-    """One parsed line, which knows where it stands so that errors can say it."""
+class Entry:
+    """One JSON object of a file, which knows where it stands so that errors can say it."""
 
-    file: Path
-    number: int
+    where: str  # file and place in it
+    folder: Path  # to which its paths are relative
     values: dict[str, Any]
 
     def error(self, problem: str) -> RSMoEError:
-        return RSMoEError(f"{self.file}:{self.number}: {problem}")
+        return RSMoEError(f"{self.where}: {problem}")
 
     def field(self, key: str) -> Any:
         if key not in self.values:
@@ -119,32 +135,99 @@ class _Line:
 
     def text(self, key: str) -> str:
         value = self.field(key)
-        if not _is_text(value):
+        if not is_text(value):
             raise self.error(f'"{key}" is {value!r}, expected a non-empty string; write it as a string')
         return value
 
-    def image(self) -> Path:
-        name = self.text("image")
+    def path(self, key: str) -> Path:
+        """The absolute path of a file inside the folder."""
+        name = self.text(key)
         # Checked as text, for both kinds of separators: a link inside the folder may point where its owner likes.
         windows = PureWindowsPath(name)
         if PurePosixPath(name).is_absolute() or windows.is_absolute() or windows.drive or windows.root:
-            raise self.error(f'image "{name}" is an absolute path; write it relative to {self.file.parent}')
+            raise self.error(f'{key} "{name}" is an absolute path; write it relative to {self.folder}')
         if ".." in windows.parts:
-            raise self.error(f'image "{name}" leaves the data folder {self.file.parent}; keep images inside it')
-        return (self.file.parent / name).absolute()
+            raise self.error(f'{key} "{name}" leaves the data folder {self.folder}; keep images inside it')
+        return (self.folder / name).absolute()
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _lines(folder: Path, name: str) -> Iterator[_Line]:
+def _caption_record(line: Entry) -> CaptionRecord:
+    captions = line.field("captions")
+    if not isinstance(captions, list) or not captions or not all(is_text(text) for text in captions):
+        raise line.error(
+            f'"captions" is {captions!r}, expected a list of at least one non-empty string; write each reference '
+            "caption as a string"
+        )
+    return CaptionRecord(line.path("image"), line.text("dataset"), line.text("split"), tuple(captions))
+
+
+def _question_record(line: Entry) -> QuestionRecord:
+    texts = [line.text(key) for key in ("dataset", "split", "question", "question_type", "answer")]
+    return QuestionRecord(line.path("image"), *texts)
+
+
+def _entries(folder: Path, name: str) -> Iterator[Entry]:
+    """The lines of a file in a data folder; those of an ImageFolder if it is one, with our field names."""
     if not folder.is_dir():
         raise RSMoEError(f"data folder {folder} does not exist or is not a folder; give the folder that holds {name}")
-    file = folder / name
-    if not file.is_file():
+    if (folder / name).is_file():
+        yield from _lines(folder / name)
+    elif _metadata_files(folder):
+        other = QUESTIONS_FILE if name == CAPTIONS_FILE else CAPTIONS_FILE
+        yield from (line for line in _metadata_entries(folder) if _is_of(line, name) or not _is_of(line, other))
+    else:
         found = ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "none"
-        raise RSMoEError(f"{file} is missing (.jsonl files there: {found}); a data folder needs {name}")
+        raise RSMoEError(
+            f"{folder / name} is missing (.jsonl files there: {found}); a data folder needs {name}, "
+            f"or {METADATA_FILE} if it is an ImageFolder"
+        )
+
+
+def _metadata_entries(folder: Path) -> Iterator[Entry]:
+    metadata = _metadata_files(folder)
+    if not metadata:
+        raise RSMoEError(
+            f"{folder / METADATA_FILE} is missing; an ImageFolder has it beside its images or in train, val and test"
+        )
+    for file, split in metadata.items():
+        for line in _lines(file):
+            yield replace(line, values=_of_image_folder(line, folder.resolve().name, split))
+
+
+def _is_of(line: Entry, name: str) -> bool:
+    """Whether a line of an ImageFolder belongs into the file of that name."""
+    return ("captions" if name == CAPTIONS_FILE else "question") in line.values
+
+
+def _shown(folder: Path, name: str) -> Path:
+    """The file that errors about all records name."""
+    return folder / (METADATA_FILE if not (folder / name).is_file() and _metadata_files(folder) else name)
+
+
+def _metadata_files(folder: Path) -> dict[Path, str]:
+    """The metadata files of an ImageFolder and the split that each stands for; empty if it is none."""
+    if (folder / METADATA_FILE).is_file():
+        return {folder / METADATA_FILE: "test"}
+    files = {file: SPLIT_FOLDERS.get(file.parent.name, "") for file in sorted(folder.glob(f"*/{METADATA_FILE}"))}
+    return {file: split for file, split in files.items() if split}
+
+
+def _of_image_folder(line: Entry, dataset: str, split: str) -> dict[str, Any]:
+    file_name = line.text("file_name")
+    top = PurePosixPath(file_name).parts[0]
+    values = {"dataset": dataset, "split": SPLIT_FOLDERS.get(top, split), "question_type": "other", **line.values}
+    values["image"] = file_name
+    for key in ("caption", "text"):
+        if "captions" not in values and key in values:
+            values["captions"] = [values[key]]
+    return values
+
+
+def _lines(file: Path) -> Iterator[Entry]:
     with file.open("rb") as stream:
         for number, raw in enumerate(stream, start=1):
             if not raw.strip():
@@ -155,11 +238,11 @@ def _lines(folder: Path, name: str) -> Iterator[_Line]:
                 raise RSMoEError(f"{file}:{number}: not a line of UTF-8 JSON ({error}); correct the line") from None
             if not isinstance(values, dict):
                 raise RSMoEError(f"{file}:{number}: {type(values).__name__} found, expected one JSON object a line")
-            yield _Line(file, number, values)
+            yield Entry(f"{file}:{number}", file.parent, values)
 
 
 def _select(
-    records: list[tuple[_Line, R]], file: Path, split: str | None, datasets: Collection[str] | None
+    records: list[tuple[Entry, R]], file: Path, split: str | None, datasets: Collection[str] | None
 ) -> list[R]:
     if not records:
         raise RSMoEError(f"{file} holds no records; give a file with at least one line")
@@ -177,7 +260,7 @@ def _select(
     return [record for _, record in kept]
 
 
-def _check_known(what: str, asked: list[str], known: set[str], file: Path) -> None:
+def _check_known(what: str, asked: Collection[str], known: set[str], file: Path) -> None:
     for name in asked:
         if name not in known:
             raise RSMoEError(f'unknown {what} "{name}" in {file}; known: {", ".join(sorted(known))}')

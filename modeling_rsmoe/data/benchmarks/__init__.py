@@ -1,0 +1,84 @@
+"""Public benchmarks, read from the files in which they are published: one module for each, ``BENCHMARKS`` has them all.
+
+``load`` gives a ``datasets.DatasetDict``; ``rsmoe data convert`` writes a data folder (``data.folder``). docs/benchmarks.md
+says where to get each, how to lay out its files, and what to beware of.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors_rsmoe import RSMoEError
+from ..folder import as_datasets
+from .files import Benchmark, Task
+from .nwpu import NWPU
+from .rsicap import RSICAP, RSIEVAL
+from .rsicd import RSICD
+from .rsivqa import RSIVQA, RSIVQA_SCENES
+from .rsvqa_hr import RSVQA_HR
+from .rsvqa_lr import RSVQA_LR
+from .sydney import SYDNEY
+from .ucm import UCM
+from .vrsbench import VRSBENCH
+
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.key: benchmark
+    for benchmark in (
+        RSICD,
+        UCM,
+        SYDNEY,
+        NWPU,
+        RSICAP,
+        RSIEVAL,
+        VRSBENCH,
+        RSVQA_LR,
+        RSVQA_HR,
+        RSIVQA,
+        RSIVQA_SCENES,
+    )
+}
+
+
+def find(name: str) -> Benchmark:
+    """The benchmark of a key such as ``rsvqa-lr``, in any case.
+
+    Raises:
+        RSMoEError: there is none; it names those that there are.
+    """
+    if name.lower() not in BENCHMARKS:
+        raise RSMoEError(f'there is no benchmark "{name}"; known: {", ".join(BENCHMARKS)}')
+    return BENCHMARKS[name.lower()]
+
+
+def load(
+    name: str, source: str | Path, task: Task | None = None, splits: Collection[str] | None = None
+) -> "DatasetDict":
+    """A benchmark as Hugging Face datasets, one for each split, straight from its published files.
+
+    Args:
+        name: a key of ``BENCHMARKS``.
+        source: the folder with the published files.
+        task: which records, where a benchmark has captions and questions; else it has only one kind.
+        splits: the official splits to read; all of them by default.
+
+    Returns:
+        The columns ``image`` (decoded when it is looked at) and ``dataset``, and ``captions`` (a list) or
+        ``question``, ``question_type`` and ``answer``. ``push_to_hub`` and ``folder.write_parquet`` store the images.
+
+    Raises:
+        RSMoEError: an unknown name, split or task, a missing file or image, or a file that is not as published.
+    """
+    benchmark = find(name)
+    if task is None and len(benchmark.tasks) > 1:
+        raise RSMoEError(f'{benchmark.name} has captions and questions; give task="captioning" or task="vqa"')
+    chosen = task or benchmark.tasks[0]
+    if chosen not in benchmark.tasks:
+        raise RSMoEError(f'{benchmark.name} has no task "{chosen}"; known: {", ".join(benchmark.tasks)}')
+    return as_datasets(benchmark.records(source, splits), chosen, benchmark.remedy)
+
+
+__all__ = ["BENCHMARKS", "Benchmark", "Task", "find", "load"]

@@ -1,0 +1,144 @@
+"""RSIVQA: questions about the images of five older datasets, in text files with a line ``image:question?answer`` each.
+
+Source: Zheng et al., "Mutual Attention Inception Network for Remote Sensing Visual Question Answering", TGRS 2021,
+https://github.com/spectralpublic/RSIVQA. Three kinds of questions were published together and are kept apart here:
+
+- ``rsivqa``: those about a part of UCM (``ucm_res.txt``), written by people, and those about DOTA and HRRSD, made from
+  their boxes;
+- ``rsivqa-scenes``: "what is the theme of this picture?" about the rest of UCM, Sydney and RSICD (in the folder AID),
+  made from scene labels. They are written to a file of their own, ``vqa_scene_derived.jsonl``.
+
+There is no official split. [our decision] An image of UCM, Sydney and RSICD has the split of the captioning dataset of
+that name, so that no test image is trained on; DOTA has its own train and val; an image of HRRSD (or without a split in
+the captioning dataset) is in train, val or test by a hash of its name, 80 / 10 / 10 %.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors_rsmoe import RSMoEError
+from ..records import Entry, QuestionRecord
+from .files import Benchmark, Source, karpathy_entries, question_record, split_of, tidy
+
+
+URL = "https://github.com/spectralpublic/RSIVQA"
+# What people wrote where they had no answer.
+NO_ANSWERS = frozenset({"i cannot see it", "i don't know"})
+# The published questions have no type; the first of these that begins the question decides.
+TYPES = {
+    "how many": "count",
+    "does this picture contain": "presence",
+    "what is the location": "location",
+    "what is the theme": "scene",
+}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the published text files."""
+
+    file: str
+    dataset: str
+    suffix: str = ""  # of image files, where the text file leaves it out
+    split_file: str | None = None  # of the captioning dataset, in the same folder
+    split: str | None = None  # of all its rows
+    but_images_of: str | None = None  # a text file whose images are left out
+
+
+HUMAN = "UCM/ucm_res.txt"
+PARTS = (
+    _Part(HUMAN, "RSIVQA-UCM", split_file="UCM/dataset.json"),
+    _Part("DOTA/dota_train_vqa2.txt", "RSIVQA-DOTA", suffix=".png", split="train"),
+    _Part("DOTA/dota_val_vqa2.txt", "RSIVQA-DOTA", suffix=".png", split="val"),
+    _Part("HRRSD/opt_val_vqa.txt", "RSIVQA-HRRSD", suffix=".jpg"),
+)
+SCENE_PARTS = (
+    _Part("UCM/ucm_vqa.txt", "RSIVQA-UCM", split_file="UCM/dataset.json", but_images_of=HUMAN),
+    _Part("Sydney/sydney_vqa.txt", "RSIVQA-Sydney", split_file="Sydney/dataset.json"),
+    _Part("AID/rsicd_vqa.txt", "RSIVQA-RSICD", split_file="AID/dataset_rsicd.json"),
+)
+
+
+def question_type(question: str) -> str:
+    """The type of a question by its first words, else ``other``.
+
+    >>> question_type("How many cars in the picture?")
+    'count'
+    """
+    return next((kind for start, kind in TYPES.items() if question.lower().startswith(start)), "other")
+
+
+def hash_split(name: str) -> str:
+    """The split of an image without an official one: the same on every machine, 80 / 10 / 10 %."""
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % 10
+    return "train" if place < 8 else "val" if place == 8 else "test"
+
+
+def _read(source: Source, splits: Sequence[str]) -> Iterator[QuestionRecord]:
+    return _read_parts(source, splits, PARTS)
+
+
+def _read_scenes(source: Source, splits: Sequence[str]) -> Iterator[QuestionRecord]:
+    return _read_parts(source, splits, SCENE_PARTS)
+
+
+def _read_parts(source: Source, splits: Sequence[str], parts: Sequence[_Part]) -> Iterator[QuestionRecord]:
+    """The parts whose text file is there: each needs the images of another dataset, and few people have all."""
+    found = [part for part in parts if (source.folder / part.file).is_file()]
+    if not found:
+        source.file(*(part.file for part in parts))  # says which files are missing
+    for part in found:
+        if part.split not in (None, *splits):
+            continue
+        images = source.directory(f"{Path(part.file).parent}/images")
+        known: dict[str, str] = {}
+        if part.split_file:
+            for entry in karpathy_entries(source.file(part.split_file), images):
+                known[entry.text("filename")] = split_of(entry, source.benchmark.splits)
+        left_out: set[str] = set()
+        if part.but_images_of:
+            left_out = {entry.text("image") for entry in _lines(source.file(part.but_images_of), images)}
+        for entry in _lines(source.folder / part.file, images):
+            name = entry.text("image")
+            split = part.split or known.get(name) or hash_split(name)
+            if split not in splits or name in left_out or _is_unanswerable(entry):
+                continue
+            image = Entry(entry.where, images, {"image": name + part.suffix}).path("image")
+            yield question_record(entry, image, part.dataset, split, ("question", "question_type", "answer"))
+
+
+def _lines(file: Path, images: Path) -> Iterator[Entry]:
+    try:
+        with file.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                if not line.strip():
+                    continue
+                where = f"{file}:{number}"
+                image, colon, rest = line.strip().partition(":")
+                question, mark, answer = rest.strip().partition("?")
+                if not (image and colon and question and mark):
+                    raise RSMoEError(f"{where}: {line.strip()[:100]!r} found, expected image:question?answer")
+                values = {"image": image, "question": f"{question}?", "answer": answer.strip()}
+                yield Entry(where, images, {**values, "question_type": question_type(question)})
+    except UnicodeDecodeError as error:
+        raise RSMoEError(f"{file} is not UTF-8 text ({error}); download it again") from None
+
+
+def _is_unanswerable(entry: Entry) -> bool:
+    """Whether the line asks about nothing ("How many  in the picture?") or its answer says nothing."""
+    question, answer = entry.values["question"], entry.values["answer"]
+    return question != tidy(question) or answer in NO_ANSWERS or not answer
+
+
+RSIVQA = Benchmark(key="rsivqa", name="RSIVQA", tasks=("vqa",), splits=("train", "val", "test"), url=URL, read=_read)
+RSIVQA_SCENES = Benchmark(
+    key="rsivqa-scenes",
+    name="RSIVQA",
+    tasks=("vqa",),
+    splits=("train", "val", "test"),
+    url=URL,
+    read=_read_scenes,
+    questions_file="vqa_scene_derived.jsonl",
+)
