@@ -1,0 +1,93 @@
+"""METEOR 1.5 of pycocoevalcap: its Java program counts the matches, the score is computed from the counts here.
+
+pycocoevalcap's own wrapper waits for each answer before it asks on, and gives only final scores. Here every question
+goes to one Java process at once, and the counts stay at hand, so that the score of any sample of images follows from
+their sums, as an interval needs. Knows nothing about images or other metrics.
+
+Source: Denkowski and Lavie 2014, "Meteor Universal", equations 1 to 6; the parameters are those of English ("-l en").
+"""
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors_rsmoe import RSMoEError
+from .intervals import Array
+
+
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # of matches by the same word, stem, synonym, paraphrase
+COUNTS = 23  # numbers that the program writes about a caption; `score` names them
+
+Question = tuple[str, tuple[str, ...]]
+
+
+def statistics(predictions: Sequence[str], references: Sequence[Sequence[str]], java: str) -> Array:
+    """What METEOR counts for each caption against the reference it fits best.
+
+    Args:
+        predictions: tokenized captions.
+        references: tokenized references of each caption, at least one each.
+        java: path of the Java program.
+
+    Returns:
+        ``[captions, 23]``, for `score`.
+
+    Raises:
+        RSMoEError: when the Java program fails.
+    """
+    # A repeated reference cannot change which one fits best, and many captions are repeated with their references.
+    asked = [(text, tuple(dict.fromkeys(group))) for text, group in zip(predictions, references, strict=True)]
+    answers = _ask(list(dict.fromkeys(asked)), java)
+    counts = np.array([answers[question] for question in asked]).reshape(-1, COUNTS)
+    # A caption that equals its reference is not fragmented: its one chunk does not count, alone or in a set.
+    matches = counts[:, 4:20].reshape(-1, 8, 2).sum(1)  # [captions, 2]: of the prediction, of the reference
+    counts[(matches == counts[:, 0:2]).all(1) & (counts[:, 20] == 1), 20] = 0
+    return counts
+
+
+def score(counts: Array) -> Array:
+    """METEOR (0 to 1) of counts ``[..., 23]``: of one caption, or of a whole set from the sum of its captions' counts.
+
+    A set's score is thus not the mean of its captions' scores.
+    """
+    length, function_words = counts[..., 0:2], counts[..., 2:4]  # [..., 2]: of the prediction, of the reference
+    matches = counts[..., 4:20].reshape(*counts.shape[:-1], 4, 2, 2)  # [..., kind of match, content or function, 2]
+    chunks, matched = counts[..., 20], counts[..., 21:23]
+    share = np.array([DELTA, 1 - DELTA])  # content words count more than function words
+    weighted_matches = np.einsum("...mcs,m,c->...s", matches, WEIGHTS, share)
+    weighted_length = DELTA * (length - function_words) + (1 - DELTA) * function_words
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = np.moveaxis(weighted_matches / weighted_length, -1, 0)
+        mean = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
+        fragmentation = chunks / (matched.sum(-1) / 2)
+        value = mean * (1 - GAMMA * fragmentation**BETA)
+    return np.where(np.isnan(value), 0, np.maximum(value, 0))  # nan: nothing matches, or there is no word
+
+
+def _ask(questions: Sequence[Question], java: str) -> dict[Question, list[float]]:
+    from pycocoevalcap.meteor import meteor
+
+    jar = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
+    command = [java, "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    lines = (" ||| ".join(("SCORE", *map(_plain, references), _plain(text))) for text, references in questions)
+    done = subprocess.run(
+        command, input="".join(f"{line}\n" for line in lines).encode(), capture_output=True, check=False
+    )
+    try:
+        answers = [[float(number) for number in line.split()] for line in done.stdout.decode().splitlines()]
+    except ValueError:
+        answers = []
+    if done.returncode or len(answers) != len(questions) or any(len(answer) != COUNTS for answer in answers):
+        message = (done.stderr or done.stdout).decode(errors="replace").strip()[-300:]
+        raise RSMoEError(
+            f"METEOR's Java program failed on {len(questions)} captions (exit {done.returncode}): {message}"
+        )
+    return dict(zip(questions, answers))
+
+
+def _plain(text: str) -> str:
+    """A text without the mark that separates texts in the program's protocol, as pycocoevalcap cleans predictions."""
+    return text.replace("|||", "").replace("  ", " ")

@@ -1,0 +1,32 @@
+"""What every metric of this package returns: scores of a whole set with their intervals, and of each item alone."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score times 100 and the bounds of its bootstrap 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+Scores = dict[str, Score]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of one set of predictions.
+
+    Attributes:
+        scores: of the whole set, in the order to print.
+        each: the same metrics for each item (image or question) alone, in the order of the items.
+        missing: why a metric could not be computed, by its name.
+        notes: how the scores were made, for example which tokenizer was used.
+    """
+
+    scores: Scores
+    each: list[dict[str, float]]
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
