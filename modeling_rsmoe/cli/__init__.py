@@ -14,6 +14,9 @@ from ..errors_rsmoe import RSMoEError
 from .ask import ask
 from .assemble import assemble
 from .caption import caption
+from .card import card
+from .data import data
+from .evaluate import evaluate
 from .shared import print_error
 
 
@@ -53,6 +56,9 @@ app = typer.Typer(
 app.command()(caption)
 app.command()(ask)
 app.command()(assemble)
+app.command()(evaluate)
+app.command()(card)
+app.add_typer(data, name="data")
 
 
 @app.callback(invoke_without_command=True)

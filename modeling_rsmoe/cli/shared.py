@@ -204,6 +204,25 @@ def quiet_libraries() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+# ---- files
+
+
+def check_outputs(*files: Path | None) -> None:
+    """Make the folders that these files will stand in, so that work is not lost for want of a place to write it.
+
+    Raises:
+        RSMoEError: a file cannot be written there.
+    """
+    from ..hub.download import disk_errors
+
+    for file in filter(None, files):
+        with disk_errors("cannot write", f"Give {file.name} another place."):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir() or not os.access(file.parent, os.W_OK):
+            problem = "is a folder" if file.is_dir() else f"cannot be written: no permission in {file.parent}"
+            raise RSMoEError(f"{file} {problem}; give the name of a file in a folder of yours")
+
+
 # ---- images
 
 
@@ -239,22 +258,26 @@ def check_images(images: list[str], batch_size: int, steps: Steps) -> "list[Imag
 # ---- checkpoints
 
 
-def load(model: str | None, steps: Steps) -> Loaded:
+def load(model: str | None, steps: Steps, dtype: str | None = None) -> Loaded:
     """The checkpoint that `--model` names, on the GPU if there is one.
+
+    Args:
+        dtype: of the weights; by default bfloat16 on a GPU, else float32.
 
     Raises:
         RSMoEError: there is no such checkpoint, it is of another model type, or it is damaged.
     """
     name = model or DEFAULT_CHECKPOINT
     with quiet_libraries():
-        folder = _find_checkpoint(name, steps)
+        folder = find_checkpoint(name, steps)
         steps(f"loading {name}")
         import torch
         from safetensors import SafetensorError
 
         from .. import RSMoEForConditionalGeneration, RSMoEProcessor
 
-        device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
         remedy = "assemble or download it again"
         try:
             found: Any = RSMoEForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
@@ -271,8 +294,8 @@ def load(model: str | None, steps: Steps) -> Loaded:
         return Loaded(name, loaded.eval().to(device), processor)
 
 
-def _find_checkpoint(name: str, steps: Steps) -> Path:
-    """A local folder, else one of the checkpoints that can be assembled, else a repository of the Hub."""
+def find_checkpoint(name: str, steps: Steps) -> Path:
+    """A checkpoint's folder: a local one, else of a checkpoint that can be assembled, else of a repository of the Hub."""
     path = Path(name).expanduser()
     if path.is_dir():
         _check_model_type(path / "config.json", name)

@@ -1,0 +1,175 @@
+"""`rsmoe evaluate`: one command from a data folder to a report, and bad input refused before the model is loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_rsmoe.cli import shared
+from modeling_rsmoe.evaluation.report import read_report
+from tests.cli.test_cli import errors, run
+from tests.tiny import tiny_checkpoint
+
+
+SHORT = ("--max-new-tokens", 6)
+CAPTIONS = ["a wide river .", "many <b>green</b> trees .", "a road crosses a river .", "a white plane ."]
+
+
+@pytest.fixture(autouse=True)
+def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METEOR takes seconds and is tested with the metrics."""
+    monkeypatch.setattr("modeling_rsmoe.evaluation.captions.shutil.which", lambda name: None)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("evaluate") / "tiny")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder, draw = tmp_path / "data", np.random.default_rng(0)
+    folder.mkdir()
+    captions, questions = [], []
+    for index, caption in enumerate(CAPTIONS):
+        Image.fromarray(draw.integers(0, 255, (30, 30, 3), np.uint8)).save(folder / f"{index}.png")
+        of = {"image": f"{index}.png", "split": "train" if index == 0 else "test"}
+        captions.append({**of, "dataset": "Tiny", "captions": [caption, "an aerial image ."]})
+        asked = {"question": "Is there a river?", "question_type": "presence", "answer": "yes"}
+        questions += [{**of, "dataset": name, **asked} for name in ("LR", "HR")]
+    write(folder / "captions.jsonl", captions)
+    write(folder / "vqa.jsonl", questions)
+    return folder
+
+
+def write(file: Path, lines: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "load", lambda *arguments: pytest.fail("the model was loaded"))
+
+
+def test_captions_of_the_full_model(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    output, page = tmp_path / "new" / "report.json", tmp_path / "page.html"
+    arguments = ("evaluate", checkpoint, "--data", data, "--output", output, *SHORT, "--page", page)
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert all(word in result.stdout for word in ("Tiny, test (3 images)", "CIDEr-D", "95 % interval", "relation"))
+    assert "METEOR is missing: " in result.stdout and str(output) in result.stdout
+    report = read_report(output)
+    assert report["system"] == "full" and report["checkpoint"]["name"] == "tiny"
+    assert report["settings"] == {"max_new_tokens": 6, "dtype": "float32"}
+    found = report["results"][0]
+    assert list(found["parts"]) == ["theme", "object", "relation"] and list(found["baselines"]) == ["constant"]
+    assert found["scores"]["CIDEr-D"]["value"] < 5 < found["baselines"]["constant"]["BLEU-1"]["value"]
+    assert report["seconds"] == pytest.approx(3 * found["seconds_per_image"]) and report["peak_memory_bytes"] > 1e7
+    lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["1.png", "2.png", "3.png"] and all(
+        "caption" in line for line in lines
+    )
+    text = page.read_text()
+    assert "many &lt;b&gt;green&lt;/b&gt; trees" in text and "data:image/jpeg;base64," in text and "://" not in text
+
+
+def test_a_second_run_makes_the_same_report_without_the_model(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "report.json"
+    arguments = ("evaluate", checkpoint, "--data", data, "--output", output, "--task", "vqa", "--as", "llm", *SHORT)
+    assert run(*arguments).exit_code == 0
+    first = output.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(shared, "load", lambda *ignored: pytest.fail("the model was loaded"))
+        assert run(*arguments).exit_code == 0
+    assert output.read_text() == first
+    # Killed after one line: the rest is predicted again, and says the same.
+    predictions = output.with_suffix(".jsonl")
+    predictions.write_text(predictions.read_text().splitlines(keepends=True)[0] + '{"image": "2')
+    assert run(*arguments, "--batch-size", 1).exit_code == 0
+    again, before = json.loads(output.read_text()), json.loads(first)
+    scores = [[(each["dataset"], each["sha256"], each["scores"]) for each in of["results"]] for of in (before, again)]
+    assert scores[0] == scores[1] and [each[0] for each in scores[0]] == ["LR", "HR", "all"]
+
+
+def test_predictions_of_other_settings_are_not_mixed(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", checkpoint, "--data", data, "--output", tmp_path / "report.json", "--as", "llm")
+    assert run(*arguments, *SHORT).exit_code == 0
+    (message,) = errors(run(*arguments, "--max-new-tokens", 5))
+    assert "report.jsonl:1 was written by another checkpoint, system or setting" in message
+
+
+@pytest.mark.parametrize("task, baseline", [("captioning", "constant"), ("vqa", "constant"), ("vqa", "question-only")])
+def test_baselines_need_no_model(task: str, baseline: str, data: Path, tmp_path: Path, no_model: None) -> None:
+    output, page = tmp_path / "report.json", tmp_path / "page.html"
+    arguments = ("--data", data, "--output", output, "--task", task, "--baseline", baseline, "--page", page)
+    result = run("evaluate", *arguments, "--markdown")
+    assert result.exit_code == 0 and result.stdout.startswith("**") and "|---|" in result.stdout
+    report = read_report(output)
+    assert (report["system"], report["checkpoint"]) == (baseline, None)
+    found = report["results"][0]
+    assert found["scores"] == found["baselines"][baseline] and "seconds_per_image" not in found
+    assert "1.png" in page.read_text()
+    assert not output.with_suffix(".jsonl").exists()
+
+
+def test_without_the_image_every_caption_is_the_same(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report.json"
+    arguments = ("evaluate", checkpoint, "--data", data, "--output", output, "--baseline", "no-image", *SHORT)
+    assert run(*arguments).exit_code == 0
+    lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and len({line["caption"] for line in lines}) == 1
+    assert read_report(output)["system"] == "full, no image"
+
+
+def test_predictions_of_another_model(data: Path, tmp_path: Path, no_model: None) -> None:
+    theirs, output = tmp_path / "theirs.jsonl", tmp_path / "report.json"
+    write(theirs, [{"image": f"{index}.png", "caption": CAPTIONS[index]} for index in (1, 2, 3)])
+    arguments = ("evaluate", "--data", data, "--output", output, "--predictions", theirs)
+    assert run(*arguments, "--page", tmp_path / "page.html").exit_code == 0
+    scores = read_report(output)["results"][0]["scores"]
+    assert scores["BLEU-4"]["value"] == pytest.approx(100, abs=0.01)
+    write(theirs, [{"image": "1.png", "caption": CAPTIONS[1]}])
+    assert "no prediction for 2.png (2 of 3 are missing)" in errors(run(*arguments))[0]
+    assert "no file" in errors(run(*arguments[:-1], tmp_path / "none.jsonl"))[0]
+
+
+def test_bad_input_is_refused_before_the_model_is_loaded(
+    checkpoint: Path, data: Path, tmp_path: Path, no_model: None
+) -> None:
+    def refused(*more: Any, task: str = "captioning") -> str:
+        output = tmp_path / "report.json"
+        result = run("evaluate", checkpoint, "--data", data, "--output", output, "--task", task, *more)
+        assert not output.exists() and not output.with_suffix(".jsonl").exists()
+        return " ".join(errors(result))
+
+    assert 'unknown split "tset"' in refused("--split", "tset")
+    assert 'unknown dataset "LR"' in refused("--dataset", "LR")
+    assert 'unknown dataset "Tiny"' in refused("--dataset", "Tiny", task="vqa")
+    assert "nothing to evaluate" in errors(run("evaluate", "--data", data, "--output", tmp_path / "r.json"))[0]
+    assert "is a folder" in errors(run("evaluate", checkpoint, "--data", data, "--output", data))[0]
+    assert (
+        "no checkpoint"
+        in errors(run("evaluate", "no-such-model", "--data", data, "--output", tmp_path / "report.json"))[0]
+    )
+    lines = (data / "captions.jsonl").read_text()
+    (data / "captions.jsonl").write_text(lines + lines.splitlines()[-1] + "\n")
+    assert 'image "3.png" stands 2 times' in refused()
+    (data / "captions.jsonl").write_text(lines + lines.splitlines()[-1].replace("test", "train") + "\n")
+    assert '"3.png" of Tiny stands in split "test" and in "train"' in refused()
+    (data / "captions.jsonl").write_text(lines.replace('["a white plane .", "an aerial image ."]', "[]"))
+    assert 'captions.jsonl:4: "captions" is []' in refused()
+    (data / "captions.jsonl").write_text(lines)
+    (data / "2.png").write_bytes(b"no image")
+    assert "2.png" in refused()
+    (data / "2.png").unlink()
+    assert "2.png is missing" in refused()
+
+
+def test_unknown_expert(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", checkpoint, "--data", data, "--output", tmp_path / "report.json", "--as", "experts:sea")
+    assert "known: full, llm, experts:theme" in errors(run(*arguments))[0]

@@ -1,0 +1,233 @@
+"""Reports: hashes that change with what they hash, the file, tables."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling_rsmoe.data.files import write_whole
+from modeling_rsmoe.data.records import CaptionRecord, QuestionRecord
+from modeling_rsmoe.errors_rsmoe import RSMoEError
+from modeling_rsmoe.evaluation import report
+from modeling_rsmoe.evaluation.markdown import markdown_table
+from modeling_rsmoe.evaluation.scores import Score, Scored
+
+
+SCORED = Scored({"BLEU-1": Score(61.7, 60.1, 63.2), "CIDEr-D": Score(153.84, 146.1, 161.94)}, [{}])
+CONSTANT = Scored({"BLEU-1": Score(25.6, 25.0, 26.2), "CIDEr-D": Score(27.0, 22.5, 31.4)}, [{}])
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[CaptionRecord]:
+    names = ["a.png", "b.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    return [CaptionRecord(tmp_path / name, "RSICD", "val", (f"Image {name} .",)) for name in names]
+
+
+def captioning(records: list[CaptionRecord], system: str = "full", **values: Any) -> report.Report:
+    settings: dict[str, Any] = {
+        "scored": SCORED,
+        "dataset": "RSICD",
+        "split": "val",
+        "limit": None,
+        "baselines": {"constant": CONSTANT},
+        "seconds": 3.2,
+    }
+    result = report.make_result(records, records[0].image.parent, **(settings | values))
+    checkpoint: report.Checkpoint = {"name": "tiny", "sha256": "0" * 64}
+    return report.make_report(
+        "captioning", system, checkpoint, {}, [result], machine="cpu", seconds=4.0, peak_memory_bytes=5_000
+    )
+
+
+# ---- hashes
+
+
+def test_checkpoint_hash_is_that_of_sha256sum(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".cache").mkdir()
+    for name in ("model.safetensors", "config.json", "sub/vocab.txt", "README.md", ".cache/other.json"):
+        (tmp_path / name).write_text(name)
+    listed = ["config.json", "model.safetensors", "sub/vocab.txt"]
+    lines = "".join(f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n" for name in listed)
+    assert report.folder_sha256(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
+
+    before = report.folder_sha256(tmp_path)
+    (tmp_path / "README.md").write_text("other scores")
+    assert report.folder_sha256(tmp_path) == before
+    (tmp_path / "sub" / "vocab.txt").rename(tmp_path / "vocab.txt")
+    assert report.folder_sha256(tmp_path) != before
+
+
+def test_a_folder_without_a_checkpoint_has_no_hash(tmp_path: Path) -> None:
+    with pytest.raises(RSMoEError, match="no file of a checkpoint"):
+        report.folder_sha256(tmp_path)
+
+
+def test_data_hash_changes_with_texts_names_and_pixels_only(tmp_path: Path, records: list[CaptionRecord]) -> None:
+    before = report.records_sha256(records, tmp_path)
+    assert report.records_sha256(records[::-1], tmp_path) == before
+    assert report.records_sha256(records[:1], tmp_path) != before
+    other = CaptionRecord(records[0].image, "RSICD", "val", ("Another .",))
+    assert report.records_sha256([other, records[1]], tmp_path) != before
+
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    for record in records:
+        shutil.copy(record.image, copied)
+    there = [CaptionRecord(copied / record.image.name, "RSICD", "val", record.captions) for record in records]
+    assert report.records_sha256(there, copied) == before
+    there[1].image.write_bytes(b"other pixels")
+    assert report.records_sha256(there, copied) != before
+
+
+# ---- the file
+
+
+def test_report_round_trip(tmp_path: Path, records: list[CaptionRecord]) -> None:
+    made = captioning(records, parts={"theme": CONSTANT})
+    report.write_report(made, tmp_path / "new" / "report.json")
+    assert report.read_report(tmp_path / "new" / "report.json") == made
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.json"]
+
+    (result,) = made["results"]
+    assert (result["images"], result["items"], result["seconds_per_image"]) == (2, 2, 1.6)
+    assert result["scores"]["CIDEr-D"] == {"value": 153.84, "low": 146.1, "high": 161.94}
+    assert result["parts"]["theme"] == result["baselines"]["constant"]
+    assert {"rsmoe", "torch", "transformers", "python"} <= set(made["versions"])
+
+
+def test_questions_have_seconds_per_item(records: list[CaptionRecord]) -> None:
+    questions = [QuestionRecord(records[0].image, "RSVQA-LR", "val", f"Is {n}?", "presence", "yes") for n in range(4)]
+    result = report.make_result(
+        questions,
+        records[0].image.parent,
+        SCORED,
+        dataset="RSVQA-LR",
+        split="val",
+        limit=4,
+        baselines={},
+        seconds=2.0,
+    )
+    assert (result["images"], result["items"], result["seconds_per_item"]) == (1, 4, 0.5)
+    assert "seconds_per_image" not in result and "parts" not in result
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("format",), 2, "no report of format 1"),
+        (("task",), "chess", "its task is 'chess'"),
+        (("results",), "none", '"results" of the report'),
+        (("results", 0), 3, "result 1 is 3"),
+        (("results", 0, "sha256"), None, '"sha256" of result 1 is None'),
+        (("results", 0, "scores", "BLEU-1"), 61.7, "a score without value, low and high"),
+        (("results", 0, "baselines", "constant"), [], "a score without value, low and high"),
+        (("results", 0, "parts"), [], '"parts" of result 1'),
+        (("checkpoint", "name"), 7, '"name" of its checkpoint'),
+    ],
+)
+def test_a_wrong_file_is_refused(
+    tmp_path: Path, records: list[CaptionRecord], path: tuple[Any, ...], value: Any, message: str
+) -> None:
+    values: Any = json.loads(json.dumps(captioning(records)))
+    inner = values
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(RSMoEError, match="report.json") as caught:
+        report.read_report(file)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", '{"results": []}'])
+def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "report.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(RSMoEError, match="rsmoe evaluate --output"):
+        report.read_report(file)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, records: list[CaptionRecord]) -> None:
+    file = tmp_path / "report.json"
+    file.write_text("old")
+    broken = captioning(records)
+    broken["seconds"] = float("nan")
+    with pytest.raises(ValueError):
+        report.write_report(broken, file)
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(file, "\ud800")
+    assert file.read_text() == "old" and sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.png",
+        "b.png",
+        "report.json",
+    ]
+
+
+# ---- tables
+
+
+def lines_of(text: str, start: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def test_table_has_each_system_and_baseline_once(records: list[CaptionRecord]) -> None:
+    full = captioning(records, parts={"theme": CONSTANT})
+    llm = captioning(records, "llm", seconds=1.0)
+    blind = captioning(records, "full, no image", scored=CONSTANT)
+    constant = captioning(records, "constant", scored=CONSTANT, seconds=None)
+    table = markdown_table([full, blind, llm, constant])
+    assert lines_of(table, "|") == [
+        "| system | BLEU-1 | CIDEr-D | s / image |",
+        "|---|---:|---:|---:|",
+        "| full model | 61.7 [60.1, 63.2] | 153.8 [146.1, 161.9] | 1.60 |",
+        "| LLM block alone | 61.7 [60.1, 63.2] | 153.8 [146.1, 161.9] | 0.50 |",
+        "| full model: part of the theme expert | 25.6 [25.0, 26.2] | 27.0 [22.5, 31.4] |  |",
+        "| full model without the image | 25.6 [25.0, 26.2] | 27.0 [22.5, 31.4] | 1.60 |",
+        "| the most frequent training caption | 25.6 [25.0, 26.2] | 27.0 [22.5, 31.4] |  |",
+    ]
+    assert lines_of(table, "**") == ["**RSICD, val (2 images)**"]
+    assert "Checkpoint tiny: sha256 000000000000." in table
+    assert f"RSICD val {full['results'][0]['sha256'][:12]}" in table
+
+
+def test_other_data_is_another_table(records: list[CaptionRecord]) -> None:
+    """The same split with one image less was scored: its scores must not stand beside those of the whole."""
+    tables = markdown_table([captioning(records), captioning(records[:1], "llm", limit=1)])
+    assert lines_of(tables, "**") == ["**RSICD, val (2 images)**", "**RSICD, val (1 image, limited to 1)**"]
+    assert len(lines_of(tables, "| system")) == 2
+
+
+def test_table_tells_runs_of_one_system_apart(records: list[CaptionRecord]) -> None:
+    one, three, small = captioning(records), captioning(records), captioning(records)
+    one["settings"], three["settings"] = {"num_beams": 1, "dtype": "float32"}, {"num_beams": 3, "dtype": "float32"}
+    assert [line.split(" | ")[0] for line in lines_of(markdown_table([one, three]), "| full")] == [
+        "| full model (num_beams 1)",
+        "| full model (num_beams 3)",
+    ]
+    small["checkpoint"] = {"name": "small", "sha256": "1" * 64}
+    rows = lines_of(markdown_table([one, small]), "| ")[1:3]
+    assert [row.split(" | ")[0] for row in rows] == ["| tiny, full model", "| small, full model"]
+
+
+def test_table_says_what_is_missing_and_how_it_was_made(records: list[CaptionRecord]) -> None:
+    scored = Scored(SCORED.scores, [{}], missing={"METEOR": "no | Java <b>"}, notes={"tokenizer": "ours"})
+    table = markdown_table([captioning(records, scored=scored)])
+    assert "- METEOR is missing: no \\| Java &lt;b>." in table
+    assert "- tokenizer: ours." in table and "- Peak memory: 0.0 GB." in table and "python 3." in table
+
+
+def test_a_table_is_of_one_task(records: list[CaptionRecord]) -> None:
+    other = captioning(records)
+    other["task"] = "vqa"
+    with pytest.raises(RSMoEError, match="captioning, vqa"):
+        markdown_table([captioning(records), other])
+    with pytest.raises(RSMoEError, match="no report"):
+        markdown_table([])

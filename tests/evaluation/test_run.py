@@ -1,0 +1,167 @@
+"""One evaluation: what is selected, what is refused, and results that equal the metrics called by hand."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from modeling_rsmoe import RSMoEError
+from modeling_rsmoe.data.records import read_questions
+from modeling_rsmoe.evaluation.captions import score_captions
+from modeling_rsmoe.evaluation.run import baseline_texts, evaluate, run_id, select
+from modeling_rsmoe.evaluation.vqa import score_answers
+
+
+CAPTIONS = {
+    ("A", "train"): [["a river .", "a river ."], ["many green trees ."]],
+    ("A", "test"): [["a wide river flows here ."], ["many trees are green ."], ["a road crosses a river ."]],
+    ("B", "test"): [["a gray bridge ."], ["a white plane ."]],
+}
+QUESTIONS = {
+    ("L", "train"): [("is there a road?", "presence", "yes"), ("how many roads?", "count", "3")],
+    ("L", "test"): [("is there a road?", "presence", "yes"), ("how many houses?", "count", "2")],
+    ("H", "test"): [("is there a lake?", "presence", "no")],
+}
+
+
+@pytest.fixture(autouse=True)
+def without_java(monkeypatch):
+    """METEOR takes seconds and is tested with the metrics."""
+    monkeypatch.setattr("shutil.which", lambda name: None)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    lines = []
+    for (dataset, split), images in CAPTIONS.items():
+        for index, captions in enumerate(images):
+            name = f"{dataset}-{split}-{index}.png"
+            Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / name)
+            lines.append({"image": name, "dataset": dataset, "split": split, "captions": captions})
+    write(tmp_path / "captions.jsonl", lines)
+    lines = []
+    for (dataset, split), asked in QUESTIONS.items():
+        name = f"{dataset}-{split}.png"
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        keys = ("question", "question_type", "answer")
+        lines += [{"image": name, "dataset": dataset, "split": split, **dict(zip(keys, row))} for row in asked]
+    write(tmp_path / "vqa.jsonl", lines)
+    return tmp_path
+
+
+def write(file, lines):
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def spoken(selection, text="a river ."):
+    name = "caption" if selection.task == "captioning" else "answer"
+    return {
+        (record.image.name, getattr(record, "question", "")): {name: text, "seconds": 0.5}
+        for record in selection.all()
+    }
+
+
+def test_results_are_those_of_the_metrics(folder):
+    selection = select(folder, "captioning", "test")
+    results = {each.result["dataset"]: each for each in evaluate(selection, spoken(selection))}
+    assert list(results) == ["A", "B"]
+    references = {f"A-test-{index}.png": captions for index, captions in enumerate(CAPTIONS["A", "test"])}
+    learned = ["a river .", "many green trees ."]
+    expected = score_captions(references, dict.fromkeys(references, "a river ."), learned)
+    assert results["A"].scored == expected
+    found = results["A"].result
+    assert found["scores"]["CIDEr-D"]["value"] == expected.scores["CIDEr-D"].value > 0
+    assert found["scores"]["novel"]["value"] == 0
+    assert (found["images"], found["items"], found["limit"], found["seconds_per_image"]) == (3, 3, None, 0.5)
+    # The most frequent training caption happens to be what was said.
+    assert found["baselines"]["constant"] == found["scores"]
+    # B has no train split: its constant caption comes from all training captions.
+    assert baseline_texts(selection, "constant", selection.records["B"]) == ["a river ."] * 2
+
+
+def test_answers_are_scored_by_dataset_and_pooled(folder):
+    selection = select(folder, "vqa", "test")
+    results = {each.result["dataset"]: each.result for each in evaluate(selection, spoken(selection, "yes"))}
+    assert {name: result["scores"]["accuracy"]["value"] for name, result in results.items()} == pytest.approx(
+        {"L": 50, "H": 0, "all": 100 / 3}
+    )
+    assert results["all"]["scores"]["accuracy"]["value"] == pytest.approx(
+        score_answers(read_questions(folder, "test"), ["yes"] * 3).scores["accuracy"].value
+    )
+    assert list(results["L"]["baselines"]) == ["constant", "question-only"]
+
+
+def test_parts_of_the_full_model_are_scored_alone(folder):
+    selection = select(folder, "captioning", "test", ["A"])
+    lines = spoken(selection)
+    for line in lines.values():
+        line["parts"] = {"theme": "a wide river", "object": ""}
+    parts = evaluate(selection, lines)[0].result["parts"]
+    assert list(parts) == ["theme", "object"]
+    assert parts["theme"]["BLEU-1"]["value"] > parts["object"]["BLEU-1"]["value"] == 0
+
+
+def test_without_training_records_there_are_no_baselines(folder):
+    lines = (folder / "captions.jsonl").read_text().splitlines(keepends=True)
+    (folder / "captions.jsonl").write_text("".join(line for line in lines if '"train"' not in line))
+    selection = select(folder, "captioning", "test")
+    result = evaluate(selection, spoken(selection))[0].result
+    assert result["baselines"] == {} and "novel" not in result["scores"]
+    with pytest.raises(RSMoEError, match="train split"):
+        baseline_texts(selection, "constant", selection.records["A"])
+
+
+def test_limit_is_spread_over_the_file(folder):
+    chosen = select(folder, "captioning", "test", limit=2).records
+    assert [record.image.name for record in chosen["A"]] == ["A-test-0.png", "A-test-1.png"]
+    assert [len(records) for records in chosen.values()] == [2, 2]
+    many = select(folder, "captioning", "test", limit=99)
+    assert [len(records) for records in many.records.values()] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("captioning", "tset"), 'unknown split "tset".*known: test, train'),
+        (("captioning", "test", ["L"]), 'unknown dataset "L".*known: A, B'),
+        (("captioning", "train", ["A", "B"]), 'dataset "B" has no split "train"; it has test'),
+        (("vqa", "test", ["A"]), 'unknown dataset "A".*known: H, L'),
+    ],
+)
+def test_unknown_names(arguments, message, folder):
+    with pytest.raises(RSMoEError, match=message):
+        select(folder, *arguments)
+
+
+def test_images_that_stand_twice(folder):
+    lines = (folder / "captions.jsonl").read_text()
+    line = next(line for line in lines.splitlines() if "A-test-1" in line)
+    (folder / "captions.jsonl").write_text(lines + line + "\n")
+    with pytest.raises(RSMoEError, match='image "A-test-1.png" stands 2 times in this split of A; merge'):
+        select(folder, "captioning", "test")
+    (folder / "captions.jsonl").write_text(lines + line.replace('"test"', '"train"') + "\n")
+    with pytest.raises(RSMoEError, match='"A-test-1.png" of A stands in split "test" and in "train"'):
+        select(folder, "captioning", "test")
+    questions = (folder / "vqa.jsonl").read_text()
+    (folder / "vqa.jsonl").write_text(questions + questions.splitlines()[-1] + "\n")
+    with pytest.raises(RSMoEError, match='question "is there a lake\\?" of image "H-test.png" stands 2 times'):
+        select(folder, "vqa", "test")
+
+
+def test_missing_predictions_are_counted(folder):
+    selection = select(folder, "vqa", "test")
+    lines = spoken(selection)
+    lines.pop(("H-test.png", "is there a lake?"))
+    with pytest.raises(RSMoEError, match=r"no prediction for H-test.png / is there a lake\? \(1 of 3 are missing\)"):
+        evaluate(selection, lines)
+
+
+def test_run_id_depends_on_everything():
+    ids = {
+        run_id("a", "full", {"num_beams": 1}),
+        run_id("b", "full", {"num_beams": 1}),
+        run_id("a", "llm", {"num_beams": 1}),
+        run_id("a", "full", {"num_beams": 2}),
+    }
+    assert len(ids) == 4
+    assert run_id("a", "full", {"x": 1, "y": 2}) == run_id("a", "full", {"y": 2, "x": 1})
