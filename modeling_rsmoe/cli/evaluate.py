@@ -29,7 +29,7 @@ def evaluate(
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CHECKPOINT]",
+            metavar="CHECKPOINT",
             help="A folder, a name on the Hub, or rs-moe-nano. Not needed for --baseline constant and question-only, "
             "nor to score the --predictions of another model.",
             show_default=False,
@@ -41,6 +41,9 @@ def evaluate(
         typer.Option(metavar="NAME", help="May be given more than once.", show_default="all that have the split"),
     ] = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="The split to score.")] = "test",
+    questions: Annotated[
+        str, typer.Option(metavar="NAME", help="The data folder's file of questions, for --task vqa.")
+    ] = "vqa.jsonl",
     limit: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Only N items of each dataset, evenly spread.", show_default="all"),
@@ -97,7 +100,7 @@ def evaluate(
         from ..evaluation import report, run
         from ..evaluation.predict import peak_memory
 
-        selection = run.select(data, task, split, dataset, limit)
+        selection = run.select(data, task, split, dataset, limit, questions)
         shared.check_images(list(dict.fromkeys(str(record.image) for record in selection.all())), 0, steps)
         if checkpoint is not None and by_model:
             made = _predict(selection, checkpoint, (reader, baseline is None), settings, dtype, file, steps)

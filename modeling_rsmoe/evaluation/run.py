@@ -4,6 +4,7 @@
 these three in a row.
 """
 
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data.records import QuestionRecord, read_captions, read_questions
+from ..data.records import QUESTIONS_FILE, QuestionRecord, read_captions, read_questions
 from ..errors_rsmoe import RSMoEError
 from .baselines import constant_answers, constant_caption, question_only_answers
 from .captions import check_installed, score_captions
@@ -57,13 +58,19 @@ class Evaluated:
 
 
 def select(
-    folder: Path, task: Task, split: str, datasets: Collection[str] | None = None, limit: int | None = None
+    folder: Path,
+    task: Task,
+    split: str,
+    datasets: Collection[str] | None = None,
+    limit: int | None = None,
+    questions_file: str = QUESTIONS_FILE,
 ) -> Selection:
     """The records of a split, checked.
 
     Args:
         datasets: their names; all that have the split by default.
         limit: at most so many records of each dataset, evenly spread over the file, which may be sorted by scene.
+        questions_file: its name in the folder.
 
     Raises:
         RSMoEError: as the readers of `data.records`; a dataset without this split; an image that stands twice, or in
@@ -71,7 +78,9 @@ def select(
     """
     if task == "captioning":
         check_installed()
-    read: Callable[..., list[Any]] = read_captions if task == "captioning" else read_questions
+    read: Callable[..., list[Any]] = (
+        read_captions if task == "captioning" else functools.partial(read_questions, name=questions_file)
+    )
     records = read(folder, split, datasets)
     for dataset in dict.fromkeys(datasets or ()):
         if not any(record.dataset == dataset for record in records):

@@ -170,6 +170,23 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
     assert "2.png is missing" in refused()
 
 
+def test_other_file_of_questions(data: Path, tmp_path: Path, no_model: None) -> None:
+    (data / "vqa.jsonl").rename(data / "derived.jsonl")
+    arguments = (
+        "evaluate",
+        "--data",
+        data,
+        "--output",
+        tmp_path / "report.json",
+        "--task",
+        "vqa",
+        "--baseline",
+        "constant",
+    )
+    assert "vqa.jsonl is missing (.jsonl files there: captions.jsonl, derived.jsonl)" in errors(run(*arguments))[0]
+    assert run(*arguments, "--questions", "derived.jsonl").exit_code == 0
+
+
 def test_unknown_expert(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", checkpoint, "--data", data, "--output", tmp_path / "report.json", "--as", "experts:sea")
     assert "known: full, llm, experts:theme" in errors(run(*arguments))[0]
