@@ -1,13 +1,18 @@
 """METEOR 1.5 of pycocoevalcap: its Java program counts the matches, the score is computed from the counts here.
 
-pycocoevalcap's own wrapper waits for each answer before it asks on, and gives only final scores. Here every question
-goes to one Java process at once, and the counts stay at hand, so that the score of any sample of images follows from
+pycocoevalcap's own wrapper waits for each answer before it asks on, and gives only final scores. Here all questions
+go to one Java process together, and the counts stay at hand, so that the score of any sample of images follows from
 their sums, as an interval needs. Knows nothing about images or other metrics.
 
 Source: Denkowski and Lavie 2014, "Meteor Universal", equations 1 to 6; the parameters are those of English ("-l en").
 """
 
+import atexit
+import contextlib
+import functools
 import subprocess
+import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,24 +73,65 @@ def score(counts: Array) -> Array:
 
 
 def _ask(questions: Sequence[Question], java: str) -> dict[Question, list[float]]:
-    from pycocoevalcap.meteor import meteor
-
-    jar = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
-    command = [java, "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
-    lines = (" ||| ".join(("SCORE", *map(_plain, references), _plain(text))) for text, references in questions)
-    done = subprocess.run(
-        command, input="".join(f"{line}\n" for line in lines).encode(), capture_output=True, check=False
-    )
+    lines = [" ||| ".join(("SCORE", *map(_plain, references), _plain(text))) for text, references in questions]
+    program = _program(java)
+    answers = program.answers(lines)
     try:
-        answers = [[float(number) for number in line.split()] for line in done.stdout.decode().splitlines()]
+        counts = [[float(number) for number in answer.split()] for answer in answers]
     except ValueError:
-        answers = []
-    if done.returncode or len(answers) != len(questions) or any(len(answer) != COUNTS for answer in answers):
-        message = (done.stderr or done.stdout).decode(errors="replace").strip()[-300:]
-        raise RSMoEError(
-            f"METEOR's Java program failed on {len(questions)} captions (exit {done.returncode}): {message}"
+        counts = []
+    if len(counts) != len(questions) or any(len(found) != COUNTS for found in counts):
+        _program.cache_clear()
+        message = (program.end() or "".join(answers)).strip()[-300:]
+        raise RSMoEError(f"METEOR's Java program failed on {len(questions)} captions: {message or 'it ended'}")
+    return dict(zip(questions, counts))
+
+
+class _Program:
+    """METEOR's Java program. Starting it takes many times as long as scoring, so one serves all calls of a process."""
+
+    def __init__(self, java: str):
+        from pycocoevalcap.meteor import meteor
+
+        jar = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
+        command = [java, "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the program
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            encoding="utf-8",
+            errors="replace",
         )
-    return dict(zip(questions, answers))
+        atexit.register(self.end)
+
+    def answers(self, lines: Sequence[str]) -> list[str]:
+        """The program's line for each of ours; fewer if it ends before."""
+        assert self._process.stdin and self._process.stdout
+        # Written beside reading: either pipe would fill up while nobody reads the other.
+        writer = threading.Thread(target=self._write, args=(lines,), daemon=True)
+        writer.start()
+        answers = [self._process.stdout.readline() for _ in lines]
+        writer.join()
+        return [answer for answer in answers if answer]
+
+    def _write(self, lines: Sequence[str]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # what did not come back shows in the answers
+            self._process.stdin.write("".join(f"{line}\n" for line in lines))  # type: ignore[union-attr]
+            self._process.stdin.flush()  # type: ignore[union-attr]
+
+    def end(self) -> str:
+        """End the program; what it wrote about errors."""
+        atexit.unregister(self.end)
+        self._process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace")
+
+
+_program = functools.cache(_Program)
 
 
 def _plain(text: str) -> str:

@@ -1,6 +1,7 @@
 """METEOR: its formula worked by hand, and the protocol of its Java program. test_captions compares it with the program."""
 
-import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,21 +18,41 @@ IDENTICAL = "2.0 2.0 1.0 1.0 1.0 1.0 1.0 1.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0
 NOTHING = " ".join(["0.0", "2.0", "0.0", "1.0"] + 19 * ["0.0"])
 
 
+FAKE = """#!{python}
+import sys
+from pathlib import Path
+
+folder = Path(__file__).parent
+with (folder / "starts").open("a") as file:
+    file.write("started\\n")
+answers = (folder / "answers").read_text().splitlines()
+for line in sys.stdin:
+    with (folder / "asked").open("a") as file:
+        file.write(line)
+    if not answers:
+        sys.exit("no memory")
+    print(answers.pop(0), flush=True)
+"""
+
+
 @pytest.fixture
-def program(monkeypatch):
-    """Stands for the Java program: `answer` is what it writes, `asked` what it was told."""
+def program(tmp_path):
+    """Stands for the Java program: writes the lines of the file `answers`, one for each line that it is told."""
     pytest.importorskip("pycocoevalcap")
 
     class Program:
-        answer, code, asked = "", 0, ""
+        path = str(tmp_path / "java")
 
-        def run(self, command, input, **kwargs):
-            self.asked = input.decode()
-            return subprocess.CompletedProcess(command, self.code, self.answer.encode(), b"no memory")
+        def will_answer(self, *lines):
+            (tmp_path / "answers").write_text("".join(f"{line}\n" for line in lines))
 
-    program = Program()
-    monkeypatch.setattr(subprocess, "run", program.run)
-    return program
+        def read(self, name):
+            return (tmp_path / name).read_text()
+
+    Path(Program.path).write_text(FAKE.format(python=sys.executable))
+    Path(Program.path).chmod(0o755)
+    yield Program()
+    meteor._program.cache_clear()
 
 
 def counts(line: str) -> np.ndarray:
@@ -48,8 +69,8 @@ def test_the_formula_by_hand():
 
 
 def test_identical_captions_score_full_alone_and_in_a_set(program):
-    program.answer = f"{IDENTICAL}\n{NOTHING}\n"
-    found = meteor.statistics(["a dog", ""], [["a dog"], ["a dog"]], "java")
+    program.will_answer(IDENTICAL, NOTHING)
+    found = meteor.statistics(["a dog", ""], [["a dog"], ["a dog"]], program.path)
     assert meteor.score(found) == pytest.approx([1, 0])
     assert meteor.score(found[[0, 0, 0]].sum(0)) == pytest.approx(1)
 
@@ -61,22 +82,33 @@ def test_a_set_is_scored_by_its_sums():
 
 
 def test_each_question_is_asked_once_without_repeated_references(program):
-    program.answer = f"{LINE}\n{NOTHING}\n"
-    found = meteor.statistics(["x", "", "x"], [["a", "b", "a"], ["c"], ["a", "b"]], "java")
-    assert program.asked == "SCORE ||| a ||| b ||| x\nSCORE ||| c ||| \n"
+    program.will_answer(LINE, NOTHING)
+    found = meteor.statistics(["x", "", "x"], [["a", "b", "a"], ["c"], ["a", "b"]], program.path)
+    assert program.read("asked") == "SCORE ||| a ||| b ||| x\nSCORE ||| c ||| \n"
     assert found.tolist() == [counts(LINE).tolist(), counts(NOTHING).tolist(), counts(LINE).tolist()]
 
 
 def test_the_mark_of_the_protocol_goes_from_texts(program):
-    program.answer = f"{LINE}\n"
-    meteor.statistics(["a ||| b"], [["c |||| d", "|||"]], "java")
-    assert program.asked == "SCORE ||| c | d |||  ||| a b\n"
+    program.will_answer(LINE)
+    meteor.statistics(["a ||| b"], [["c |||| d", "|||"]], program.path)
+    assert program.read("asked") == "SCORE ||| c | d |||  ||| a b\n"
+
+
+def test_one_program_serves_all_calls(program):
+    program.will_answer(LINE, NOTHING, *[LINE] * 5000)
+    meteor.statistics(["x", "y"], [["a"], ["b"]], program.path)
+    many = [f"a caption with enough words to fill a pipe, number {number}" for number in range(5000)]
+    assert len(meteor.statistics(many, [["a"]] * 5000, program.path)) == 5000
+    assert program.read("starts") == "started\n"
 
 
 @pytest.mark.parametrize(
-    ("answer", "code"), [("", 0), (LINE, 1), (f"{LINE}\n{LINE}\n", 0), ("1.0 2.0\n", 0), ("Error: no file\n", 0)]
+    ("answers", "message"), [([], "no memory"), (["1.0 2.0"], "1.0 2.0"), (["No file"], "No file")]
 )
-def test_a_program_that_fails_is_reported(program, answer, code):
-    program.answer, program.code = answer, code
-    with pytest.raises(RSMoEError, match=rf"failed on 1 captions \(exit {code}\): no memory"):
-        meteor.statistics(["a dog"], [["a dog"]], "java")
+def test_a_program_that_fails_is_reported_and_started_again(program, answers, message):
+    program.will_answer(*answers)
+    with pytest.raises(RSMoEError, match=f"failed on 1 captions: {message}"):
+        meteor.statistics(["a dog"], [["a dog"]], program.path)
+    program.will_answer(LINE)
+    assert meteor.statistics(["a dog"], [["a dog"]], program.path).tolist() == [counts(LINE).tolist()]
+    assert program.read("starts") == "started\nstarted\n"
