@@ -106,7 +106,7 @@ def evaluate(
             made = _predict(selection, checkpoint, (reader, baseline is None), settings, dtype, file, steps)
         else:
             made = _given(selection, baseline, predictions)
-        evaluated = run.evaluate(selection, made.lines, steps)
+        evaluated = run.evaluate(selection, made.lines, steps, with_parts=baseline is None)
         written = report.make_report(
             task,
             made.system,
@@ -228,8 +228,10 @@ def _show(
         others = {**result.get("parts", {}), **result["baselines"]}
         table = Table(title=headline(result, report["task"]), title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("score", no_wrap=True)
-        for column in (report["system"], "95 % interval", *others):
-            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(report["system"], justify="right")
+        table.add_column("95 % interval", justify="right", no_wrap=True)
+        for column in others:
+            table.add_column(column, justify="right")
         for name in shown_scores([result["scores"]]):
             own = result["scores"][name]
             beside = (f"{scores[name]['value']:.1f}" if name in scores else "" for scores in others.values())

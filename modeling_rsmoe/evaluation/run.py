@@ -138,11 +138,13 @@ def evaluate(
     selection: Selection,
     predictions: Mapping[Key, dict[str, Any]],
     progress: Callable[[str], None] = lambda message: None,
+    with_parts: bool = True,
 ) -> list[Evaluated]:
     """Score the predictions of every dataset; questions of several datasets are pooled in a last result.
 
     Args:
         predictions: lines as of `predict.read_predictions`, at least one for each record.
+        with_parts: whether the experts' parts of captions by the full model are scored as captions too.
 
     Raises:
         RSMoEError: a record has no prediction.
@@ -163,11 +165,13 @@ def evaluate(
         own = [
             {**named(record, selection.folder), **predictions[key_of(record, selection.folder)]} for record in records
         ]
-        evaluated.append(_evaluate_one(selection, dataset, records, own))
+        evaluated.append(_evaluate_one(selection, dataset, records, own, with_parts))
     return evaluated
 
 
-def _evaluate_one(selection: Selection, dataset: str, records: list[Any], lines: list[Any]) -> Evaluated:
+def _evaluate_one(
+    selection: Selection, dataset: str, records: list[Any], lines: list[Any], with_parts: bool
+) -> Evaluated:
     spoken = [line["caption"] if selection.task == "captioning" else line["answer"] for line in lines]
     scored = _score(selection, records, spoken)
     baselines = {
@@ -176,7 +180,7 @@ def _evaluate_one(selection: Selection, dataset: str, records: list[Any], lines:
         if selection.train
     }
     parts = None
-    if selection.task == "captioning" and all(len(line.get("parts", {})) > 1 for line in lines):
+    if with_parts and selection.task == "captioning" and all(len(line.get("parts", {})) > 1 for line in lines):
         parts = {
             name: _score(selection, records, [line["parts"][name] for line in lines]) for name in lines[0]["parts"]
         }
