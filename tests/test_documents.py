@@ -1,14 +1,18 @@
 """What README.md and model_card.md say is so: their code runs, their files exist, their numbers are the configuration's."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from modeling_rsmoe import RSMoEConfig, RSMoEForConditionalGeneration
+from modeling_rsmoe.cli import app
+from modeling_rsmoe.evaluation.report import read_report
 
 from .tiny import tiny_checkpoint
 
@@ -68,6 +72,20 @@ def test_nano_builds_and_has_the_parameters_of_its_card():
     for name, part in parts.items():
         millions = sum(parameter.numel() for parameter in part.parameters()) / 1e6
         assert re.search(rf"\| {name}.*\| {millions:.1f} M", card), f"{name}: {millions:.1f} M"
+
+
+def test_scores_in_the_documents_are_those_of_the_reports(tmp_path):
+    """As `rsmoe card model_card.md --scores docs/scores --table docs/evaluation.md` writes them: nothing by hand."""
+    copies = [tmp_path / "model_card.md", tmp_path / "evaluation.md"]
+    shutil.copy(ROOT / "model_card.md", copies[0])
+    shutil.copy(ROOT / "docs" / "evaluation.md", copies[1])
+    result = CliRunner().invoke(
+        app, ["card", str(copies[0]), "--scores", str(ROOT / "docs" / "scores"), "--table", str(copies[1])]
+    )
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[:2] == [f"{copy}: unchanged" for copy in copies]
+    reports = [read_report(file) for file in (ROOT / "docs" / "scores").glob("*.json")]
+    assert {report["task"] for report in reports} == {"captioning", "vqa"}
 
 
 def test_trained_weights_are_small_enough():
