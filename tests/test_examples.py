@@ -133,4 +133,3 @@ def test_train_nano(checkpoint, data, tmp_path):
     for part in learned:
         assert any(part in name for name in changed), part
     assert not any("vision_model.encoder" in name or "embed_tokens" in name for name in changed)
-
