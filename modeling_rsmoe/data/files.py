@@ -1,5 +1,6 @@
-"""Files that are there whole or not at all."""
+"""Files: written whole or not at all, and known by their hash."""
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -24,3 +25,9 @@ def write_whole(path: str | Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def sha256_of(path: str | Path) -> str:
+    """The sha256 of a file's content, in lower-case hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -146,13 +146,13 @@ def predict(
         if (key := key_of(record, folder)) not in done:
             seen = record.image if predictor.system.sees_image else None
             groups.setdefault((seen, instruction_of(record)), {})[key] = record
-    todo = list(groups.values())
-    total, left = len({key_of(record, folder) for record in records}), sum(map(len, todo))
+    waiting = list(groups.values())
+    total, left = len({key_of(record, folder) for record in records}), sum(map(len, waiting))
     progress(total - left, total)
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as stream:
-        for start in range(0, len(todo), batch_size):
-            batch = todo[start : start + batch_size]
+        for start in range(0, len(waiting), batch_size):
+            batch = waiting[start : start + batch_size]
             began = time.perf_counter()
             results = predictor([next(iter(group.values())) for group in batch])
             seconds = (time.perf_counter() - began) / sum(map(len, batch))

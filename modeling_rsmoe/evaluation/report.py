@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from ..data.files import write_whole
+from ..data.files import sha256_of, write_whole
 from ..data.records import CaptionRecord, QuestionRecord
 from ..errors_rsmoe import RSMoEError
 from .scores import Scored, Scores
@@ -195,7 +195,7 @@ def folder_sha256(folder: str | Path) -> str:
     )
     if not names:
         raise RSMoEError(f"{root} has no file of a checkpoint ({', '.join(_CHECKPOINT_FILES)}); give its folder")
-    return _sha256_of_lines(f"{_file_sha256(root / name)}  {name}" for name in names)
+    return _sha256_of_lines(f"{sha256_of(root / name)}  {name}" for name in names)
 
 
 def records_sha256(records: Sequence[CaptionRecord] | Sequence[QuestionRecord], folder: str | Path) -> str:
@@ -204,18 +204,13 @@ def records_sha256(records: Sequence[CaptionRecord] | Sequence[QuestionRecord], 
     Two reports with the same hash scored the same images against the same references.
     """
     root = Path(folder).absolute()
-    images = {record.image: _file_sha256(record.image) for record in records}
+    images = {record.image: sha256_of(record.image) for record in records}
     lines = []
     for record in records:
         texts = {name: value for name, value in asdict(record).items() if name != "image"}
         name = record.image.relative_to(root).as_posix()
         lines.append(json.dumps([name, images[record.image], texts], ensure_ascii=False, sort_keys=True))
     return _sha256_of_lines(sorted(lines))
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256_of_lines(lines: Iterable[str]) -> str:

