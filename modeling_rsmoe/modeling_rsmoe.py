@@ -359,7 +359,9 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | RSMoECausalLMOutputWithPast:
-        """Arguments as of [`RSMoEModel`]; `labels` [rows, tokens] with -100 where no loss is taken."""
+        """Arguments as of [`RSMoEModel`]; `labels` [rows, tokens] with -100 where no loss is taken; `logits_to_keep`: the
+        last so many tokens, or places [places], or a mask [rows, tokens] whose logits then are [true tokens, vocab_size].
+        """
         for name in COMPOSED_INPUTS:  # the processor makes them for `generate`
             kwargs.pop(name, None)
         outputs = self.model(
@@ -376,7 +378,12 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        hidden_states = outputs.last_hidden_state
+        if isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.ndim == 2:
+            hidden_states = hidden_states[logits_to_keep]
+        else:
+            # Not contiguous, a slice makes torch copy the head's weight for every row.
+            hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep).contiguous()
         logits = self.lm_head(hidden_states)
         loss = None
         if labels is not None:

@@ -18,6 +18,7 @@ from .card import card
 from .data import data
 from .evaluate import evaluate
 from .shared import print_error
+from .train import train
 
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -59,6 +60,7 @@ app.command()(assemble)
 app.command()(evaluate)
 app.command()(card)
 app.add_typer(data, name="data")
+app.add_typer(train, name="train")
 
 
 @app.callback(invoke_without_command=True)

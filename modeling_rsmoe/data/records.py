@@ -139,6 +139,14 @@ class Entry:
             raise self.error(f'"{key}" is {value!r}, expected a non-empty string; write it as a string')
         return value
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.field(key)
+        if not isinstance(value, list) or not value or not all(is_text(text) for text in value):
+            raise self.error(
+                f'"{key}" is {value!r}, expected a list of at least one non-empty string; write each one as a string'
+            )
+        return tuple(value)
+
     def path(self, key: str) -> Path:
         """The absolute path of a file inside the folder."""
         name = self.text(key)
@@ -156,13 +164,8 @@ def is_text(value: object) -> bool:
 
 
 def _caption_record(line: Entry) -> CaptionRecord:
-    captions = line.field("captions")
-    if not isinstance(captions, list) or not captions or not all(is_text(text) for text in captions):
-        raise line.error(
-            f'"captions" is {captions!r}, expected a list of at least one non-empty string; write each reference '
-            "caption as a string"
-        )
-    return CaptionRecord(line.path("image"), line.text("dataset"), line.text("split"), tuple(captions))
+    captions = line.texts("captions")
+    return CaptionRecord(line.path("image"), line.text("dataset"), line.text("split"), captions)
 
 
 def _question_record(line: Entry) -> QuestionRecord:

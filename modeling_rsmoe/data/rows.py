@@ -46,7 +46,8 @@ PART_NOISE = 0.15  # of a composition's parts are left out or belong to another 
 # Composition rows by the image's distinct captions: one (every part is noise), some, or enough for every part.
 # Generation always has every part, so half of the rows should.
 COMPOSE_SHARES: Mapping[str, float] = {"one": 0.15, "some": 0.35, "many": 0.5}
-QUESTION_PARTS_SHARE = 0.4  # of answer rows hold parts, so that the composer has read parts under a question too
+QUESTION_PARTS_SHARE = 0.2  # of answer rows hold parts, so that the composer has read parts under a question too
+SIMILAR_SHARE = 0.7  # of composition rows have parts out of similar images' captions, where those are known
 TEMPLATE_SHARE = 0.25  # of expert rows are asked the expert's fixed prompt, for router mode "template"
 GLOBAL_SHARE = 0.1  # of expert rows are asked the global instruction, for router mode "none"
 QUESTION_SHARE = 0.15  # of router rows read a question instead of an instruction
@@ -54,13 +55,17 @@ QUESTION_SHARE = 0.15  # of router rows read a question instead of an instructio
 
 @dataclass(frozen=True)
 class Row:
-    """One row of training text for one image."""
+    """One row of training text for one image.
+
+    Several completions are learned in one pass: each follows the prompt, none sees another. A repeated one counts as
+    often as it stands here.
+    """
 
     image: Path
     kind: Kind
     expert: str | None  # of a router's and an expert's row
     prompt: str
-    completion: str
+    completions: tuple[str, ...]
 
 
 def stage1_rows(
@@ -70,6 +75,8 @@ def stage1_rows(
     epoch: int = 0,
     count: int | None = None,
     mix: Mapping[str, float] = STAGE1_MIX,
+    references: int = 1,
+    similar: Mapping[Path, Sequence[CaptionRecord]] | None = None,
 ) -> list[Row]:
     """One epoch of rows for the LLM block: captions, answers and compositions, shuffled.
 
@@ -80,6 +87,9 @@ def stage1_rows(
         count: rows of the epoch; by default so many that each captioned image (or, without caption rows, each record)
             has one caption row.
         mix: share of each kind, ``caption``, ``answer`` and ``compose``, of any sum; 0 or absent for none.
+        references: so many captions of its image, or all where it has fewer, are the completions of a caption row.
+        similar: for each captioned image others that look like it. Their sentences are parts as wrong as an expert's:
+            a composer that only ever read other references of the same image would believe every part.
 
     Raises:
         RSMoEError: for an unknown kind or a negative share in ``mix``, or a kind that has no record to draw from.
@@ -91,11 +101,16 @@ def stage1_rows(
     numbers = _numbers(shares, count)
     rows = []
     for place, record in enumerate(_draw(captions, numbers.get("caption", 0), "caption", seed, epoch)):
-        rows.append(_caption_row(record, random.Random(f"{seed}/{epoch}/caption/{place}")))
+        rows.append(_caption_row(record, references, random.Random(f"{seed}/{epoch}/caption/{place}")))
     captioned = {record.image: record for record in captions}
     for place, question in enumerate(_draw(questions, numbers.get("answer", 0), "answer", seed, epoch)):
         rows.append(_answer_row(question, captioned, captions, random.Random(f"{seed}/{epoch}/answer/{place}")))
-    for place, record in enumerate(_draw_composed(captions, numbers.get("compose", 0), seed, epoch)):
+    composed = numbers.get("compose", 0)
+    doubted = round(composed * SIMILAR_SHARE) if similar else 0
+    for place, record in enumerate(_draw(captions, doubted, "compose similar", seed, epoch)):
+        rng = random.Random(f"{seed}/{epoch}/compose similar/{place}")
+        rows.append(_similar_compose_row(record, (similar or {})[record.image], references, rng))
+    for place, record in enumerate(_draw_composed(captions, composed - doubted, seed, epoch)):
         rows.append(_compose_row(record, captions, random.Random(f"{seed}/{epoch}/compose/{place}")))
     random.Random(f"{seed}/{epoch}/stage1").shuffle(rows)
     return rows
@@ -110,6 +125,7 @@ def stage2_rows(
     count: int | None = None,
     mix: Mapping[str, float] = STAGE2_MIX,
     question_share: float = QUESTION_SHARE,
+    references: int = 1,
 ) -> list[Row]:
     """One epoch of rows for the router and the experts, shuffled; every expert has the same number of rows.
 
@@ -124,6 +140,7 @@ def stage2_rows(
         count: rows of the epoch; by default one expert row for each image and aspect that it has.
         mix: share of each kind, ``router`` and ``expert``, of any sum; 0 or absent for none.
         question_share: of router rows read a question; 0 without questions.
+        references: so many sentences of its aspect, or all where there are fewer, are the completions of an expert row.
 
     Raises:
         RSMoEError: as for :func:`stage1_rows`, and for an expert that is no aspect.
@@ -151,15 +168,15 @@ def stage2_rows(
                 if kind == "router":
                     rows.append(_router_row(record, name, rng))
                 else:
-                    rows.append(_expert_row(record, name, expert_instructions[name], rng))
+                    rows.append(_expert_row(record, name, expert_instructions[name], references, rng))
             for question in _draw(questions, asked, f"question {name}", seed, epoch):
                 rows.append(_question_router_row(question, name))
     random.Random(f"{seed}/{epoch}/stage2").shuffle(rows)
     return rows
 
 
-def _caption_row(record: CaptionRecord, rng: random.Random) -> Row:
-    return Row(record.image, "caption", None, _instruction(rng), _target(record.captions, rng))
+def _caption_row(record: CaptionRecord, references: int, rng: random.Random) -> Row:
+    return Row(record.image, "caption", None, _instruction(rng), _targets(record.captions, references, rng))
 
 
 def _answer_row(
@@ -173,7 +190,7 @@ def _answer_row(
     if others and rng.random() < QUESTION_PARTS_SHARE:
         record = captioned.get(question.image)
         prompt = compose_prompt(prompt, _parts(record.captions if record else (), others, rng))
-    return Row(question.image, "answer", None, prompt, question.answer.strip())
+    return Row(question.image, "answer", None, prompt, (question.answer.strip(),))
 
 
 def _compose_row(record: CaptionRecord, others: Sequence[CaptionRecord], rng: random.Random) -> Row:
@@ -182,12 +199,24 @@ def _compose_row(record: CaptionRecord, others: Sequence[CaptionRecord], rng: ra
     Some parts are noise, half of it missing parts and half parts of a random image, so that the image keeps the last
     word. With one distinct caption there is nothing else to draw from, and every part is noise.
     """
-    target = _target(record.captions, rng)
+    (target,) = _targets(record.captions, 1, rng)
     references = [text for text in distinct(record.captions) if clean_caption(text) != target]
     parts = _parts(references, others, rng)
     # Another image may have the very same caption.
     parts = {aspect: "" if part == target else part for aspect, part in parts.items()}
-    return Row(record.image, "compose", None, compose_prompt(_instruction(rng), parts), target)
+    return Row(record.image, "compose", None, compose_prompt(_instruction(rng), parts), (target,))
+
+
+def _similar_compose_row(
+    record: CaptionRecord, similar: Sequence[CaptionRecord], references: int, rng: random.Random
+) -> Row:
+    """Each part comes from one of the similar images that have it. It may well be the answer, as an expert's part may."""
+    parts = {}
+    for aspect in ASPECTS:
+        some = [sentences for other in similar if (sentences := split_aspects(other.captions)[aspect])]
+        parts[aspect] = clean_caption(rng.choice(rng.choice(some))) if some else ""
+    prompt = compose_prompt(_instruction(rng), parts)
+    return Row(record.image, "compose", None, prompt, _targets(record.captions, references, rng))
 
 
 def _parts(sentences: Sequence[str], others: Sequence[CaptionRecord], rng: random.Random) -> dict[str, str]:
@@ -205,15 +234,15 @@ def _parts(sentences: Sequence[str], others: Sequence[CaptionRecord], rng: rando
 
 def _router_row(record: CaptionRecord, name: str, rng: random.Random) -> Row:
     target = router_prompt(name, split_aspects(record.captions)[name])
-    return Row(record.image, "router", name, router_row_prompt(name, _instruction(rng)), target)
+    return Row(record.image, "router", name, router_row_prompt(name, _instruction(rng)), (target,))
 
 
 def _question_router_row(record: QuestionRecord, name: str) -> Row:
     target = router_prompt(name, [record.question])
-    return Row(record.image, "router", name, router_row_prompt(name, answer_prompt(record.question)), target)
+    return Row(record.image, "router", name, router_row_prompt(name, answer_prompt(record.question)), (target,))
 
 
-def _expert_row(record: CaptionRecord, name: str, fixed: str, rng: random.Random) -> Row:
+def _expert_row(record: CaptionRecord, name: str, fixed: str, references: int, rng: random.Random) -> Row:
     sentences = split_aspects(record.captions)[name]
     draw = rng.random()
     if draw < TEMPLATE_SHARE:
@@ -222,15 +251,15 @@ def _expert_row(record: CaptionRecord, name: str, fixed: str, rng: random.Random
         prompt = _instruction(rng)
     else:
         prompt = router_prompt(name, sentences)
-    return Row(record.image, "expert", name, expert_prompt(name, prompt), _target(sentences, rng))
+    return Row(record.image, "expert", name, expert_prompt(name, prompt), _targets(sentences, references, rng))
 
 
 def _instruction(rng: random.Random) -> str:
     return rng.choice(OTHER_INSTRUCTIONS) if rng.random() < OTHER_INSTRUCTION_SHARE else DEFAULT_INSTRUCTION
 
 
-def _target(captions: Sequence[str], rng: random.Random) -> str:
-    return clean_caption(rng.choice(captions))
+def _targets(captions: Sequence[str], number: int, rng: random.Random) -> tuple[str, ...]:
+    return tuple(clean_caption(caption) for caption in rng.sample(captions, min(number, len(captions))))
 
 
 def _draw_composed(captions: Sequence[CaptionRecord], number: int, seed: int, epoch: int) -> list[CaptionRecord]:

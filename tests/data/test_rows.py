@@ -7,7 +7,14 @@ import pytest
 
 from modeling_rsmoe.data.aspects import ASPECTS, router_prompt, split_aspects
 from modeling_rsmoe.data.records import CaptionRecord, QuestionRecord
-from modeling_rsmoe.data.rows import OTHER_INSTRUCTIONS, QUESTION_PARTS_SHARE, Row, stage1_rows, stage2_rows
+from modeling_rsmoe.data.rows import (
+    OTHER_INSTRUCTIONS,
+    QUESTION_PARTS_SHARE,
+    SIMILAR_SHARE,
+    Row,
+    stage1_rows,
+    stage2_rows,
+)
 from modeling_rsmoe.data.text import clean_caption
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 from modeling_rsmoe.processing_rsmoe import ANSWER_WORDING, DEFAULT_INSTRUCTION, answer_prompt, compose_prompt
@@ -76,9 +83,10 @@ def test_stage1_shares_and_texts():
     assert {row.prompt for row in captions} <= {DEFAULT_INSTRUCTION, *OTHER_INSTRUCTIONS}
     assert 40 < sum(row.prompt == DEFAULT_INSTRUCTION for row in captions) < 72
     for row in captions:
-        assert row.completion in [clean_caption(text) for text in BY_IMAGE[row.image].captions]
+        (completion,) = row.completions
+        assert completion in [clean_caption(text) for text in BY_IMAGE[row.image].captions]
     assert Counter(row.image for row in of_kind(rows, "answer")) == {question.image: 2 for question in QUESTIONS}
-    assert {row.completion for row in of_kind(rows, "answer")} == {"yes"}
+    assert {row.completions for row in of_kind(rows, "answer")} == {("yes",)}
 
 
 def test_some_answers_are_asked_with_parts():
@@ -90,7 +98,7 @@ def test_some_answers_are_asked_with_parts():
     own = {clean_caption(text) for text in SEVERAL[0].captions}
     said = Counter(line.partition(": ")[2] in own for row in with_parts for line in row.prompt.split("\n")[1:])
     assert said[True] > 2 * said[False] > 0
-    assert {row.completion for row in rows} == {"yes"}
+    assert {row.completions for row in rows} == {("yes",)}
     bare = stage1_rows([], [asked], seed=0, count=20, mix={"answer": 1})
     assert {row.prompt for row in bare} == {answer_prompt("Is there a pond?")}
 
@@ -101,8 +109,9 @@ def test_a_composition_never_holds_its_target_and_is_not_always_true():
     for row in rows:
         parts = parts_of(row)
         references = [clean_caption(text) for text in BY_IMAGE[row.image].captions]
-        assert row.completion in references
-        assert row.completion not in parts.values()
+        (completion,) = row.completions
+        assert completion in references
+        assert completion not in parts.values()
         if row.image.name.startswith("several"):
             own += sum(part in references for part in parts.values())
             strange += sum(part not in references for part in parts.values())
@@ -126,6 +135,27 @@ def test_a_composition_of_one_caption_is_noise_only():
     assert [parts_of(row) for row in rows] == [{}] * 20
 
 
+def test_all_references_of_an_image_at_once():
+    """As often as they stand there; a row with fewer takes all."""
+    rows = stage1_rows(RECORDS, [], seed=0, mix={"caption": 1}, references=9)
+    for row in rows:
+        assert Counter(row.completions) == Counter(clean_caption(text) for text in BY_IMAGE[row.image].captions)
+    rows = stage2_rows(RECORDS, [], FIXED, seed=0, mix={"expert": 1}, references=2)
+    for row in rows:
+        sentences = split_aspects(BY_IMAGE[row.image].captions)[str(row.expert)]
+        assert len(row.completions) == min(2, len(sentences))
+
+
+def test_parts_of_similar_images():
+    similar = {record.image: [other for other in SEVERAL if other != record][:3] for record in RECORDS}
+    rows = stage1_rows(RECORDS, [], seed=0, count=200, mix={"compose": 1}, references=2, similar=similar)
+    doubted = [row for row in rows if len(row.completions) > 1]
+    assert len(doubted) == round(200 * SIMILAR_SHARE)
+    for row in doubted:
+        theirs = {clean_caption(text) for other in similar[row.image] for text in other.captions}
+        assert len(parts_of(row)) == len(ASPECTS) and set(parts_of(row).values()) <= theirs
+
+
 def test_epochs_go_through_the_records_evenly():
     seen: Counter[Path] = Counter()
     for epoch in range(4):
@@ -147,7 +177,7 @@ def test_stage2_rows():
         if row.image in questions:
             question = questions[row.image].question
             assert row.prompt == f"<router> {row.expert}: {answer_prompt(question)}"
-            assert row.completion == router_prompt(row.expert, [question])
+            assert row.completions == (router_prompt(row.expert, [question]),)
             continue
         sentences = split_aspects(BY_IMAGE[row.image].captions)[row.expert]
         assert sentences, "an image without an aspect has no row for it"
@@ -155,9 +185,10 @@ def test_stage2_rows():
             start, instruction = row.prompt.split(": ", 1)
             assert start == f"<router> {row.expert}"
             assert instruction in (DEFAULT_INSTRUCTION, *OTHER_INSTRUCTIONS)
-            assert row.completion == router_prompt(row.expert, sentences)
+            assert row.completions == (router_prompt(row.expert, sentences),)
         else:
-            assert row.completion in [clean_caption(text) for text in sentences]
+            (completion,) = row.completions
+            assert completion in [clean_caption(text) for text in sentences]
     experts = of_kind(rows, "expert")
     fixed = sum(row.prompt == f"<{row.expert}> {FIXED[str(row.expert)]}" for row in experts)
     instructed = sum(row.prompt.split("> ", 1)[1] in (DEFAULT_INSTRUCTION, *OTHER_INSTRUCTIONS) for row in experts)

@@ -1,0 +1,6 @@
+"""`python -m modeling_rsmoe.cli` is `rsmoe`; launchers such as `accelerate launch -m modeling_rsmoe.cli` start it so."""
+
+from . import main
+
+
+main()

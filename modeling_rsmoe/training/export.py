@@ -1,0 +1,82 @@
+"""What a training changed, without the frozen parts: the small file that `rsmoe assemble` adds to pretrained parts."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..errors_rsmoe import RSMoEError
+from .stages import ALIGNED, LEARNED, RECORD, STANDARD, STATE
+
+
+PEFT_PREFIX = "base_model.model."  # of parameters inside a PeftModel
+LLM_LORA = re.compile(r"model\.language_model\.(.+)\.(lora_[AB])\.default\.weight")
+
+
+def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
+    """Write what the stages learned, in half precision, for `hub_configs/NAME/trained.safetensors`.
+
+    Args:
+        outputs: folders of finished trainings, in their order: those of stage 1 and stage 2. Later weights win.
+        file: the safetensors file; low-rank pairs of the LLM block stay pairs, which keeps it small.
+
+    Returns:
+        `file`.
+
+    Raises:
+        RSMoEError: a folder is no finished training, its state was removed, or its LoRA cannot be kept as pairs.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    metadata = {"format": "pt"}
+    for output in map(Path, outputs):
+        recipe, learned = _outcome(output)
+        for name, value in learned.items():
+            name = name.removeprefix(PEFT_PREFIX)
+            pair = LLM_LORA.fullmatch(name)
+            if pair:
+                name = f"llm_lora.{pair[1]}.{pair[2]}"
+                metadata["llm_lora_scaling"] = str(recipe["lora_alpha"] / recipe["lora_rank"])
+            if "lora_" in name and not pair and ".default." in name:
+                raise RSMoEError(
+                    f"{output}: the LoRA {name} is not of the LLM block; train the Q-Former's own weights"
+                )
+            if pair and name in tensors:
+                raise RSMoEError(
+                    f"{output}: the LLM block has LoRA of an earlier stage already; give one stage with it"
+                )
+            tensors[name] = value.to(torch.float16).contiguous()
+    if not tensors:
+        raise RSMoEError("nothing to export; give the folder of a finished training")
+    target = Path(file)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, part, metadata=metadata)
+        part.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise RSMoEError(f"{target} cannot be written ({error}); free some space or give another file") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def _outcome(output: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The recipe of a finished training, and its weights by name: what came before rows, then what rows changed."""
+    try:
+        record = json.loads((output / RECORD).read_text(encoding="utf-8"))
+        if not record["finished"]:
+            raise ValueError("it is not finished")
+        learned: dict[str, torch.Tensor] = {}
+        for name in (STANDARD, ALIGNED, LEARNED):
+            if name == LEARNED or (output / STATE / name).is_file():
+                found = load_file(output / STATE / name)
+                learned |= {key.removeprefix(PEFT_PREFIX): value for key, value in found.items()}
+        return record["recipe"], learned
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RSMoEError(
+            f"{output} is no finished training with its {STATE} folder ({error}); give the output of `rsmoe train`"
+        ) from error

@@ -1,0 +1,195 @@
+"""Image features of the frozen ViT, computed once for each image and read from disk afterwards.
+
+A cache folder belongs to one encoder (its weights, settings and preprocessing): `features.f16` holds records of
+float16 [patches, width] one after the other, `index.json` says which image each belongs to. An image is known by its
+content; size and modification time only spare reading it again. The index is written after the records it names, so
+that a cache is good at every moment: what a killed process had not entered is computed again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+
+from ..data.files import write_whole
+from ..errors_rsmoe import RSMoEError
+from ..images_rsmoe import read_images
+
+
+if TYPE_CHECKING:
+    from ..modeling_rsmoe import RSMoEForConditionalGeneration
+    from ..processing_rsmoe import RSMoEProcessor
+
+Progress = Callable[[str, float | None], None]
+
+FORMAT = 1
+BATCH = 8  # images that the ViT sees together
+ENTER_EVERY = 32  # batches between two writings of the index
+_NOT_ARCHITECTURE = {"architectures", "auto_map", "dtype", "image_processor_type", "processor_class"}
+_NOT_ARCHITECTURE |= {"transformers_version"}
+
+
+def encoder_sha256(model: "RSMoEForConditionalGeneration", processor: "RSMoEProcessor") -> str:
+    """A hash of all that image features depend on: the ViT's weights and configuration, and the preprocessing."""
+    vision = model.model.encoder.vision_model
+    digest = hashlib.sha256()
+    for settings in (vision.config.to_dict(), processor.image_processor.to_dict()):
+        kept = {k: v for k, v in settings.items() if not k.startswith("_") and k not in _NOT_ARCHITECTURE}
+        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(vision.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """Features of images on disk, made as they are asked for by `add` and read by calling the cache.
+
+    Args:
+        folder: of all caches; this one's has the encoder's hash as its name.
+        model, processor: make the features; the ViT must not change while the cache is used.
+
+    Raises:
+        RSMoEError: the folder cannot be read or written.
+    """
+
+    def __init__(self, folder: str | Path, model: "RSMoEForConditionalGeneration", processor: "RSMoEProcessor"):
+        self.encoder = encoder_sha256(model, processor)
+        self.folder = Path(folder) / self.encoder[:16]
+        self._model, self._processor = model, processor
+        self._rows: dict[str, int] = {}  # sha256 of an image -> its record
+        self._files: dict[str, list[Any]] = {}  # path -> [size, modification time in ns, sha256]
+        self._shape: tuple[int, int] | None = None  # patches, width
+        self._values: np.ndarray | None = None
+
+    def add(self, images: Sequence[Path], progress: Progress = lambda message, share: None) -> None:
+        """Make the features of those images that have none here, or have changed. A second process waits meanwhile.
+
+        Raises:
+            RSMoEError: an image cannot be read, a feature is not finite, or the disk is full (what was made stays).
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".lock"):
+                self._read_index()
+                missing = self._missing(list(dict.fromkeys(images)))
+                if missing:
+                    self._make(missing, progress)
+                self._write_index()
+        except OSError as error:
+            raise RSMoEError(
+                f"cannot keep image features in {self.folder} ({error}); free some space or give another folder"
+            ) from error
+        if self._rows:
+            assert self._shape is not None
+            count = len(self._rows)
+            self._values = np.memmap(self._data_file, np.float16, "r", shape=(count, *self._shape))
+
+    def __call__(self, images: Sequence[str | Path]) -> torch.Tensor:
+        """[images, patches, width] in float32.
+
+        Raises:
+            RSMoEError: an image was not given to `add`.
+        """
+        unknown = [str(image) for image in images if str(image) not in self._files]
+        if unknown or self._values is None:
+            raise RSMoEError(f"no features of {unknown[:3]} in {self.folder}; add the image to the cache first")
+        records = [self._rows[self._files[str(image)][2]] for image in images]
+        return torch.from_numpy(np.stack([self._values[record] for record in records]).astype(np.float32))
+
+    @property
+    def _data_file(self) -> Path:
+        return self.folder / "features.f16"
+
+    def _read_index(self) -> None:
+        """Take the index as it stands; anything wrong with it, or with the records it names, starts the cache anew."""
+        self._rows, self._files, self._shape = {}, {}, None
+        try:
+            index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+            if index["format"] != FORMAT or index["encoder"] != self.encoder:
+                return
+            shape = (int(index["shape"][0]), int(index["shape"][1]))
+            needed = len(index["images"]) * shape[0] * shape[1] * 2
+            if sorted(index["images"].values()) != list(range(len(index["images"]))):
+                return
+            if self._data_file.stat().st_size >= needed:
+                self._rows, self._files, self._shape = index["images"], index["files"], shape
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            return
+
+    def _write_index(self) -> None:
+        if self._shape is None:
+            return
+        index = {"format": FORMAT, "encoder": self.encoder, "shape": self._shape}
+        text = json.dumps({**index, "images": self._rows, "files": self._files})
+        if not (self.folder / "index.json").is_file() or (self.folder / "index.json").read_text() != text:
+            write_whole(self.folder / "index.json", text)
+
+    def _missing(self, images: list[Path]) -> list[Path]:
+        """Those without a record; what is known of each file is brought up to date on the way."""
+        missing: dict[str, Path] = {}
+        for image in images:
+            try:
+                stat = image.stat()
+                known = self._files.get(str(image))
+                if known is None or known[:2] != [stat.st_size, stat.st_mtime_ns]:
+                    with image.open("rb") as file:
+                        digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    self._files[str(image)] = known = [stat.st_size, stat.st_mtime_ns, digest]
+            except OSError as error:
+                raise RSMoEError(
+                    f"image {image} cannot be read ({error.strerror}); put it back or leave its records out"
+                ) from error
+            if known[2] not in self._rows:
+                missing.setdefault(known[2], image)
+        return list(missing.values())
+
+    @torch.no_grad()
+    def _make(self, images: list[Path], progress: Progress) -> None:
+        told = f"features of {len(images)} images"
+        mode = "r+b" if self._data_file.exists() else "w+b"
+        with self._data_file.open(mode) as file:
+            for number, start in enumerate(range(0, len(images), BATCH)):
+                progress(told, start / len(images))
+                some = images[start : start + BATCH]
+                values = self._embed(some)
+                if self._shape is None:
+                    self._shape = (values.shape[1], values.shape[2])
+                file.seek(len(self._rows) * values[0].nbytes)
+                file.write(values.tobytes())
+                for image in some:
+                    self._rows[self._files[str(image)][2]] = len(self._rows)
+                if number % ENTER_EVERY == ENTER_EVERY - 1 or start + BATCH >= len(images):
+                    file.flush()
+                    os.fsync(file.fileno())
+                    self._write_index()
+
+    def _embed(self, images: list[Path]) -> np.ndarray:
+        model = self._model
+        pixels = self._processor.image_processor(images=read_images(images), return_tensors="pt")["pixel_values"]
+        values = model.encode_image(pixels.to(model.device)).half().cpu().numpy()
+        if not np.isfinite(values).all():
+            bad = images[int(np.argmin(np.isfinite(values).all((1, 2))))]
+            raise RSMoEError(f"the ViT's features of {bad} are not finite in float16; train with vision: full instead")
+        return values
+
+
+def similar_images(features: FeatureCache, images: Sequence[Path], number: int) -> dict[Path, list[Path]]:
+    """The `number` other images that look most like each image, by the cosine of their mean features."""
+    images = list(dict.fromkeys(images))
+    means = torch.cat([features(images[i : i + 256]).mean(1) for i in range(0, len(images), 256)])
+    means = F.normalize(means, dim=-1)
+    found = {}
+    for place, image in enumerate(images):
+        likeness = means @ means[place]
+        likeness[place] = -torch.inf
+        best = likeness.topk(min(number, len(images) - 1)).indices.tolist()
+        found[image] = [images[i] for i in best]
+    return found

@@ -1,0 +1,160 @@
+"""Which weights learn: the parts of the model by name, frozen, with LoRA, or whole."""
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from ..errors_rsmoe import RSMoEError
+from .settings import ALL, Recipe
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from ..experts_rsmoe import RSMoEExpert
+    from ..modeling_rsmoe import RSMoEForConditionalGeneration
+
+# Layers of the Q-Former that only its text passes through; queries have their own ("..._query").
+TEXT_PATH = re.compile(r"(^|\.)(embeddings\.|intermediate\.dense|output\.dense|output\.LayerNorm)")
+# Where its LoRA goes [paper: q and v of self-attention, all projections of cross-attention, feed-forward layers].
+QFORMER_LORA = (
+    r"attention\.attention\.(query|value)",
+    r"crossattention\..*(query|key|value|dense)",
+    r"(intermediate|output)(_query)?\.dense",
+)
+RANDOM_STD = 0.02  # of weights with expert_start: random
+
+
+def trained_experts(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> list[str]:
+    """Names of the experts that learn.
+
+    Raises:
+        RSMoEError: a name that the model does not have.
+    """
+    known = list(model.model.experts)
+    unknown = [name for name in recipe.experts if name not in (*known, ALL)]
+    if unknown:
+        raise RSMoEError(f"experts: the model has no {', '.join(unknown)}; it has {', '.join(known)}")
+    return known if ALL in recipe.experts else [name for name in known if name in recipe.experts]
+
+
+def start_readers(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> None:
+    """Put router and experts that learn at their start: the LLM block exactly [paper], or random weights."""
+    if recipe.expert_start == "checkpoint":
+        return
+    for reader in _readers(model, recipe):
+        reader.reset_to(model.model.language_model)
+        if recipe.expert_start == "random":
+            for parameter in reader.parameters():
+                if parameter.ndim > 1:
+                    nn.init.normal_(parameter, std=RANDOM_STD)
+
+
+def select_parts(
+    model: "RSMoEForConditionalGeneration", recipe: Recipe
+) -> "RSMoEForConditionalGeneration | PeftModel":
+    """Freeze everything but what the recipe lets learn, and add LoRA where it says so. Changes the model in place.
+
+    Returns:
+        The model, inside a `PeftModel` where there is LoRA.
+    """
+    model.requires_grad_(False)
+    selected: Any = _with_lora(model, recipe)
+    encoder = model.model.encoder
+    if recipe.vision == "full":
+        for name, parameter in encoder.vision_model.named_parameters():
+            parameter.requires_grad_(not name.endswith("mask_token"))
+    if recipe.qformer in ("full", "queries"):
+        for name, parameter in encoder.qformer.named_parameters():
+            parameter.requires_grad_(recipe.qformer == "full" or TEXT_PATH.search(_own_path(name)) is None)
+    if recipe.projection == "full":
+        encoder.projection.requires_grad_(True)
+        encoder.query_tokens.requires_grad_(True)
+    if recipe.llm == "full":
+        model.model.language_model.requires_grad_(True)
+        model.lm_head.requires_grad_(True)
+    for reader in _readers(model, recipe):
+        reader.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RSMoEError(
+            "nothing learns: every part is frozen; set vision, qformer, projection, llm, router or experts"
+        )
+    return selected
+
+
+def halve_llm(model: "RSMoEForConditionalGeneration") -> None:
+    """Keep the frozen weights of the LLM block in bfloat16; what learns stays in float32, or small steps were lost."""
+    for part in (model.model.language_model, model.lm_head):
+        for parameter in part.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def learning_rate_groups(
+    model: nn.Module, recipe: Recipe, default: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Parameter groups of an optimizer: those that learn, by learning rate, matrices with weight decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained_parameters(model).items():
+        own = getattr(recipe, f"{part_of(name)}_learning_rate")
+        rate = default if own is None else own
+        groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [{"params": some, "lr": rate, "weight_decay": decay} for (rate, decay), some in groups.items()]
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to, as in the names of the learning rates."""
+    if ".router." in name:
+        return "router"
+    if ".experts." in name:
+        return "experts"
+    if ".vision_model." in name:
+        return "vision"
+    if "crossattention" in name or ".projection." in name or ".query_tokens." in name:
+        return "projection"
+    return "qformer" if ".qformer." in name else "llm"
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter that learns, in the model's order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _readers(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> "Iterator[RSMoEExpert]":
+    if recipe.router == "train":
+        yield model.model.router
+    for name in trained_experts(model, recipe):
+        yield model.model.expert(name)
+
+
+def _with_lora(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> "RSMoEForConditionalGeneration | PeftModel":
+    targets = []
+    if recipe.llm == "lora":
+        leaves = "|".join(model.config.expert_config.target_modules)
+        targets.append(rf"model\.language_model\..*\.({leaves})")
+    if recipe.qformer == "lora":
+        targets.append(rf"model\.encoder\.qformer\..*({'|'.join(QFORMER_LORA)})")
+    if not targets:
+        return model
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=recipe.lora_dropout,
+        target_modules="|".join(f"({target})" for target in targets),
+    )
+    wrapped = get_peft_model(model, config)
+    for module in wrapped.modules():
+        if isinstance(module, BaseTunerLayer):
+            cast(Any, module).cast_input_dtype_enabled = False  # autocast does it, once for each weight
+    return wrapped
+
+
+def _own_path(name: str) -> str:
+    """A parameter's name inside its layer: the text path's `output.dense`, not `attention.output.dense`."""
+    return "" if "attention" in name or "_query" in name else name

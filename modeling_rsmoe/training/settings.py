@@ -1,0 +1,290 @@
+"""Everything a training can be told: a recipe (what learns, from which rows) and the arguments of TRL's trainer.
+
+Both are dataclasses with a sentence for each field. A YAML file holds one mapping for each stage, `stage1:` and
+`stage2:`, with the fields of both; TRL's parser reads it and takes changes from the command line (`--max_steps 100`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+import torch
+import yaml
+from trl import SFTConfig, TrlParser
+
+from ..errors_rsmoe import RSMoEError
+
+
+Stage = Literal["stage1", "stage2"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+ALL = "all"
+
+# What stage 2 has by default where it differs from stage 1 [paper: what learns in which stage].
+STAGE2_DEFAULTS: dict[str, Any] = {
+    "qformer": "frozen",
+    "projection": "frozen",
+    "llm": "frozen",
+    "router": "train",
+    "experts": [ALL],
+    "caption_share": 0.0,
+    "answer_share": 0.0,
+    "compose_share": 0.0,
+    "router_share": 0.4,
+    "expert_share": 0.6,
+}
+
+
+def _setting(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Recipe:
+    """What learns, and from which rows. The defaults are stage 1's; `Recipe.of("stage2")` has those of stage 2.
+
+    Raises:
+        RSMoEError: a value that a field cannot have, naming the field and what it can.
+    """
+
+    checkpoint: str | None = _setting(
+        None,
+        "What is trained from: a folder, or in stage 1 a name such as rs-moe-nano, assembled without its weights.",
+    )
+    one_stage: bool = _setting(False, "Let stage 2 begin without a finished stage 1: the paper's one-stage ablation.")
+
+    # what learns
+    vision: Literal["frozen", "full"] = _setting("frozen", "The ViT; frozen, its features are computed once.")
+    qformer: Literal["full", "queries", "lora", "frozen"] = _setting(
+        "full", "The Q-Former; queries: all but the layers that only its text passes through."
+    )
+    projection: Literal["full", "frozen"] = _setting("full", "The query tokens and the projection to the LLM.")
+    llm: Literal["lora", "full", "frozen"] = _setting("lora", "The LLM block; LoRA is merged at the end.")
+    router: Literal["train", "frozen"] = _setting("frozen", "The instruction router.")
+    experts: list[str] = _setting([], "The experts that learn, by name, or all.")
+    expert_names: list[str] | None = _setting(None, "Keep only these experts of the checkpoint; by default every one.")
+    expert_start: Literal["llm", "random", "checkpoint"] = _setting(
+        "llm", "Where router and experts that learn begin: at the LLM block, at random weights, or as they are."
+    )
+    lora_rank: int = _setting(16, "Rank of the LoRA of the LLM block and the Q-Former.")
+    lora_alpha: float = _setting(32.0, "The LoRA's product is scaled by lora_alpha / lora_rank.")
+    lora_dropout: float = _setting(0.0, "Dropout on the input of the LoRA.")
+
+    attn_implementation: str | None = _setting(
+        None,
+        "Attention of the LLM block while it trains, sdpa or eager (faster on CPUs); by default the checkpoint's.",
+    )
+
+    # learning rates; learning_rate is that of every part without its own
+    vision_learning_rate: float | None = _setting(None, "Learning rate of the ViT, in place of learning_rate.")
+    qformer_learning_rate: float | None = _setting(
+        None,
+        "Learning rate of the Q-Former without its cross-attention: of what comes from a pretrained text encoder.",
+    )
+    projection_learning_rate: float | None = _setting(
+        None, "Learning rate of the cross-attention, the query tokens and the projection."
+    )
+    llm_learning_rate: float | None = _setting(None, "Learning rate of the LLM block or its LoRA.")
+    router_learning_rate: float | None = _setting(None, "Learning rate of the router.")
+    experts_learning_rate: float | None = _setting(None, "Learning rate of the experts.")
+
+    # rows
+    datasets: list[str] | None = _setting(
+        None, "Datasets whose captions are learned, one named twice twice as often; by default all of the folder."
+    )
+    question_datasets: list[str] | None = _setting(
+        None, "Datasets whose questions are learned, one named twice twice as often; by default all."
+    )
+    caption_share: float = _setting(0.55, "Share of rows: the LLM block captions the image.")
+    answer_share: float = _setting(0.25, "Share of rows: the LLM block answers a question.")
+    compose_share: float = _setting(0.2, "Share of rows: the LLM block composes a caption out of parts.")
+    router_share: float = _setting(0.0, "Share of rows: the router writes an expert's prompt.")
+    expert_share: float = _setting(0.0, "Share of rows: an expert writes its part.")
+    question_share: float = _setting(0.15, "Share of the router's rows that begin from a question.")
+    references_per_row: int = _setting(
+        5, "References of an image that one row of a caption or an expert learns at once, as if drawn one by one."
+    )
+    similar_images: int = _setting(
+        8, "Compositions also have parts of so many images that look like theirs, as wrong as an expert's; 0 for none."
+    )
+    extra_rows: str | None = _setting(
+        None, "JSONL of further rows for every epoch: image, kind, expert (or null), prompt, completions."
+    )
+    row_weight: float = _setting(
+        0.5, "Share of the loss in which every row counts the same; in the rest every token does."
+    )
+    eval_rows: int = _setting(0, "Rows of the val split whose loss is measured every eval_steps; 0 for none.")
+
+    # before the rows of stage 1
+    standardize_vision: bool = _setting(
+        False, "Set the ViT's last norm to mean 0 and spread 1 of each channel, measured on 500 training images."
+    )
+    align_steps: int = _setting(0, "Steps in which the Q-Former learns to name the captions' words, before all rows.")
+    align_batch_size: int = _setting(32, "Images of a step of this warm-up.")
+    align_learning_rate: float = _setting(3e-4, "Learning rate of this warm-up.")
+    align_qformer_learning_rate: float = _setting(
+        9e-5, "Learning rate in this warm-up of what comes from a pretrained text encoder."
+    )
+    align_warmup_steps: int = _setting(50, "Steps in which its learning rates rise.")
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(Recipe).items():  # not fields(): the parser simplifies their types
+            value = getattr(self, name)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise RSMoEError(f"{name} is {value!r}; expected one of {', '.join(get_args(kind))}")
+            if kind in (list[str], list[str] | None) and not _is_names(value, kind):
+                raise RSMoEError(f"{name} is {value!r}; expected a list of names")
+            if kind in (int, float, float | None) and not _is_number(value, kind):
+                raise RSMoEError(f"{name} is {value!r}; expected {'a' if kind is not int else 'a whole'} number")
+        for name in ("question_share", "row_weight", "lora_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RSMoEError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
+        for name in ("lora_rank", "align_batch_size", "references_per_row"):
+            if getattr(self, name) < 1:
+                raise RSMoEError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.align_steps and self.qformer in ("frozen", "lora"):
+            raise RSMoEError(
+                f"align_steps is {self.align_steps}, but the Q-Former is {self.qformer}: it warms up only where its own "
+                "weights learn; set qformer to queries or full, or align_steps to 0"
+            )
+
+    @classmethod
+    def of(cls, stage: Stage, **changes: Any) -> "Recipe":
+        """The stage's defaults with changes."""
+        return cls(**{**(STAGE2_DEFAULTS if stage == "stage2" else {}), **changes})
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Kind of row -> its share."""
+        kinds = ("caption", "answer", "compose", "router", "expert")
+        return {kind: getattr(self, f"{kind}_share") for kind in kinds}
+
+
+@dataclass
+class TrainArguments(SFTConfig):
+    """TRL's SFTConfig with our defaults; fields that this project's rows and checkpoints rule out are refused.
+
+    Every field of transformers' TrainingArguments can be set: per_device_train_batch_size, learning_rate,
+    num_train_epochs or max_steps, warmup_steps, bf16, activation_checkpointing, save_steps, seed, ...
+    """
+
+    learning_rate: float = _setting(5e-4, "Learning rate of every part that has none of its own.")
+    per_device_train_batch_size: int = _setting(16, "Rows of a step in one process.")
+    per_device_eval_batch_size: int = _setting(16, "Rows of the val split that are measured together.")
+    weight_decay: float = _setting(0.05, "Weight decay of AdamW, for matrices [paper: 0.05].")
+    warmup_steps: float = _setting(50, "Steps in which the learning rate rises; below 1, their share of all steps.")
+    logging_steps: float = _setting(10, "Steps between two entries of the log.")
+    save_steps: float = _setting(100, "Steps between two checkpoints, from which --resume goes on.")
+    save_total_limit: int | None = _setting(2, "Checkpoints that are kept.")
+    seed: int = _setting(17, "Seed of rows, new weights and dropout.")
+    max_length: int | None = _setting(None, "Rows are never cut: cutting would lose image tokens.")
+    bf16: bool = _setting(
+        False, "Compute in bfloat16; frozen weights of the LLM block are kept in it, weights that learn in float32."
+    )
+    activation_checkpointing: bool | None = _setting(
+        None, "Recompute activations in the backward pass: slower, less memory."
+    )
+    gradient_checkpointing: bool | None = _setting(  # type: ignore[assignment]  # as in TrainingArguments
+        None, "The older name of activation_checkpointing."
+    )
+    report_to: None | str | list[str] = _setting("none", "Further trackers of transformers; TensorBoard is always on.")
+    disable_tqdm: bool | None = _setting(True, "transformers' own bar; ours counts rows.")
+    prediction_loss_only: bool = _setting(True, "Only the loss is measured on the val split.")
+
+    def __post_init__(self) -> None:
+        # Without being told, transformers refuses bfloat16 where there is only a CPU.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+        fixed: dict[str, Any] = {
+            "fp16": False,
+            "max_length": None,
+            "packing": False,
+            "padding_free": False,
+            "push_to_hub": False,
+        }
+        fixed |= {"auto_find_batch_size": False, "label_smoothing_factor": 0.0, "load_best_model_at_end": False}
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise RSMoEError(f"{name} is {getattr(self, name)!r}; training on rows needs {value!r}: leave it out")
+        # Rows come in their final order, with columns that only our collator reads.
+        self.remove_unused_columns = False
+        self.train_sampling_strategy = "sequential"
+        self.average_tokens_across_devices = True
+
+
+def read_settings(
+    file: str | Path, stage: Stage, output_dir: str | Path, changes: Sequence[str] = ()
+) -> tuple[Recipe, TrainArguments]:
+    """The settings of a stage.
+
+    Args:
+        file: YAML with a mapping for each stage.
+        stage: ``stage1`` or ``stage2``.
+        output_dir: the trainer's folder.
+        changes: as on a command line, ``["--max_steps", "100"]``; they win over the file.
+
+    Raises:
+        RSMoEError: no such file, no such stage in it, or a field that is unknown or has a value it cannot have.
+    """
+    values = _section(Path(file), stage)
+    if "output_dir" in values:
+        raise RSMoEError(f"{file}: {stage} sets output_dir; give the folder with --output instead")
+    kinds: Any = [Recipe, TrainArguments]
+    parser = _Parser(kinds)
+    defaults = {**(STAGE2_DEFAULTS if stage == "stage2" else {}), "output_dir": str(output_dir)}
+    unknown = parser.set_defaults_with_config(**{**defaults, **values})
+    if unknown:
+        names = ", ".join(name.removeprefix("--") for name in unknown[::2])
+        raise RSMoEError(f"{file}: {stage} has no setting {names}; see `rsmoe train {stage} --settings`")
+    try:
+        recipe, arguments = parser.parse_args_into_dataclasses(args=list(changes), look_for_args_file=False)
+    except RSMoEError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise RSMoEError(f"the settings of {stage} do not fit ({error}); correct them in {file}") from error
+    return recipe, arguments
+
+
+def describe_settings(stage: Stage) -> str:
+    """Every field of the recipe and ours of the arguments, a line each: name, default, sentence."""
+    defaults = STAGE2_DEFAULTS if stage == "stage2" else {}
+    lines = []
+    for each in [*fields(Recipe), *(f for f in fields(TrainArguments) if f.name in TrainArguments.__annotations__)]:
+        default = each.default_factory() if callable(each.default_factory) else each.default
+        shown = defaults.get(each.name, default)
+        lines.append(f"{each.name} ({shown if shown is not None else 'not set'}): {each.metadata['help']}")
+    return "\n".join(lines)
+
+
+class _Parser(TrlParser):
+    """Errors as ours, in one line, where argparse would print its usage and leave."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RSMoEError(f"wrong setting: {message}")
+
+
+def _section(file: Path, stage: Stage) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RSMoEError(f"{file} cannot be read ({error.strerror}); give a YAML file of training settings") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RSMoEError(f"{file} is no YAML ({' '.join(str(error).split())}); correct it") from error
+    section = content.get(stage) if isinstance(content, dict) else None
+    if not isinstance(section, dict):
+        raise RSMoEError(f"{file} has no mapping {stage}; give one mapping for each stage: {', '.join(STAGES)}")
+    return section
+
+
+def _is_names(value: object, kind: Any) -> bool:
+    if value is None:
+        return kind != list[str]
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+def _is_number(value: object, kind: Any) -> bool:
+    if value is None:
+        return kind == float | None
+    return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool) and value >= 0

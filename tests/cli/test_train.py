@@ -1,0 +1,76 @@
+"""`rsmoe train`: from a data folder to a checkpoint; bad input costs one line and the exit code 2."""
+
+import json
+import sys
+
+import pytest
+
+from modeling_rsmoe.cli import main
+from modeling_rsmoe.hub import assemble as hub_assemble
+
+from ..training.conftest import data, features, settings_file, start  # noqa: F401
+
+
+@pytest.fixture
+def rsmoe(monkeypatch, capfd):
+    """Run the command line: its exit code, stdout and stderr."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rsmoe", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capfd.readouterr()
+        return int(left.value.code or 0), said.out, said.err
+
+    return run
+
+
+def test_both_stages(rsmoe, start, data, features, settings_file, tmp_path):  # noqa: F811
+    shared = ("--config", settings_file, "--data", data, "--features", features, "--max_steps", 2)
+    code, out, err = rsmoe("train", "stage1", "--checkpoint", start, "--output", tmp_path / "1", *shared)
+    assert (code, out) == (0, f"{tmp_path / '1'} (stage1 finished)\n"), err
+    assert "rows/s" in err and "Warning" not in err and "Loading weights" not in err
+    code, out, err = rsmoe("train", "stage2", "--checkpoint", tmp_path / "1", "--output", tmp_path / "2", *shared)
+    assert (code, out) == (0, f"{tmp_path / '2'} (stage2 finished)\n"), err
+    record = json.loads((tmp_path / "2" / "training.json").read_text())
+    assert (record["stage"], record["before"]["stage"], record["arguments"]["max_steps"]) == ("stage2", "stage1", 2)
+
+
+def test_a_name_is_assembled_untrained(rsmoe, start, data, features, settings_file, tmp_path, monkeypatch):  # noqa: F811
+    asked = {}
+
+    def assemble(name, output, *, trained, progress):
+        asked.update(name=name, trained=trained)
+        output.symlink_to(start)
+
+    monkeypatch.setattr(hub_assemble, "assemble", assemble)
+    arguments = ("--config", settings_file, "--data", data, "--features", features, "--max_steps", 1)
+    code, _, err = rsmoe("train", "stage1", *arguments, "--output", tmp_path / "1", "--checkpoint", "rs-moe-nano")
+    assert code == 0 and asked == {"name": "rs-moe-nano", "trained": False}, err
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "said"),
+    [
+        ("stage1", ("--config", "none.yaml"), "none.yaml cannot be read"),
+        ("stage1", ("--data", "nowhere"), "data folder"),
+        ("stage1", ("--checkpoint", "nothing"), "there is no checkpoint nothing"),
+        ("stage1", ("--lr", "1"), "wrong setting"),
+        ("stage1", ("--llm", "half"), "--llm: invalid choice: 'half'"),
+        ("stage1", ("--datasets", "RSICD"), "RSICD"),
+        ("stage2", (), "no finished stage 1"),
+    ],
+)
+def test_bad_input(rsmoe, start, data, features, settings_file, tmp_path, stage, change, said):  # noqa: F811
+    given = {"--config": settings_file, "--data": data, "--features": features, "--checkpoint": start}
+    given |= {"--output": tmp_path / "out"} | dict(zip(change[::2], change[1::2]))
+    code, out, err = rsmoe("train", stage, *[word for pair in given.items() for word in pair])
+    lines = [line for line in err.splitlines() if line.startswith("rsmoe: error")]
+    assert code == 2 and not out and said in lines[0] and "Traceback" not in err
+
+
+def test_settings_are_explained(rsmoe):
+    code, out, _ = rsmoe("train", "stage2", "--settings")
+    assert code == 0 and "router (train): The instruction router." in out and "learning_rate (0.0005): " in out
+    code, out, _ = rsmoe("train")
+    assert code == 0 and "stage1" in out and "stage2" in out

@@ -1,0 +1,34 @@
+"""What was learned, alone: put on the start, it is the finished checkpoint again."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration
+from modeling_rsmoe.hub.assemble import merge_trained
+from modeling_rsmoe.training import read_settings, train_stage1, train_stage2
+from modeling_rsmoe.training.export import export_trained
+
+
+def test_the_start_and_what_was_learned_are_the_outcome(start, data, features, settings_file, tmp_path):
+    torch.set_num_threads(1)
+    changes = ["--qformer", "queries", "--standardize_vision", "true", "--align_steps", "2", "--max_steps", "2"]
+    recipe, arguments = read_settings(settings_file, "stage1", tmp_path, changes)
+    train_stage1(recipe, arguments, data, tmp_path / "1", start, features=features)
+    recipe, arguments = read_settings(settings_file, "stage2", tmp_path, ["--max_steps", "2"])
+    train_stage2(recipe, arguments, data, tmp_path / "2", tmp_path / "1", features=features)
+    file = export_trained([tmp_path / "1", tmp_path / "2"], tmp_path / "trained.safetensors")
+    model = RSMoEForConditionalGeneration.from_pretrained(start)
+    merge_trained(model, file)
+    expected = RSMoEForConditionalGeneration.from_pretrained(tmp_path / "2").state_dict()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=2e-3, rtol=2e-3)
+    began = RSMoEForConditionalGeneration.from_pretrained(start).state_dict()
+    names = set(load_file(file))
+    assert all(name.startswith("llm_lora.") or name in began for name in names)
+    changed = {name for name, value in expected.items() if not torch.equal(value, began[name])}
+    assert {name for name in changed if "language_model" not in name and "lm_head" not in name} <= names
+    with pytest.raises(RSMoEError, match="has LoRA of an earlier stage"):
+        export_trained([tmp_path / "1", tmp_path / "1"], file)
+    with pytest.raises(RSMoEError, match="is no finished training"):
+        export_trained([start], file)

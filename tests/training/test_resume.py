@@ -1,0 +1,107 @@
+"""A training that is killed goes on to the very weights of one that is not; what breaks leaves checkpoints intact."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_rsmoe import RSMoEError
+from modeling_rsmoe.training import checkpoints, read_settings, train_stage1, train_stage2
+
+from .runs import killed_at
+
+
+CHANGES = {
+    "stage1": ["--align_steps", "3", "--align_batch_size", "4", "--standardize_vision", "true"],
+    "stage2": ["--one_stage", "true"],
+}
+
+
+def run(stage, start, data, features, settings_file, output, resume=False, changes=()):
+    torch.set_num_threads(1)
+    recipe, arguments = read_settings(settings_file, stage, output, [*CHANGES[stage], *changes])
+    function = train_stage1 if stage == "stage1" else train_stage2
+    return function(recipe, arguments, data, output, start, resume=resume, features=features)
+
+
+def command(stage, start, data, features, settings_file, output) -> list[str | Path]:
+    folders = ["--config", settings_file, "--data", data, "--output", output, "--checkpoint", start]
+    return ["train", stage, *folders, "--features", features, *CHANGES[stage]]
+
+
+def test_killed_in_the_warm_up_and_in_stage1(start, data, features, settings_file, tmp_path):
+    places = (start, data, features, settings_file)
+    whole = run("stage1", *places, tmp_path / "whole")
+    broken = tmp_path / "broken"
+    killed_at("align:3", command("stage1", *places, broken))
+    killed_at("stage1:3", [*command("stage1", *places, broken), "--resume"])
+    assert not (broken / "config.json").exists()
+    run("stage1", *places, broken, resume=True)
+    (broken / "training.json").unlink()  # killed before the last file was written
+    run("stage1", *places, broken, resume=True)
+    for name in ("model.safetensors", ".training/learned.safetensors", ".training/align.safetensors"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (whole, broken)]
+    assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
+
+
+def test_stage2_goes_on(start, data, features, settings_file, tmp_path, monkeypatch):
+    """Stopped in the middle of writing a checkpoint: the one before is whole and is gone on from."""
+    places = (start, data, features, settings_file)
+    whole = run("stage2", *places, tmp_path / "whole")
+    written = checkpoints.SafeCheckpoints._write_checkpoint
+
+    def full_disk(self, folder):
+        written(self, folder)
+        if self.state.global_step == 4:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.SafeCheckpoints, "_write_checkpoint", full_disk)
+    broken = tmp_path / "broken"
+    with pytest.raises(RSMoEError, match="No space left on device.*--resume.*checkpoint-2, which is intact"):
+        run("stage2", *places, broken)
+    assert sorted(path.name for path in (broken / ".training").glob("*checkpoint*")) == ["checkpoint-2"]
+    monkeypatch.undo()
+    with pytest.raises(RSMoEError, match="add --resume"):
+        run("stage2", *places, broken)
+    with pytest.raises(RSMoEError, match=r"arguments.learning_rate was 0.001, is 0.01"):
+        run("stage2", *places, broken, resume=True, changes=["--learning_rate", "0.01"])
+    run("stage2", *places, broken, resume=True)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (broken, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    with pytest.raises(RSMoEError, match="holds a finished training"):
+        run("stage2", *places, broken, resume=True)
+
+
+def test_a_damaged_checkpoint_is_named(start, data, features, settings_file, tmp_path):
+    places = (start, data, features, settings_file)
+    broken = tmp_path / "broken"
+    killed = ["--save_steps", "2"]
+
+    def stop(self, folder):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        written = checkpoints.SafeCheckpoints._write_checkpoint
+        patch.setattr(
+            checkpoints.SafeCheckpoints,
+            "_write_checkpoint",
+            lambda self, folder: written(self, folder) if self.state.global_step == 2 else stop(self, folder),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            run("stage2", *places, broken, changes=killed)
+    file = broken / ".training" / "checkpoint-2" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(RSMoEError, match="checkpoint-2 is damaged"):
+        run("stage2", *places, broken, resume=True, changes=killed)
+
+
+def test_nothing_is_pickled(start, data, features, settings_file, tmp_path):
+    output = run("stage2", start, data, features, settings_file, tmp_path / "output", changes=["--max_steps", "2"])
+    names = {path.name for path in (output / ".training" / "checkpoint-2").iterdir()}
+    assert names == {"trained.safetensors", "optimizer.safetensors", "schedule.json", "trainer_state.json"}
+    assert not [path for path in output.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".pkl")]
+    trained = load_file(output / ".training" / "checkpoint-2" / "trained.safetensors")
+    assert all(".router." in name or ".experts." in name for name in trained)  # only what learns

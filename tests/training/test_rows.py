@@ -1,0 +1,186 @@
+"""Rows come in an order that depends on the seed alone, and are written down as generation writes them."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from modeling_rsmoe import RSMoEError
+from modeling_rsmoe.training import Recipe, TrainArguments
+from modeling_rsmoe.training.parts import select_parts
+from modeling_rsmoe.training.rows import RowCollator, by_length, epoch_rows, read_data, read_rows, training_rows
+from modeling_rsmoe.training.trainer import RowTrainer
+
+from ..tiny import INSTRUCTIONS, tiny_model, tiny_processor
+
+
+ONE_STAGE = {"caption_share": 0.3, "answer_share": 0.1, "compose_share": 0.1, "router_share": 0.2, "expert_share": 0.3}
+
+
+def test_shares_of_an_epoch(data):
+    recipe = Recipe.of("stage2", **ONE_STAGE)
+    rows = epoch_rows(read_data(data, recipe), recipe, INSTRUCTIONS, seed=0, epoch=0, multiple=10)
+    kinds = Counter(row.kind for row in rows)
+    assert len(rows) % 10 == 0 and kinds.total() == len(rows)
+    for kind, share in recipe.shares.items():
+        assert kinds[kind] == pytest.approx(share * len(rows), abs=1.5)
+
+
+@pytest.mark.parametrize("multiple", [1, 7, 16])
+def test_an_epoch_is_a_multiple_and_the_same_again(data, multiple):
+    recipe = Recipe()
+    found = read_data(data, recipe)
+    rows = [epoch_rows(found, recipe, INSTRUCTIONS, 3, epoch, multiple) for epoch in (0, 0, 1)]
+    assert len(rows[0]) % multiple == 0 and len(rows[0]) == len(rows[2])
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_similar_lengths_stand_together(data):
+    recipe = Recipe()
+    rows = epoch_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0, 4)
+    rows = rows * 20
+    ordered = by_length(rows, 4, "seed")
+    assert Counter(ordered) == Counter(rows)
+
+    def padding(some):
+        lengths = [len(row.prompt) + sum(map(len, set(row.completions))) for row in some]
+        return sum(max(lengths[i : i + 4]) * 4 - sum(lengths[i : i + 4]) for i in range(0, len(lengths), 4))
+
+    assert padding(ordered) < padding(rows) / 4
+
+
+def test_all_rows_of_a_training(data):
+    recipe = Recipe()
+    found = read_data(data, recipe)
+    per_epoch = len(epoch_rows(found, recipe, INSTRUCTIONS, 5, 0, 4))
+    table = training_rows(found, recipe, INSTRUCTIONS, 5, 4, epochs=2)
+    assert len(table) == 2 * per_epoch
+    assert len(training_rows(found, recipe, INSTRUCTIONS, 5, 4, epochs=0.5)) == pytest.approx(per_epoch / 2, abs=4)
+    steps = training_rows(found, recipe, INSTRUCTIONS, 5, 4, epochs=1, max_steps=9)
+    assert len(steps) == 36 and steps[:per_epoch] == table[:per_epoch]
+    assert steps.column_names == ["image", "kind", "expert", "prompt", "completions"]
+
+
+def test_extra_rows(data, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    row = {"image": "0.png", "kind": "compose", "expert": None, "prompt": "Describe.\ntheme: x", "completions": ["y"]}
+    file.write_text(json.dumps(row) + "\n")
+    recipe = Recipe(extra_rows=str(file), caption_share=0, answer_share=0, compose_share=0)
+    rows = epoch_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0)
+    assert [row.completions for row in rows] == [("y",)] and rows[0].image == (data / "0.png").absolute()
+    assert len(training_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 2, epochs=1, max_steps=2)) == 4
+    recipe = replace(recipe, caption_share=1.0)
+    rows = epoch_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0, 4)
+    assert len(rows) % 4 == 0 and sum(row.completions == ("y",) for row in rows) == 1
+    for change, said in [
+        ({"kind": "poem"}, r"rows.jsonl:1: kind is 'poem'"),
+        ({"expert": "theme"}, "expert is 'theme' in a row of kind compose"),
+        ({"image": "none.png"}, "none.png is missing"),
+        ({"image": "../0.png"}, "leaves the data folder"),
+        ({"prompt": ""}, '"prompt" is'),
+    ]:
+        file.write_text(json.dumps({**row, **change}))
+        with pytest.raises(RSMoEError, match=said):
+            read_rows(file, data)
+    file.write_text("no json")
+    with pytest.raises(RSMoEError, match="rows.jsonl:1: no JSON"):
+        read_rows(file, data)
+    with pytest.raises(RSMoEError, match="every share of rows is 0"):
+        empty = Recipe(caption_share=0, answer_share=0, compose_share=0)
+        epoch_rows(read_data(data, empty), empty, INSTRUCTIONS, 0, 0)
+
+
+def test_rows_as_tensors(data):
+    """Labels are the completions and their ends; a row alone reads as generation reads it."""
+    processor = tiny_processor()
+    recipe = Recipe.of("stage2", **ONE_STAGE, references_per_row=1)
+    rows = training_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 4, epochs=1)
+    batch = [rows[i] for i in range(12)]
+    collator = RowCollator(processor)
+    inputs = collator(batch)
+    assert inputs["input_ids"].shape[1] % 8 == 0 and inputs["pixel_values"].shape == (12, 3, 28, 28)
+    for i, row in enumerate(batch):
+        labels = inputs["labels"][i]
+        told = processor.tokenizer.decode(labels[labels != -100])
+        assert told == f" {row['completions'][0]}<|im_end|>" and labels[-1] == processor.tokenizer.eos_token_id
+        name = row["expert"] if row["kind"] == "expert" else row["kind"]
+        assert collator.kinds[inputs["kinds"][i]] == name
+        real = inputs["attention_mask"][i].bool()
+        asked = inputs["input_ids"][i][real & (labels == -100)]
+        prompt = processor.render(row["prompt"])
+        generated = processor(images=[data / "0.png"], text=[prompt], return_tensors="pt")
+        assert torch.equal(asked, generated["input_ids"][0])
+        assert inputs["position_ids"][i][real].tolist() == list(range(int(real.sum())))
+        instruction = inputs["qformer_input_ids"][i][inputs["qformer_attention_mask"][i].bool()]
+        assert torch.equal(instruction, generated["qformer_input_ids"][0])
+    readers = tiny_model().model.expert_ids_of(inputs["input_ids"])
+    expected = {"caption": 0, "answer": 0, "compose": 0, "router": 1, "theme": 2, "object": 3, "relation": 4}
+    assert [expected[collator.kinds[kind]] for kind in inputs["kinds"]] == readers.tolist()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("row_weight", [0.0, 0.5, 1.0])
+def test_completions_of_one_row_are_learned_as_if_alone(data, attention, row_weight):
+    """Loss and gradients of a row with several completions are the mean of rows with one each, repeats counted."""
+    texts = ["many green trees", "a plane", "many green trees", "the long runway is beside a terminal"]
+    kind = {"kind": "expert", "expert": "object", "prompt": "<object> What is there?"}
+    together = [
+        {"image": str(data / "0.png"), **kind, "completions": texts},
+        {"image": str(data / "1.png"), **kind, "completions": ["two boats"]},
+    ]
+    alone = [{**together[0], "completions": [text]} for text in texts]
+    alone += [together[1]] * len(texts)
+
+    def learned(rows):
+        model = tiny_model()
+        model.set_attn_implementation(attention)
+        select_parts(model, Recipe.of("stage1", llm="full", experts=["all"]))
+        trainer = row_trainer(model, Recipe(row_weight=row_weight), data)
+        inputs = RowCollator(tiny_processor())(rows)
+        counts = trainer._get_num_items_in_batch([inputs], torch.device("cpu"))
+        loss = trainer.compute_loss(model.train(), inputs, num_items_in_batch=counts)
+        loss.backward()
+        return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    (loss, gradients), (expected, expected_gradients) = learned(together), learned(alone)
+    assert loss == pytest.approx(expected, abs=1e-6) and gradients.keys() == expected_gradients.keys()
+    assert any(gradient.abs().max() > 1e-4 for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-6, rtol=1e-4)
+
+
+def test_another_attention_takes_no_several_completions(data):
+    model = tiny_model()
+    trainer = row_trainer(model, Recipe(), data)
+    row = {"image": str(data / "0.png"), "kind": "caption", "expert": None, "prompt": "x", "completions": ["a", "b"]}
+    model.config.text_config._attn_implementation = "flash_attention_2"
+    with pytest.raises(RSMoEError, match="'flash_attention_2' takes no mask .* set references_per_row to 1"):
+        trainer.compute_loss(model, RowCollator(tiny_processor())([row]))
+
+
+def row_trainer(model, recipe, data):
+    rows = training_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 4, epochs=1, max_steps=1)
+    processor = tiny_processor()
+    return RowTrainer(
+        model=model,
+        args=TrainArguments(output_dir=str(data / "unused"), save_strategy="no"),
+        recipe=recipe,
+        train_dataset=rows,
+        processing_class=processor,
+        data_collator=RowCollator(processor),
+    )
+
+
+def test_a_dataset_named_twice_is_drawn_twice_as_often(data):
+    once, twice = (read_data(data, Recipe(datasets=["Tiny"] * n, question_datasets=["TinyVQA"] * n)) for n in (1, 2))
+    assert len(twice.captions) == 2 * len(once.captions) and len(twice.questions) == 2 * len(once.questions)
+    assert twice.images == once.images
+    assert len(read_data(data, Recipe(datasets=["Tiny"] * 2), "val").captions) == 4
+
+
+def test_a_row_for_an_expert_that_is_not_there(data):
+    row = {"image": str(data / "0.png"), "kind": "expert", "expert": "color", "prompt": "x", "completions": ["y"]}
+    with pytest.raises(RSMoEError, match="for the expert 'color', but the model has theme, object, relation"):
+        RowCollator(tiny_processor())([row])
