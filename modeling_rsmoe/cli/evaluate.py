@@ -142,8 +142,8 @@ def _predict(
     steps: shared.Steps,
 ) -> _Made:
     """By the checkpoint's model, which is loaded only if `file` lacks a prediction."""
+    from ..data.provenance import folder_sha256
     from ..evaluation.predict import Predictor, System, key_of, predict, read_predictions
-    from ..evaluation.report import folder_sha256
     from ..evaluation.run import run_id
 
     folder = shared.find_checkpoint(checkpoint, steps)

@@ -335,8 +335,8 @@ def _assembled(name: str, steps: Steps) -> Path:
     from filelock import FileLock
 
     from .. import __version__
-    from ..data.files import sha256_of
-    from ..hub.download import cache_folder, disk_errors
+    from ..data.files import cache_folder, sha256_of
+    from ..hub.download import disk_errors
     from ..hub.sources import HUB_CONFIGS
 
     folder = cache_folder() / "checkpoints" / name

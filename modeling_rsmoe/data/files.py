@@ -1,9 +1,12 @@
-"""Files: written whole or not at all, and known by their hash."""
+"""Files: written whole or not at all, known by their hash, kept in a cache."""
 
 import hashlib
 import os
 import tempfile
 from pathlib import Path
+
+
+CACHE_VARIABLE = "RSMOE_CACHE"
 
 
 def write_whole(path: str | Path, text: str) -> None:
@@ -31,3 +34,8 @@ def sha256_of(path: str | Path) -> str:
     """The sha256 of a file's content, in lower-case hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """The folder that downloads and image features are kept in: `cache_dir`, else ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``."""
+    return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/rsmoe").expanduser()

@@ -4,18 +4,14 @@ Data flows in as `Scored` and goes out as plain JSON values of the types below; 
 from the file alone. Knows nothing about metrics or models.
 """
 
-import hashlib
 import json
-import platform
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from ..data.files import sha256_of, write_whole
+from ..data.files import write_whole
+from ..data.provenance import package_versions, records_sha256
 from ..data.records import CaptionRecord, QuestionRecord
 from ..errors_rsmoe import RSMoEError
 from .scores import Scored, Scores
@@ -24,9 +20,6 @@ from .scores import Scored, Scores
 FORMAT = 1
 TASKS = ("captioning", "vqa")
 ALL_DATASETS = "all"  # the name of the result that pools several datasets
-
-_PACKAGES = ("rsmoe", "torch", "transformers", "tokenizers", "pycocoevalcap", "pillow", "numpy")
-_CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".txt")
 
 
 class ScoreEntry(TypedDict):
@@ -153,15 +146,6 @@ def score_entries(scores: Scores) -> dict[str, ScoreEntry]:
     return {name: {"value": score.value, "low": score.low, "high": score.high} for name, score in scores.items()}
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that scores may depend on, as far as they are installed, and of Python."""
-    versions = {}
-    for name in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions | {"python": platform.python_version()}
-
-
 def machine_name(device: str) -> str:
     """The device that a model ran on, in words: "cpu, 2 threads", or the name of the GPU."""
     import torch
@@ -170,51 +154,6 @@ def machine_name(device: str) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{torch.device(device).type}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-# ---- what was evaluated
-
-
-def folder_sha256(folder: str | Path) -> str:
-    """A hash of a checkpoint folder: its weights, settings, templates and vocabularies, by name and content.
-
-    It is the sha256 of the lines ``HASH  NAME`` that ``sha256sum`` prints for the files that end in .safetensors,
-    .json, .jinja or .txt, in the folder or below it, sorted by name. Other files, such as the model card, and whatever
-    lies in hidden folders, change nothing.
-
-    Raises:
-        RSMoEError: when there is no such file.
-    """
-    root = Path(folder)
-    names = sorted(
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*")
-        if path.suffix in _CHECKPOINT_FILES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
-    if not names:
-        raise RSMoEError(f"{root} has no file of a checkpoint ({', '.join(_CHECKPOINT_FILES)}); give its folder")
-    return _sha256_of_lines(f"{sha256_of(root / name)}  {name}" for name in names)
-
-
-def records_sha256(records: Sequence[CaptionRecord] | Sequence[QuestionRecord], folder: str | Path) -> str:
-    """A hash of records: their texts and image names and the bytes of the images, whatever their order.
-
-    Two reports with the same hash scored the same images against the same references.
-    """
-    root = Path(folder).absolute()
-    images = {record.image: sha256_of(record.image) for record in records}
-    lines = []
-    for record in records:
-        texts = {name: value for name, value in asdict(record).items() if name != "image"}
-        name = record.image.relative_to(root).as_posix()
-        lines.append(json.dumps([name, images[record.image], texts], ensure_ascii=False, sort_keys=True))
-    return _sha256_of_lines(sorted(lines))
-
-
-def _sha256_of_lines(lines: Iterable[str]) -> str:
-    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
 # ---- the file

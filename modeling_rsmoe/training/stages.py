@@ -22,7 +22,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 
 from .. import RSMoEConfig, RSMoEForConditionalGeneration, RSMoEProcessor
-from ..data.files import write_whole
+from ..data.files import cache_folder, write_whole
+from ..data.provenance import folder_sha256, package_versions, records_sha256
 from ..errors_rsmoe import RSMoEError
 from .checkpoints import last_checkpoint, load_parameters, save_tensors
 from .features import FeatureCache, Progress, similar_images
@@ -220,8 +221,6 @@ def _has_stage1(record: dict[str, Any] | None) -> bool:
 
 def _record(job: _Job) -> dict[str, Any]:
     """What decides a training's outcome, as JSON values."""
-    from ..evaluation.report import folder_sha256, package_versions, records_sha256
-
     data, every = job.data, job.arguments.to_dict()
     records: list[Any] = [*data.captions, *data.questions]
     extra = [replace(row, image=row.image.relative_to(data.folder)) for row in data.extra]
@@ -308,7 +307,6 @@ def _learn(job: _Job) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
 
 def _prepare_encoder(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor) -> FeatureCache:
     """What comes before rows, each once: the ViT's last norm, features of all images, the Q-Former's warm-up."""
-    from ..hub.download import cache_folder
     from .warmup import standardize_vision
 
     model.eval()

@@ -1,8 +1,6 @@
-"""Reports: hashes that change with what they hash, the file, tables."""
+"""Reports: the file, tables."""
 
-import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,50 +40,6 @@ def captioning(records: list[CaptionRecord], system: str = "full", **values: Any
     return report.make_report(
         "captioning", system, checkpoint, {}, [result], machine="cpu", seconds=4.0, peak_memory_bytes=5_000
     )
-
-
-# ---- hashes
-
-
-def test_checkpoint_hash_is_that_of_sha256sum(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / ".cache").mkdir()
-    for name in ("model.safetensors", "config.json", "sub/vocab.txt", "README.md", ".cache/other.json"):
-        (tmp_path / name).write_text(name)
-    listed = ["config.json", "model.safetensors", "sub/vocab.txt"]
-    lines = "".join(f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n" for name in listed)
-    assert report.folder_sha256(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
-
-    before = report.folder_sha256(tmp_path)
-    (tmp_path / "README.md").write_text("other scores")
-    assert report.folder_sha256(tmp_path) == before
-    (tmp_path / "sub" / "vocab.txt").rename(tmp_path / "vocab.txt")
-    assert report.folder_sha256(tmp_path) != before
-
-
-def test_a_folder_without_a_checkpoint_has_no_hash(tmp_path: Path) -> None:
-    with pytest.raises(RSMoEError, match="no file of a checkpoint"):
-        report.folder_sha256(tmp_path)
-
-
-def test_data_hash_changes_with_texts_names_and_pixels_only(tmp_path: Path, records: list[CaptionRecord]) -> None:
-    before = report.records_sha256(records, tmp_path)
-    assert report.records_sha256(records[::-1], tmp_path) == before
-    assert report.records_sha256(records[:1], tmp_path) != before
-    other = CaptionRecord(records[0].image, "RSICD", "val", ("Another .",))
-    assert report.records_sha256([other, records[1]], tmp_path) != before
-
-    copied = tmp_path / "copy"
-    copied.mkdir()
-    for record in records:
-        shutil.copy(record.image, copied)
-    there = [CaptionRecord(copied / record.image.name, "RSICD", "val", record.captions) for record in records]
-    assert report.records_sha256(there, copied) == before
-    there[1].image.write_bytes(b"other pixels")
-    assert report.records_sha256(there, copied) != before
-
-
-# ---- the file
 
 
 def test_report_round_trip(tmp_path: Path, records: list[CaptionRecord]) -> None:

@@ -191,14 +191,6 @@ def test_the_demo_image_is_taken_out_once_and_repaired(tiny_sources, cache, monk
     assert demo_image(cache, NAME).read_bytes() == content
 
 
-def test_the_cache_folder_can_be_chosen(monkeypatch, tmp_path):
-    assert download.cache_folder(tmp_path) == tmp_path
-    monkeypatch.setenv("RSMOE_CACHE", str(tmp_path / "elsewhere"))
-    assert download.cache_folder() == tmp_path / "elsewhere"
-    monkeypatch.delenv("RSMOE_CACHE")
-    assert download.cache_folder() == Path.home() / ".cache" / "rsmoe"
-
-
 def test_hub_files_are_pinned_and_verified(tiny_sources, sources, monkeypatch):
     asked = []
 

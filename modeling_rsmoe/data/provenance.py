@@ -1,0 +1,80 @@
+"""What a result came from: hashes of checkpoints and records, and versions of packages."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from ..errors_rsmoe import RSMoEError
+from .files import sha256_of
+from .records import CaptionRecord, QuestionRecord
+
+
+_PACKAGES = (
+    "rsmoe",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "trl",
+    "accelerate",
+    "pycocoevalcap",
+    "pillow",
+    "numpy",
+)
+_CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".txt")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that results may depend on, as far as they are installed, and of Python."""
+    versions = {}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions | {"python": platform.python_version()}
+
+
+def folder_sha256(folder: str | Path) -> str:
+    """A hash of a checkpoint folder: its weights, settings, templates and vocabularies, by name and content.
+
+    It is the sha256 of the lines ``HASH  NAME`` that ``sha256sum`` prints for the files that end in .safetensors,
+    .json, .jinja or .txt, in the folder or below it, sorted by name. Other files, such as the model card, and whatever
+    lies in hidden folders, change nothing.
+
+    Raises:
+        RSMoEError: when there is no such file.
+    """
+    root = Path(folder)
+    names = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.suffix in _CHECKPOINT_FILES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
+    if not names:
+        raise RSMoEError(f"{root} has no file of a checkpoint ({', '.join(_CHECKPOINT_FILES)}); give its folder")
+    return _sha256_of_lines(f"{sha256_of(root / name)}  {name}" for name in names)
+
+
+def records_sha256(records: Sequence[CaptionRecord | QuestionRecord], folder: str | Path) -> str:
+    """A hash of records: their texts and image names and the bytes of the images, whatever their order.
+
+    Two results with the same hash saw the same images and texts.
+    """
+    root = Path(folder).absolute()
+    images = {record.image: sha256_of(record.image) for record in records}
+    lines = []
+    for record in records:
+        texts = {name: value for name, value in asdict(record).items() if name != "image"}
+        name = record.image.relative_to(root).as_posix()
+        lines.append(json.dumps([name, images[record.image], texts], ensure_ascii=False, sort_keys=True))
+    return _sha256_of_lines(sorted(lines))
+
+
+def _sha256_of_lines(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()

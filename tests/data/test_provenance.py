@@ -1,0 +1,57 @@
+"""Hashes change with what they hash, and with nothing else."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from modeling_rsmoe.data import provenance
+from modeling_rsmoe.data.records import CaptionRecord
+from modeling_rsmoe.errors_rsmoe import RSMoEError
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[CaptionRecord]:
+    names = ["a.png", "b.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    return [CaptionRecord(tmp_path / name, "RSICD", "val", (f"Image {name} .",)) for name in names]
+
+
+def test_checkpoint_hash_is_that_of_sha256sum(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".cache").mkdir()
+    for name in ("model.safetensors", "config.json", "sub/vocab.txt", "README.md", ".cache/other.json"):
+        (tmp_path / name).write_text(name)
+    listed = ["config.json", "model.safetensors", "sub/vocab.txt"]
+    lines = "".join(f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n" for name in listed)
+    assert provenance.folder_sha256(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
+
+    before = provenance.folder_sha256(tmp_path)
+    (tmp_path / "README.md").write_text("other scores")
+    assert provenance.folder_sha256(tmp_path) == before
+    (tmp_path / "sub" / "vocab.txt").rename(tmp_path / "vocab.txt")
+    assert provenance.folder_sha256(tmp_path) != before
+
+
+def test_a_folder_without_a_checkpoint_has_no_hash(tmp_path: Path) -> None:
+    with pytest.raises(RSMoEError, match="no file of a checkpoint"):
+        provenance.folder_sha256(tmp_path)
+
+
+def test_data_hash_changes_with_texts_names_and_pixels_only(tmp_path: Path, records: list[CaptionRecord]) -> None:
+    before = provenance.records_sha256(records, tmp_path)
+    assert provenance.records_sha256(records[::-1], tmp_path) == before
+    assert provenance.records_sha256(records[:1], tmp_path) != before
+    other = CaptionRecord(records[0].image, "RSICD", "val", ("Another .",))
+    assert provenance.records_sha256([other, records[1]], tmp_path) != before
+
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    for record in records:
+        shutil.copy(record.image, copied)
+    there = [CaptionRecord(copied / record.image.name, "RSICD", "val", record.captions) for record in records]
+    assert provenance.records_sha256(there, copied) == before
+    there[1].image.write_bytes(b"other pixels")
+    assert provenance.records_sha256(there, copied) != before
