@@ -71,6 +71,15 @@ def evaluate(
             show_default="OUTPUT as .jsonl",
         ),
     ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Predictions of another system for the same items: the differences, with paired intervals. May be "
+            "given more than once.",
+            show_default=False,
+        ),
+    ] = None,
     router: shared.RouterOption = None,
     compose: shared.ComposeOption = None,
     max_new_tokens: shared.MaxNewTokensOption = None,
@@ -95,10 +104,14 @@ def evaluate(
     settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, checkpoint)
     file = predictions or output.with_suffix(".jsonl")
     shared.check_outputs(output, file, page)
+    for other in against or ():
+        if not other.is_file():
+            raise RSMoEError(f"there is no file {other}; give --against the predictions (.jsonl) of another system")
     with shared.Steps() as steps:
         steps("reading the data")
         from ..evaluation import report, run
-        from ..evaluation.predict import peak_memory
+        from ..evaluation.differences import differences
+        from ..evaluation.predict import peak_memory, read_predictions
 
         selection = run.select(data, task, split, dataset, limit, questions)
         shared.check_images(list(dict.fromkeys(str(record.image) for record in selection.all())), 0, steps)
@@ -107,6 +120,11 @@ def evaluate(
         else:
             made = _given(selection, baseline, predictions)
         evaluated = run.evaluate(selection, made.lines, steps, with_parts=baseline is None)
+        compared: list[report.Against] = []
+        for other in against or ():
+            steps(f"comparing with {other}")
+            found = differences(selection, evaluated, read_predictions(other))
+            compared.append({"name": other.stem, "differences": found})
         written = report.make_report(
             task,
             made.system,
@@ -116,6 +134,7 @@ def evaluate(
             machine=report.machine_name(made.device),
             seconds=sum(line.get("seconds", 0.0) for line in made.lines.values()),
             peak_memory_bytes=max(line.get("peak_memory", 0) for line in made.lines.values()) or peak_memory(),
+            against=compared,
         )
         report.write_report(written, output)
         _show(written, evaluated, data, [output, file if by_model else None, page], markdown, steps)
@@ -236,6 +255,15 @@ def _show(
             own = result["scores"][name]
             beside = (f"{scores[name]['value']:.1f}" if name in scores else "" for scores in others.values())
             table.add_row(name, f"{own['value']:.1f}", f"{own['low']:.1f} to {own['high']:.1f}", *beside)
+        steps.print(table)
+    for against in report.get("against", ()):
+        table = Table(title=f"minus {against['name']}", title_justify="left", box=box.SIMPLE_HEAD)
+        for column in ("dataset", "score", report["system"], "95 % interval"):
+            table.add_column(column, justify="left" if column in ("dataset", "score") else "right", no_wrap=True)
+        for difference in against["differences"]:
+            for name, own in difference["scores"].items():
+                bounds = f"{own['low']:+.1f} to {own['high']:+.1f}"
+                table.add_row(difference["dataset"], name, f"{own['value']:+.1f}", bounds)
         steps.print(table)
     missing = {name: reason for result in report["results"] for name, reason in result["missing"].items()}
     for name, reason in missing.items():

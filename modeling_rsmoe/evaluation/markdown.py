@@ -54,6 +54,7 @@ def markdown_table(reports: Sequence[Report]) -> str:
         for result in report["results"]:
             groups[result["dataset"], result["split"], result["sha256"]].append((report, result))
     tables = [_table(group) for group in groups.values()]
+    tables += [_difference_table(report) for report in reports if "against" in report]
     return "\n\n".join([*tables, _footer(reports)]) + "\n"
 
 
@@ -115,9 +116,27 @@ def _table(group: Sequence[tuple[Report, Result]]) -> str:
     for row in rows:
         seconds = "" if row.seconds is None else f"{row.seconds:.2f}"
         lines.append([row.label, *(_cell(row.scores.get(name)) for name in names), *([seconds] if timed else [])])
-    text = [f"| {' | '.join(map(_escaped, line))} |" for line in lines]
-    text.insert(1, "|" + "|".join(["---"] + ["---:"] * (len(lines[0]) - 1)) + "|")
-    return "\n".join([f"**{_escaped(headline(group[0][1], task))}**", "", *text])
+    return "\n".join([f"**{_escaped(headline(group[0][1], task))}**", "", *_rows(lines)])
+
+
+def _difference_table(report: Report) -> str:
+    """The report's system minus others on the same items."""
+    found = [(against["name"], one) for against in report["against"] for one in against["differences"]]
+    names = list(dict.fromkeys(name for _, one in found for name in one["scores"]))
+    lines = [["minus", "on", "items", *names]]
+    for other, one in found:
+        cells = (one["scores"].get(name) for name in names)
+        signed = ["" if c is None else f"{c['value']:+.1f} [{c['low']:+.1f}, {c['high']:+.1f}]" for c in cells]
+        lines.append([other, one["dataset"], f"{one['items']:,}", *signed])
+    title = f"**{_escaped(_labels([report])[0])}: differences, with paired intervals**"
+    return "\n".join([title, "", *_rows(lines, texts=2)])
+
+
+def _rows(lines: Sequence[Sequence[str]], texts: int = 1) -> list[str]:
+    """The lines of a table; the first so many columns are texts."""
+    rows = [f"| {' | '.join(map(_escaped, line))} |" for line in lines]
+    rows.insert(1, "|" + "|".join(["---"] * texts + ["---:"] * (len(lines[0]) - texts)) + "|")
+    return rows
 
 
 def _cell(score: ScoreEntry | None) -> str:

@@ -55,6 +55,21 @@ class Result(TypedDict):
     seconds_per_item: NotRequired[float]  # vqa
 
 
+class Difference(TypedDict):
+    """The system's scores minus another's on the same items, with paired intervals; `dataset` as of a result."""
+
+    dataset: str
+    items: int
+    scores: dict[str, ScoreEntry]
+
+
+class Against(TypedDict):
+    """Another system, and the differences from it."""
+
+    name: str  # of the file with its predictions
+    differences: list[Difference]
+
+
 class Report(TypedDict):
     """One run of one system over one split of some datasets."""
 
@@ -66,6 +81,7 @@ class Report(TypedDict):
     versions: dict[str, str]
     machine: str
     results: list[Result]
+    against: NotRequired[list[Against]]
     seconds: float
     peak_memory_bytes: int
 
@@ -83,9 +99,10 @@ def make_report(
     machine: str,
     seconds: float,
     peak_memory_bytes: int,
+    against: Sequence[Against] = (),
 ) -> Report:
     """A report of these results, with the versions of the packages that made them."""
-    return {
+    report: Report = {
         "format": FORMAT,
         "task": task,
         "system": system,
@@ -97,6 +114,9 @@ def make_report(
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes,
     }
+    if against:
+        report["against"] = list(against)
+    return report
 
 
 def make_result(
@@ -222,7 +242,24 @@ def _problem(report: dict[str, Any]) -> str | None:
         problem = _wrong_field(report["checkpoint"], {"name": str, "sha256": str}, "its checkpoint")
     if problem is None:
         problem = next(filter(None, map(_result_problem, report["results"], count(1))), None)
+    if problem is None and not _is_comparison(report.get("against", [])):
+        problem = '"against" is no list of differences'
     return problem
+
+
+def _is_comparison(against: object) -> bool:
+    return isinstance(against, list) and all(
+        isinstance(other, dict)
+        and isinstance(other.get("name"), str)
+        and isinstance(other.get("differences"), list)
+        and all(
+            isinstance(one, dict)
+            and _wrong_field(one, {"dataset": str, "items": int, "scores": dict}, "") is None
+            and all(map(_is_score, one["scores"].values()))
+            for one in other["differences"]
+        )
+        for other in against
+    )
 
 
 def _result_problem(result: object, number: int) -> str | None:

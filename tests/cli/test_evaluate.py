@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from modeling_rsmoe.cli import shared
+from modeling_rsmoe.evaluation.markdown import markdown_table
 from modeling_rsmoe.evaluation.report import read_report
 from tests.cli.test_cli import errors, run
 from tests.tiny import tiny_checkpoint
@@ -103,6 +104,45 @@ def test_predictions_of_other_settings_are_not_mixed(checkpoint: Path, data: Pat
     assert "report.jsonl:1 was written by another checkpoint, system or setting" in message
 
 
+@pytest.mark.parametrize("task, score", [("captioning", "CIDEr-D"), ("vqa", "accuracy")])
+def test_difference_from_another_system(task: str, score: str, data: Path, tmp_path: Path, no_model: None) -> None:
+    """Right answers against wrong ones; a system against itself is 0 everywhere; the table is printed."""
+    name = "caption" if task == "captioning" else "answer"
+    files = {
+        "right": ["many green trees .", "a road crosses a river .", "a white plane ."],
+        "wrong": ["no", "no", "no"],
+    }
+    if task == "vqa":
+        files["right"] = ["yes"] * 3
+    for file, texts in files.items():
+        asked = {"question": "Is there a river?"} if task == "vqa" else {}
+        lines = [{"image": f"{i}.png", **asked, name: text} for i, text in enumerate(texts, start=1)]
+        write(tmp_path / f"{file}.jsonl", lines)
+    found = {}
+    for other in files:
+        output = tmp_path / f"{other}.json"
+        arguments = [
+            "--task",
+            task,
+            "--predictions",
+            tmp_path / "right.jsonl",
+            "--against",
+            tmp_path / f"{other}.jsonl",
+        ]
+        result = run("evaluate", "--data", data, "--output", output, *arguments)
+        assert result.exit_code == 0, result.stderr
+        assert f"minus {other}" in result.stdout
+        report = read_report(output)
+        (against,) = report["against"]
+        assert against["name"] == other
+        found[other] = against["differences"][-1]["scores"][score]
+        assert f"| {other} | " in markdown_table([report])
+    datasets = [difference["dataset"] for difference in against["differences"]]
+    assert datasets == (["Tiny"] if task == "captioning" else ["LR", "HR", "all"])
+    assert found["right"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert found["wrong"]["value"] > 50 and found["wrong"]["low"] > 0
+
+
 @pytest.mark.parametrize("task, baseline", [("captioning", "constant"), ("vqa", "constant"), ("vqa", "question-only")])
 def test_baselines_need_no_model(task: str, baseline: str, data: Path, tmp_path: Path, no_model: None) -> None:
     output, page = tmp_path / "report.json", tmp_path / "page.html"
@@ -149,6 +189,7 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
         return " ".join(errors(result))
 
     assert 'unknown split "tset"' in refused("--split", "tset")
+    assert "none.jsonl; give --against the predictions" in refused("--against", tmp_path / "none.jsonl")
     assert 'unknown dataset "LR"' in refused("--dataset", "LR")
     assert 'unknown dataset "Tiny"' in refused("--dataset", "Tiny", task="vqa")
     assert "nothing to evaluate" in errors(run("evaluate", "--data", data, "--output", tmp_path / "r.json"))[0]

@@ -83,6 +83,7 @@ def test_questions_have_seconds_per_item(records: list[CaptionRecord]) -> None:
         (("results", 0, "baselines", "constant"), [], "a score without value, low and high"),
         (("results", 0, "parts"), [], '"parts" of result 1'),
         (("checkpoint", "name"), 7, '"name" of its checkpoint'),
+        (("against",), [{"name": "llm", "differences": [{"dataset": "all"}]}], '"against" is no list of differences'),
     ],
 )
 def test_a_wrong_file_is_refused(
