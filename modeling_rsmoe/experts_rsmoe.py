@@ -327,6 +327,15 @@ def attach(language_model: PreTrainedModel, context: RowContext, readers: dict[i
                 base.register_forward_hook(ReplaceRows(context, members[path]))
 
 
+def detach(language_model: PreTrainedModel) -> None:
+    """Take every hook of ours off the decoder, so that `attach` can hook other readers."""
+    for module in language_model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, (AddRows, KeepInput, ReplaceRows, SetRows)):
+                    del hooks[key]
+
+
 def check_attached(language_model: PreTrainedModel, readers: dict[int, RSMoEExpert]) -> None:
     """Raise if a layer was swapped for one without our hook: its rows would silently be the LLM block's."""
     for i, layer in enumerate(decoder_layers(language_model)):

@@ -4,6 +4,7 @@ Every LLM call is one row of a batch, seen by one reader: an expert token in `in
 such token), the router or an expert reads the row. A batch may mix them, in training as in generation.
 """
 
+import copy
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import slice_logits_to_keep
@@ -23,7 +24,7 @@ from .base_rsmoe import RSMoEPreTrainedModel
 from .configuration_rsmoe import RSMoEConfig
 from .encoder_rsmoe import RSMoEVisionLanguageEncoder
 from .errors_rsmoe import RSMoEError
-from .experts_rsmoe import RowContext, RSMoEExpert, attach, check_attached, decoder_layers, gate_columns
+from .experts_rsmoe import RowContext, RSMoEExpert, attach, check_attached, decoder_layers, detach, gate_columns
 from .generation_rsmoe import COMPOSED_INPUTS, RSMoEGenerationMixin
 from .router_rsmoe import RSMoEInstructionRouter
 
@@ -340,6 +341,67 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """ViT features of images, to be given as `image_embeds` in place of `pixel_values` (see the encoder)."""
         return self.model.encode_image(pixel_values)
+
+    def add_expert(self, name: str, token_id: int) -> RSMoEExpert:
+        """Add an expert that starts at the LLM block. All other weights stay as they are, bit for bit.
+
+        Args:
+            name (`str`): a Python identifier that no expert has.
+            token_id (`int`): the token that selects it, from the processor's `add_expert`. A vocabulary that lacks it
+                grows, and the new row is the mean of the other experts' [our decision]. It is never generated.
+
+        Returns:
+            The new expert, the last in `config.expert_names`.
+
+        Raises:
+            RSMoEError: a name or a token that is taken or cannot be one.
+        """
+        config, model = self.config, self.model
+        expert_names, expert_token_ids = [*config.expert_names, name], [*config.expert_token_ids, token_id]
+        size = max(config.text_config.vocab_size, token_id + 1)
+        values = {**config.to_dict(), "expert_names": expert_names, "expert_token_ids": expert_token_ids}
+        values["text_config"]["vocab_size"] = size
+        type(config).from_dict(values)  # raises where they do not fit
+        if size > config.text_config.vocab_size:
+            self._grow_vocabulary(size)
+        like = next(model.router.parameters())
+        expert = RSMoEExpert(config.expert_config, decoder_layers(model.language_model)).to(like.device, like.dtype)
+        expert.reset_to(model.language_model)
+        config.expert_names, config.expert_token_ids = expert_names, expert_token_ids
+        model.experts[name] = expert.train(self.training)
+        detach(model.language_model)
+        model.attach_experts()
+        suppressed = self.generation_config.suppress_tokens or []
+        self.generation_config.suppress_tokens = [*suppressed, token_id]
+        return expert
+
+    @torch.no_grad()
+    def _grow_vocabulary(self, size: int) -> None:
+        old = self.config.text_config.vocab_size
+        self.resize_token_embeddings(size, mean_resizing=False)
+        for part in (self.get_input_embeddings(), self.get_output_embeddings()):
+            weight = cast(nn.Embedding | nn.Linear, part).weight  # [tokens, hidden_size]
+            weight[old:] = weight[self.config.expert_token_ids].mean(0)
+
+    @torch.no_grad()
+    def merged_llm(self, expert: str) -> PreTrainedModel:
+        """The LLM block with the weights of `expert` merged into it, as a causal LM of transformers (a copy).
+
+        It reads text as that expert's rows do; image tokens are only words to it.
+
+        Raises:
+            RSMoEError: an unknown expert; the known ones are named.
+        """
+        merged = self.model.expert(expert)
+        config = copy.deepcopy(self.config.text_config)
+        config.tie_word_embeddings = self.config.tie_word_embeddings
+        llm = AutoModelForCausalLM.from_config(config, dtype=self.lm_head.weight.dtype)
+        llm.base_model.load_state_dict(self.model.language_model.state_dict())
+        llm.get_output_embeddings().load_state_dict(self.lm_head.state_dict())
+        merged.merge_into(llm.base_model)
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens")
+        llm.generation_config = GenerationConfig(**{name: getattr(self.generation_config, name) for name in names})
+        return llm.eval()
 
     @can_return_tuple
     def forward(  # type: ignore[misc]  # transformers' own idiom: position_ids is a key of TransformersKwargs too

@@ -4,6 +4,7 @@ Knows how every kind of row is written down (LLM block, router, experts, compose
 same functions, so that a row reads the same in both.
 """
 
+import copy
 import re
 from typing import Any
 
@@ -129,19 +130,41 @@ class RSMoEProcessor(ProcessorMixin):
             )
         self.image_token = IMAGE_TOKEN
         if tokenizer is not None:
-            readers = [ROUTER_TOKEN, *map(expert_token, self.experts)]
-            known = tokenizer.get_vocab()
-            # A reader's token swallows the space before it: "<image> <theme>" and "<image><theme>" are the same row.
-            tokenizer.add_tokens(
-                [
-                    AddedToken(token, special=True, normalized=False, lstrip=token in readers)
-                    for token in (IMAGE_TOKEN, PROMPT_TOKEN, *readers)
-                    if token not in known
-                ],
-                special_tokens=True,
-            )
+            _add_marks(tokenizer, [IMAGE_TOKEN, PROMPT_TOKEN, ROUTER_TOKEN, *map(expert_token, self.experts)])
             self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+
+    def add_expert(self, name: str, instruction: str) -> int:
+        """Make rows for one expert more, after the others.
+
+        Args:
+            name (`str`): a Python identifier that no expert has; the tokenizer gets the token `<name>`.
+            instruction (`str`): its sub-task, which its Q-Former reads, and its prompt with `router_mode="template"`.
+
+        Returns:
+            `int`: the token's id, for the model's `add_expert`.
+
+        Raises:
+            RSMoEError: a name that is taken or cannot be one, or no instruction.
+        """
+        if name in self.experts or not name.isidentifier() or not instruction.strip():
+            raise RSMoEError(
+                f"cannot add the expert {name!r} with the instruction {instruction!r}: give a Python identifier other than "
+                f"{', '.join(self.experts)}, and a text."
+            )
+        _add_marks(self.tokenizer, [expert_token(name)])
+        self.experts = [*self.experts, name]
+        self.expert_instructions = {**self.expert_instructions, name: instruction}
+        return self.tokenizer.convert_tokens_to_ids(expert_token(name))
+
+    def llm_tokenizer(self) -> Any:
+        """A copy of the LLM's tokenizer with the chat template, to go with the model's `merged_llm`."""
+        tokenizer: Any = copy.deepcopy(self.tokenizer)
+        tokenizer.chat_template = self.chat_template
+        tokenizer._set_processor_class(None)  # a folder of its own must not ask for this class and its code
+        for name in ("auto_map", "processor_class"):
+            tokenizer.init_kwargs.pop(name, None)
+        return tokenizer
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
         images = None if images is None else read_images(images)
@@ -291,6 +314,20 @@ class RSMoEProcessor(ProcessorMixin):
         own = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
         qformer = ["qformer_input_ids", "qformer_attention_mask"]
         return list(dict.fromkeys([*own, *qformer, *COMPOSED_INPUTS]))
+
+
+def _add_marks(tokenizer: Any, marks: list[str]) -> None:
+    """Those of the tokens that the tokenizer lacks, in this order. A reader's token swallows the space before it:
+    "<image> <theme>" and "<image><theme>" are the same row."""
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens(
+        [
+            AddedToken(mark, special=True, normalized=False, lstrip=mark not in (IMAGE_TOKEN, PROMPT_TOKEN))
+            for mark in marks
+            if mark not in known
+        ],
+        special_tokens=True,
+    )
 
 
 def _fold(rows, shape: tuple[int, int]):

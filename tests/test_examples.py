@@ -2,19 +2,27 @@
 
 import importlib.util
 import json
-import shutil
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import logging
 
-from modeling_rsmoe import RSMoEForConditionalGeneration
-from modeling_rsmoe.hub.assemble import merge_trained
+from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
+from modeling_rsmoe.data.records import read_captions
+from modeling_rsmoe.processing_rsmoe import answer_prompt, expert_prompt
+from modeling_rsmoe.training.parts import part_of
+from modeling_rsmoe.training.rows import RowCollator
 
-from .tiny import tiny_checkpoint
+from .tiny import tiny_checkpoint, tiny_model, tiny_processor
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -40,6 +48,15 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def tiny_start(tmp_path_factory) -> Path:
+    """Saved under the names that the model itself has, as assembled checkpoints are."""
+    folder = tmp_path_factory.mktemp("start")
+    tiny_model().save_pretrained(folder, save_original_format=False)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A data folder of ten made images."""
     folder = tmp_path_factory.mktemp("data")
@@ -49,11 +66,51 @@ def data(tmp_path_factory) -> Path:
         Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
         split = "train" if i < 6 else "val"
         captions.append({"image": f"{i}.png", "dataset": "Tiny", "split": split, "captions": CAPTIONS})
-        question = {"question": "Is there a plane?", "question_type": "presence", "answer": "yes"}
-        questions.append({"image": f"{i}.png", "dataset": "TinyVQA", "split": split, **question})
+        record = {"image": f"{i}.png", "dataset": "TinyVQA", "split": split}
+        questions.append({**record, "question": "Is there a plane?", "question_type": "presence", "answer": "yes"})
+        questions.append({**record, "question": "How many planes?", "question_type": "count", "answer": str(i)})
     for name, rows in (("captions", captions), ("vqa", questions)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory) -> Path:
+    """Ten made images and their captions, as one's own may be: no splits, one caption each, none of a relation."""
+    folder = tmp_path_factory.mktemp("own")
+    generator = np.random.default_rng(1)
+    lines = []
+    for i in range(10):
+        Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        text = ["it is an airport with many planes .", "there are some green trees ."][i % 2]
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": text}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _same_verbosity():
+    """An example may silence transformers; the next test hears it again."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
+
+
+def without_package(code: str, *arguments: str | Path) -> str:
+    """What Python code prints in a process where this package cannot be imported."""
+    blocked = f"import sys; sys.modules['modeling_rsmoe'] = None\n{code}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    run = [sys.executable, "-c", blocked, *map(str, arguments)]
+    result = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def moved(before: Path, after: Path) -> set[str]:
+    """Names of the parts whose weights are not the same in two checkpoints."""
+    old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
+    assert old.keys() == new.keys()
+    return {part_of(name) for name in old if not torch.equal(old[name], new[name])}
 
 
 def test_every_example_is_tested():
@@ -75,61 +132,159 @@ def test_time_batching(checkpoint, capsys):
     assert f"cost {ratio:.3f} of single calls" in capsys.readouterr().out
 
 
-def test_train_nano(checkpoint, data, tmp_path):
-    """All steps; stopped and gone on with, stage 2 ends with the very weights of a run that was never stopped."""
-    main = example("train_nano").main
-    once, twice = tmp_path / "once", tmp_path / "twice"
+def test_train_own_images(tiny_start, image_folder, tmp_path, capsys):
+    main = example("train_own_images").main
+    command = [str(tiny_start), str(image_folder), str(tmp_path / "out"), "--epochs", "1", "--batch", "4"]
+    result = main(command)
+    assert capsys.readouterr().out.strip().endswith(str(result["parts"]))
+    assert list(result["parts"]) == ["theme", "object"]  # no caption speaks of a relation
+    stage1, stage2 = (tmp_path / "out" / stage for stage in ("stage1", "stage2"))
+    records = [json.loads((stage / "training.json").read_text()) for stage in (stage1, stage2)]
+    assert [record["finished"] for record in records] == [True, True] and records[1]["before"]["stage"] == "stage1"
+    assert records[0]["data"]["captioned_images"] == 9 and records[0]["data"]["questions"] == 0
+    assert [record.split for record in read_captions(tmp_path / "out" / "data")] == ["train"] * 9 + ["val"]
+    assert "eval_loss" in (stage1 / "trainer_state.json").read_text()
+    old, new = load_file(stage1 / "model.safetensors"), load_file(stage2 / "model.safetensors")
+    assert {part_of(name) for name in new if not torch.equal(old[name], new[name])} == {"router", "experts"}
+    assert moved(tiny_start, stage1) == {"qformer", "projection", "llm"}
+    weights = (stage2 / "model.safetensors").stat().st_mtime_ns
+    assert main(command)["text"] == result["text"]
+    assert (stage2 / "model.safetensors").stat().st_mtime_ns == weights  # what is finished is not trained again
 
-    def step(name, output, steps=None, **changes):
-        arguments = [
-            name,
-            "--data",
-            str(data),
-            "--start",
-            str(checkpoint),
-            "--output",
-            str(output),
-            "--datasets",
-            "Tiny",
-        ]
-        main([*arguments, *(["--steps", str(steps)] if steps else [])])
 
-    step("features", once)
-    step("align", once, 2)
-    step("stage1", once, 2)
-    shutil.copytree(once, twice)
-    step("stage2", once, 2)
-    stop = main.__globals__["save_checkpoint"]
+def test_train_own_images_says_what_is_wrong(tiny_start, image_folder, data, tmp_path):
+    main = example("train_own_images").main
+    with pytest.raises(SystemExit, match=r"^error: data folder .*nowhere does not exist"):
+        main([str(tiny_start), str(tmp_path / "nowhere"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"^error: .*own\d+ is no checkpoint folder"):
+        main([str(image_folder), str(data), str(tmp_path / "out")])
+    assert example("train_own_images").with_splits(data, tmp_path / "copy") == data
 
-    def save_then_stop(*arguments):
-        stop(*arguments)
-        raise KeyboardInterrupt
 
-    main.__globals__["CHECKPOINT_EVERY"] = 1
-    main.__globals__["save_checkpoint"] = save_then_stop
-    with pytest.raises(KeyboardInterrupt):
-        step("stage2", twice, 2)
-    main.__globals__["save_checkpoint"] = stop
-    step("stage2", twice, 2)
-    ours, theirs = (load_file(folder / "stage2" / "checkpoint.safetensors") for folder in (once, twice))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert all((once / stage / "loss.png").stat().st_size > 1000 for stage in ("align", "stage1", "stage2"))
+def test_finetune_with_trainer(tiny_start, image_folder, tmp_path):
+    script, output = EXAMPLES / "finetune_with_trainer.py", tmp_path / "out"
+    code = "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    options = ["--epochs", "20", "--batch", "5", "--learning-rate", "0.01"]
+    said = without_package(code, script, tiny_start, image_folder, output, *options)
+    losses = [float(loss) for loss in re.findall(r"'loss': '?([0-9.]+)", said)]
+    assert len(losses) == 4 and losses[-1] < 0.95 * losses[0]
+    assert moved(tiny_start, output) == {"qformer", "projection"}
+    names = {file.name for file in output.rglob("*")}
+    assert "modeling_rsmoe.py" in names and not [
+        name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))
+    ]
+    model, processor = RSMoEForConditionalGeneration.from_pretrained(output), RSMoEProcessor.from_pretrained(output)
+    inputs = processor(images=image_folder / "0.png", text="Describe the image.", return_tensors="pt")
+    result = processor.post_process_generation(model.generate(**inputs, return_dict_in_generate=True))[0]
+    assert "should be: it is an airport with many planes ." in said
+    assert said.split("\nis: ", 1)[1].strip() == result["text"]
 
-    step("export", once)
-    start = RSMoEForConditionalGeneration.from_pretrained(checkpoint)
-    model = RSMoEForConditionalGeneration.from_pretrained(checkpoint)
-    merge_trained(model, once / "trained.safetensors")
-    names = dict(model.named_parameters())
-    changed = {name for name, p in start.named_parameters() if not torch.equal(p, names[name])}
-    learned = (
-        "qformer",
-        "query_tokens",
-        "projection",
-        "language_model.layers",
-        "router",
-        "experts",
-        "vision_model.layernorm",
+
+def test_collator_of_the_plain_trainer(image_folder):
+    """Tokens, labels and what the Q-Former reads are those of the package's own recipes: the answer does not leak."""
+    processor = tiny_processor()
+    texts = ["a ship .", "it is an airport with many planes ."]
+    images = [Image.open(image_folder / f"{i}.png") for i in range(2)]
+    found = example("finetune_with_trainer").collator(processor)(
+        [{"image": image, "text": text} for image, text in zip(images, texts)]
     )
-    for part in learned:
-        assert any(part in name for name in changed), part
-    assert not any("vision_model.encoder" in name or "embed_tokens" in name for name in changed)
+    row = {"kind": "caption", "expert": None, "prompt": "Describe the image."}
+    rows = [{**row, "image": str(image_folder / f"{i}.png"), "completions": [texts[i]]} for i in range(2)]
+    expected = RowCollator(processor)(rows)
+    assert set(found) <= set(expected)  # what only generation needs is not made
+    for name in ("pixel_values", "qformer_input_ids", "qformer_attention_mask"):
+        assert torch.equal(found[name], expected[name])
+    for i in range(2):
+        kept = [batch["attention_mask"][i].bool() for batch in (found, expected)]
+        for name in ("input_ids", "labels"):
+            assert torch.equal(found[name][i][kept[0]], expected[name][i][kept[1]])
+    assert (found["labels"] != -100).sum() == sum(len(f" {text}") + 1 for text in texts)  # bytes, and the end token
+
+
+def test_finetune_with_trainer_says_what_is_wrong(tiny_start, image_folder, tmp_path, capsys):
+    main = example("finetune_with_trainer").main
+    with pytest.raises(SystemExit):
+        main([str(tiny_start), str(image_folder), str(tmp_path)])
+    assert f"{tmp_path} exists; give a new folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(tiny_start), str(tmp_path / "nowhere"), str(tmp_path / "out")])
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_add_expert(tiny_start, data, tmp_path, capsys):
+    output = tmp_path / "out"
+    result = example("add_expert").main([str(tiny_start), str(data), str(output), "--epochs", "2", "--batch", "3"])
+    assert list(result["parts"]) == ["theme", "object", "relation", "counting"]
+    assert f"counting: {result['parts']['counting']}" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
+    prompt = f"<counting> {answer_prompt('How many planes?')}"
+    assert rows == [
+        {"image": f"{i}.png", "kind": "expert", "expert": "counting", "prompt": prompt, "completions": [str(i)]}
+        for i in range(6)
+    ]
+
+    trained = output / "trained"
+    before, after = load_file(tiny_start / "model.safetensors"), load_file(trained / "model.safetensors")
+    new = [name for name in after if name.startswith("model.experts.counting.")]
+    assert new and before.keys() == after.keys() - set(new)
+    embeddings = "model.language_model.embed_tokens.weight"
+    assert after[embeddings].shape[0] == before[embeddings].shape[0] + 1
+    after[embeddings] = after[embeddings][:-1]
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert any(after[name].abs().max() > 0 for name in new if name.endswith("lora_B"))
+
+    model, processor = RSMoEForConditionalGeneration.from_pretrained(trained), RSMoEProcessor.from_pretrained(trained)
+    assert model.config.expert_names == processor.experts == ["theme", "object", "relation", "counting"]
+    asked = processor.render(expert_prompt("counting", answer_prompt("How many planes?")))
+    inputs = processor(images=data / "0.png", text=asked, return_tensors="pt")
+    written = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+    assert processor.batch_decode(written, skip_special_tokens=True)[0].strip() == result["parts"]["counting"]
+
+
+def test_add_expert_says_what_is_wrong(tiny_start, image_folder, data, tmp_path, capsys):
+    main = example("add_expert").main
+    with pytest.raises(SystemExit, match="^error: .*metadata.jsonl"):
+        main([str(tiny_start), str(image_folder), str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"^error: .*config.json"):
+        main([str(data), str(data), str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        main([str(tiny_start), str(data), str(tmp_path)])
+    assert f"{tmp_path} exists; give a new folder" in capsys.readouterr().err
+
+
+def test_merge_expert(checkpoint, tmp_path, capsys):
+    output = tmp_path / "llm"
+    assert example("merge_expert").main([str(checkpoint), str(output), "--expert", "relation"]) < 1e-5
+    assert "LlamaForCausalLM" in capsys.readouterr().out
+    code = """
+import json, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+llm, tokenizer = (auto.from_pretrained(sys.argv[1]) for auto in (AutoModelForCausalLM, AutoTokenizer))
+inputs = tokenizer("Where are the planes?", return_tensors="pt")
+with torch.no_grad():
+    print(json.dumps([inputs["input_ids"].tolist(), llm(**inputs).logits.tolist()]))
+"""
+    ids, logits = (torch.tensor(values) for values in json.loads(without_package(code, output)))
+    model = RSMoEForConditionalGeneration.from_pretrained(checkpoint)
+    with torch.no_grad():
+        expected, block = (model(input_ids=ids, expert_ids=torch.tensor([reader])).logits for reader in (4, 0))
+    torch.testing.assert_close(logits, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+    assert (logits - block).abs().max() > 0.1
+    assert not [file for file in output.iterdir() if file.suffix in (".py", ".bin")]
+    assert not [file for file in output.glob("*.json") if "rsmoe" in file.read_text().lower()]
+
+
+def test_merge_expert_says_what_is_wrong(checkpoint, tmp_path):
+    with pytest.raises(SystemExit, match="^error: Unknown expert 'ship'; this model has theme, object, relation"):
+        example("merge_expert").main([str(checkpoint), str(tmp_path / "llm"), "--expert", "ship"])
+    assert not (tmp_path / "llm").exists()
+
+
+def test_time_training(tiny_start, data, tmp_path, capsys):
+    settings = {"per_device_train_batch_size": 2, "lora_rank": 2, "compose_share": 0, "answer_share": 0.2}
+    (tmp_path / "training.yaml").write_text(yaml.safe_dump({"stage1": settings}))
+    command = [str(tiny_start), "--config", str(tmp_path / "training.yaml"), "--data", str(data), "--steps", "2"]
+    ratios = example("time_training").main([*command, "--turns", "1", "--features", str(tmp_path / "features")])
+    assert list(ratios) == ["TRL", "ours, one reference", "ours"] and ratios["TRL"] == 1
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1].endswith(f"{ratios['ours']:.2f} x the completions of TRL's loop")

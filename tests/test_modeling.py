@@ -284,6 +284,83 @@ def test_merged_expert_is_a_plain_decoder():
     torch.testing.assert_close(plain(**inputs).last_hidden_state, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_merged_llm(kind, tied):
+    """A causal LM of transformers that reads text as the expert's rows do; the model stays as it was."""
+    text = {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": tied}
+    model = tiny_model(config=tiny_config(text_config=text, expert_config={"kind": kind, "rank": 4}))
+    before = copy.deepcopy(model.state_dict())
+    llm = model.merged_llm("object")
+    inputs = rows(readers=[263, 263], images=False)
+    with torch.no_grad():
+        found, expected = llm(**inputs).logits, model(**inputs).logits
+        block = model(**inputs, expert_ids=torch.zeros(2, dtype=torch.long)).logits
+        kept = inputs["attention_mask"] == 1
+        torch.testing.assert_close(found[kept], expected[kept], atol=1e-4, rtol=1e-4)
+        assert (found - block)[kept].abs().max() > 0.1
+        for parameter in llm.parameters():
+            parameter.zero_()
+    assert type(llm).__name__ == "Qwen3ForCausalLM" and llm.config.tie_word_embeddings == tied
+    assert llm.generation_config.eos_token_id == 2 and llm.generation_config.suppress_tokens == list(range(259, 265))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_added_expert(kind, tied, tmp_path):
+    """It starts at the LLM block and moves its own rows only; every other weight is the same, bit for bit."""
+    config = tiny_config(text_config={"tie_word_embeddings": tied}, expert_config={"kind": kind, "rank": 4})
+    model, inputs = tiny_model(config=config), rows()
+    new = rows(readers=[265])
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        others = model(**inputs).logits
+        expert = model.add_expert("counting", 265)
+        torch.testing.assert_close(model(**inputs).logits[..., :265], others, atol=1e-5, rtol=1e-5)
+        start = model(**new).logits
+        block = model(**new, expert_ids=torch.zeros(1, dtype=torch.long)).logits
+        torch.testing.assert_close(start, block, atol=1e-5, rtol=1e-5)
+        for parameter in expert.parameters():
+            parameter.normal_(0, 0.3)
+        assert (model(**new).logits - start).abs().max() > 0.1
+        torch.testing.assert_close(model(**inputs).logits[..., :265], others, atol=1e-5, rtol=1e-5)
+    for name, value in model.state_dict().items():
+        if name not in before:
+            assert name.startswith("model.experts.counting.")
+            continue
+        assert torch.equal(value[: len(before[name])], before[name])
+        if len(value) > len(before[name]):
+            torch.testing.assert_close(value[265:], before[name][[262, 263, 264]].mean(0, keepdim=True))
+    assert model.model.expert_ids_of(new["input_ids"]).tolist() == [5]
+    assert model.generation_config.suppress_tokens[-1] == 265
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+
+    model.save_pretrained(tmp_path)
+    again = RSMoEForConditionalGeneration.from_pretrained(tmp_path)
+    assert again.config.expert_names == ["theme", "object", "relation", "counting"]
+    assert [name for name, _ in again.named_parameters()] == [name for name, _ in model.named_parameters()]
+    with torch.no_grad():
+        assert torch.equal(again(**new).logits, model(**new).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "said"),
+    [
+        ("theme", 265, "each name may stand once"),
+        ("two words", 265, "cannot name an expert"),
+        ("a", 264, "must differ"),
+    ],
+)
+def test_expert_that_cannot_be_added(name, token, said):
+    model = tiny_model()
+    before = [name for name, _ in model.named_parameters()]
+    with pytest.raises(RSMoEError, match=said):
+        model.add_expert(name, token)
+    assert [name for name, _ in model.named_parameters()] == before
+    assert len(model.config.expert_names) == 3 and model.config.text_config.vocab_size == 265
+
+
 def test_deepcopy_is_independent():
     model = tiny_model()
     twin, inputs = copy.deepcopy(model), rows()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 from modeling_rsmoe import RSMoEError, RSMoEProcessor
 from modeling_rsmoe.processing_rsmoe import compose_prompt, expert_prompt, router_prompt
@@ -163,3 +164,40 @@ def test_expert_without_an_instruction_is_refused():
 def test_pad_is_not_the_end_token(processor):
     """Else a model learns, or is told, that padding ends a text."""
     assert processor.tokenizer.pad_token_id != processor.tokenizer.eos_token_id
+
+
+def test_added_expert(image, tmp_path):
+    processor, before = tiny_processor(), tiny_processor()
+    assert processor.add_expert("counting", "how many?") == 265 == len(before.tokenizer)
+    processor.save_pretrained(tmp_path)
+    for each in (processor, RSMoEProcessor.from_pretrained(tmp_path)):
+        assert each.experts == ["theme", "object", "relation", "counting"]
+        made, three = (p(images=image, text="Describe.", return_tensors="pt") for p in (each, before))
+        assert made["expert_input_ids"].shape[:2] == (1, 4) and 265 in made["expert_input_ids"][0, 3]
+        assert each.tokenizer.decode(made["router_input_ids"][0, 3]).count("counting: Describe.") == 1
+        assert torch.equal(made["expert_input_ids"][0, :3], three["expert_input_ids"][0])
+        row = each.render(expert_prompt("counting", "How many ships?"))
+        assert each.qformer_instruction(row) == "how many?"
+        ids = each(images=image, text=row, return_tensors="pt")["input_ids"]
+        assert (ids == 265).sum() == 1  # one token, and the space before it belongs to it
+        assert torch.equal(
+            ids, each(images=image, text=row.replace("> <counting>", "><counting>"), return_tensors="pt")["input_ids"]
+        )
+    for name, instruction in (("counting", "a?"), ("two words", "a?"), ("other", " ")):
+        with pytest.raises(RSMoEError, match="cannot add the expert"):
+            processor.add_expert(name, instruction)
+    assert len(processor.tokenizer) == 266
+
+
+def test_tokenizer_of_the_llm_alone(processor, tmp_path):
+    """Its folder names nothing of this package, even if the processor itself came from a folder."""
+    processor.save_pretrained(tmp_path / "whole")
+    loaded = RSMoEProcessor.from_pretrained(tmp_path / "whole")
+    loaded.llm_tokenizer().save_pretrained(tmp_path / "alone")
+    assert not [file for file in (tmp_path / "alone").glob("*.json") if "rsmoe" in file.read_text().lower()]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "alone")
+    chat = [{"role": "user", "content": "Which ships?"}, {"role": "assistant", "content": "A ship."}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == processor.apply_chat_template(chat)
+    assert tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    loaded.save_pretrained(tmp_path / "again")  # the processor's own tokenizer is as it was
+    assert "RSMoEProcessor" in (tmp_path / "again" / "tokenizer_config.json").read_text()

@@ -1,0 +1,93 @@
+"""Train both stages on a folder of your own images and captions, then caption one of the images.
+
+    rsmoe assemble rs-moe-nano --untrained --output start
+    python examples/train_own_images.py start IMAGES OUTPUT [--epochs 10] [--batch 16]
+
+IMAGES is an ImageFolder of Hugging Face datasets: images and a metadata.jsonl with lines such as
+{"file_name": "a.png", "text": "many boats are in a harbor ."}; or a data folder with captions.jsonl. Where it has no
+splits, every tenth image is held out. Stage 1 trains the encoder and the LLM block, stage 2 the router and the
+experts. Stopped, the same command goes on; OUTPUT/stage2 is an ordinary checkpoint, OUTPUT/*/loss.png its curves.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import logging
+
+from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
+from modeling_rsmoe.data.aspects import ASPECTS, split_aspects
+from modeling_rsmoe.data.folder import write_folder
+from modeling_rsmoe.data.records import CAPTIONS_FILE, METADATA_FILE, read_captions
+from modeling_rsmoe.training import Recipe, TrainArguments, train_stage1, train_stage2
+
+
+def with_splits(images: Path, copy: Path) -> Path:
+    """A data folder with a train split: `images`, or a copy of an ImageFolder that has no splits."""
+    if (images / CAPTIONS_FILE).is_file() or not (images / METADATA_FILE).is_file():
+        return images
+    records = read_captions(images)
+    if any(record.split != "test" for record in records):  # that of lines which name none
+        return images
+    parted = (replace(record, split="val" if i % 10 == 9 else "train") for i, record in enumerate(records))
+    write_folder(parted, images, copy, images.resolve().name)
+    return copy
+
+
+def train(checkpoint: Path, data: Path, output: Path, epochs: float, batch: int) -> Path:
+    """Both stages; a finished one is not trained again. Returns the last checkpoint."""
+    captions = read_captions(data)
+    val = any(record.split == "val" for record in captions)
+    # An aspect that no caption speaks of has nothing for its expert to learn.
+    spoken = [name for name in ASPECTS if any(split_aspects(r.captions)[name] for r in captions if r.split == "train")]
+    tell(f"experts: {', '.join(spoken)}", None)
+    stages = [
+        ("stage1", train_stage1, Recipe.of("stage1", answer_share=0, eval_rows=64 if val else 0)),
+        ("stage2", train_stage2, Recipe.of("stage2", question_share=0, expert_names=spoken)),
+    ]
+    for stage, run, recipe in stages:
+        if not (output / stage / "training.json").is_file():
+            arguments = TrainArguments(
+                output_dir=str(output / stage),
+                num_train_epochs=epochs,
+                per_device_train_batch_size=batch,
+                per_device_eval_batch_size=batch,
+                warmup_steps=0.1,
+                logging_steps=5,
+            )
+            features = output / "features"  # of the frozen ViT, computed once for both stages
+            run(recipe, arguments, data, output / stage, checkpoint, resume=True, features=features, progress=tell)
+        checkpoint = output / stage
+    return checkpoint
+
+
+def tell(message: str, share: float | None) -> None:
+    if not share:  # not told again while it goes on
+        print(message)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="the folder to start from")
+    parser.add_argument("images", type=Path, help="your images and captions")
+    parser.add_argument("output", type=Path, help="both checkpoints, features and logs go here")
+    parser.add_argument("--epochs", type=float, default=10, help="passes over the captions in each stage (10)")
+    parser.add_argument("--batch", type=int, default=16, help="rows of a step (16)")
+    given = parser.parse_args(argv)
+    logging.set_verbosity_error()  # it would list the weights of experts that are left out
+    try:
+        data = with_splits(given.images, given.output / "data")
+        trained = train(given.checkpoint, data, given.output, given.epochs, given.batch)
+    except RSMoEError as error:
+        raise SystemExit(f"error: {error}") from error
+    image = read_captions(data)[-1].image  # a held-out one, where there is one
+    model, processor = RSMoEForConditionalGeneration.from_pretrained(trained), RSMoEProcessor.from_pretrained(trained)
+    inputs = processor(images=image, text="Describe the image.", return_tensors="pt")
+    outputs = model.generate(**inputs, return_dict_in_generate=True)
+    result = processor.post_process_generation(outputs)[0]
+    print(f"{image}: {result['text']}\n{result['parts']}")
+    return result
+
+
+if __name__ == "__main__":
+    main()
