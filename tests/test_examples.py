@@ -288,3 +288,26 @@ def test_time_training(tiny_start, data, tmp_path, capsys):
     assert list(ratios) == ["TRL", "ours, one reference", "ours"] and ratios["TRL"] == 1
     said = capsys.readouterr().out
     assert said.splitlines()[-1].endswith(f"{ratios['ours']:.2f} x the completions of TRL's loop")
+
+
+def test_probe_vision(tiny_start, data, capsys):
+    main = example("probe_vision").main
+    found = main([str(tiny_start), str(data), "--sizes", "28", "56", "--images", "12"])
+    assert set(found) == {(28, 2), (56, 2)} and all(0 <= share <= 1 for share in found.values())
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 4 and lines[0] == "| size | ms / image | layer 2 |"
+    with pytest.raises(SystemExit):
+        main([str(tiny_start), str(data), "--layers", "3"])
+    assert "layers 1 to 2" in capsys.readouterr().err
+
+
+def test_the_probe_finds_what_is_there():
+    """Features that tell the captions have a recall of 1, others that of chance."""
+    recall = example("probe_vision").recall
+    torch.manual_seed(0)
+    texts, weights = torch.randn(240, 8), torch.randn(8, 32)
+    texts = texts / texts.norm(dim=-1, keepdim=True)
+    told = texts @ weights
+    assert recall(told[:160], texts[:160], told[160:], texts[160:]) == 1
+    noise = torch.randn(240, 32)
+    assert recall(noise[:160], texts[:160], noise[160:], texts[160:]) < 0.4
