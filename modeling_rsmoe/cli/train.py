@@ -1,15 +1,21 @@
 """`rsmoe train stage1|stage2`: from a start checkpoint and a data folder to a trained checkpoint, in sittings."""
 
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
+from rich import box
+from rich.table import Table
 
+from ..errors_rsmoe import RSMoEError
 from . import shared
 
 
 if TYPE_CHECKING:
+    from ..configuration_rsmoe import RSMoEConfig
     from ..training.settings import Stage
 
 train = typer.Typer(help="Train a checkpoint in two stages; what was stopped goes on with --resume.")
@@ -114,6 +120,102 @@ def export(
         steps.print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
+@train.command()
+def estimate(
+    size: Annotated[
+        str, typer.Argument(metavar="SIZE", help="A folder with config.json, or a name such as rs-moe-7b.")
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML of both stages.", show_default="training.yaml in the folder"),
+    ] = None,
+    processes: Annotated[
+        list[int] | None,
+        typer.Option(min=1, metavar="N", help="Devices. May be given more than once.", show_default="1 and 8"),
+    ] = None,
+    tokens: Annotated[
+        int,
+        typer.Option(
+            min=2, metavar="N", help="Tokens of the longest rows, of image, prompt and completions; half are learned."
+        ),
+    ] = 192,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+) -> None:
+    """Say what learns and what each stage needs on each device; no weight is read or allocated."""
+    with shared.Steps() as steps, shared.quiet_libraries():
+        steps("reading the configuration")
+        from .. import RSMoEConfig
+        from ..hub.sources import HUB_CONFIGS
+
+        folder = Path(size) if Path(size).is_dir() else HUB_CONFIGS / size
+        if not (folder / "config.json").is_file():
+            known = ", ".join(sorted(path.parent.name for path in HUB_CONFIGS.glob("*/config.json")))
+            raise RSMoEError(f"{size} has no config.json: give the folder that holds it, or one of {known}")
+        settings = config or folder / "training.yaml"
+        model_config = RSMoEConfig.from_pretrained(folder)
+        tables = _estimates(model_config, settings, _image_size(folder), processes or [1, 8], tokens, steps)
+        for title, columns, rows in tables:
+            if markdown:
+                lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+                steps.print("\n".join([f"{title}:", "", *(f"| {' | '.join(line)} |" for line in lines), ""]))
+                continue
+            table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+            for place, column in enumerate(columns):
+                table.add_column(column, justify="right" if place else "left", no_wrap=True)
+            for row in rows:
+                table.add_row(*row)
+            steps.print(table)
+
+
+def _estimates(
+    config: "RSMoEConfig",
+    settings: Path,
+    image_size: int | None,
+    processes: list[int],
+    tokens: int,
+    steps: shared.Steps,
+) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Tables, as they are ready: title, columns, rows."""
+    from ..training import memory, read_settings
+    from ..training.settings import STAGES
+
+    stages = {stage: read_settings(settings, stage, settings.parent) for stage in STAGES}
+    models = {name: memory.without_weights(config, recipe, use.bf16) for name, (recipe, use) in stages.items()}
+    counts = [memory.count_parts(memory.without_weights(config))]
+    counts += [memory.count_parts(model, learned=True) for model in models.values()]
+    rows = [[part, *(f"{count[part] / 1e6:,.1f}" for count in counts)] for part in counts[0]]
+    rows.append(["all", *(f"{sum(count.values()) / 1e6:,.1f}" for count in counts)])
+    columns = ["part", "parameters", *(f"learn in {stage}" for stage in stages)]
+    yield "millions of parameters", columns, rows
+
+    columns = ["", "weights", "gradients", "optimizer", "buffers", "activations", "total"]
+    for stage, (recipe, use) in stages.items():
+        steps(f"a step of {stage} without values")
+        batch = memory.Batch(use.per_device_train_batch_size, tokens, tokens // 2, image_size=image_size)
+        activations = memory.activation_bytes(config, recipe, batch, use.bf16)
+        rows = []
+        for count in sorted(set(processes)):
+            for strategy in memory.STRATEGIES if count > 1 else memory.STRATEGIES[:1]:
+                kept, again = (memory.step_memory(models[stage], strategy, count, use.bf16, n) for n in activations)
+                values = [kept.weights, kept.gradients, kept.optimizer, kept.buffers]
+                pairs = [(kept.activations, again.activations), (kept.total, again.total)]
+                shown = [f"{value / 1e9:.1f}" for value in values]
+                shown += [" / ".join(f"{value / 1e9:.1f}" for value in pair) for pair in pairs]
+                rows.append([f"{count} x {strategy}" if count > 1 else "one device", *shown])
+        precision = "bfloat16" if use.bf16 else "float32"
+        title = f"{stage}, GB on each device, {batch.rows} rows of {tokens} tokens, {precision}\n"
+        yield f"{title}(with activations kept / with activation_checkpointing)", columns, rows
+
+
+def _image_size(folder: Path) -> int | None:
+    """Pixels of a side as the folder's processor makes them, where it has one."""
+    try:
+        found = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+        return int(found["image_processor"]["size"]["height"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _run(
     stage: Literal["stage1", "stage2"],
     changes: list[str],
@@ -145,6 +247,7 @@ def _run(
         run(recipe, arguments, data, output, start, resume=resume, features=features, progress=progress)
         if first:
             steps.print(f"{output} ({stage} finished)")
+        arguments.distributed_state.destroy_process_group()
 
 
 def _start(stage: str, name: str | None, untrained: Path, steps: shared.Steps) -> Path | None:

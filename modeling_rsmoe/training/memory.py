@@ -1,0 +1,330 @@
+"""What a training needs, without a weight being allocated: parameters by part, what learns, bytes on each device.
+
+Weights, gradients and the optimizer's state are counted from the model on the meta device. Activations are the peak of
+one step over fake tensors (torch's FakeTensorMode), which have shapes and types but no values. Not counted: what the
+driver, the communication library and the allocator's fragments take.
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..errors_rsmoe import RSMoEError
+from ..experts_rsmoe import decoder_layers
+from .parts import halve_llm, select_parts, trained_parameters
+from .settings import Recipe
+
+
+if TYPE_CHECKING:
+    from ..configuration_rsmoe import RSMoEConfig
+    from ..modeling_rsmoe import RSMoEForConditionalGeneration
+
+Strategy = Literal["DDP", "FSDP", "ZeRO-2", "ZeRO-3"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+FLOAT32 = 4  # bytes of what learns, of its gradients, and of each of AdamW's two moments
+# DeepSpeed's defaults, in elements: the buffer that gradients are sent from, and what ZeRO-3 keeps gathered at most.
+REDUCE_BUCKET, MAX_LIVE = 500_000_000, 1_000_000_000
+GATHERED_LAYERS = 2  # that FSDP holds at once: the one that runs and the next
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one step on one device.
+
+    The defaults are the widest batch of nano's trainings (RSICD, UCM-Captions and questions; 160 tokens), and some more.
+    """
+
+    rows: int
+    tokens: int = 192  # of a row: image, prompt and all its completions
+    learned: int = 96  # of them, those with a label
+    qformer_tokens: int = 32
+    image_size: int | None = None  # pixels of a side; by default the vision encoder's
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int  # gathered weights, and copies of gradients on their way
+    activations: int  # at their peak, with what computing needs
+    step: int  # what AdamW computes with, after the activations are gone
+
+    @property
+    def total(self) -> int:
+        """At the peak of a step."""
+        return self.weights + self.gradients + self.optimizer + self.buffers + max(self.activations, self.step)
+
+
+# ---- parameters
+
+
+def without_weights(
+    config: "RSMoEConfig", recipe: Recipe | None = None, bf16: bool = False
+) -> "RSMoEForConditionalGeneration":
+    """The model on the meta device; with a recipe, as its stage trains it.
+
+    Args:
+        config: of the whole model.
+        recipe: which parts learn, with which LoRA.
+        bf16: as of the training's arguments: frozen weights of the LLM block in half precision.
+
+    Raises:
+        RSMoEError: as of `select_parts`.
+    """
+    from ..modeling_rsmoe import RSMoEForConditionalGeneration
+
+    with torch.device("meta"):
+        model = RSMoEForConditionalGeneration(config)
+        if recipe is not None:
+            if recipe.attn_implementation is not None:
+                cast(Any, model).set_attn_implementation({"text_config": recipe.attn_implementation})
+            select_parts(model, recipe)
+        if bf16:
+            halve_llm(model)
+    return model
+
+
+def count_parts(model: "RSMoEForConditionalGeneration", learned: bool = False) -> dict[str, int]:
+    """Part -> its parameters, each counted once; with `learned`, only those that learn (LoRA among them)."""
+    encoder = model.model.encoder
+    parts: dict[str, list[nn.Module]] = {
+        "vision": [encoder.vision_model],
+        "qformer": [encoder.qformer, encoder.query_tokens],
+        "projection": [encoder.projection],
+        "llm": [model.model.language_model, model.lm_head],
+        "router": [model.model.router],
+        "experts": [model.model.experts],
+    }
+    return {
+        name: sum(
+            parameter.numel()
+            for parameter in nn.ModuleList(modules).parameters()
+            if parameter.requires_grad or not learned
+        )
+        for name, modules in parts.items()
+    }
+
+
+def layer_classes(model: "RSMoEForConditionalGeneration") -> list[str]:
+    """Classes of the layers of LLM block, ViT and Q-Former: FSDP's units, as in `hub_configs/accelerate/fsdp.yaml`."""
+    return sorted({type(layer).__name__ for layer in _layers(model)})
+
+
+def _layers(model: "RSMoEForConditionalGeneration") -> list[nn.Module]:
+    encoder = model.model.encoder
+    layers = list(decoder_layers(model.model.language_model))
+    for part in (encoder.vision_model, encoder.qformer):
+        layers += next((module for module in part.modules() if isinstance(module, nn.ModuleList)), [])
+    return layers
+
+
+# ---- weights, gradients, optimizer
+
+
+def step_memory(
+    model: "RSMoEForConditionalGeneration", strategy: Strategy, processes: int, bf16: bool, activations: int = 0
+) -> Memory:
+    """Bytes on each of `processes` devices.
+
+    DDP keeps all on every device, FSDP is FSDP2 as in `hub_configs/accelerate`. For ZeRO, weights, gradients and
+    optimizer are those of DeepSpeed's own estimators with what is frozen left out: in half precision 2 bytes a
+    parameter and 18 / processes for each that learns (ZeRO-2), or a whole of 2 and 16 / processes (ZeRO-3).
+
+    Args:
+        model: from `without_weights` with a recipe.
+        bf16: whether it trains in half precision.
+        activations: from `activation_bytes`.
+
+    Raises:
+        RSMoEError: experts of kind `full` cannot be trained with FSDP, since their layers never run as a whole.
+    """
+    every, learned = list(model.parameters()), list(trained_parameters(model).values())
+    if strategy == "DDP":
+        count = sum(parameter.numel() for parameter in learned)
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in every)
+        buckets = FLOAT32 * count if processes > 1 else 0  # gradients are copied into what is sent
+        return _memory(weights, count, activations, gradients=FLOAT32 * count, buffers=buckets)
+    if strategy == "FSDP":
+        if any(reader.config.kind == "full" for reader in model.model.readers.values()):
+            raise RSMoEError("expert_config.kind is 'full': FSDP cannot spread such experts; use DDP, or kind 'lora'")
+        count = sum(_shard(parameter, processes) for parameter in learned)
+        weights = sum(_shard(parameter, processes) * parameter.element_size() for parameter in every)
+        return _memory(weights, count, activations, gradients=FLOAT32 * count, buffers=_gathered(model, bf16))
+    return _zero(every, learned, processes, bf16, activations, weights_too=strategy == "ZeRO-3")
+
+
+def _memory(weights: int, count: int, activations: int, gradients: int, buffers: int, master: int = 0) -> Memory:
+    """Of a device on which `count` parameters are updated; `master`: bytes of their copies in full precision."""
+    optimizer = 2 * FLOAT32 * count + master
+    return Memory(weights, gradients, optimizer, buffers, activations, step=FLOAT32 * count)
+
+
+def _shard(parameter: nn.Parameter, processes: int) -> int:
+    """Elements on the first device: FSDP2 cuts along the first dimension."""
+    rows = parameter.shape[0] if parameter.ndim else 1
+    return ceil(rows / processes) * (parameter.numel() // max(rows, 1))
+
+
+def _gathered(model: "RSMoEForConditionalGeneration", bf16: bool) -> int:
+    """What FSDP holds beside its shards: all that is in no layer, two layers, and their gradients."""
+
+    def size(parameters: Sequence[nn.Parameter]) -> int:
+        whole = ((p.numel(), 2 if bf16 else p.element_size(), p.requires_grad) for p in parameters)
+        return sum(count * width * (2 if learns else 1) for count, width, learns in whole)
+
+    layers = [list(layer.parameters()) for layer in _layers(model)]
+    inside = {id(parameter) for layer in layers for parameter in layer}
+    root = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    return size(root) + GATHERED_LAYERS * max(size(layer) for layer in layers)
+
+
+def _zero(
+    every: Sequence[nn.Parameter],
+    learned: Sequence[nn.Parameter],
+    processes: int,
+    bf16: bool,
+    activations: int,
+    weights_too: bool,
+) -> Memory:
+    """DeepSpeed keeps every weight in the computing precision, and copies in float32 of what learns."""
+    width = 2 if bf16 else FLOAT32
+    total, count = (sum(parameter.numel() for parameter in some) for some in (every, learned))
+    own = ceil(count / processes)
+    weights = width * (ceil(total / processes) if weights_too else total)
+    gathered = width * min(total, MAX_LIVE) if weights_too else 0
+    gradients = (FLOAT32 if weights_too else FLOAT32 + width) * own
+    memory = _memory(weights, own, activations, gradients, gathered + width * REDUCE_BUCKET, master=FLOAT32 * own)
+    return replace(memory, step=0)  # the gradients in float32 are only there in the step
+
+
+# ---- activations
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make while it is on: those alive, and the most there were.
+
+    Works for real and for fake tensors. Weights, buffers and finished gradients of `model` are left out.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.alive = self.peak = 0
+        self._sizes: dict[int, int] = {}
+        for tensor in [*model.parameters(), *model.buffers()]:
+            self._enter(tensor, counted=False)
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._leave_out)
+            for parameter in model.parameters()
+            if parameter.requires_grad
+        ]
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        for hook in self._hooks:
+            hook.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, torch.Tensor):
+                self._enter(leaf)
+        self.peak = max(self.peak, self.alive)
+        return output
+
+    def _enter(self, tensor: torch.Tensor, counted: bool = True) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes() if counted else 0
+            self.alive += self._sizes[key]
+            weakref.finalize(storage, self._forget, key)
+
+    def _leave_out(self, parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        key = parameter.grad.untyped_storage()._cdata
+        self.alive -= self._sizes.get(key, 0)
+        self._sizes[key] = 0
+
+    def _forget(self, key: int) -> None:
+        self.alive -= self._sizes.pop(key, 0)
+
+
+def activation_bytes(config: "RSMoEConfig", recipe: Recipe, batch: Batch, bf16: bool) -> tuple[int, int]:
+    """The most bytes that one step of `batch` has alive beside weights and gradients.
+
+    Returns:
+        With activations kept, and with `activation_checkpointing`, where those of a layer are computed again.
+
+    Raises:
+        RSMoEError: experts of kind `full`, whose rows are only known at run time.
+    """
+    if "full" in (config.expert_config.kind, config.router_config.kind):
+        raise RSMoEError("expert_config.kind is 'full': what its rows need is not known before; choose kind 'lora'")
+    model: Any = without_weights(config, recipe, bf16)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # the inputs that are none: the meta tensors it begins with
+        model.to_empty(device="cpu").train()  # fake: nothing is allocated
+        model.tie_weights()
+        kept = _peak(model, recipe, batch, bf16)
+        model.zero_grad()
+        model.activation_checkpointing_enable()
+        if "lora" in (recipe.llm, recipe.qformer):
+            model.enable_input_require_grads()  # as TRL does where there is LoRA
+        return kept, _peak(model, recipe, batch, bf16)
+
+
+def _peak(model: "RSMoEForConditionalGeneration", recipe: Recipe, batch: Batch, bf16: bool) -> int:
+    with PeakMemory(model) as memory:
+        _loss(model, recipe, batch, bf16).backward()
+    return memory.peak
+
+
+def _loss(model: "RSMoEForConditionalGeneration", recipe: Recipe, batch: Batch, bf16: bool) -> torch.Tensor:
+    """What `RowTrainer` computes, without looking at a value: all readers may stand in the batch."""
+    whole, rows, tokens = model.model, batch.rows, batch.tokens
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        questions = torch.zeros(rows, batch.qformer_tokens, dtype=torch.long)
+        images = _images(model.config.vision_config, recipe, batch)
+        features = whole.encoder(
+            **images, qformer_input_ids=questions, qformer_attention_mask=torch.ones_like(questions)
+        )
+        embeds = whole.get_input_embeddings()(torch.zeros(rows, tokens, dtype=torch.long))
+        places = torch.zeros(rows, tokens, 1, dtype=torch.bool)
+        embeds = embeds.masked_scatter(places, features.to(embeds.dtype))  # [rows, tokens, hidden_size]
+        readers: dict[str, Any] = {}
+        if recipe.router == "train" or recipe.experts:
+            readers["expert_gate"] = whole.gate_of(torch.zeros(rows, dtype=torch.long)).to(embeds.dtype)
+        seen: torch.Tensor = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool)
+        if whole.language_model.config._attn_implementation == "eager":
+            seen = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        hidden = whole.language_model(
+            inputs_embeds=embeds,
+            attention_mask=seen,
+            position_ids=torch.zeros(rows, tokens, dtype=torch.long),
+            use_cache=False,
+            **readers,
+        ).last_hidden_state
+        logits = model.lm_head(hidden[:, : batch.learned].flatten(0, 1))
+    targets = torch.zeros(rows * batch.learned, dtype=torch.long)
+    return F.cross_entropy(logits.float(), targets, reduction="none").sum()
+
+
+def _images(vision_config: Any, recipe: Recipe, batch: Batch) -> dict[str, torch.Tensor]:
+    """Features of a frozen ViT, which are read from disk, or pixels."""
+    size = batch.image_size or vision_config.image_size
+    if recipe.vision != "frozen":
+        return {"pixel_values": torch.zeros(batch.rows, 3, size, size)}
+    patches = (size // vision_config.patch_size) ** 2 + 1
+    return {"image_embeds": torch.zeros(batch.rows, patches, vision_config.hidden_size)}
