@@ -301,7 +301,10 @@ def _numbers(shares: Mapping[str, float], count: int) -> dict[str, int]:
 def _draw(records: Sequence[T], number: int, name: str, seed: int, epoch: int) -> list[T]:
     """``number`` records of an endless stream of shuffled passes over them; epoch ``n`` starts at ``n * number``."""
     if number and not records:
-        raise RSMoEError(f'no record for "{name}" rows; give such records or set the share of these rows to 0')
+        raise RSMoEError(
+            f'no record for "{name}" rows; give such records, set the share of these rows to 0, or '
+            "leave an expert without sentences out of expert_names"
+        )
     drawn: list[T] = []
     place, end = epoch * number, (epoch + 1) * number
     while place < end:

@@ -64,7 +64,10 @@ def read_data(folder: str | Path, recipe: Recipe, split: str = "train") -> Train
     wants_captions = any(shares[kind] for kind in ("caption", "compose", "router", "expert")) or recipe.align_steps
     wants_questions = shares["answer"] or (shares["router"] and recipe.question_share)
     captions = read_captions(folder, split, recipe.datasets) if wants_captions else []
-    questions = read_questions(folder, split, recipe.question_datasets) if wants_questions else []
+    try:
+        questions = read_questions(folder, split, recipe.question_datasets) if wants_questions else []
+    except RSMoEError as error:
+        raise RSMoEError(f"{error}. To train without questions, set answer_share and question_share to 0") from error
     if split == "train":
         captions, questions = _repeated(captions, recipe.datasets), _repeated(questions, recipe.question_datasets)
     extra = read_rows(recipe.extra_rows, folder) if recipe.extra_rows and split == "train" else []

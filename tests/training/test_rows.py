@@ -1,6 +1,7 @@
 """Rows come in an order that depends on the seed alone, and are written down as generation writes them."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -184,3 +185,13 @@ def test_a_row_for_an_expert_that_is_not_there(data):
     row = {"image": str(data / "0.png"), "kind": "expert", "expert": "color", "prompt": "x", "completions": ["y"]}
     with pytest.raises(RSMoEError, match="for the expert 'color', but the model has theme, object, relation"):
         RowCollator(tiny_processor())([row])
+
+
+def test_a_folder_without_questions(data, tmp_path):
+    """Says how to train without; and so it can be trained."""
+    folder = tmp_path / "captions"
+    shutil.copytree(data, folder)
+    (folder / "vqa.jsonl").unlink()
+    with pytest.raises(RSMoEError, match="vqa.jsonl is missing.*set answer_share and question_share to 0"):
+        read_data(folder, Recipe())
+    assert read_data(folder, Recipe(answer_share=0, question_share=0)).captions
