@@ -229,6 +229,9 @@ class RSMoEProcessor(ProcessorMixin):
         else the global instruction, without chat marks, router marks and experts' parts."""
         opening, closing = self.render("\x00").split("\x00")
         user_mark = opening.split(self.image_token)[0]
+        first = self.tokenizer.bos_token
+        if first and first not in closing:  # it opens the text, not each turn
+            user_mark = user_mark.removeprefix(first)
         body = rendered.rsplit(user_mark, 1)[-1] if user_mark else rendered
         body = body.split(closing, 1)[0]
         names = "|".join(map(re.escape, self.experts))

@@ -135,6 +135,8 @@ def convert(
     modeling_rsmoe.register()  # so that the folder carries the code
     processor, known = _processor(settings, instructblip, llm)
     check_tokens(config, processor)
+    generation_config = GenerationConfig.from_pretrained(settings)
+    _check_ids(generation_config, processor.tokenizer)
     with torch.device("meta"):
         model = RSMoEForConditionalGeneration(config)
     for parameter in model.parameters():
@@ -151,7 +153,7 @@ def convert(
             config.architectures = [type(model).__name__]
             custom_object_save(model, folder, config=cast(Any, config))
             config.save_pretrained(folder)
-            GenerationConfig.from_pretrained(settings).save_pretrained(folder)
+            generation_config.save_pretrained(folder)
             processor.save_pretrained(folder)
             if (settings / CARD).is_file():
                 shutil.copyfile(settings / CARD, folder / CARD)
@@ -447,6 +449,16 @@ def _processor(settings: Path, instructblip: Path, llm: Path) -> tuple[RSMoEProc
     has_images = any((instructblip / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
     image_processor = AutoImageProcessor.from_pretrained(instructblip if has_images else settings, backend="pil")
     return RSMoEProcessor(image_processor, tokenizer, qformer_tokenizer, **arguments), known
+
+
+def _check_ids(generation_config: GenerationConfig, tokenizer: Any) -> None:
+    """Rows are trained with the tokenizer's end and padding, and read with the generation config's."""
+    for name in ("eos_token_id", "pad_token_id"):
+        said, found = getattr(generation_config, name), getattr(tokenizer, name)
+        if said != found:
+            raise RSMoEError(
+                f"generation_config.json says {name} {said}; the LLM's tokenizer has {found}. Correct one."
+            )
 
 
 def llm_tokenizer(folder: Path, pad_token_id: int | None) -> Any:
