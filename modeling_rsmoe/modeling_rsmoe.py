@@ -383,7 +383,6 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
             weight = cast(nn.Embedding | nn.Linear, part).weight  # [tokens, hidden_size]
             weight[old:] = weight[self.config.expert_token_ids].mean(0)
 
-    @torch.no_grad()
     def merged_llm(self, expert: str) -> PreTrainedModel:
         """The LLM block with the weights of `expert` merged into it, as a causal LM of transformers (a copy).
 
@@ -393,12 +392,18 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
             RSMoEError: an unknown expert; the known ones are named.
         """
         merged = self.model.expert(expert)
+        llm = self.plain_llm()
+        merged.merge_into(llm.base_model)
+        return llm
+
+    @torch.no_grad()
+    def plain_llm(self) -> PreTrainedModel:
+        """The LLM block alone, as a causal LM of transformers (a copy)."""
         config = copy.deepcopy(self.config.text_config)
         config.tie_word_embeddings = self.config.tie_word_embeddings
         llm = AutoModelForCausalLM.from_config(config, dtype=self.lm_head.weight.dtype)
         llm.base_model.load_state_dict(self.model.language_model.state_dict())
         llm.get_output_embeddings().load_state_dict(self.lm_head.state_dict())
-        merged.merge_into(llm.base_model)
         names = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens")
         llm.generation_config = GenerationConfig(**{name: getattr(self.generation_config, name) for name in names})
         return llm.eval()

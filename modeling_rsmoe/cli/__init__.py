@@ -18,6 +18,7 @@ from .card import card
 from .convert import convert
 from .data import data
 from .evaluate import evaluate
+from .export import export
 from .shared import print_error
 from .train import train
 
@@ -63,6 +64,7 @@ app.command()(evaluate)
 app.command()(card)
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
+app.add_typer(export, name="export")
 
 
 @app.callback(invoke_without_command=True)

@@ -129,7 +129,7 @@ def convert(
     for source in (instructblip, llm):
         safetensors_of(source)
     config = RSMoEConfig.from_pretrained(settings)
-    weights_dtype = _dtype(dtype or config.dtype or "float32")
+    weights_dtype = read_dtype(dtype or config.dtype or "float32")
     config.dtype = weights_dtype
     _check_config(config, instructblip, llm)
     modeling_rsmoe.register()  # so that the folder carries the code
@@ -374,7 +374,8 @@ def _settings_folder(name: str | Path) -> Path:
     return folder
 
 
-def _dtype(name: str | torch.dtype) -> torch.dtype:
+def read_dtype(name: str | torch.dtype) -> torch.dtype:
+    """The floating-point type of that name; another name raises."""
     dtype = name if isinstance(name, torch.dtype) else getattr(torch, str(name), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise RSMoEError(f"unknown dtype {name!r}: expected float32, bfloat16 or float16.")

@@ -1,0 +1,67 @@
+"""`rsmoe export peft|llm|vllm CHECKPOINT`: router and experts in the folders that other libraries read."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import shared
+
+
+export = typer.Typer(help="Router and experts in the folders that other libraries read.", no_args_is_help=True)
+
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a name on the Hub.", show_default=False)
+]
+OutputOption = Annotated[Path, typer.Option(metavar="DIR", help="A new folder.", show_default=False)]
+DtypeOption = Annotated[str, typer.Option(metavar="DTYPE", help="Of the weights: float32, bfloat16 or float16.")]
+
+
+@export.command()
+def peft(checkpoint: CheckpointArgument, output: OutputOption, dtype: DtypeOption = "float32") -> None:
+    """PEFT adapters: DIR/base is the LLM block, DIR/NAME an adapter of it for the router and each expert."""
+    with shared.Steps() as steps:
+        loaded, folder = _load(checkpoint, output, dtype, steps)
+        with shared.quiet_libraries():
+            from ..hub.adapters import export_peft
+
+            for name in export_peft(loaded.model, loaded.processor, folder):
+                steps.print(str(folder / name))
+
+
+@export.command()
+def llm(checkpoint: CheckpointArgument, output: OutputOption, dtype: DtypeOption = "float32") -> None:
+    """Plain LLMs: DIR/NAME is the LLM block with the router's or an expert's weights merged into it."""
+    with shared.Steps() as steps:
+        loaded, folder = _load(checkpoint, output, dtype, steps)
+        with shared.quiet_libraries():
+            from ..hub.adapters import export_llm
+
+            for name in export_llm(loaded.model, loaded.processor, folder):
+                steps.print(str(folder / name))
+
+
+@export.command()
+def vllm(checkpoint: CheckpointArgument, output: OutputOption, dtype: DtypeOption = "bfloat16") -> None:
+    """For vLLM: the LLM block, an adapter for the router and each expert, a client that makes prompt embeddings of images
+    and texts, and the line that starts the server."""
+    with shared.Steps() as steps:
+        loaded, folder = _load(checkpoint, output, dtype, steps)
+        with shared.quiet_libraries():
+            from ..hub.adapters import export_vllm
+
+            steps.print(export_vllm(loaded.model, loaded.processor, folder))
+
+
+def _load(checkpoint: str, output: Path, dtype: str, steps: shared.Steps) -> tuple[shared.Loaded, Path]:
+    with shared.quiet_libraries():
+        from ..hub.convert import read_dtype
+        from ..hub.folders import check_output
+
+        read_dtype(dtype)
+        folder = output.expanduser().absolute()
+        check_output(folder, overwrite=False)
+    loaded = shared.load(checkpoint, steps, dtype)
+    loaded.model.to("cpu")  # type: ignore[arg-type]  # transformers annotates `to` for a model in place of self
+    steps(f"writing {folder}")
+    return loaded, folder

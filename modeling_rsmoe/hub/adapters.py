@@ -1,0 +1,219 @@
+"""Experts in other libraries' folders: PEFT adapters both ways, plain LLMs, and what a server of many adapters needs.
+
+Knows names, shapes and scalings of low-rank weights; an adapter that cannot be held exactly is refused.
+"""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from ..errors_rsmoe import RSMoEError
+from ..experts_rsmoe import LowRank, RSMoEExpert
+from ..modeling_rsmoe import RSMoEForConditionalGeneration
+from ..processing_rsmoe import RSMoEProcessor
+from .folders import whole_folder
+
+
+ROUTER = "router"
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model.model."  # of a decoder's weights inside a PeftModel of its causal LM
+KEY = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d+)\.(.+)\.lora_([AB])\.weight")
+# Settings by which an adapter is more than low-rank products of linear layers, and the value that is none of that.
+PLAIN = {"bias": "none", "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}}
+PLAIN |= {"fan_in_fan_out": False, "trainable_token_indices": None, "target_parameters": None, "lora_bias": False}
+PLAIN |= {"alora_invocation_tokens": None, "layer_replication": None}
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
+CLIENT = Path(__file__).with_name("vllm_client.py")
+
+
+def readers_of(model: RSMoEForConditionalGeneration) -> dict[str, RSMoEExpert]:
+    """The router and every expert, by name."""
+    experts = {name: model.model.expert(name) for name in model.config.expert_names}
+    return {ROUTER: model.model.router, **experts}
+
+
+def reader_of(model: RSMoEForConditionalGeneration, name: str) -> RSMoEExpert:
+    """The expert `name`, or the router; an unknown name raises with the known ones."""
+    readers = readers_of(model)
+    if name not in readers:
+        raise RSMoEError(f"Unknown expert {name!r}; this model has {', '.join(readers)}.")
+    return readers[name]
+
+
+def save_peft(model: RSMoEForConditionalGeneration, name: str, folder: str | Path, base: str | None = None) -> None:
+    """Write the router or an expert as a PEFT adapter of the LLM block (`model.plain_llm()`).
+
+    Args:
+        base: where that LLM is to be found, for `AutoPeftModel`.
+
+    Raises:
+        RSMoEError: an unknown name, or an expert of kind `full`, which is no adapter.
+    """
+    reader, folder = reader_of(model, name), Path(folder)
+    if reader.config.kind != "lora":
+        raise RSMoEError(f"{name} is of kind {reader.config.kind!r}, which is no adapter: export it as a plain LLM.")
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=reader.config.rank,
+        lora_alpha=reader.config.alpha,  # type: ignore[arg-type]  # PEFT only divides by the rank
+        target_modules=list(reader.config.target_modules),
+        inference_mode=True,
+        base_model_name_or_path=base,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {f"{PREFIX}{key}.weight": value.contiguous() for key, value in reader.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+
+
+@torch.no_grad()
+def load_peft(model: RSMoEForConditionalGeneration, name: str, folder: str | Path) -> None:
+    """Put a PEFT LoRA adapter into the router or an expert, in place, without any loss.
+
+    A lower rank is filled up with directions of zero effect, another scaling goes into the weights, layers that the
+    adapter leaves alone stay the LLM block's. For a new expert, call `add_expert` of processor and model first.
+
+    Args:
+        folder: with adapter_config.json and adapter_model.safetensors.
+
+    Raises:
+        RSMoEError: no LoRA adapter, one of a higher rank, of other layers or shapes, one that changes more than linear
+            layers, or values that are not finite. Then nothing is changed.
+    """
+    reader, folder = reader_of(model, name), Path(folder)
+    if reader.config.kind != "lora":
+        raise RSMoEError(f"{name} is of kind {reader.config.kind!r}; an adapter goes into experts of kind 'lora'.")
+    config, weights = _read_adapter(folder)
+    if config.r > reader.config.rank:
+        raise RSMoEError(
+            f"{folder} has rank {config.r}; this model's experts have {reader.config.rank}: give them more."
+        )
+    pairs: dict[LowRank, dict[str, torch.Tensor]] = {}
+    for key, value in weights.items():
+        match = KEY.fullmatch(key)
+        pair = _pair(reader, int(match[1]), match[2]) if match else None
+        if match is None or pair is None:
+            raise RSMoEError(
+                f"{folder}: {key} is of no layer that this model's experts change ({', '.join(reader.config.target_modules)})."
+            )
+        if not torch.isfinite(value).all():
+            raise RSMoEError(f"{folder}: {key} is not finite; that expert would spoil every row of a batch.")
+        own = pair.lora_A if match[3] == "A" else pair.lora_B
+        needed = (config.r, own.shape[1]) if match[3] == "A" else (own.shape[0], config.r)
+        if tuple(value.shape) != needed:
+            raise RSMoEError(f"{folder}: {key} has shape {list(value.shape)}; this model needs {list(needed)}.")
+        pairs.setdefault(pair, {})[match[3]] = value
+    if not pairs or any(pair.keys() != {"A", "B"} for pair in pairs.values()):
+        raise RSMoEError(f"{folder / WEIGHTS} lacks weights: each layer needs its lora_A and its lora_B.")
+    scaling = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+    reader.reset_to(model.model.language_model)
+    for pair, found in pairs.items():
+        pair.lora_A[: config.r] = found["A"].to(pair.lora_A)
+        pair.lora_B[:, : config.r] = (found["B"].float() * (scaling / reader.scaling)).to(pair.lora_B)
+
+
+def save_llm(
+    model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, name: str | None, folder: str | Path
+) -> None:
+    """Write the LLM block, or the router or an expert merged into it, as a plain causal LM with its tokenizer."""
+    llm = model.plain_llm()
+    if name is not None:
+        reader_of(model, name).merge_into(cast(PreTrainedModel, llm.base_model))
+    llm.save_pretrained(folder)
+    processor.llm_tokenizer().save_pretrained(folder)
+
+
+def export_peft(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> list[str]:
+    """`output`/base: the LLM block; `output`/NAME: the router and each expert as an adapter of it. Returns the names."""
+    with whole_folder(output) as folder:
+        for name in readers_of(model):
+            save_peft(model, name, folder / name, base=str(output / "base"))
+        save_llm(model, processor, None, folder / "base")
+    return ["base", *readers_of(model)]
+
+
+def export_llm(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> list[str]:
+    """`output`/NAME: the router and each expert as a plain LLM of its own. Returns the names."""
+    with whole_folder(output) as folder:
+        for name in readers_of(model):
+            save_llm(model, processor, name, folder / name)
+    return list(readers_of(model))
+
+
+def export_vllm(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> str:
+    """What a server of one LLM and many adapters needs, and what makes its inputs of images and texts.
+
+    `output`/base and `output`/adapters/NAME for the server; `output`/encoder, `output`/processor and
+    `output`/vllm_client.py for the client, which puts the image's features before the text's embeddings.
+
+    Returns:
+        The line that starts the server; it stands in `output`/serve.sh too.
+    """
+    readers = readers_of(model)
+    line = serve_line(output, {name: reader.config.rank for name, reader in readers.items()})
+    with whole_folder(output) as folder:
+        for name in readers:
+            save_peft(model, name, folder / "adapters" / name, base=str(output / "base"))
+        save_llm(model, processor, None, folder / "base")
+        model.model.encoder.save_pretrained(folder / "encoder")
+        processor.save_pretrained(folder / "processor")
+        shutil.copyfile(CLIENT, folder / CLIENT.name)
+        (folder / "serve.sh").write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+    return line
+
+
+def serve_line(folder: Path, ranks: dict[str, int]) -> str:
+    """`vllm serve` with one adapter for each of `ranks`, served as a model of that name beside `base`."""
+    highest = max(ranks.values())
+    allowed = next((rank for rank in VLLM_RANKS if rank >= highest), None)
+    if allowed is None:
+        raise RSMoEError(f"rank {highest} is more than vLLM takes ({VLLM_RANKS[-1]}): export plain LLMs.")
+    modules = [f"{name}={folder / 'adapters' / name}" for name in ranks]
+    words = ["vllm", "serve", str(folder / "base"), "--served-model-name", "base", "--enable-prompt-embeds"]
+    words += [
+        "--enable-lora",
+        "--max-lora-rank",
+        str(allowed),
+        "--max-loras",
+        str(len(ranks)),
+        "--lora-modules",
+        *modules,
+    ]
+    return shlex.join(words)
+
+
+def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    if not (folder / SETTINGS).is_file():
+        raise RSMoEError(f"{folder} has no {SETTINGS}: give the folder of a PEFT adapter.")
+    if not (folder / WEIGHTS).is_file():
+        raise RSMoEError(
+            f"{folder} has no {WEIGHTS}; adapters in pickles (adapter_model.bin) are not opened: save it anew."
+        )
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RSMoEError(f"{folder} cannot be read as a LoRA adapter ({reason}).") from error
+    if str(config.peft_type).rpartition(".")[2] != "LORA":
+        raise RSMoEError(f"{folder} is an adapter of kind {config.peft_type}; only LORA can be an expert.")
+    for field, plain in PLAIN.items():
+        found = getattr(config, field, plain)
+        if found != plain and found:
+            raise RSMoEError(f"{folder}: {field} is {found!r}; an expert is low-rank weights of linear layers only.")
+    return cast(LoraConfig, config), weights
+
+
+def _pair(reader: RSMoEExpert, layer: int, path: str) -> LowRank | None:
+    if layer >= len(reader.layers):
+        return None
+    found = dict(reader.layers[layer].named_modules()).get(path)
+    return found if isinstance(found, LowRank) else None
