@@ -1,0 +1,227 @@
+"""Push and pull over HTTP, in fresh processes, against a Hub on this machine (hub_server.py)."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
+
+from ..tiny import tiny_checkpoint, tiny_model
+from .hub_server import TOKEN, LocalHub
+
+
+CLIENT = Path(__file__).with_name("hub_client.py")
+ID, PRIVATE = "tester/rs-moe.tiny-1", "tester/secret"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LocalHub() as hub:
+        yield hub
+
+
+def environment(hub: LocalHub, home: Path, token: str | None) -> dict[str, str]:
+    hidden = ("HF_", "HUGGING", "PYTHONPATH", "TRANSFORMERS_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
+    kept |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    kept |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    return kept | ({"HF_TOKEN": token} if token else {})
+
+
+def start(hub: LocalHub, home: Path, *command: object, token: str | None = TOKEN) -> subprocess.Popen:
+    action, source, target, arguments = command
+    words = [str(CLIENT), str(action), str(source), str(target), json.dumps(arguments)]
+    # Pulling is isolated: neither this folder nor PYTHONPATH leads to the package; pushing needs it.
+    isolated, paths = (["-I"], {}) if action == "pull" else ([], {"PYTHONPATH": str(ROOT)})
+    return subprocess.Popen(
+        [sys.executable, *isolated, *words],
+        env=environment(hub, home, token) | paths,
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(hub: LocalHub, home: Path, *command: object, token: str | None = TOKEN) -> dict:
+    home.mkdir(exist_ok=True, parents=True)
+    process = start(hub, home, *command, token=token)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("hub") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, folder, tmp_path_factory) -> dict:
+    """A first revision in shards, with the experts alone in subfolders."""
+    home = tmp_path_factory.mktemp("pusher")
+    model = RSMoEForConditionalGeneration.from_pretrained(folder)
+    for name in ("theme", "object"):
+        model.model.expert(name).save_pretrained(home / "parts" / name)
+    found = run(hub, home, "push", folder, ID, {"max_shard_size": "120KB", "parts": str(home / "parts")})
+    assert "error" not in found, found
+    return found
+
+
+def expected(folder: Path) -> dict[str, torch.Tensor]:
+    model = RSMoEForConditionalGeneration.from_pretrained(folder).eval()
+    processor = RSMoEProcessor.from_pretrained(folder)
+    pixels = torch.rand(3, 28, 28, generator=torch.Generator().manual_seed(0))
+    inputs = processor(images=pixels, text="what?", return_tensors="pt")
+    outputs = model.generate(**inputs, return_dict_in_generate=True)
+    with torch.no_grad():
+        return {"logits": model(inputs["input_ids"]).logits, "sequences": outputs.sequences}
+
+
+def assert_pulled(hub: LocalHub, home: Path, folder: Path, id: str = ID, **arguments: object) -> dict:
+    found = run(hub, home, "pull", id, home / "out", arguments)
+    assert found.get("class") == "RSMoEForConditionalGeneration", found
+    assert found["module"].startswith("transformers_modules.tester.")
+    tensors = load_file(home / "out.safetensors")
+    for name, value in expected(folder).items():
+        assert torch.equal(tensors[name], value), name
+    return found
+
+
+def other_weights(folder: Path, target: Path) -> Path:
+    tiny_model(seed=5).save_pretrained(target)
+    RSMoEProcessor.from_pretrained(folder).save_pretrained(target)
+    return target
+
+
+def test_model_processor_and_code(hub, pushed, folder, tmp_path):
+    """Sharded weights, large ones in parts and small ones in one piece; code, processor, card."""
+    assert_pulled(hub, tmp_path / "home", folder)
+    files = hub.repos[ID].commits[pushed["commit"]]
+    shards = [name for name in files if name.startswith("model-")]
+    assert len(shards) > 2 and all(files[name][1] for name in shards)
+    assert {"config.json", "modeling_rsmoe.py", "processing_rsmoe.py", "processor_config.json", "README.md"} <= set(
+        files
+    )
+    assert "qformer_tokenizer/tokenizer.json" in files and not files["config.json"][1]
+    puts = [line for line in hub.asked if line.startswith("PUT /lfs/")]
+    assert any("/part/" in line for line in puts) and any("/part/" not in line for line in puts)
+    assert any(line.endswith("/complete") for line in hub.asked) and "POST /lfs-verify" in hub.asked
+
+
+def test_one_expert_alone(hub, pushed, folder, tmp_path):
+    before = len(hub.asked)
+    found = run(hub, tmp_path / "home", "pull", ID, tmp_path / "expert", {"subfolder": "experts/object"})
+    assert found.get("class") == "RSMoEExpert", found
+    weights = RSMoEForConditionalGeneration.from_pretrained(folder).model.expert("object").state_dict()
+    tensors = load_file(tmp_path / "expert.safetensors")
+    assert tensors.keys() == weights.keys() and all(torch.equal(tensors[key], weights[key]) for key in weights)
+    large = [line for line in hub.asked[before:] if line.startswith("GET /lfs/")]
+    assert len(large) == 1  # nothing else of the repository was fetched
+
+
+def test_expert_with_the_package(hub, pushed, folder, tmp_path):
+    code = (
+        "import sys; from modeling_rsmoe import RSMoEExpert\n"
+        "expert = RSMoEExpert.from_pretrained(sys.argv[1], subfolder='experts/theme')\n"
+        "print(type(expert).__module__, expert.config.rank)"
+    )
+    env = environment(hub, tmp_path, TOKEN) | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, ID], env=env, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["modeling_rsmoe.experts_rsmoe", "4"], done.stderr
+
+
+def test_pinned_revisions(hub, pushed, folder, tmp_path):
+    """A pinned commit stays what it was after the next push."""
+    newer = other_weights(folder, tmp_path / "newer")
+    found = run(hub, tmp_path / "pusher", "push", newer, ID, {"commit_message": "newer"})
+    assert found["commit"] != pushed["commit"]
+    pin = {"revision": pushed["commit"], "code_revision": pushed["commit"]}
+    module = assert_pulled(hub, tmp_path / "old", folder, **pin)["module"]
+    assert pushed["commit"] in module  # the code is of that commit too
+    assert_pulled(hub, tmp_path / "new", newer)
+    hub.repos[ID].refs["main"] = pushed["commit"]
+
+
+def test_an_upload_cut_off_leaves_the_last_revision(hub, pushed, folder, tmp_path):
+    newer, last = other_weights(folder, tmp_path / "newer"), hub.repos[ID].refs["main"]
+    home = tmp_path / "pusher"
+    home.mkdir()
+    hub.reached.clear()
+    hub.stall.set()
+    try:
+        process = start(hub, home, "push", newer, ID, {})
+        assert hub.reached.wait(120), "no large file was sent"
+        process.kill()
+        process.communicate()
+    finally:
+        hub.stall.clear()
+    assert process.returncode == -9 and hub.repos[ID].refs["main"] == last
+    assert_pulled(hub, tmp_path / "home", folder)
+    found = run(hub, home, "push", newer, ID, {})  # again, whole
+    assert_pulled(hub, tmp_path / "again", newer, revision=found["commit"], code_revision=found["commit"])
+    hub.repos[ID].refs["main"] = last
+
+
+def test_private_repository(hub, folder, tmp_path):
+    found = run(hub, tmp_path / "pusher", "push", folder, PRIVATE, {"private": True})
+    assert "commit" in found and hub.repos[PRIVATE].private
+    assert_pulled(hub, tmp_path / "owner", folder, PRIVATE)
+    stranger = run(hub, tmp_path / "stranger", "pull", PRIVATE, tmp_path / "out", {}, token=None)
+    assert stranger["error"] == "OSError" and "private repository" in stranger["message"]
+    given = run(hub, tmp_path / "given", "pull", PRIVATE, tmp_path / "out", {"token": TOKEN}, token=None)
+    assert given.get("class") == "RSMoEForConditionalGeneration", given
+
+
+def test_errors_in_words(hub, pushed, folder, tmp_path):
+    def error(*command: object, token: str | None = TOKEN) -> tuple[str, str]:
+        found = run(hub, tmp_path / "home", *command, token=token)
+        shutil.rmtree(tmp_path / "home")
+        return found["error"], found["message"]
+
+    out = tmp_path / "out"
+    kind, message = error("pull", "tester/none", out, {})
+    assert kind == "OSError" and "tester/none is not a local folder and is not a valid model identifier" in message
+    kind, message = error("pull", ID, out, {"revision": "v9"})
+    assert kind == "OSError" and "v9 is not a valid git identifier" in message
+    kind, message = error("push", folder, ID, {}, token="hf_wrong")
+    assert kind == "HfHubHTTPError" and "Invalid credentials in Authorization header" in message
+    kind, message = error("push", folder, ID, {"revision": "v9"})
+    assert kind == "RevisionNotFoundError" and "Invalid rev id: v9" in message
+    assert not out.with_suffix(".safetensors").exists()
+
+
+def rsmoe(hub: LocalHub, home: Path, *words: str, token: str | None = TOKEN) -> subprocess.CompletedProcess:
+    env = environment(hub, home, token) | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "modeling_rsmoe.cli", *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_command_line(hub, pushed, folder, tmp_path):
+    """`hf upload`, then our commands by the repository's name; its errors in one line."""
+    from PIL import Image
+
+    Image.new("RGB", (30, 30), "green").save(tmp_path / "tile.png")
+    done = rsmoe(hub, tmp_path, "caption", str(tmp_path / "tile.png"), "--model", ID, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["model"] == ID, done.stderr
+    for name, token in (("tester/none", TOKEN), (ID, "hf_wrong")):
+        done = rsmoe(hub, tmp_path / "empty", "caption", str(tmp_path / "tile.png"), "--model", name, token=token)
+        (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+        assert done.returncode == 2 and "the Hub did not give a checkpoint of that name (" in line
+    env = environment(hub, tmp_path, TOKEN)
+    hf = [sys.executable, "-m", "huggingface_hub.cli.hf"]
+    subprocess.run(
+        [*hf, "upload", "tester/by-command", str(folder)], env=env, check=True, capture_output=True, timeout=300
+    )
+    subprocess.run([*hf, "download", "tester/by-command", "--local-dir", str(tmp_path / "got")], env=env, check=True, capture_output=True, timeout=300)  # fmt: skip
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        assert (tmp_path / "got" / file.relative_to(folder)).read_bytes() == file.read_bytes()
