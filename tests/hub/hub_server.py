@@ -1,6 +1,6 @@
 """A Hub on this machine: as much of its protocol as huggingface_hub's own client asks for, large files (LFS) included.
 
-Repositories live in memory: commits of paths to blobs, branches, tags. Answers carry the Hub's headers and error codes.
+Repositories live in memory: commits of paths to blobs, branches. Answers carry the Hub's headers and error codes.
 Weights go the LFS way, in one piece or (above PART bytes) in parts; all else goes inside the commit.
 """
 
@@ -153,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         if id in self.hub.repos:
             self.reply({"error": "You already created this model repo", "url": f"{self.hub.url}/{id}"}, 409)
             return
-        self.hub.repos[id] = Repo(bool(asked.get("private")))
+        self.hub.repos[id] = Repo(private=asked.get("visibility") == "private")
         self.hub.repos[id].commit("main", {".gitattributes": (self.hub.keep(b""), False)})
         self.reply({"url": f"{self.hub.url}/{id}", "name": id})
 
@@ -234,10 +234,13 @@ class _Handler(BaseHTTPRequestHandler):
         answer = {"commitUrl": f"{self.hub.url}/{id}/commit/{oid}", "commitOid": oid, "hookOutput": ""}
         self.reply({"success": True, "pullRequestUrl": None, **answer})
 
-    def tag(self, id: str, revision: str) -> None:
+    def branch(self, id: str, revision: str) -> None:
         self.only_owner()
+        self.body()
         repo = self.repo(id)
-        repo.refs[json.loads(self.body())["tag"]] = self.revision(repo, revision)[0]
+        if revision in repo.refs:
+            raise _Refused(409, "", "Reference already exists")
+        repo.refs[revision] = repo.refs["main"]
         self.reply({})
 
     # ---- reading
@@ -274,7 +277,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": oid, "ETag": f'"{sha256}"', "Accept-Ranges": "bytes"}
         if large:  # the Hub sends the client on to where large files are stored
             headers |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(content))}
-            self.reply(b"", 302, {**headers, "Location": f"{self.hub.url}/lfs/{sha256}"})
+            other_host = self.hub.url.replace("127.0.0.1", "localhost")  # as the Hub's storage is another host
+            self.reply(b"", 302, {**headers, "Location": f"{other_host}/lfs/{sha256}"})
         elif self.command == "HEAD":
             self.reply(b"", headers={**headers, "Content-Length": str(len(content))})
         else:
@@ -299,7 +303,7 @@ ROUTES = [
     ("POST", r"/lfs/(?P<oid>\w+)/complete", _Handler.complete),
     ("POST", "/lfs-verify", _Handler.verify),
     ("POST", f"{API}/commit{REVISION}", _Handler.make_commit),
-    ("POST", f"{API}/tag{REVISION}", _Handler.tag),
+    ("POST", f"{API}/branch{REVISION}", _Handler.branch),
     ("GET", API, _Handler.info),
     ("GET", f"{API}/revision{REVISION}", _Handler.info),
     ("GET", f"{API}/tree{REVISION}(?P<path>/.*)?", _Handler.tree),
