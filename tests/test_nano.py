@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
+from modeling_rsmoe.hub import vllm_client
+from modeling_rsmoe.hub.adapters import export_vllm
 from modeling_rsmoe.hub.assemble import assemble
 from modeling_rsmoe.hub.download import demo_image
 
@@ -44,3 +49,37 @@ def test_experts_and_router_learned_something(nano):
     result = processor.post_process_generation(outputs)[0]
     assert len(set(result["parts"].values())) > 1
     assert result["router_prompts"]["relation"].startswith("Where")
+
+
+def test_adapters_over_prompt_embeddings_say_what_generate_says(nano, tmp_path, monkeypatch):
+    """The client that `rsmoe export vllm` writes, with PEFT in the server's place: nano's whole path, the same texts."""
+    model, processor = RSMoEForConditionalGeneration.from_pretrained(nano).eval(), RSMoEProcessor.from_pretrained(nano)
+    export_vllm(model, processor, tmp_path / "served")
+    inputs = processor(images=demo_image(), text="Describe the image.", return_tensors="pt")
+    outputs = model.generate(**inputs, return_dict_in_generate=True)
+    expected = processor.post_process_generation(outputs)[0]
+    del model
+    served = AutoModelForCausalLM.from_pretrained(tmp_path / "served" / "base")
+    for name in ("router", "theme", "object", "relation"):
+        folder = tmp_path / "served" / "adapters" / name
+        if name == "router":
+            served = PeftModel.from_pretrained(served, folder, adapter_name=name)
+        else:
+            served.load_adapter(folder, adapter_name=name)
+    served.eval()
+
+    def ask(server, name, embeds, max_tokens=48):
+        found = served.generate(
+            inputs_embeds=embeds.unsqueeze(0),
+            attention_mask=torch.ones(1, len(embeds), dtype=torch.long),
+            adapter_names=["__base__" if name == "base" else name],
+            max_new_tokens=max_tokens,
+            do_sample=False,
+        )
+        return processor.tokenizer.decode(found[0], skip_special_tokens=True).strip()
+
+    monkeypatch.setattr(vllm_client, "ask", ask)
+    found = vllm_client.caption(
+        vllm_client.PromptEmbeddings(tmp_path / "served"), demo_image(), "Describe the image.", ""
+    )
+    assert found == expected

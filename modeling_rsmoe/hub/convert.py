@@ -301,9 +301,10 @@ def _with_added_rows(table: Lazy, known: int, size: int) -> Lazy:
         )
 
     def read() -> torch.Tensor:
-        own = table.read()[:known].float()
-        mean = own.mean(dim=0, keepdim=True)
-        return torch.cat([own, mean + NUDGE * (own[: size - known] - mean)])
+        own = table.read()[:known]
+        mean = own.mean(dim=0, keepdim=True, dtype=torch.float32)
+        added = mean + NUDGE * (own[: size - known].float() - mean)
+        return torch.cat([own, added.to(own.dtype)])  # no second table in float32
 
     return Lazy((size, *table.shape[1:]), table.origin, read)
 

@@ -232,6 +232,11 @@ def test_another_llm(sources, tmp_path):
     own, added = table[:WORDS], table[WORDS:]
     assert torch.equal(own, theirs.get_input_embeddings().weight[:WORDS])
     assert (added - own.mean(0)).abs().max() < 0.01 and len({tuple(row.tolist()) for row in added}) == 6
+    half = convert(
+        sources.settings.with_name("wide"), sources.instructblip, sources.other, tmp_path / "half", dtype="bfloat16"
+    )
+    added = load_file(half / "model.safetensors")["model.language_model.embed_tokens.weight"][WORDS:]
+    assert added.dtype == torch.bfloat16 and len({tuple(row.tolist()) for row in added}) == 6
     again = convert(sources.settings.with_name("wide"), sources.instructblip, sources.other, tmp_path / "again")
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
