@@ -77,22 +77,23 @@ def plot_losses(log: Sequence[dict[str, Any]], file: Path) -> None:
     names = sorted({name for entry in log for name in entry if name.startswith(("loss", "eval_loss"))})
     if not names:
         return
+    kinds = sorted({name.removeprefix("eval_") for name in names})
     figure, axes = plt.subplots(figsize=(8, 4.5))
     for name in names:
         points = [(entry["step"], entry[name]) for entry in log if name in entry]
         window = max(1, len(points) // SMOOTHED)
         values = np.convolve([value for _, value in points], np.ones(window) / window, mode="valid")
-        label = name.replace("loss_", "").replace("_", " ")
-        style: dict[str, Any] = {"linestyle": "--"} if name.startswith("eval") else {}
+        kind = name.removeprefix("eval_")
         axes.plot(
             [step for step, _ in points][window - 1 :],
             values,
-            label=label,
-            linewidth=2 if name == "loss" else 1,
-            **style,
+            label=("val " if name.startswith("eval") else "") + ("all" if kind == "loss" else kind.removeprefix("loss_")),
+            color=f"C{kinds.index(kind)}",  # a kind has one colour, dashed on val
+            linestyle="--" if name.startswith("eval") else "-",
+            linewidth=2 if kind == "loss" else 1,
         )
     axes.set(xlabel="step", ylabel="loss", title=f"{file.parent.name}: running mean of the loss")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     part = file.with_name(f".{file.name}.part")
     figure.savefig(part, dpi=110, format="png")
