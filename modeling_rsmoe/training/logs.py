@@ -87,7 +87,8 @@ def plot_losses(log: Sequence[dict[str, Any]], file: Path) -> None:
         axes.plot(
             [step for step, _ in points][window - 1 :],
             values,
-            label=("val " if name.startswith("eval") else "") + ("all" if kind == "loss" else kind.removeprefix("loss_")),
+            label=("val " if name.startswith("eval") else "")
+            + ("all" if kind == "loss" else kind.removeprefix("loss_")),
             color=f"C{kinds.index(kind)}",  # a kind has one colour, dashed on val
             linestyle="--" if name.startswith("eval") else "-",
             linewidth=2 if kind == "loss" else 1,
