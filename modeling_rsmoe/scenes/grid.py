@@ -1,0 +1,73 @@
+"""Windows of a raster and how tiles cover it. Knows nothing about files or models."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..errors_rsmoe import RSMoEError
+
+
+TILE, OVERLAP = 512, 0  # pixels; 512 is a whole number of the usual blocks (256, 512) [our decision]
+MIN_SIDE = 8  # as of `images_rsmoe`: fewer pixels show nothing that could be described
+MAX_TILES = 1_000_000  # more are a mistyped tile size rather than a wish [our decision]
+
+
+class Window(NamedTuple):
+    """A rectangle of pixels, from its upper left corner."""
+
+    column: int
+    row: int
+    width: int
+    height: int
+
+
+class Grid:
+    """Tiles of one size that cover a raster, row by row.
+
+    Each tile begins `tile - overlap` pixels after the one before. The last of a row or column is moved back to end at
+    the raster's edge, so that every pixel is covered and every tile is whole; a raster smaller than a tile is one tile
+    of its own size [our decision].
+
+    Args:
+        width, height: of the raster, in pixels.
+        tile, overlap: in pixels; 0 <= overlap < tile.
+
+    Raises:
+        RSMoEError: a size that cannot be, or more than `MAX_TILES` tiles.
+    """
+
+    def __init__(self, width: int, height: int, tile: int = TILE, overlap: int = OVERLAP):
+        check_tile(tile, overlap)
+        self.tile, self.overlap = tile, overlap
+        self.columns = _starts(width, tile, overlap)
+        self.rows = _starts(height, tile, overlap)
+        self._size = min(tile, width), min(tile, height)
+        if len(self) > MAX_TILES:
+            raise RSMoEError(
+                f"tiles of {tile} px would cut {width} x {height} px into {len(self):,} tiles, more than {MAX_TILES:,}: "
+                "give a larger --tile or a smaller --overlap"
+            )
+
+    def __len__(self) -> int:
+        return len(self.columns) * len(self.rows)
+
+    def __iter__(self) -> Iterator[Window]:
+        for row in self.rows:
+            for column in self.columns:
+                yield Window(column, row, *self._size)
+
+
+def check_tile(tile: int, overlap: int) -> None:
+    """Refuse sizes that cannot be.
+
+    Raises:
+        RSMoEError: the tile is smaller than `MIN_SIDE`, or the overlap is negative or as large as the tile.
+    """
+    if tile < MIN_SIDE:
+        raise RSMoEError(f"a tile of {tile} px shows nothing: --tile takes at least {MIN_SIDE}, for example {TILE}")
+    if not 0 <= overlap < tile:
+        raise RSMoEError(f"an overlap of {overlap} px does not fit tiles of {tile} px: give 0 to {tile - 1}")
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    last = length - tile
+    return [*range(0, last, tile - overlap), last] if last > 0 else [0]

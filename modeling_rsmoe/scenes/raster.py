@@ -1,0 +1,531 @@
+"""One raster of any size, opened with distrust and read by windows as RGB pictures with masks of what is data.
+
+A raster is a file, or several files of the same grid whose bands are stacked (the bands of a satellite scene). Memory
+does not depend on its size: GDAL's block cache is bounded, blocks of more than `MAX_BLOCK_BYTES` are refused, and
+whatever is shown smaller is read smaller (from the file's overviews where it has some). Knows nothing about tiles or
+models.
+
+[our decision] Which bands are shown: those asked for, else those that the file calls red, green and blue (by color
+interpretation or description), else the only one, or the three there are; of more, a choice is asked for. A pixel is
+data if any of the shown bands says so (GDAL's own rule): no-data values, alpha, mask files and NaN are obeyed, and
+what is no data is black.
+"""
+
+import logging
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from ..errors_rsmoe import RSMoEError
+from ..extras import require
+from .grid import MIN_SIDE, Window
+from .stretch import percentile_stretch
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EXTRA = "geo"
+MAX_BLOCK_BYTES = 256 * 2**20
+_MIN_CACHE, _MAX_CACHE = 64 * 2**20, 256 * 2**20  # bytes of GDAL's blocks: a row of tiles, if it fits
+_CACHED_ROWS = 1024  # a row of default tiles and the blocks that it cuts
+_SAMPLE_SIDE = 1024  # the scene as its percentiles see it
+_WHOLE_SAMPLE = 4096 * 4096  # pixels: up to here, or with overviews, the sample is the whole scene made smaller
+_SAMPLE_WINDOWS, _SAMPLE_WINDOW = 32, 64  # else 32 x 32 windows of 64 x 64 px, evenly spread
+_MAX_CHECKED_BLOCKS = 65_536
+
+# The kind of a file is told by its first bytes, so that text which GDAL would take for a recipe of other files, or of
+# requests to servers, is not followed because of its name.
+_MAGIC = {
+    b"II*\0": "GTiff",
+    b"MM\0*": "GTiff",
+    b"II+\0": "GTiff",
+    b"MM\0+": "GTiff",
+    b"\0\0\0\x0cjP  ": "JP2OpenJPEG",
+    b"\xff\x4f\xff\x51": "JP2OpenJPEG",
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"RIFF": "WEBP",
+    b"EHFA_HEADER_TAG": "HFA",
+    b"NITF": "NITF",
+}
+_BY_SUFFIX = {".jp2": "JP2OpenJPEG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_BY_SUFFIX |= {".img": "HFA", ".ntf": "NITF", ".vrt": "VRT"}
+KINDS = "GeoTIFF, JPEG 2000, PNG, JPEG, WebP, Erdas Imagine, NITF or, by its name, .vrt"
+_REMOTE = re.compile(
+    r"(^|[+/])((https?|ftp|s3|gs|az|abfss?|adl|oss|swift)://|vsi(curl|s3|gs|az|adls|oss|swift|w?e?b?hdfs))"
+)
+_SCHEME = re.compile(r"^(/vsi|[a-zA-Z][a-zA-Z0-9+.]+://)")
+_RED_GREEN_BLUE = ("red", "green", "blue")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A window as it is shown.
+
+    Attributes:
+        image: mode "RGB"; black where there is no data.
+        valid: bool `[H, W]`, of the image's size.
+    """
+
+    image: "Image.Image"
+    valid: np.ndarray
+
+    @property
+    def valid_share(self) -> float:
+        """The share of pixels that are data, 0 to 1."""
+        return float(self.valid.mean())
+
+
+def is_remote(path: str) -> bool:
+    """Whether reading `path` goes over a network, as far as its name tells."""
+    return bool(_REMOTE.search(path))
+
+
+def is_gdal_path(path: str) -> bool:
+    """Whether `path` is GDAL's or rasterio's to read (`/vsi...`, `s3://...`), and no ordinary file."""
+    return bool(_SCHEME.match(path))
+
+
+def open_raster(
+    path: str | os.PathLike | Sequence[str], bands: Sequence[int | str] | None = None, name: str | None = None
+) -> "Raster":
+    """Open a raster and check it: no model needs to be loaded to learn that it cannot be read.
+
+    Args:
+        path: a file, whatever rasterio reads (`/vsizip/...`, `s3://...`, `https://...`), or several of the same grid
+            whose bands are stacked in this order. A network is used for a path that names one, never otherwise.
+        bands: one (gray) or three (red, green, blue), by number from 1, or by description or color interpretation.
+        name: what errors and results call it; by default its path.
+
+    Returns:
+        An open `Raster`: close it, or use it in a `with` block.
+
+    Raises:
+        RSMoEError: no such file, no raster, truncated or lying about its size, complex values, no data, too small,
+            blocks too large, no such band, or more than three bands and no choice.
+    """
+    paths = [os.fspath(path)] if isinstance(path, (str, os.PathLike)) else list(path)
+    raster = Raster(paths, name or paths[0])
+    try:
+        raster._prepare(bands)
+    except BaseException:
+        raster.close()
+        raise
+    return raster
+
+
+class Raster:
+    """An open raster, made by `open_raster`; not to be shared by threads.
+
+    Attributes:
+        name: what the user calls it.
+        width, height: in pixels.
+        bands: numbers (from 1) of the one or three bands that are shown.
+        band_names: their descriptions, "" where the file has none.
+        dtype: numpy's, of the shown bands.
+        crs: rasterio's CRS, or None.
+        transform: affine, from pixels to `crs`; None if the file has none that can be used.
+        stretch: how numbers become 8 bits; None for 8-bit bands.
+        notes: what the user should know, such as a missing coordinate system; one sentence each.
+    """
+
+    def __init__(self, paths: list[str], name: str):
+        self.name, self.paths = name, paths
+        self.notes: list[str] = []
+        self._rasterio = require("rasterio", EXTRA)
+        self._datasets: list[Any] = []
+        self._warnings: list[str] = []
+        self._cache = _MIN_CACHE
+        for path in paths:
+            with self._gdal("be opened"):
+                self._datasets.append(self._rasterio.open(path, driver=_driver_of(path)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for dataset in self._datasets:
+            dataset.close()
+
+    def read(self, window: Window | None = None, max_side: int | None = None, average: bool = True) -> Picture:
+        """A window as a picture.
+
+        Args:
+            window: by default the whole raster (then give `max_side`: it may not fit into memory).
+            max_side: the longest side of the picture, in pixels; a larger window is read smaller, from overviews
+                where the file has some.
+            average: of the pixels that fall together, where it is read smaller; else the nearest one.
+
+        Raises:
+            RSMoEError: the file is damaged there, or the connection failed.
+        """
+        from PIL import Image
+
+        window = window or Window(0, 0, self.width, self.height)
+        scale = 1.0 if max_side is None else min(1.0, max_side / max(window.width, window.height))
+        size = max(1, round(window.height * scale)), max(1, round(window.width * scale))
+        values, valid = self._read(window, size, average)
+        colors = self._colors(values, valid)  # [3, H, W]
+        seen: np.ndarray = np.any(valid, axis=0)
+        colors = np.where(seen, colors, np.uint8(0))
+        return Picture(Image.fromarray(np.ascontiguousarray(np.moveaxis(colors, 0, -1))), seen)
+
+    def overview(self, max_side: int = 1024) -> Picture:
+        """The whole raster, its longest side at most `max_side` pixels."""
+        return self.read(None, max_side)
+
+    # ---- opening
+
+    def _prepare(self, bands: Sequence[int | str] | None) -> None:
+        first = self._datasets[0]
+        self.width, self.height = first.width, first.height
+        for path, dataset in zip(self.paths, self._datasets, strict=True):
+            self._check(path, dataset)
+        self._locate(first)
+        # Every band of every file: (dataset, number in it)
+        self._layers = [(dataset, index) for dataset in self._datasets for index in dataset.indexes]
+        self.bands = self._choose(bands)
+        self._chosen = [self._layers[band - 1] for band in self.bands]
+        self.band_names = tuple(self._description(*layer) for layer in self._chosen)
+        kinds = [dataset.dtypes[index - 1] for dataset, index in self._chosen]
+        if any(kind.startswith("complex") for kind in kinds):
+            raise RSMoEError(
+                f"{self.name} holds complex values ({kinds[0]}), which are no picture: write their amplitude to a file first"
+            )
+        self.dtype = np.result_type(*kinds)
+        self._palette = self._color_table()
+        row = self.width * _CACHED_ROWS * sum(self._bytes_per_pixel(dataset) for dataset in self._datasets)
+        self._cache = min(max(_MIN_CACHE, row), _MAX_CACHE)
+        self._probe()
+        self.stretch = None if self._is_8_bit() else percentile_stretch(self._sample(), self.dtype)
+
+    def _check(self, path: str, dataset: Any) -> None:
+        width, height = dataset.width, dataset.height
+        if not dataset.count:
+            parts = ", ".join(dataset.subdatasets[:3])
+            raise RSMoEError(f"{path} has no bands of its own; name one of its parts: {parts or '(none)'}")
+        if min(width, height) < MIN_SIDE:
+            raise RSMoEError(
+                f"{path} has {width} x {height} pixels, too few to describe: give at least {MIN_SIDE} x {MIN_SIDE}"
+            )
+        first = self._datasets[0]
+        if (width, height) != (self.width, self.height) or dataset.transform != first.transform:
+            raise RSMoEError(
+                f"{path} ({width} x {height} px) and {self.paths[0]} ({self.width} x {self.height} px) are not of one "
+                "grid: name bands of the same resolution"
+            )
+        rows, columns = dataset.block_shapes[0]
+        size = rows * columns * self._bytes_per_pixel(dataset)
+        if size > MAX_BLOCK_BYTES:
+            raise RSMoEError(
+                f"{path} is stored in blocks of {columns} x {rows} px ({size >> 20} MiB), to be read as a whole: store it in "
+                "tiles first (gdal_translate -of COG)"
+            )
+        if dataset.driver == "GTiff" and not is_gdal_path(path):
+            with self._gdal("be read"):
+                self._check_blocks(path, dataset)
+        lies = [text for text in self._warnings if "Incorrect count" in text or "Bogus" in text]
+        if lies:
+            raise _damaged(path, f"its header says {width} x {height} px; {lies[0]}")
+
+    def _check_blocks(self, path: str, dataset: Any) -> None:
+        """A TIFF's blocks must lie in the file: what was cut off is known before hours of work."""
+        rows, columns = dataset.block_shapes[0]
+        across, down = math.ceil(dataset.width / columns), math.ceil(dataset.height / rows)
+        size, step = os.path.getsize(path), max(1, across * down // _MAX_CHECKED_BLOCKS)
+        for number in range(0, across * down, step):
+            place = f"{number % across}_{number // across}"
+            offset, length = (
+                dataset.get_tag_item(f"BLOCK_{what}_{place}", "TIFF", bidx=1) for what in ("OFFSET", "SIZE")
+            )
+            if offset is not None and length is not None and int(offset) + int(length) > size:
+                raise _damaged(
+                    path,
+                    f"its header says {dataset.width} x {dataset.height} px, whose data would reach byte "
+                    f"{int(offset) + int(length)} of {size}",
+                )
+
+    def _bytes_per_pixel(self, dataset: Any) -> int:
+        """That are read together: of all bands where they are interleaved by pixel."""
+        together = dataset.count if dataset.profile.get("interleave") == "pixel" else 1
+        return together * np.dtype(_real(dataset.dtypes[0])).itemsize
+
+    def _locate(self, dataset: Any) -> None:
+        """`crs` and `transform`, with a note if either cannot be used."""
+        try:
+            self.crs = dataset.crs
+        except self._rasterio.errors.CRSError:
+            self.crs = None
+        transform = dataset.transform
+        usable = all(map(math.isfinite, transform)) and transform.determinant != 0 and not transform.is_identity
+        self.transform = transform if usable else None
+        if dataset.gcps[0] and not usable:
+            lacks = "ground control points but no geotransform"
+        elif dataset.rpcs and not usable:
+            lacks = "rational polynomials (RPC) but no geotransform"
+        elif not usable:
+            lacks = "no geotransform"
+        elif self.crs is None:
+            lacks = "no coordinate system"
+        else:
+            return
+        remedy = "gdalwarp puts it on a map" if "but" in lacks else "gdal_edit.py can add it"
+        self.notes.append(f"{self.name} has {lacks}: its tiles are not placed on the earth ({remedy})")
+
+    def _probe(self) -> None:
+        """Read the last pixel: a header may promise more than there is."""
+        self._read(Window(self.width - 1, self.height - 1, 1, 1), (1, 1), average=False)
+
+    # ---- bands
+
+    def _description(self, dataset: Any, index: int) -> str:
+        return (dataset.descriptions[index - 1] or "").strip()
+
+    def _interpretation(self, dataset: Any, index: int) -> str:
+        return dataset.colorinterp[index - 1].name
+
+    def _choose(self, wanted: Sequence[int | str] | None) -> tuple[int, ...]:
+        """Numbers of the bands that are shown, from 1."""
+        if wanted is not None:
+            if len(wanted) not in (1, 3):
+                raise RSMoEError(f"{len(wanted)} bands were chosen: choose one, or three for red, green and blue")
+            return tuple(self._find(band) for band in wanted)
+        shown = [
+            number
+            for number, layer in enumerate(self._layers, start=1)
+            if self._interpretation(*layer) not in ("alpha", "undefined_alpha")
+        ]
+        by_color = self._by_color()
+        if by_color:
+            return by_color
+        if len(shown) in (1, 3):
+            return tuple(shown)
+        raise RSMoEError(
+            f"{self.name} has {len(shown)} bands ({self._listed()}): choose one, or three for red, green and blue, with "
+            "--bands, for example --bands 3,2,1"
+        )
+
+    def _by_color(self) -> tuple[int, ...] | None:
+        for name_of in (self._interpretation, self._description):
+            names = [name_of(*layer).lower() for layer in self._layers]
+            if all(names.count(color) == 1 for color in _RED_GREEN_BLUE):
+                return tuple(names.index(color) + 1 for color in _RED_GREEN_BLUE)
+        return None
+
+    def _find(self, band: int | str) -> int:
+        text = str(band).strip()
+        if text.isdigit():
+            if 1 <= int(text) <= len(self._layers):
+                return int(text)
+        else:
+            for name_of in (self._description, self._interpretation):
+                names = [name_of(*layer).lower() for layer in self._layers]
+                if names.count(text.lower()) == 1:
+                    return names.index(text.lower()) + 1
+        raise RSMoEError(f"{self.name} has no band {text!r}; it has {self._listed()}")
+
+    def _listed(self) -> str:
+        labels = [self._description(*layer) or self._interpretation(*layer) for layer in self._layers]
+        listed = [f"{number} {label}" for number, label in enumerate(labels[:16], start=1)]
+        return ", ".join(listed) + (f", ... {len(labels)}" if len(labels) > 16 else "")
+
+    def _color_table(self) -> np.ndarray | None:
+        """uint8 `[values, 4]` of a band of color indices."""
+        dataset, index = self._chosen[0]
+        if len(self._chosen) > 1 or self._interpretation(dataset, index) != "palette":
+            return None
+        try:
+            table = dataset.colormap(index)
+        except ValueError:
+            return None
+        colors = np.zeros((np.iinfo(self.dtype).max + 1 if self.dtype.itemsize < 4 else 65536, 4), np.uint8)
+        for value, color in table.items():
+            colors[value] = color
+        return colors
+
+    def _is_8_bit(self) -> bool:
+        if self._palette is not None:
+            return True
+        bits = [dataset.tags(index, ns="IMAGE_STRUCTURE").get("NBITS", "8") for dataset, index in self._chosen]
+        return self.dtype == np.uint8 and all(number == "8" for number in bits)
+
+    # ---- pixels
+
+    def _read(self, window: Window, size: tuple[int, int], average: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and whether they are data, both `[bands, H, W]`."""
+        from rasterio.enums import Resampling
+        from rasterio.windows import Window as Place
+
+        smaller = size != (window.height, window.width)
+        place = Place(window.column, window.row, window.width, window.height)  # type: ignore[call-arg]
+        resampling = Resampling.average if average and smaller and self._palette is None else Resampling.nearest
+        values, masks = [], []
+        for dataset, indexes in self._by_dataset():
+            wanted = {"window": place, "out_shape": (len(indexes), *size), "resampling": resampling}
+            with self._gdal(f"be read at column {window.column}, row {window.row}"):
+                values.append(dataset.read(indexes, **wanted))
+                masks.append(dataset.read_masks(indexes, **wanted) > 0)
+        read, valid = np.concatenate(values), np.concatenate(masks)
+        return read, valid & np.isfinite(read)
+
+    def _by_dataset(self) -> Iterator[tuple[Any, list[int]]]:
+        """The shown bands, those next to each other in one file together."""
+        start = 0
+        for end in range(1, len(self._chosen) + 1):
+            if end == len(self._chosen) or self._chosen[end][0] is not self._chosen[start][0]:
+                yield self._chosen[start][0], [index for _, index in self._chosen[start:end]]
+                start = end
+
+    def _colors(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """uint8 `[3, H, W]`."""
+        if self._palette is not None:
+            indices = values[0].clip(0, len(self._palette) - 1)
+            colors = self._palette[indices]
+            valid[0] &= colors[..., 3] > 0
+            return np.moveaxis(colors[..., :3], -1, 0)
+        colors = values if self.stretch is None else self.stretch(values)
+        colors = np.where(valid, colors, np.uint8(0))
+        return np.broadcast_to(colors, (3, *colors.shape[1:]))
+
+    def _sample(self) -> list[np.ndarray]:
+        """Valid values of each shown band, from all over the scene."""
+        smaller = max(self.width, self.height) > _SAMPLE_SIDE
+        has_overviews = all(dataset.overviews(index) for dataset, index in self._chosen)
+        if smaller and not has_overviews and self.width * self.height > _WHOLE_SAMPLE:
+            sample = self._flat([self._read(window, window[:1:-1], False) for window in self._sample_windows()])
+            if all(len(values) for values in sample):
+                return sample
+        scale = min(1.0, _SAMPLE_SIDE / max(self.width, self.height))
+        size = max(1, round(self.height * scale)), max(1, round(self.width * scale))
+        sample = self._flat([self._read(Window(0, 0, self.width, self.height), size, False)])
+        if not any(len(values) for values in sample):
+            raise no_data(self.name)
+        return [values if len(values) else np.zeros(1) for values in sample]
+
+    def _sample_windows(self) -> Iterator[Window]:
+        width, height = min(_SAMPLE_WINDOW, self.width), min(_SAMPLE_WINDOW, self.height)
+        for row in np.linspace(0, self.height - height, _SAMPLE_WINDOWS).astype(int):
+            for column in np.linspace(0, self.width - width, _SAMPLE_WINDOWS).astype(int):
+                yield Window(int(column), int(row), width, height)
+
+    @staticmethod
+    def _flat(read: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        bands = range(len(read[0][0]))
+        return [np.concatenate([values[band][valid[band]] for values, valid in read]) for band in bands]
+
+    @contextmanager
+    def _gdal(self, doing: str) -> Iterator[None]:
+        """GDAL with bounded memory; its errors as ours, its warnings kept and not printed."""
+        options = {"GDAL_CACHEMAX": self._cache, "GDAL_HTTP_TIMEOUT": "60", "GDAL_HTTP_MAX_RETRY": "3"}
+        if any(map(is_remote, self.paths)):
+            options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"  # no listing of a whole bucket
+        rasterio = self._rasterio
+        with _kept_warnings(self._warnings), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a missing geotransform: it has its own note
+            try:
+                with rasterio.Env(**options):
+                    yield
+            except (rasterio.errors.RasterioError, rasterio.errors.RasterBlockError, OSError, ValueError) as error:
+                if isinstance(error, RSMoEError):
+                    raise
+                raise self._cannot(doing, error) from error
+
+    def _cannot(self, doing: str, error: Exception) -> RSMoEError:
+        reason = error.__cause__ or error
+        text = " ".join((str(reason) or type(reason).__name__).split())
+        if any(map(is_remote, self.paths)):
+            remedy = "check the name, the connection and your access"
+        else:
+            remedy = "it is truncated or damaged, or its header promises more than it holds: copy or download it again"
+        return RSMoEError(f"{self.name} cannot {doing} ({text}): {remedy}")
+
+
+def no_data(name: str) -> RSMoEError:
+    """What is said of a scene without a single valid pixel."""
+    return RSMoEError(f"{name} holds no data: every pixel is NaN, infinite, masked or the declared no-data value")
+
+
+def _damaged(path: str, reason: str) -> RSMoEError:
+    return RSMoEError(f"{path} is truncated or damaged ({reason}): copy or download it again")
+
+
+def _real(dtype: str) -> str:
+    """A numpy type of the same size; GDAL's complex integers have none."""
+    return {"complex_int16": "int32", "complex_int32": "int64"}.get(dtype, dtype)
+
+
+def _driver_of(path: str) -> str:
+    """GDAL's driver for a file, by its first bytes; for what is no ordinary file by the name's ending.
+
+    Raises:
+        RSMoEError: no such file, empty, a folder, or of no known kind.
+    """
+    suffix = Path(path.split("?")[0]).suffix.lower()
+    if is_gdal_path(path):
+        return _BY_SUFFIX.get(suffix, "GTiff")
+    _check_file(path)
+    with open(path, "rb") as file:
+        head = file.read(512)
+    for magic, driver in _MAGIC.items():
+        if head.startswith(magic):
+            return driver
+    if suffix == ".vrt" and b"<VRTDataset" in head:
+        return "VRT"
+    raise RSMoEError(f"{path} is not a raster that can be read here: give a {KINDS} (gdal_translate converts others)")
+
+
+def _check_file(path: str) -> None:
+    try:
+        if not os.path.exists(path):
+            raise RSMoEError(f"there is no file {path}: check the path (paths are relative to {os.getcwd()})")
+        if os.path.isdir(path):
+            raise RSMoEError(f"{path} is a folder, not a raster: name the files in it")
+        if not os.path.isfile(path):
+            raise RSMoEError(f"{path} is not a regular file: save the raster to a file first")
+        if os.path.getsize(path) == 0:
+            raise RSMoEError(f"{path} is empty (0 bytes): copy or download it again")
+        with open(path, "rb"):
+            pass
+    except ValueError as error:
+        if isinstance(error, RSMoEError):
+            raise
+        raise RSMoEError(f"{path!r} is no file's name ({error})") from error
+    except OSError as error:
+        raise RSMoEError(f"{path} cannot be opened ({error.strerror}): check its permissions") from error
+
+
+@contextmanager
+def _kept_warnings(kept: list[str]) -> Iterator[None]:
+    """GDAL's warnings, at most 20, in a list instead of on stderr."""
+    logger = logging.getLogger("rasterio")
+    handler = _Keep(kept)
+    propagates = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
+
+
+class _Keep(logging.Handler):
+    def __init__(self, kept: list[str]):
+        super().__init__(logging.WARNING)
+        self.kept = kept
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self.kept) < 20:
+            self.kept.append(" ".join(record.getMessage().split()))

@@ -1,0 +1,52 @@
+"""From a raster's numbers to 8 bits, the same way in every tile of a scene.
+
+[our decision] 8-bit bands are taken as they are. All others are stretched linearly, each band by itself, so that the
+2nd percentile of the scene's valid values becomes 0 and the 98th 255: the habit of desktop GIS, under which haze in one
+band does not tint the picture. Of a band without a range (one value everywhere) integers are scaled by their type's
+largest value and floats by 1.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+PERCENTILES = (2.0, 98.0)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What becomes 0 and what becomes 255, for each band."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """Numbers `[bands, H, W]` of any real type to uint8; what is not finite becomes 0."""
+        low = np.array(self.low, np.float64)[:, None, None]
+        high = np.array(self.high, np.float64)[:, None, None]
+        with np.errstate(all="ignore"):  # extreme floats may overflow: they are clipped
+            scaled = (values.astype(np.float64) - low) / (high - low) * 255
+            scaled = np.where(np.isfinite(values), np.nan_to_num(scaled, nan=0.0), 0.0)
+        return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+
+
+def percentile_stretch(samples: list[np.ndarray], dtype: np.dtype) -> Stretch:
+    """The stretch of a scene from a sample of its valid values.
+
+    Args:
+        samples: for each band a one-dimensional array of finite values, at least one.
+        dtype: of the bands.
+    """
+    ends = [_ends(sample, dtype) for sample in samples]
+    return Stretch(tuple(low for low, _ in ends), tuple(high for _, high in ends))
+
+
+def _ends(sample: np.ndarray, dtype: np.dtype) -> tuple[float, float]:
+    low, high = (float(end) for end in np.percentile(sample.astype(np.float64), PERCENTILES))
+    if high <= low:  # almost all of one value: the few others are what can be seen
+        low, high = float(sample.min()), float(sample.max())
+    if high <= low:
+        whole = 1.0 if np.issubdtype(dtype, np.floating) else float(np.iinfo(dtype).max)
+        return 0.0, whole
+    return low, high
