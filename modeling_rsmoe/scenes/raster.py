@@ -209,7 +209,11 @@ class Raster:
         row = self.width * _CACHED_ROWS * sum(self._bytes_per_pixel(dataset) for dataset in self._datasets)
         self._cache = min(max(_MIN_CACHE, row), _MAX_CACHE)
         self._probe()
-        self.stretch = None if self._is_8_bit() else percentile_stretch(self._sample(), self.dtype)
+        self.stretch = None
+        if not self._is_8_bit():
+            self.stretch = percentile_stretch(self._sample(), self.dtype)
+        elif self._has_masks():
+            self._sample()  # a scene without any data is refused now
 
     def _check(self, path: str, dataset: Any) -> None:
         width, height = dataset.width, dataset.height
@@ -360,6 +364,10 @@ class Raster:
             return True
         bits = [dataset.tags(index, ns="IMAGE_STRUCTURE").get("NBITS", "8") for dataset, index in self._chosen]
         return self.dtype == np.uint8 and all(number == "8" for number in bits)
+
+    def _has_masks(self) -> bool:
+        everywhere = self._rasterio.enums.MaskFlags.all_valid
+        return not all(everywhere in dataset.mask_flag_enums[index - 1] for dataset, index in self._chosen)
 
     # ---- pixels
 
