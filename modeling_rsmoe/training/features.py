@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 
+from ..data.encoder import encoder_sha256
 from ..data.files import write_whole
 from ..errors_rsmoe import RSMoEError
 from ..images_rsmoe import read_images
@@ -32,21 +33,6 @@ Progress = Callable[[str, float | None], None]
 FORMAT = 1
 BATCH = 8  # images that the ViT sees together
 ENTER_EVERY = 32  # batches between two writings of the index
-_NOT_ARCHITECTURE = {"architectures", "auto_map", "dtype", "image_processor_type", "processor_class"}
-_NOT_ARCHITECTURE |= {"transformers_version"}
-
-
-def encoder_sha256(model: "RSMoEForConditionalGeneration", processor: "RSMoEProcessor") -> str:
-    """A hash of all that image features depend on: the ViT's weights and configuration, and the preprocessing."""
-    vision = model.model.encoder.vision_model
-    digest = hashlib.sha256()
-    for settings in (vision.config.to_dict(), processor.image_processor.to_dict()):
-        kept = {k: v for k, v in settings.items() if not k.startswith("_") and k not in _NOT_ARCHITECTURE}
-        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(vision.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class FeatureCache:
@@ -61,7 +47,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, model: "RSMoEForConditionalGeneration", processor: "RSMoEProcessor"):
-        self.encoder = encoder_sha256(model, processor)
+        self.encoder = encoder_sha256(model.model.encoder, processor)
         self.folder = Path(folder) / self.encoder[:16]
         self._model, self._processor = model, processor
         self._rows: dict[str, int] = {}  # sha256 of an image -> its record

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
+from modeling_rsmoe.data.encoder import encoder_sha256
 from modeling_rsmoe.training import features as module
-from modeling_rsmoe.training.features import FeatureCache, encoder_sha256
+from modeling_rsmoe.training.features import FeatureCache
 
 from ..tiny import tiny_model, tiny_processor
 
@@ -145,13 +146,13 @@ def test_errors_say_what_to_do(images, tmp_path, monkeypatch):
 
 def test_the_hash_is_of_the_encoder_alone(start):
     model, processor = RSMoEForConditionalGeneration.from_pretrained(start), RSMoEProcessor.from_pretrained(start)
-    digest = encoder_sha256(model, processor)
-    assert digest == encoder_sha256(tiny_model(), tiny_processor())  # saved and loaded
+    digest = encoder_sha256(model.model.encoder, processor)
+    assert digest == encoder_sha256(tiny_model().model.encoder, tiny_processor())  # saved and loaded
     with torch.no_grad():
         model.model.encoder.projection.weight += 1
-    assert encoder_sha256(model, processor) == digest
+    assert encoder_sha256(model.model.encoder, processor) == digest
     processor.image_processor.image_mean = [0.1, 0.1, 0.1]
-    assert encoder_sha256(model, processor) != digest
+    assert encoder_sha256(model.model.encoder, processor) != digest
 
 
 def test_not_finite(images, tmp_path):

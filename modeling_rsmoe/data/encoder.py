@@ -1,0 +1,67 @@
+"""The image encoder of a checkpoint: loaded alone, and known by a hash, under which features of images are kept."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors_rsmoe import RSMoEError
+
+
+if TYPE_CHECKING:
+    from ..encoder_rsmoe import RSMoEVisionLanguageEncoder
+    from ..processing_rsmoe import RSMoEProcessor
+
+_NOT_ARCHITECTURE = {"architectures", "auto_map", "dtype", "image_processor_type", "processor_class"}
+_NOT_ARCHITECTURE |= {"transformers_version"}
+
+
+def encoder_sha256(encoder: "RSMoEVisionLanguageEncoder", processor: "RSMoEProcessor") -> str:
+    """A hash of all that image features depend on: the ViT's weights and configuration, and the preprocessing.
+
+    Weights that were rounded on loading (bfloat16) are other weights.
+    """
+    vision: Any = encoder.vision_model
+    image_processor: Any = processor.image_processor
+    digest = hashlib.sha256()
+    for settings in (vision.config.to_dict(), image_processor.to_dict()):
+        kept = {k: v for k, v in settings.items() if not k.startswith("_") and k not in _NOT_ARCHITECTURE}
+        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(vision.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_encoder(folder: str | Path) -> "RSMoEVisionLanguageEncoder":
+    """The encoder of a whole checkpoint's folder in float32; router, experts and LLM block are left on the disk.
+
+    Raises:
+        RSMoEError: a file is missing or damaged, or holds no encoder.
+    """
+    from safetensors import SafetensorError
+
+    from ..configuration_rsmoe import RSMoEConfig, RSMoEEncoderConfig
+    from ..encoder_rsmoe import RSMoEVisionLanguageEncoder
+
+    remedy = "assemble or download it again"
+    try:
+        config = RSMoEConfig.from_pretrained(folder)
+        own = RSMoEEncoderConfig.from_dict({**config.to_dict(), "model_type": RSMoEEncoderConfig.model_type})
+        found: Any = RSMoEVisionLanguageEncoder.from_pretrained(
+            folder,
+            config=own,
+            key_mapping={r"^model\.encoder\.": ""},
+            dtype="float32",
+            output_loading_info=True,
+        )
+    except RSMoEError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RSMoEError(f"the encoder of {folder} cannot be loaded ({reason}): {remedy}") from error
+    encoder, info = found
+    if info["missing_keys"]:  # transformers would fill them with random numbers
+        missing = sorted(info["missing_keys"])
+        raise RSMoEError(f"the checkpoint {folder} lacks {len(missing)} weights, such as {missing[0]}: {remedy}")
+    return encoder.eval()
