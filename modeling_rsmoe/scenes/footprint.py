@@ -23,7 +23,8 @@ DIGITS = 7  # decimals of a degree: about a centimeter
 
 
 def outline(raster: "Raster", window: Window) -> Any:
-    """The window's four corners as a shapely polygon in the raster's coordinates; in pixels, downwards, if it has none."""
+    """The window's four corners as a shapely polygon in the raster's coordinates. Without a geotransform these are its
+    columns and negative rows, where desktop GIS shows such a raster."""
     shapely = require("shapely", EXTRA)
     return shapely.geometry.polygon.orient(shapely.Polygon(_ring(raster, window, 1)[:-1]))
 
@@ -65,7 +66,7 @@ def _ring(raster: "Raster", window: Window, points: int) -> np.ndarray:
     columns = window.column + np.concatenate([*column, [0.0]]) * window.width
     rows = window.row + np.concatenate([*row, [0.0]]) * window.height
     if raster.transform is None:
-        return np.stack([columns, rows], axis=1)
+        return np.stack([columns, -rows], axis=1)
     a, b, c, d, e, f = tuple(raster.transform)[:6]
     return np.stack([a * columns + b * rows + c, d * columns + e * rows + f], axis=1)
 

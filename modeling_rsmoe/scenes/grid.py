@@ -55,6 +55,16 @@ class Grid:
             for column in self.columns:
                 yield Window(column, row, *self._size)
 
+    def own_shares(self) -> Iterator[float]:
+        """Of each tile the share that is its own when pixels of several tiles are shared out evenly among them; the
+        shares times the tiles' areas add up to the raster's area."""
+        across, down = (
+            _shares(starts, size) for starts, size in zip((self.columns, self.rows), self._size, strict=True)
+        )
+        for row in down:
+            for column in across:
+                yield row * column
+
 
 def check_tile(tile: int, overlap: int) -> None:
     """Refuse sizes that cannot be.
@@ -71,3 +81,12 @@ def check_tile(tile: int, overlap: int) -> None:
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
     last = length - tile
     return [*range(0, last, tile - overlap), last] if last > 0 else [0]
+
+
+def _shares(starts: list[int], size: int) -> list[float]:
+    """Of each interval of a length the mean of 1 / (how many intervals cover a pixel)."""
+    covered = [0] * (starts[-1] + size)
+    for start in starts:
+        for pixel in range(start, start + size):
+            covered[pixel] += 1
+    return [sum(1 / covered[pixel] for pixel in range(start, start + size)) / size for start in starts]

@@ -5,29 +5,28 @@ does not depend on its size: GDAL's block cache is bounded, blocks of more than 
 whatever is shown smaller is read smaller (from the file's overviews where it has some). Knows nothing about tiles or
 models.
 
-[our decision] Which bands are shown: those asked for, else those that the file calls red, green and blue (by color
-interpretation or description), else the only one, or the three there are; of more, a choice is asked for. A pixel is
-data if any of the shown bands says so (GDAL's own rule): no-data values, alpha, mask files and NaN are obeyed, and
+[our decision] A pixel is data if any of the shown bands says so (GDAL's own rule): no-data values, alpha, mask files and NaN are obeyed, and
 what is no data is black.
 """
 
+import itertools
 import logging
 import math
 import os
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from ..errors_rsmoe import RSMoEError
 from ..extras import require
+from .bands import bands_of, choose
+from .files import driver_of, is_gdal_path, is_remote
 from .grid import MIN_SIDE, Window
-from .stretch import percentile_stretch
+from .stretch import Stretch, percentile_stretch
 
 
 if TYPE_CHECKING:
@@ -41,30 +40,6 @@ _SAMPLE_SIDE = 1024  # the scene as its percentiles see it
 _WHOLE_SAMPLE = 4096 * 4096  # pixels: up to here, or with overviews, the sample is the whole scene made smaller
 _SAMPLE_WINDOWS, _SAMPLE_WINDOW = 32, 64  # else 32 x 32 windows of 64 x 64 px, evenly spread
 _MAX_CHECKED_BLOCKS = 65_536
-
-# The kind of a file is told by its first bytes, so that text which GDAL would take for a recipe of other files, or of
-# requests to servers, is not followed because of its name.
-_MAGIC = {
-    b"II*\0": "GTiff",
-    b"MM\0*": "GTiff",
-    b"II+\0": "GTiff",
-    b"MM\0+": "GTiff",
-    b"\0\0\0\x0cjP  ": "JP2OpenJPEG",
-    b"\xff\x4f\xff\x51": "JP2OpenJPEG",
-    b"\x89PNG": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"RIFF": "WEBP",
-    b"EHFA_HEADER_TAG": "HFA",
-    b"NITF": "NITF",
-}
-_BY_SUFFIX = {".jp2": "JP2OpenJPEG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_BY_SUFFIX |= {".img": "HFA", ".ntf": "NITF", ".vrt": "VRT"}
-KINDS = "GeoTIFF, JPEG 2000, PNG, JPEG, WebP, Erdas Imagine, NITF or, by its name, .vrt"
-_REMOTE = re.compile(
-    r"(^|[+/])((https?|ftp|s3|gs|az|abfss?|adl|oss|swift)://|vsi(curl|s3|gs|az|adls|oss|swift|w?e?b?hdfs))"
-)
-_SCHEME = re.compile(r"^(/vsi|[a-zA-Z][a-zA-Z0-9+.]+://)")
-_RED_GREEN_BLUE = ("red", "green", "blue")
 
 
 @dataclass(frozen=True)
@@ -83,16 +58,6 @@ class Picture:
     def valid_share(self) -> float:
         """The share of pixels that are data, 0 to 1."""
         return float(self.valid.mean())
-
-
-def is_remote(path: str) -> bool:
-    """Whether reading `path` goes over a network, as far as its name tells."""
-    return bool(_REMOTE.search(path))
-
-
-def is_gdal_path(path: str) -> bool:
-    """Whether `path` is GDAL's or rasterio's to read (`/vsi...`, `s3://...`), and no ordinary file."""
-    return bool(_SCHEME.match(path))
 
 
 def open_raster(
@@ -142,12 +107,11 @@ class Raster:
         self.name, self.paths = name, paths
         self.notes: list[str] = []
         self._rasterio = require("rasterio", EXTRA)
-        self._datasets: list[Any] = []
+        self._opened: list[Any] = []
         self._warnings: list[str] = []
         self._cache = _MIN_CACHE
-        for path in paths:
-            with self._gdal("be opened"):
-                self._datasets.append(self._rasterio.open(path, driver=_driver_of(path)))
+        self._palette: np.ndarray | None = None
+        self.stretch: Stretch | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -156,8 +120,10 @@ class Raster:
         self.close()
 
     def close(self) -> None:
-        for dataset in self._datasets:
+        """Let go of the files; a later `read` opens them again."""
+        for dataset in self._opened:
             dataset.close()
+        self._opened = []
 
     def read(self, window: Window | None = None, max_side: int | None = None, average: bool = True) -> Picture:
         """A window as a picture.
@@ -188,18 +154,27 @@ class Raster:
 
     # ---- opening
 
+    @property
+    def _datasets(self) -> list[Any]:
+        if not self._opened:
+            opened: list[Any] = []
+            with self._gdal("be opened"):
+                for path in self.paths:
+                    opened.append(self._rasterio.open(path, driver=driver_of(path)))
+            self._opened = opened
+        return self._opened
+
     def _prepare(self, bands: Sequence[int | str] | None) -> None:
         first = self._datasets[0]
         self.width, self.height = first.width, first.height
         for path, dataset in zip(self.paths, self._datasets, strict=True):
             self._check(path, dataset)
         self._locate(first)
-        # Every band of every file: (dataset, number in it)
-        self._layers = [(dataset, index) for dataset in self._datasets for index in dataset.indexes]
-        self.bands = self._choose(bands)
-        self._chosen = [self._layers[band - 1] for band in self.bands]
-        self.band_names = tuple(self._description(*layer) for layer in self._chosen)
-        kinds = [dataset.dtypes[index - 1] for dataset, index in self._chosen]
+        every = bands_of(self._datasets)
+        self.bands = choose(self.name, every, bands)
+        self._chosen = [every[number - 1] for number in self.bands]
+        self.band_names = tuple(band.description for band in self._chosen)
+        kinds = [band.dtype for band in self._chosen]
         if any(kind.startswith("complex") for kind in kinds):
             raise RSMoEError(
                 f"{self.name} holds complex values ({kinds[0]}), which are no picture: write their amplitude to a file first"
@@ -292,66 +267,13 @@ class Raster:
         """Read the last pixel: a header may promise more than there is."""
         self._read(Window(self.width - 1, self.height - 1, 1, 1), (1, 1), average=False)
 
-    # ---- bands
-
-    def _description(self, dataset: Any, index: int) -> str:
-        return (dataset.descriptions[index - 1] or "").strip()
-
-    def _interpretation(self, dataset: Any, index: int) -> str:
-        return dataset.colorinterp[index - 1].name
-
-    def _choose(self, wanted: Sequence[int | str] | None) -> tuple[int, ...]:
-        """Numbers of the bands that are shown, from 1."""
-        if wanted is not None:
-            if len(wanted) not in (1, 3):
-                raise RSMoEError(f"{len(wanted)} bands were chosen: choose one, or three for red, green and blue")
-            return tuple(self._find(band) for band in wanted)
-        shown = [
-            number
-            for number, layer in enumerate(self._layers, start=1)
-            if self._interpretation(*layer) not in ("alpha", "undefined_alpha")
-        ]
-        by_color = self._by_color()
-        if by_color:
-            return by_color
-        if len(shown) in (1, 3):
-            return tuple(shown)
-        raise RSMoEError(
-            f"{self.name} has {len(shown)} bands ({self._listed()}): choose one, or three for red, green and blue, with "
-            "--bands, for example --bands 3,2,1"
-        )
-
-    def _by_color(self) -> tuple[int, ...] | None:
-        for name_of in (self._interpretation, self._description):
-            names = [name_of(*layer).lower() for layer in self._layers]
-            if all(names.count(color) == 1 for color in _RED_GREEN_BLUE):
-                return tuple(names.index(color) + 1 for color in _RED_GREEN_BLUE)
-        return None
-
-    def _find(self, band: int | str) -> int:
-        text = str(band).strip()
-        if text.isdigit():
-            if 1 <= int(text) <= len(self._layers):
-                return int(text)
-        else:
-            for name_of in (self._description, self._interpretation):
-                names = [name_of(*layer).lower() for layer in self._layers]
-                if names.count(text.lower()) == 1:
-                    return names.index(text.lower()) + 1
-        raise RSMoEError(f"{self.name} has no band {text!r}; it has {self._listed()}")
-
-    def _listed(self) -> str:
-        labels = [self._description(*layer) or self._interpretation(*layer) for layer in self._layers]
-        listed = [f"{number} {label}" for number, label in enumerate(labels[:16], start=1)]
-        return ", ".join(listed) + (f", ... {len(labels)}" if len(labels) > 16 else "")
-
     def _color_table(self) -> np.ndarray | None:
         """uint8 `[values, 4]` of a band of color indices."""
-        dataset, index = self._chosen[0]
-        if len(self._chosen) > 1 or self._interpretation(dataset, index) != "palette":
+        band = self._chosen[0]
+        if len(self._chosen) > 1 or band.color != "palette":
             return None
         try:
-            table = dataset.colormap(index)
+            table = self._datasets[band.file].colormap(band.number)
         except ValueError:
             return None
         colors = np.zeros((np.iinfo(self.dtype).max + 1 if self.dtype.itemsize < 4 else 65536, 4), np.uint8)
@@ -362,12 +284,14 @@ class Raster:
     def _is_8_bit(self) -> bool:
         if self._palette is not None:
             return True
-        bits = [dataset.tags(index, ns="IMAGE_STRUCTURE").get("NBITS", "8") for dataset, index in self._chosen]
+        files = self._datasets
+        bits = [files[band.file].tags(band.number, ns="IMAGE_STRUCTURE").get("NBITS", "8") for band in self._chosen]
         return self.dtype == np.uint8 and all(number == "8" for number in bits)
 
     def _has_masks(self) -> bool:
         everywhere = self._rasterio.enums.MaskFlags.all_valid
-        return not all(everywhere in dataset.mask_flag_enums[index - 1] for dataset, index in self._chosen)
+        flags = [self._datasets[band.file].mask_flag_enums[band.number - 1] for band in self._chosen]
+        return not all(everywhere in of_band for of_band in flags)
 
     # ---- pixels
 
@@ -390,11 +314,8 @@ class Raster:
 
     def _by_dataset(self) -> Iterator[tuple[Any, list[int]]]:
         """The shown bands, those next to each other in one file together."""
-        start = 0
-        for end in range(1, len(self._chosen) + 1):
-            if end == len(self._chosen) or self._chosen[end][0] is not self._chosen[start][0]:
-                yield self._chosen[start][0], [index for _, index in self._chosen[start:end]]
-                start = end
+        for file, bands in itertools.groupby(self._chosen, lambda band: band.file):
+            yield self._datasets[file], [band.number for band in bands]
 
     def _colors(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """uint8 `[3, H, W]`."""
@@ -410,7 +331,7 @@ class Raster:
     def _sample(self) -> list[np.ndarray]:
         """Valid values of each shown band, from all over the scene."""
         smaller = max(self.width, self.height) > _SAMPLE_SIDE
-        has_overviews = all(dataset.overviews(index) for dataset, index in self._chosen)
+        has_overviews = all(self._datasets[band.file].overviews(band.number) for band in self._chosen)
         if smaller and not has_overviews and self.width * self.height > _WHOLE_SAMPLE:
             sample = self._flat([self._read(window, window[:1:-1], False) for window in self._sample_windows()])
             if all(len(values) for values in sample):
@@ -460,9 +381,11 @@ class Raster:
         return RSMoEError(f"{self.name} cannot {doing} ({text}): {remedy}")
 
 
-def no_data(name: str) -> RSMoEError:
-    """What is said of a scene without a single valid pixel."""
-    return RSMoEError(f"{name} holds no data: every pixel is NaN, infinite, masked or the declared no-data value")
+def no_data(
+    name: str, reason: str = "every pixel is NaN, infinite, masked or the declared no-data value"
+) -> RSMoEError:
+    """What is said of a scene without data."""
+    return RSMoEError(f"{name} holds no data: {reason}")
 
 
 def _damaged(path: str, reason: str) -> RSMoEError:
@@ -472,46 +395,6 @@ def _damaged(path: str, reason: str) -> RSMoEError:
 def _real(dtype: str) -> str:
     """A numpy type of the same size; GDAL's complex integers have none."""
     return {"complex_int16": "int32", "complex_int32": "int64"}.get(dtype, dtype)
-
-
-def _driver_of(path: str) -> str:
-    """GDAL's driver for a file, by its first bytes; for what is no ordinary file by the name's ending.
-
-    Raises:
-        RSMoEError: no such file, empty, a folder, or of no known kind.
-    """
-    suffix = Path(path.split("?")[0]).suffix.lower()
-    if is_gdal_path(path):
-        return _BY_SUFFIX.get(suffix, "GTiff")
-    _check_file(path)
-    with open(path, "rb") as file:
-        head = file.read(512)
-    for magic, driver in _MAGIC.items():
-        if head.startswith(magic):
-            return driver
-    if suffix == ".vrt" and b"<VRTDataset" in head:
-        return "VRT"
-    raise RSMoEError(f"{path} is not a raster that can be read here: give a {KINDS} (gdal_translate converts others)")
-
-
-def _check_file(path: str) -> None:
-    try:
-        if not os.path.exists(path):
-            raise RSMoEError(f"there is no file {path}: check the path (paths are relative to {os.getcwd()})")
-        if os.path.isdir(path):
-            raise RSMoEError(f"{path} is a folder, not a raster: name the files in it")
-        if not os.path.isfile(path):
-            raise RSMoEError(f"{path} is not a regular file: save the raster to a file first")
-        if os.path.getsize(path) == 0:
-            raise RSMoEError(f"{path} is empty (0 bytes): copy or download it again")
-        with open(path, "rb"):
-            pass
-    except ValueError as error:
-        if isinstance(error, RSMoEError):
-            raise
-        raise RSMoEError(f"{path!r} is no file's name ({error})") from error
-    except OSError as error:
-        raise RSMoEError(f"{path} cannot be opened ({error.strerror}): check its permissions") from error
 
 
 @contextmanager

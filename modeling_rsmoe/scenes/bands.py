@@ -1,0 +1,108 @@
+"""The bands of a raster and the choice of the one or three that are shown.
+
+[our decision] Those that are asked for, by number, description or color interpretation; else those that the file calls
+red, green and blue; else the only one, or the three there are, without alpha; of more, a choice is asked for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors_rsmoe import RSMoEError
+
+
+_RED_GREEN_BLUE = ("red", "green", "blue")
+_LISTED = 16
+
+
+@dataclass(frozen=True)
+class Band:
+    """One band of one of a raster's files.
+
+    Attributes:
+        file: the file's number, from 0. number: the band's in its file, from 1.
+        description: "" if the file gives none. color: GDAL's color interpretation ("red", "undefined", ...).
+        dtype: rasterio's name of its numbers.
+    """
+
+    file: int
+    number: int
+    description: str
+    color: str
+    dtype: str
+
+    @property
+    def label(self) -> str:
+        return self.description or self.color
+
+
+def bands_of(datasets: Sequence[Any]) -> list[Band]:
+    """Every band of every file, in order."""
+    return [
+        Band(
+            file,
+            number,
+            (dataset.descriptions[number - 1] or "").strip(),
+            dataset.colorinterp[number - 1].name,
+            dataset.dtypes[number - 1],
+        )
+        for file, dataset in enumerate(datasets)
+        for number in dataset.indexes
+    ]
+
+
+def parse_bands(text: str) -> tuple[int | str, ...]:
+    """`4,3,2` or `red,green,blue` as numbers and names.
+
+    Raises:
+        RSMoEError: one is empty, or there are not one or three.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(names) not in (1, 3):
+        raise RSMoEError(
+            f"--bands {text!r}: choose one band, or three for red, green and blue, for example --bands 4,3,2"
+        )
+    return tuple(int(name) if name.isdecimal() else name for name in names)
+
+
+def choose(raster: str, bands: Sequence[Band], wanted: Sequence[int | str] | None) -> tuple[int, ...]:
+    """Numbers, from 1, of the one or three bands that are shown.
+
+    Args:
+        raster: its name, for errors.
+        wanted: None leaves the choice to the file.
+
+    Raises:
+        RSMoEError: no such band, not one or three, or no choice where one is needed.
+    """
+    if wanted is not None:
+        if len(wanted) not in (1, 3):
+            raise RSMoEError(f"{len(wanted)} bands were chosen: choose one, or three for red, green and blue")
+        return tuple(_find(raster, bands, band) for band in wanted)
+    for names in ([band.color for band in bands], [band.description.lower() for band in bands]):
+        if all(names.count(color) == 1 for color in _RED_GREEN_BLUE):
+            return tuple(names.index(color) + 1 for color in _RED_GREEN_BLUE)
+    shown = [number for number, band in enumerate(bands, start=1) if band.color != "alpha"]
+    if len(shown) in (1, 3):
+        return tuple(shown)
+    raise RSMoEError(
+        f"{raster} has {len(shown)} bands ({_listed(bands)}): choose one, or three for red, green and blue, with "
+        "--bands, for example --bands 3,2,1"
+    )
+
+
+def _find(raster: str, bands: Sequence[Band], wanted: int | str) -> int:
+    text = str(wanted).strip().lower()
+    if text.isdecimal():
+        if 1 <= int(text) <= len(bands):
+            return int(text)
+    else:
+        for names in ([band.description.lower() for band in bands], [band.color for band in bands]):
+            if names.count(text) == 1:
+                return names.index(text) + 1
+    raise RSMoEError(f"{raster} has no band {str(wanted)!r}; it has {_listed(bands)}")
+
+
+def _listed(bands: Sequence[Band]) -> str:
+    listed = ", ".join(f"{number} {band.label}" for number, band in enumerate(bands[:_LISTED], start=1))
+    return listed + (f", ... {len(bands)}" if len(bands) > _LISTED else "")

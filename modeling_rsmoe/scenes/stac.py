@@ -1,0 +1,152 @@
+"""STAC items and item collections as lists of rasters. Reads their JSON with pystac; opens no raster.
+
+[our decision] Of an item's assets the one is taken that is named; else the bands that are asked for, if they are all
+names of assets (one file a band); else the asset `visual`, one with the role "visual", or the only raster. A local item
+may name files on a network: they are read only with `remote`, so that a file cannot cause requests by itself.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from ..errors_rsmoe import RSMoEError
+from ..extras import require
+from .files import is_remote
+from .raster import EXTRA
+
+
+VISUAL = "visual"
+MAX_BYTES = 64 * 2**20  # of an item collection's JSON
+_RASTER_TYPES = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2", "image/png", "image/jpeg", "image/webp")
+_RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg", ".webp", ".vrt")
+_NOT_SHOWN = ("thumbnail", "overview", "metadata")  # roles
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A raster to open: its name, its files (of one grid, bands stacked) and the bands to show."""
+
+    name: str
+    paths: tuple[str, ...]
+    bands: tuple[int | str, ...] | None = None
+
+
+def is_stac(path: str) -> bool:
+    """Whether a path is that of a STAC document, by its name."""
+    return urlsplit(path).path.lower().endswith((".json", ".geojson"))
+
+
+def find_scenes(
+    path: str, bands: Sequence[int | str] | None = None, asset: str | None = None, remote: bool = False
+) -> list[Scene]:
+    """The rasters of a STAC item or item collection, one for each item, in their order.
+
+    Args:
+        path: of the JSON; a URL is fetched, because it was named.
+        bands: names of assets, or what `open_raster` takes.
+        asset: the asset to take from every item.
+        remote: whether assets of a local document may be read over a network.
+
+    Raises:
+        RSMoEError: no STAC item or collection of items, no such asset, several rasters and no choice, or a remote asset
+            without `remote`.
+    """
+    pystac = require("pystac", EXTRA)
+    remote = remote or is_remote(path)
+    items = _items(pystac, path, _read(pystac, path))
+    if not items:
+        raise RSMoEError(f"{path} is an item collection without items")
+    return [_scene(item, path, bands, asset, remote) for item in items]
+
+
+def _read(pystac: Any, path: str) -> dict[str, Any]:
+    try:
+        if is_remote(path):
+            text = pystac.StacIO.default().read_text(path)
+        else:
+            file = Path(path)
+            if not file.is_file():
+                raise RSMoEError(f"there is no file {path}: check the path")
+            if file.stat().st_size > MAX_BYTES:
+                raise RSMoEError(f"{path} has more than {MAX_BYTES >> 20} MiB: split the item collection")
+            text = file.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except RSMoEError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise RSMoEError(f"{path} cannot be read as JSON ({error}): give a STAC item or item collection") from error
+    if not isinstance(content, dict):
+        raise RSMoEError(f"{path} is no STAC item or item collection: it holds no JSON object")
+    return content
+
+
+def _items(pystac: Any, path: str, content: dict[str, Any]) -> list[Any]:
+    features = content.get("features")
+    single = content.get("type") == "Feature"
+    if not single and not (content.get("type") == "FeatureCollection" and isinstance(features, list)):
+        raise RSMoEError(
+            f"{path} is no STAC item or item collection (its type is {content.get('type')!r}): of a catalog or collection, "
+            "give the items"
+        )
+    found = []
+    for feature in [content] if single else features or []:
+        try:
+            item = pystac.Item.from_dict(feature, migrate=False, preserve_dict=True)
+        except Exception as error:  # pystac raises whatever the JSON provokes
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RSMoEError(f"{path} holds a feature that is no STAC item ({reason})") from error
+        item.set_self_href(path if is_remote(path) else str(Path(path).absolute()))
+        found.append(item)
+    return found
+
+
+def _scene(item: Any, path: str, bands: Sequence[int | str] | None, asset: str | None, remote: bool) -> Scene:
+    names = [str(band) for band in bands or ()]
+    if asset is not None:
+        keys = [asset]
+    elif names and all(name in item.assets for name in names):
+        keys, bands = names, None
+    else:
+        keys = [_shown_asset(item)]
+    for key in keys:
+        if key not in item.assets:
+            raise RSMoEError(f"item {item.id} of {path} has no asset {key!r}; it has {', '.join(item.assets)}")
+    hrefs = tuple(_href(item, key, path, remote) for key in keys)
+    return Scene(f"{item.id}", hrefs, None if bands is None else tuple(bands))
+
+
+def _shown_asset(item: Any) -> str:
+    if VISUAL in item.assets:
+        return VISUAL
+    rasters = {key: asset for key, asset in item.assets.items() if _is_raster(asset)}
+    visual = [key for key, asset in rasters.items() if VISUAL in (asset.roles or ())]
+    for keys in (visual, list(rasters)):
+        if len(keys) == 1:
+            return keys[0]
+    raise RSMoEError(
+        f"item {item.id} has {len(rasters)} rasters ({', '.join(rasters) or 'none'}) and none called {VISUAL!r}: name one "
+        "with --asset, or three as --bands, for example --bands red,green,blue"
+    )
+
+
+def _is_raster(asset: Any) -> bool:
+    if set(asset.roles or ()) & set(_NOT_SHOWN):
+        return False
+    kind = (asset.media_type or "").split(";")[0].strip().lower()
+    return kind in _RASTER_TYPES or (not kind and asset.href.split("?")[0].lower().endswith(_RASTER_SUFFIXES))
+
+
+def _href(item: Any, key: str, path: str, remote: bool) -> str:
+    href = item.assets[key].get_absolute_href() or item.assets[key].href
+    if href.startswith("file://"):
+        href = url2pathname(urlsplit(href).path)
+    over_network = is_remote(href) or href.lower().endswith(".vrt")  # a .vrt may name any file of any server
+    if over_network and not remote:
+        raise RSMoEError(
+            f"asset {key!r} of item {item.id} in {path} is {href}, which may be read over a network: allow it with --remote"
+        )
+    return href
