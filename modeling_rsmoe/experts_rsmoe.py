@@ -8,9 +8,10 @@ Nothing here knows about images, prompts or tokens.
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
@@ -107,6 +108,21 @@ class RSMoEExpert(RSMoEPart):
                 for layer in layers
             )
         self.post_init()
+        self._tp_plan = self._plan_of_shards()
+
+    def _plan_of_shards(self) -> dict[str, str]:
+        """Tensor parallelism: what is split as the decoder's own linear layers are. Of a pair that is the side that meets the
+        split width: `lora_B` where the outputs are split, `lora_A` where the inputs are."""
+        decoder = getattr(self.config.text_config, "base_model_tp_plan", None) or {}
+        plan = {rule: style for rule, style in decoder.items() if rule.startswith("layers.")}
+        if self.config.kind == "full":
+            return plan
+        sides = {"colwise": "lora_B", "rowwise": "lora_A"}
+        return {
+            f"{rule}.{sides[style]}": style
+            for rule, style in plan.items()
+            if style in sides and rule.split(".")[-1] in self.config.target_modules
+        }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -198,8 +214,8 @@ class RowContext:
         if kept is not None and key in kept:
             return kept[key]
         stacked = (
-            torch.cat([pair.lora_A for pair in pairs]).to(dtype),
-            torch.cat([pair.lora_B for pair in pairs], dim=1).to(dtype),
+            torch.cat([own_shard(pair.lora_A) for pair in pairs]).to(dtype),
+            torch.cat([own_shard(pair.lora_B) for pair in pairs], dim=1).to(dtype),
         )
         if kept is not None:
             kept[key] = stacked
@@ -254,7 +270,10 @@ class AddRows:
             gate = gate[..., self.columns]
         x = args[0]  # [rows, tokens, in]
         A, B = self.context.stack(id(self), self.pairs, x.dtype)
-        return output + F.linear(F.linear(x, A) * gate.to(x.device, x.dtype), B).to(output.dtype)
+        low = F.linear(x, A)  # [rows, tokens, sum of ranks]
+        if is_shard(self.pairs[0].lora_A):  # of inputs that are split: each process has a part of the sum
+            dist.all_reduce(low, group=self.pairs[0].lora_A.device_mesh.get_group())
+        return output + F.linear(low * gate.to(x.device, x.dtype), B).to(output.dtype)
 
 
 class ReplaceRows:
@@ -278,6 +297,22 @@ def replace_rows(
         if rows.numel():
             output = output.index_copy(0, rows, member(x[rows]).to(output.dtype))
     return output
+
+
+def is_shard(weight: torch.Tensor) -> bool:
+    """Whether tensor parallelism split this weight (FSDP, which gathers weights before they are used, is not meant)."""
+    return "tp" in (getattr(getattr(weight, "device_mesh", None), "mesh_dim_names", None) or ())
+
+
+def own_shard(weight: torch.Tensor) -> torch.Tensor:
+    """This process's part of a weight that tensor parallelism split, else the weight."""
+    if not is_shard(weight):
+        return weight
+    if torch.is_grad_enabled() and weight.requires_grad:
+        raise RSMoEError(
+            "Tensor parallelism is for inference: use `torch.no_grad()`; to train, spread the model by FSDP."
+        )
+    return cast(Any, weight).to_local()
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -85,6 +85,9 @@ class RSMoEGenerationMixin(GenerationMixin):
             RSMoEError: an unknown router mode or composition; the known ones are listed.
         """
         composed = {name: kwargs.pop(name, None) for name in COMPOSED_INPUTS}
+        kwargs.pop(
+            "mm_token_type_ids", None
+        )  # of servers that ask the processor for it; it says what `input_ids` says
         settings = {name: self._setting(name, kwargs, generation_config) for name in DEFAULTS}
         with self.model.rows.stacked_once():
             if composed["expert_input_ids"] is None:

@@ -77,6 +77,12 @@ class RSMoEModel(RSMoEPreTrainedModel):
         self.rows = RowContext()
         self.attach_experts()
         self.post_init()
+        plans = {
+            name: self.expert(name).tp_plan for name in config.expert_names
+        }  # not gathered, as no direct children
+        self.tp_plan.update(
+            {f"experts.{n}.{rule}": style for n, plan in plans.items() for rule, style in plan.items()}
+        )
 
     @property
     def vision_model(self):
