@@ -1,36 +1,58 @@
-"""`rsmoe ask IMAGE QUESTION`: a question about an image, answered in a word or phrase."""
+"""`rsmoe ask IMAGE QUESTION`: a question about an image or a scene, answered in a word or phrase."""
 
 from typing import Annotated
 
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from . import shared
+from . import scenes, shared
 
 
 def ask(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file or URL.", show_default=False)],
+    image: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE", help="An image file or URL; a GeoTIFF scene, or STAC items.", show_default=False
+        ),
+    ],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.", show_default=False)],
+    tile: scenes.TileOption = None,
+    overlap: scenes.OverlapOption = None,
+    bands: scenes.BandsOption = None,
+    asset: scenes.AssetOption = None,
+    remote: scenes.RemoteOption = False,
+    output: scenes.OutputOption = None,
+    overwrite: scenes.OverwriteOption = False,
     router: shared.RouterOption = None,
     compose: shared.ComposeOption = "llm",
     max_new_tokens: shared.MaxNewTokensOption = None,
     num_beams: shared.NumBeamsOption = None,
+    batch_size: shared.BatchSizeOption = shared.BATCH_SIZE,
     model: shared.ModelOption = None,
     as_json: shared.JsonOption = False,
 ) -> None:
     """Answer a question about an image in a word or phrase.
 
-    The experts look at the image under the question; the LLM block reads what they found and answers.
+    The experts look at the image under the question; the LLM block reads what they found and answers. Every tile of a
+    large GeoTIFF is asked, and the answer says how the tiles' answers were combined.
     """
     question = question.strip()
     if not question:
         raise RSMoEError('the question is empty: ask for example "Is there a road?"')
-    settings = shared.Settings(router, compose, max_new_tokens, num_beams, 1, model)
+    settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, model)
+    options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
+    options.check()
     with shared.Steps() as steps:
-        kept = shared.check_images([image], 1, steps)
+        pictures, large = scenes.split([image], options)
+        rasters = scenes.open_scenes(large, options, steps)
+        kept = shared.check_images(pictures, batch_size, steps)
         loaded = shared.load(model, steps)
         from ..processing_rsmoe import answer_prompt  # not at the top: it imports transformers
 
-        for result in shared.look_at([image], kept, answer_prompt(question), settings, loaded, steps):
+        text = answer_prompt(question)
+        for result in shared.look_at(pictures, kept, text, settings, loaded, steps):
             texts = {"question": question, "answer": result.text}
             shared.show(result, texts, loaded.name, as_json, steps)
+        if rasters:
+            found = scenes.run(rasters, scenes.Asked("answer", question, text), options, settings, loaded, steps)
+            scenes.show(found, output, as_json, steps)

@@ -1,16 +1,19 @@
-"""`rsmoe caption IMAGE...`: what RS-MoE sees in images, with every step that leads to each caption."""
+"""`rsmoe caption IMAGE...`: what RS-MoE sees in images and scenes, with every step that leads to each caption."""
 
 from typing import Annotated
 
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from . import shared
+from . import scenes, shared
 
 
 def caption(
     images: Annotated[
-        list[str] | None, typer.Argument(metavar="IMAGE", help="Image files or URLs.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE", help="Image files or URLs; GeoTIFF scenes, or STAC items of them.", show_default=False
+        ),
     ] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Caption a real aerial tile that a Python package carries.")
@@ -19,6 +22,13 @@ def caption(
         str | None,
         typer.Option(metavar="TEXT", help="What to do with the image.", show_default="Describe the image."),
     ] = None,
+    tile: scenes.TileOption = None,
+    overlap: scenes.OverlapOption = None,
+    bands: scenes.BandsOption = None,
+    asset: scenes.AssetOption = None,
+    remote: scenes.RemoteOption = False,
+    output: scenes.OutputOption = None,
+    overwrite: scenes.OverwriteOption = False,
     router: shared.RouterOption = None,
     compose: shared.ComposeOption = None,
     max_new_tokens: shared.MaxNewTokensOption = None,
@@ -27,22 +37,32 @@ def caption(
     model: shared.ModelOption = None,
     as_json: shared.JsonOption = False,
 ) -> None:
-    """Caption images: the router's prompts, what each expert found, the caption."""
+    """Caption images: the router's prompts, what each expert found, the caption.
+
+    Large GeoTIFFs are cut into tiles and captioned tile by tile, with a caption of the whole scene.
+    """
     if demo == bool(images):
         raise RSMoEError("name one or more images, or give --demo" if not demo else "give images or --demo, not both")
     if instruction is not None and not instruction.strip():
         raise RSMoEError("the instruction is empty: leave --instruction out, or say what to do with the image")
     settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, model)
+    options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
+    options.check()
     with shared.Steps() as steps:
         if demo:
             from ..hub.download import demo_image
 
             images = [str(demo_image(progress=steps))]
-        kept = shared.check_images(images or [], batch_size, steps)
+        pictures, large = scenes.split(images or [], options)
+        rasters = scenes.open_scenes(large, options, steps)
+        kept = shared.check_images(pictures, batch_size, steps)
         loaded = shared.load(model, steps)
         from ..processing_rsmoe import DEFAULT_INSTRUCTION  # not at the top: it imports transformers
 
         text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
-        for result in shared.look_at(images or [], kept, text, settings, loaded, steps):
+        for result in shared.look_at(pictures, kept, text, settings, loaded, steps):
             texts = {"caption": result.text}
             shared.show(result, texts, loaded.name, as_json, steps)
+        if rasters:
+            found = scenes.run(rasters, scenes.Asked("caption", text, text), options, settings, loaded, steps)
+            scenes.show(found, output, as_json, steps)

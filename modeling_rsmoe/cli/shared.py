@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 DEFAULT_CHECKPOINT = "rs-moe-nano"
 BATCH_SIZE = 8
 _OF_CHECKPOINT = "the checkpoint's"
+_SECONDS_BETWEEN_DETAILS = 30.0
 
 RouterMode = Literal["generated", "template", "none"]
 Composition = Literal["concat", "llm"]
@@ -62,7 +64,9 @@ NumBeamsOption = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Beams of the search; 1 is greedy.", show_default=_OF_CHECKPOINT),
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=1, metavar="N", help="Images that are looked at together.")]
+BatchSizeOption = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Images, or tiles of a scene, that are looked at together.")
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -104,6 +108,14 @@ class Loaded:
     name: str
     model: "RSMoEForConditionalGeneration"
     processor: "RSMoEProcessor"
+    folder: Path
+
+    def revision(self) -> str:
+        """The commit of a checkpoint from the Hub, else the first 12 digits of its folder's hash (`folder_sha256`)."""
+        from ..data.provenance import folder_sha256
+
+        from_hub = self.folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", self.folder.name)
+        return self.folder.name if from_hub else folder_sha256(self.folder)[:12]
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,8 @@ class Result:
 class Steps:
     """What is being done now, on stderr: a spinner or bar in a terminal, a line for each new step elsewhere.
 
-    Called as `steps(message, share)`, with the share that is done (0 to 1) or None: `hub.download.Progress`.
+    Called as `steps(message, share)`, with the share that is done (0 to 1) or None: `hub.download.Progress`. A detail
+    that changes ("120 of 672 tiles") stands behind the bar; where no terminal is, it is told every half minute.
     """
 
     def __init__(self) -> None:
@@ -130,6 +143,7 @@ class Steps:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._message = ""
+        self._told = 0.0  # when a detail was last printed
 
     def __enter__(self) -> Self:
         return self
@@ -137,19 +151,26 @@ class Steps:
     def __exit__(self, *exception: object) -> None:
         self.clear()
 
-    def __call__(self, message: str, share: float | None = None) -> None:
+    def __call__(self, message: str, share: float | None = None, detail: str = "") -> None:
         if not self._console.is_terminal:
             if message != self._message:
-                self._console.print(f"{_printable(message)} ...", markup=False, highlight=False, soft_wrap=True)
+                self._told = time.monotonic()
+                self._console.print(f"{printable(message)} ...", markup=False, highlight=False, soft_wrap=True)
+            elif detail and time.monotonic() - self._told >= _SECONDS_BETWEEN_DETAILS:
+                self._told = time.monotonic()
+                line = f"{printable(message)}: {detail} ..."
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         elif message != self._message or self._progress is None:
             self.clear()
             columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
             columns += [BarColumn(bar_width=30), TextColumn("{task.percentage:.0f}%")] if share is not None else []
-            self._progress = Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True)
-            self._task = self._progress.add_task(_printable(message), total=100, completed=round(100 * (share or 0)))
+            columns += [TextColumn("{task.fields[detail]}", markup=False), TimeElapsedColumn()]
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            done = round(100 * (share or 0))
+            self._task = self._progress.add_task(printable(message), total=100, completed=done, detail=detail)
             self._progress.start()
         elif share is not None and self._task is not None:
-            self._progress.update(self._task, completed=round(100 * share))
+            self._progress.update(self._task, completed=round(100 * share), detail=detail)
         self._message = message
 
     def print(self, line: Any) -> None:
@@ -159,6 +180,11 @@ class Steps:
             print(line, flush=True)
         else:
             Console().print(line)
+
+    def tell(self, note: str) -> None:
+        """What the user should know, on a line of stderr."""
+        self.clear()
+        print(printable(f"rsmoe: note: {note}"), file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Leave the terminal to others until the next step."""
@@ -171,7 +197,7 @@ def print_error(message: str, label: str | None = "error") -> None:
     """Each line of `message` on stderr, with the program's name before it."""
     for line in message.splitlines():
         text = ": ".join(filter(None, ("rsmoe", label, line.strip())))
-        print(_printable(text), file=sys.stderr)
+        print(printable(text), file=sys.stderr)
 
 
 @contextmanager
@@ -235,6 +261,8 @@ def check_images(images: list[str], batch_size: int, steps: Steps) -> "list[Imag
     Raises:
         RSMoEError: with a line for each bad image.
     """
+    if not images:
+        return None
     steps(f"reading {_count(images)}", 0.0 if len(images) > 1 else None)
     kept, problems = [], []
     with quiet_libraries():
@@ -291,7 +319,7 @@ def load(model: str | None, steps: Steps, dtype: str | None = None) -> Loaded:
         if info["missing_keys"]:  # transformers would fill them with random numbers
             missing = sorted(info["missing_keys"])
             raise RSMoEError(f"the checkpoint {folder} lacks {len(missing)} weights, such as {missing[0]}: {remedy}")
-        return Loaded(name, loaded.eval().to(device), processor)
+        return Loaded(name, loaded.eval().to(device), processor, folder)
 
 
 def find_checkpoint(name: str, steps: Steps) -> Path:
@@ -383,31 +411,37 @@ def _from_hub(name: str, steps: Steps) -> Path:
 # ---- running and showing
 
 
+def check_text(text: str, loaded: Loaded) -> None:
+    """
+    Raises:
+        RSMoEError: the text holds a mark of the model's own rows, such as an expert's token.
+    """
+    marks = [mark for mark in loaded.processor.tokenizer.get_added_vocab() if mark in text]
+    if marks:
+        raise RSMoEError(
+            f"the text {text!r} holds {', '.join(marks)}, which only the model's own rows may: leave it out"
+        )
+
+
 def look_at(
     images: list[str], kept: "list[Image.Image] | None", text: str, settings: Settings, loaded: Loaded, steps: Steps
 ) -> Iterator[Result]:
     """Give `text` as the instruction for every image; results come batch by batch, in order."""
     from ..images_rsmoe import read_images
 
-    marks = [mark for mark in loaded.processor.tokenizer.get_added_vocab() if mark in text]
-    if marks:
-        raise RSMoEError(
-            f"the text {text!r} holds {', '.join(marks)}, which only the model's own rows may: leave it out"
-        )
+    check_text(text, loaded)
+    from ..scenes.describe import Describer
+
+    describer = Describer(loaded.model, loaded.processor, text, settings.generation_arguments())
     for start in range(0, len(images), settings.batch_size):
         names = images[start : start + settings.batch_size]
         doing = f"looking at {_count(images)}"
         steps(doing, start / len(images) if len(images) > len(names) else None)
         with quiet_libraries():
             pictures = kept or read_images(names)
-            inputs = loaded.processor(images=pictures, text=[text] * len(names), return_tensors="pt")
-            outputs = loaded.model.generate(
-                **inputs.to(loaded.model.device, loaded.model.dtype),
-                **settings.generation_arguments(),
-                return_dict_in_generate=True,
-            )
-        for name, said in zip(names, loaded.processor.post_process_generation(outputs), strict=True):
-            yield Result(name, said["text"], said["router_prompts"], said["parts"])
+            said = describer(pictures)
+        for name, texts in zip(names, said, strict=True):
+            yield Result(name, texts["text"], texts["router_prompts"], texts["parts"])
 
 
 def show(result: Result, texts: dict[str, str], model: str, as_json: bool, steps: Steps) -> None:
@@ -426,16 +460,16 @@ def show(result: Result, texts: dict[str, str], model: str, as_json: bool, steps
     table.add_column(overflow="fold")
     for name, part in result.parts.items():
         table.add_row(
-            Text(name, "cyan"), Text("asked", "dim"), Text(_printable(result.router_prompts[name]), "dim italic")
+            Text(name, "cyan"), Text("asked", "dim"), Text(printable(result.router_prompts[name]), "dim italic")
         )
-        table.add_row("", Text("found", "dim"), Text(_printable(part) or "(nothing)"))
+        table.add_row("", Text("found", "dim"), Text(printable(part) or "(nothing)"))
     table.add_row()
     for name, text in texts.items():
-        table.add_row(Text(name, "bold"), "", Text(_printable(text) or "(nothing)", "bold"))
+        table.add_row(Text(name, "bold"), "", Text(printable(text) or "(nothing)", "bold"))
     steps.print(
         Panel(
             table,
-            title=Text(_printable(result.image)),
+            title=Text(printable(result.image)),
             title_align="left",
             subtitle=Text(model),
             subtitle_align="right",
@@ -447,7 +481,7 @@ def _count(images: list[str]) -> str:
     return "1 image" if len(images) == 1 else f"{len(images)} images"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Neither a file's name nor a model's words may steer the terminal; names may also hold bytes that are no text."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     return "".join(

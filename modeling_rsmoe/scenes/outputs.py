@@ -117,7 +117,7 @@ def write(results: Sequence[SceneResult], output: Path) -> None:
 
 def properties(result: SceneResult, tile: "Tile") -> dict[str, Any]:
     """A tile's columns, flat, as GIS programs show them."""
-    return {
+    columns = {
         "scene": result.raster.name,
         "tile": tile.number,
         result.run.kind: tile.text,
@@ -130,6 +130,10 @@ def properties(result: SceneResult, tile: "Tile") -> dict[str, Any]:
         "valid": tile.valid,
         "model": result.run.model,
         "revision": result.run.revision,
+    }
+    # a NUL would end the text in a database
+    return {
+        name: value.replace("\0", "\ufffd") if isinstance(value, str) else value for name, value in columns.items()
     }
 
 

@@ -5,8 +5,8 @@ does not depend on its size: GDAL's block cache is bounded, blocks of more than 
 whatever is shown smaller is read smaller (from the file's overviews where it has some). Knows nothing about tiles or
 models.
 
-[our decision] A pixel is data if any of the shown bands says so (GDAL's own rule): no-data values, alpha, mask files and NaN are obeyed, and
-what is no data is black.
+[our decision] A pixel is data if any of the shown bands says so (GDAL's own rule): no-data values, alpha, mask files
+and NaN are obeyed, and what is no data is black.
 """
 
 import itertools
@@ -244,7 +244,7 @@ class Raster:
     def _locate(self, dataset: Any) -> None:
         """`crs` and `transform`, with a note if either cannot be used."""
         try:
-            self.crs = dataset.crs
+            self.crs = dataset.crs or None
         except self._rasterio.errors.CRSError:
             self.crs = None
         transform = dataset.transform
