@@ -3,7 +3,8 @@
     python examples/scene_memory.py nano --folder /tmp/scene --tile 512 --batch-size 8
 
 makes a 12,000 x 12,000 GeoTIFF of four 16-bit bands and one of a single tile in the folder (kept there, 1.2 GB), runs
-`rsmoe caption` on both, and prints the peaks and their difference.
+`rsmoe caption` on both, and prints the peaks and their difference. Other options (`--router template`) go to
+`rsmoe caption`.
 """
 
 import argparse
@@ -47,11 +48,11 @@ def make_scene(path: Path, side: int, compress: str | None = None) -> Path:
     return path
 
 
-def run(model: str, scene: Path, tile: int, batch_size: int) -> tuple[float, float]:
+def run(model: str, scene: Path, options: list[str]) -> tuple[float, float]:
     """Peak memory in MB and seconds of `rsmoe caption SCENE`."""
     output = scene.with_suffix(".jsonl")
     command = [sys.executable, "-m", "modeling_rsmoe.cli", "caption", str(scene), "--model", model, "--overwrite"]
-    command += ["--tile", str(tile), "--batch-size", str(batch_size), "--output", str(output)]
+    command += ["--output", str(output), *options]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -67,16 +68,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--side", type=int, default=12_000)
     parser.add_argument("--tile", type=int, default=512)
-    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--compress", help="deflate: a small file, slower to read")
-    arguments = parser.parse_args()
+    arguments, options = parser.parse_known_args()
+    options += ["--tile", str(arguments.tile)]
     arguments.folder.mkdir(parents=True, exist_ok=True)
     peaks = []
     for name, side in (("one tile", arguments.tile), ("scene", arguments.side)):
         scene = arguments.folder / f"{side}.tif"
         if not scene.exists():
             make_scene(scene, side, arguments.compress)
-        peak, seconds = run(arguments.model, scene, arguments.tile, arguments.batch_size)
+        peak, seconds = run(arguments.model, scene, options)
         peaks.append(peak)
         print(f"{name}: {side} x {side} px, peak {peak:.0f} MB, {seconds:.0f} s", flush=True)
     print(f"difference: {peaks[1] - peaks[0]:.0f} MB")

@@ -79,7 +79,8 @@ def choose(raster: str, bands: Sequence[Band], wanted: Sequence[int | str] | Non
         if len(wanted) not in (1, 3):
             raise RSMoEError(f"{len(wanted)} bands were chosen: choose one, or three for red, green and blue")
         return tuple(_find(raster, bands, band) for band in wanted)
-    for names in ([band.color for band in bands], [band.description.lower() for band in bands]):
+    # Descriptions first: GDAL calls the bands of many files red, green and blue by their order alone.
+    for names in ([band.description.lower() for band in bands], [band.color for band in bands]):
         if all(names.count(color) == 1 for color in _RED_GREEN_BLUE):
             return tuple(names.index(color) + 1 for color in _RED_GREEN_BLUE)
     shown = [number for number, band in enumerate(bands, start=1) if band.color != "alpha"]

@@ -1,6 +1,8 @@
 """Windows of a raster and how tiles cover it. Knows nothing about files or models."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from ..errors_rsmoe import RSMoEError
@@ -38,14 +40,17 @@ class Grid:
     def __init__(self, width: int, height: int, tile: int = TILE, overlap: int = OVERLAP):
         check_tile(tile, overlap)
         self.tile, self.overlap = tile, overlap
-        self.columns = _starts(width, tile, overlap)
-        self.rows = _starts(height, tile, overlap)
         self._size = min(tile, width), min(tile, height)
-        if len(self) > MAX_TILES:
+        # All but the last: ranges, so that counting costs nothing.
+        across, down = (range(0, max(0, length - tile), tile - overlap) for length in (width, height))
+        count = (len(across) + 1) * (len(down) + 1)
+        if count > MAX_TILES:
             raise RSMoEError(
-                f"tiles of {tile} px would cut {width} x {height} px into {len(self):,} tiles, more than {MAX_TILES:,}: "
-                "give a larger --tile or a smaller --overlap"
+                f"tiles of {tile} px would cut {width} x {height} px into {count:,} tiles, more than {MAX_TILES:,}: give a "
+                "larger --tile or a smaller --overlap"
             )
+        self.columns = [*across, width - self._size[0]]
+        self.rows = [*down, height - self._size[1]]
 
     def __len__(self) -> int:
         return len(self.columns) * len(self.rows)
@@ -78,15 +83,12 @@ def check_tile(tile: int, overlap: int) -> None:
         raise RSMoEError(f"an overlap of {overlap} px does not fit tiles of {tile} px: give 0 to {tile - 1}")
 
 
-def _starts(length: int, tile: int, overlap: int) -> list[int]:
-    last = length - tile
-    return [*range(0, last, tile - overlap), last] if last > 0 else [0]
-
-
 def _shares(starts: list[int], size: int) -> list[float]:
-    """Of each interval of a length the mean of 1 / (how many intervals cover a pixel)."""
-    covered = [0] * (starts[-1] + size)
-    for start in starts:
-        for pixel in range(start, start + size):
-            covered[pixel] += 1
-    return [sum(1 / covered[pixel] for pixel in range(start, start + size)) / size for start in starts]
+    """Of each interval of a length, beginning at ascending places, the mean of 1 / (how many intervals cover a pixel)."""
+    edges = sorted({*starts, *(start + size for start in starts)})
+    shared = [0.0]  # up to each edge: the sum over pixels of 1 / cover
+    for left, right in pairwise(edges):
+        cover = bisect_right(starts, left) - bisect_right(starts, left - size)
+        shared.append(shared[-1] + (right - left) / cover)
+    place = {edge: index for index, edge in enumerate(edges)}
+    return [(shared[place[start + size]] - shared[place[start]]) / size for start in starts]
