@@ -1,8 +1,9 @@
 """STAC items and item collections as lists of rasters. Reads their JSON with pystac; opens no raster.
 
 [our decision] Of an item's assets the one is taken that is named; else the bands that are asked for, if they are all
-names of assets (one file a band); else the asset `visual`, one with the role "visual", or the only raster. A local item
-may name files on a network: they are read only with `remote`, so that a file cannot cause requests by itself.
+names of assets (one file a band); else the asset `visual`, one with the role "visual", or the only raster. Relative names
+are relative to where the JSON lies, not to its link to itself. A local item may name files on a network: they are read
+only with `remote`, so that a file cannot cause requests by itself.
 """
 
 import json
@@ -95,7 +96,8 @@ def _items(pystac: Any, path: str, content: dict[str, Any]) -> list[Any]:
     found = []
     for feature in [content] if single else features or []:
         try:
-            item = pystac.Item.from_dict(feature, migrate=False, preserve_dict=True)
+            links = [link for link in feature.get("links", ()) if link.get("rel") != "self"]
+            item = pystac.Item.from_dict({**feature, "links": links}, migrate=False, preserve_dict=True)
         except Exception as error:  # pystac raises whatever the JSON provokes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RSMoEError(f"{path} holds a feature that is no STAC item ({reason})") from error
