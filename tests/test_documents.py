@@ -1,7 +1,10 @@
 """What README.md and model_card.md say is so: their code runs, their files exist, their numbers are the configuration's."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +16,16 @@ from typer.testing import CliRunner
 from modeling_rsmoe import RSMoEConfig, RSMoEForConditionalGeneration
 from modeling_rsmoe.cli import app
 from modeling_rsmoe.evaluation.report import read_report
+from modeling_rsmoe.hub.assemble import assemble
+from modeling_rsmoe.hub.download import demo_image
+from modeling_rsmoe.hub.facts import read_facts
 
 from .tiny import tiny_checkpoint
 
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO = ROOT / "hub_configs" / "rs-moe-nano"
+SCORES = ROOT / "docs" / "scores"
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +37,45 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("document", ["README.md", "model_card.md"])
-def test_python_of_the_documents_runs(document, folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
+def python_of(document: str) -> list[str]:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.S)
     assert blocks
-    for block in blocks:
-        exec(compile(block, document, "exec"), {})
+    return blocks
+
+
+def test_python_of_the_readme_runs(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    for block in python_of("README.md"):
+        exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_python_of_the_card_runs(folder):
+    """As a newcomer runs it: ten lines at most, in a process of its own, with the code of the checkpoint."""
+    (block,) = python_of("model_card.md")
+    assert len([line for line in block.splitlines() if line]) <= 10
+    told = run_in_a_fresh_process(block, folder)
+    assert "theme" in told[-1] and "theme" in told[-2] and told[0]
+
+
+def run_in_a_fresh_process(code: str, folder: Path) -> list[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    (folder / "use.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "use.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()
+
+
+@pytest.mark.wheels
+def test_python_of_the_card_captions_a_real_tile(tmp_path):
+    """The same lines with rs-moe-nano itself, and the golf course of the demo."""
+    assemble("rs-moe-nano", tmp_path / "nano")
+    Image.open(demo_image()).convert("RGB").save(tmp_path / "tile.png")
+    told = run_in_a_fresh_process(python_of("model_card.md")[0], tmp_path)
+    assert len(told) == 3 and "golf course" in told[0].lower()
 
 
 def test_readme_names_every_file_of_the_package():
@@ -74,18 +112,47 @@ def test_nano_builds_and_has_the_parameters_of_its_card():
         assert re.search(rf"\| {name}.*\| {millions:.1f} M", card), f"{name}: {millions:.1f} M"
 
 
-def test_scores_in_the_documents_are_those_of_the_reports(tmp_path):
-    """As `rsmoe card model_card.md --scores docs/scores --table docs/evaluation.md` writes them: nothing by hand."""
-    copies = [tmp_path / "model_card.md", tmp_path / "evaluation.md"]
-    shutil.copy(ROOT / "model_card.md", copies[0])
-    shutil.copy(ROOT / "docs" / "evaluation.md", copies[1])
-    result = CliRunner().invoke(
-        app, ["card", str(copies[0]), "--scores", str(ROOT / "docs" / "scores"), "--table", str(copies[1])]
-    )
+def card(name: str, folder: Path, *arguments: object) -> Path:
+    """What `rsmoe card NAME` writes, in a folder of the test's."""
+    folder.mkdir(exist_ok=True)
+    words = [name, "--output", folder / "card.md", "--stac", folder / "stac_item.json", *arguments]
+    result = CliRunner().invoke(app, ["card", *map(str, words)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert result.output.splitlines()[:2] == [f"{copy}: unchanged" for copy in copies]
-    reports = [read_report(file) for file in (ROOT / "docs" / "scores").glob("*.json")]
-    assert {report["task"] for report in reports} == {"captioning", "vqa"}
+    return folder
+
+
+def test_nanos_card_is_what_the_command_writes(tmp_path):
+    """`rsmoe card rs-moe-nano --scores docs/scores --table docs/evaluation.md`: nothing by hand."""
+    tables = Path(shutil.copy(ROOT / "docs" / "evaluation.md", tmp_path))
+    made = card("rs-moe-nano", tmp_path / "made", "--scores", SCORES, "--table", tables)
+    again = "write it again: rsmoe card rs-moe-nano --scores docs/scores --table docs/evaluation.md"
+    assert (NANO / "README.md").read_text() == (made / "card.md").read_text(), again
+    assert (NANO / "stac_item.json").read_text() == (made / "stac_item.json").read_text(), again
+    assert (ROOT / "docs" / "evaluation.md").read_text() == tables.read_text(), again
+    root = "rsmoe card rs-moe-nano --scores docs/scores --output model_card.md"
+    assert (ROOT / "model_card.md").read_text() == (made / "card.md").read_text(), root
+    assert {read_report(file)["task"] for file in SCORES.glob("*.json")} == {"captioning", "vqa"}
+
+
+@pytest.mark.parametrize("name", ["rs-moe-1b", "rs-moe-3b", "rs-moe-7b"])
+def test_cards_of_the_larger_sizes_are_what_the_command_writes(name, tmp_path):
+    made = card(name, tmp_path)
+    assert (NANO.parent / name / "README.md").read_text() == (made / "card.md").read_text(), f"rsmoe card {name}"
+    assert not (made / "stac_item.json").exists()
+
+
+def test_what_the_card_says_of_scores_is_so():
+    """Sentences of card.yaml, held against the differences of the reports; other weights may need other sentences."""
+    limits = " ".join(read_facts("rs-moe-nano").texts.limits)
+
+    def difference(report: str, other: str, score: str) -> dict[str, dict[str, float]]:
+        found = {against["name"]: against["differences"] for against in read_report(SCORES / report)["against"]}
+        return {one["dataset"]: one["scores"][score] for one in found[other]}
+
+    assert "Router and experts do not make its captions better than those of its LLM block alone" in limits
+    assert difference("captioning-val-full.json", "captioning-val-llm", "CIDEr-D")["all"]["low"] <= 0
+    assert "Of RSVQA-LR's questions it answers fewer than a guess from their words" in limits
+    assert difference("vqa-val-full.json", "vqa-val-question-only", "accuracy")["RSVQA-LR"]["high"] < 0
 
 
 def test_trained_weights_are_small_enough():

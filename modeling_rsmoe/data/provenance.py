@@ -27,6 +27,7 @@ _PACKAGES = (
     "numpy",
 )
 _CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".txt")
+STAC_ITEM = "stac_item.json"  # what describes a checkpoint in a folder of it, beside README.md
 
 
 def package_versions() -> dict[str, str]:
@@ -42,8 +43,8 @@ def folder_sha256(folder: str | Path) -> str:
     """A hash of a checkpoint folder: its weights, settings, templates and vocabularies, by name and content.
 
     It is the sha256 of the lines ``HASH  NAME`` that ``sha256sum`` prints for the files that end in .safetensors,
-    .json, .jinja or .txt, in the folder or below it, sorted by name. Other files, such as the model card, and whatever
-    lies in hidden folders, change nothing.
+    .json, .jinja or .txt, in the folder or below it, sorted by name. Other files, what describes the checkpoint (its
+    model card and STAC item), and whatever lies in hidden folders, change nothing.
 
     Raises:
         RSMoEError: when there is no such file.
@@ -54,6 +55,7 @@ def folder_sha256(folder: str | Path) -> str:
         for path in root.rglob("*")
         if path.suffix in _CHECKPOINT_FILES
         and path.is_file()
+        and path.name != STAC_ITEM
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
     if not names:

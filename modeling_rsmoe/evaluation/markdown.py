@@ -17,6 +17,7 @@ from .report import Checkpoint, Report, Result, ScoreEntry
 # Scores that stand in the report but not in tables: between their neighbors, or printed by hardly any paper.
 _LEFT_OUT = ("BLEU-2", "BLEU-3", "CIDEr")
 _NO_IMAGE = ", no image"
+_HEADLINE = {"captioning": "CIDEr-D", "vqa": "accuracy"}  # the one score of a task in a short table
 _SYSTEMS = {"full": "full model", "llm": "LLM block alone"}
 _BASELINES = {
     ("constant", "captioning"): "the most frequent training caption",
@@ -56,6 +57,26 @@ def markdown_table(reports: Sequence[Report]) -> str:
     tables = [_table(group) for group in groups.values()]
     tables += [_difference_table(report) for report in reports if "against" in report]
     return "\n\n".join([*tables, _footer(reports)]) + "\n"
+
+
+def summary_table(reports: Sequence[Report]) -> str:
+    """One short table of reports of any tasks: a row for each set of images, with the headline score of the full
+    model, of its LLM block alone, and of the best that does not look at the image.
+    """
+    groups: dict[tuple[str, str, str, str], list[tuple[Report, Result]]] = defaultdict(list)
+    for report in reports:
+        for result in report["results"]:
+            groups[report["task"], result["dataset"], result["split"], result["sha256"]].append((report, result))
+    lines = [["", "score", *_SYSTEMS.values(), "without the image"]]
+    for (task, *_), group in groups.items():
+        name = _HEADLINE[task]
+        measured = {report["system"]: result["scores"].get(name) for report, result in group}
+        blind = [scores for report, result in group for scores in result["baselines"].values()]
+        blind += [result["scores"] for report, result in group if _is_baseline(report)]
+        best = max((scores[name] for scores in blind if name in scores), key=lambda one: one["value"], default=None)
+        cells = [*(measured.get(system) for system in _SYSTEMS), best]
+        lines.append([headline(group[0][1], task), name, *map(_cell, cells)])
+    return "\n".join(_rows(lines, texts=2)) + "\n"
 
 
 def rows_of(group: Sequence[tuple[Report, Result]]) -> list[Row]:

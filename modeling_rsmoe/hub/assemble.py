@@ -10,7 +10,7 @@ import re
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,18 +20,20 @@ from transformers import AutoImageProcessor, GenerationConfig, PreTrainedConfig
 import modeling_rsmoe
 
 from ..configuration_rsmoe import RSMoEConfig
+from ..data.provenance import STAC_ITEM
 from ..errors_rsmoe import RSMoEError
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
 from . import convert_parts
+from .card import CARD, card_text
 from .download import Progress, hub_files, wheel_files
+from .facts import CARD_FACTS, SETTINGS, read_facts
 from .folders import check_output, check_space, whole_folder
-from .sources import PART_NAMES, SOURCES_FILE, Sources, read_sources
+from .sources import PART_NAMES, SOURCES_FILE, Source, Sources, read_sources
 
 
 logger = logging.getLogger(__name__)
 
-Source = Literal["wheel", "hub"]
 Files = dict[str, Path]  # a part's data files, by name
 
 TRAINED_FILE = "trained.safetensors"
@@ -90,7 +92,7 @@ def assemble(
         # Names as the model has them: saved under DINOv2's old names, a plain load_state_dict would miss them.
         model.save_pretrained(folder, save_original_format=False)
         processor.save_pretrained(folder)
-        shutil.copyfile(read_sources(name, hub_configs).folder / SOURCES_FILE, folder / SOURCES_FILE)
+        _describe(folder, read_sources(name, hub_configs).folder, trained, source)
     return output
 
 
@@ -134,6 +136,18 @@ def build(
     processor = _processor(sources.folder, *tokenizers)
     check_tokens(config, processor)
     return model, processor
+
+
+def _describe(folder: Path, configs: Path, trained: bool | str | Path, source: Source) -> None:
+    """Put beside the weights what says where they came from: sources.yaml and the model card; with our trained weights,
+    also the card's scores and facts, the settings of the training, and the STAC item."""
+    shipped = trained is True and source == "wheel"
+    for file in (SOURCES_FILE, *((CARD, CARD_FACTS, SETTINGS, STAC_ITEM) if shipped else ())):
+        if (configs / file).is_file():
+            shutil.copyfile(configs / file, folder / file)
+    if not (folder / CARD).is_file():
+        facts = read_facts(configs, trained=trained is not False, shipped=trained is True, source=source)
+        (folder / CARD).write_text(card_text(facts), encoding="utf-8")
 
 
 @torch.no_grad()

@@ -1,257 +1,194 @@
-"""Scores of reports in a model card: its `model-index`, a table between two marks, and `.eval_results/`.
+"""The model card of a checkpoint: facts of its folder and scores of reports, in the one template card.md.jinja."""
 
-A card says exactly what the reports given say: writing again replaces what was written before, and writing the same
-again changes nothing. Knows reports only as plain JSON values.
-"""
-
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import yaml
+import jinja2
 
-from ..data.files import write_whole
 from ..errors_rsmoe import RSMoEError
+from ..generation_rsmoe import DEFAULTS
+from .card_scores import EVAL_RESULTS, HubScores, Report, dataset_id, hub_scores, write_changed, write_entries
+from .facts import PARTS_FILE, SETTINGS, Facts
+from .sources import SOURCES_FILE
 
 
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, EvalResultEntry
-
-START, END = "<!-- scores -->", "<!-- /scores -->"
-EVAL_RESULTS = Path(".eval_results") / "rsmoe.yaml"  # beside the card
-
-_TASKS = {"captioning": "image-to-text", "vqa": "visual-question-answering"}
-# Type of a metric on the Hub by our name; scores without one stay out of the model-index.
-_METRICS = {f"BLEU-{n}": "bleu" for n in range(1, 5)} | {"METEOR": "meteor", "ROUGE-L": "rouge", "SPICE": "spice"}
-_METRICS |= {"CIDEr-D": "cider", "accuracy": "accuracy", "average": "accuracy", "exact": "accuracy"}
-_HEADLINE = {"captioning": "CIDEr-D", "vqa": "accuracy"}
-_SYSTEMS = ("full", "llm")  # the better answer to "how good is this model" first
-_FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
-_TABLE = re.compile(rf"^{START}$.*?^{END}$", re.DOTALL | re.MULTILINE)
-_MARK = re.compile(rf"^(?:{START}|{END})$", re.MULTILINE)
-# A key at the start of a line and the lines below it that are indented, list items, comments or empty.
-_MODEL_INDEX = re.compile(r"^model-index:.*\n(?:[ \t\-#].*\n|\n)*", re.MULTILINE)
-
-Report = Mapping[str, Any]
+CARD = "README.md"
+MARK = "<!-- Written by `rsmoe card`: what is changed by hand is lost when it is written again. -->"
+TAGS = ["rsmoe", "remote-sensing", "image-captioning", "visual-question-answering", "mixture-of-experts"]
+# The order of the front matter: what says what it is, before the long model-index.
+_KEYS = ["library_name", "pipeline_tag", "license", "license_name", "license_link", "part_licenses", "language"]
+_KEYS += ["base_model", "base_model_relation", "datasets", "metrics", "tags", "model_name", "eval_results"]
 
 
-def write_scores(
-    card: str | Path,
-    reports: Sequence[Report],
-    table: str,
-    other_files: Sequence[str | Path] = (),
-    benchmarks: Mapping[str, str] | None = None,
-) -> list[str]:
-    """Write the scores of `reports` into a model card, into tables of other Markdown files and into `.eval_results/`.
-
-    The model-index and the entries hold the scores of the system `full`; of `llm` where there is no `full` on the same
-    data. The table is written between the lines ``<!-- scores -->`` and ``<!-- /scores -->`` of every file.
+def card_text(facts: Facts, scores: HubScores | None = None, summary: str = "", table: str = "") -> str:
+    """The whole card, front matter first.
 
     Args:
-        card: the card, or its folder, where it is README.md.
-        reports: of one checkpoint, as `evaluation.report.read_report` gives them.
-        table: the Markdown text that goes between the marks.
-        other_files: more Markdown files with marks.
-        benchmarks: for datasets that are registered as benchmarks on the Hub, "OWNER/DATASET" or
-            "OWNER/DATASET:TASK" by our name of the dataset; TASK is the one in that dataset's eval.yaml ("default").
-            Nothing is entered for other datasets: the Hub accepts entries for registered benchmarks only.
+        facts: of the checkpoint.
+        scores: of its reports; without them the card says that there are none.
+        summary, table: the Markdown tables of those reports, short and whole.
+
+    Raises:
+        RSMoEError: scores of a checkpoint that was not trained, or facts that are no metadata of a card.
+    """
+    if scores and not facts.trained:
+        raise RSMoEError(f"{facts.name} is the start of a training, so it has no scores; leave out --scores")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"count": _count, "thousands": "{:,}".format}
+    size = facts.image_processor.size
+    record = facts.record or {}
+    text = environment.get_template("card.md.jinja").render(
+        facts=facts,
+        texts=facts.texts,
+        mark=MARK,
+        metadata=_metadata(facts, scores),
+        experts=facts.config.expert_names,
+        composition=getattr(facts.generation, "composition", DEFAULTS["composition"]),
+        made_by=_made_by(facts),
+        use_folder=_use_folder(facts),
+        size=(size["height"], size["width"]),
+        settings=(facts.folder / SETTINGS).is_file(),
+        unlisted=_unlisted(facts),
+        scores=scores,
+        summary=summary.strip(),
+        table=table.strip(),
+        data=record.get("data"),
+        start=record.get("start"),
+        versions=", ".join(map(" ".join, record.get("versions", {}).items())),
+    )
+    return _checked(_single_blank_lines(text), facts, scores)
+
+
+def write_card(
+    facts: Facts,
+    path: str | Path,
+    reports: Sequence[Report] = (),
+    summary: str = "",
+    table: str = "",
+    benchmarks: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Write a card, and `.eval_results/` beside it.
+
+    Args:
+        facts: of the checkpoint.
+        path: the card, or the folder of its README.md. A card that somebody wrote by hand is not replaced.
+        reports, benchmarks: as of `hub_scores`.
+        summary, table: as of `card_text`.
 
     Returns:
         What was done and what was left out, a line each.
 
     Raises:
-        RSMoEError: for a missing card or mark, a card without front matter, reports of no or of several checkpoints,
-            an unknown dataset or an impossible id among `benchmarks`. Then nothing is written.
+        RSMoEError: as of `hub_scores` and `card_text`; a card by hand stands there. Then nothing is written.
     """
-    path = Path(card) / "README.md" if Path(card).is_dir() else Path(card)
-    name = _checkpoint_name(reports)
-    results = _measured(reports)
-    entries, skipped = _entries(results, benchmarks or {})
-    results, limited = _split_limited(results)
-
-    texts = {path: _with_model_index(path, _with_table(path, _read(path), table), name, results)}
-    for other in map(Path, other_files):
-        texts[other] = _with_table(other, _read(other), table)
-    done = []
-    for file, text in texts.items():
-        changed = text != _read(file)
-        if changed:
-            write_whole(file, text)
-        done.append(f"{file}: {'written' if changed else 'unchanged'}")
-    return done + [_write_entries(path.parent / EVAL_RESULTS, entries), *limited, *skipped]
+    path = Path(path) / CARD if Path(path).is_dir() else Path(path)
+    check_ours(path)
+    scores = hub_scores(reports, benchmarks) if reports else None
+    text = card_text(facts, scores, summary, table)
+    done = [write_changed(path, text)]
+    if scores:
+        done += [write_entries(path.parent / EVAL_RESULTS, scores.entries), *scores.left_out]
+    if facts.texts.missing:
+        done.append(f"the card does not say: {', '.join(facts.texts.missing)}; write {facts.folder / 'card.yaml'}")
+    return done
 
 
-# ---- which scores
-
-
-def _checkpoint_name(reports: Sequence[Report]) -> str:
-    checkpoints = {
-        report["checkpoint"]["sha256"]: report["checkpoint"]["name"] for report in reports if report["checkpoint"]
-    }
-    if len(checkpoints) != 1:
-        found = ", ".join(f"{name} ({sha256[:12]})" for sha256, name in checkpoints.items()) or "none"
-        raise RSMoEError(
-            f"a card holds the scores of one checkpoint, these reports have: {found}; leave out the others"
-        )
-    return Path(next(iter(checkpoints.values()))).name  # of a folder or a repository, without what leads to it
-
-
-def _measured(reports: Sequence[Report]) -> list[tuple[Report, Mapping[str, Any]]]:
-    """Report and result for each split of a dataset, of the first of `_SYSTEMS` that was measured on it."""
-    kept: dict[tuple[str, ...], tuple[Report, Mapping[str, Any]]] = {}
-    for system in _SYSTEMS:
-        for report in reports:
-            if report["system"] == system:
-                for result in report["results"]:
-                    if result["dataset"] == "all":  # several datasets pooled: no dataset that the Hub could know
-                        continue
-                    key = (report["task"], result["dataset"], result["split"])
-                    if (other := kept.get(key)) and other[0]["system"] == system and other[1] != result:
-                        raise RSMoEError(
-                            f"two reports have different scores of {system} on {result['dataset']} {result['split']}; "
-                            "leave one of them out"
-                        )
-                    kept.setdefault(key, (report, result))
-    return list(kept.values())
-
-
-def _split_limited(
-    results: Sequence[tuple[Report, Mapping[str, Any]]],
-) -> tuple[list[tuple[Report, Mapping[str, Any]]], list[str]]:
-    """The results on whole splits, and a line for each of the others: a model-index cannot say that they are not."""
-    whole = [(report, result) for report, result in results if result["limit"] is None]
-    lines = [
-        f"not in the model-index: {result['dataset']} {result['split']}, which was limited to {result['limit']} items"
-        for _, result in results
-        if result["limit"] is not None
-    ]
-    return whole, lines
-
-
-# ---- model-index
-
-
-def _with_model_index(path: Path, text: str, name: str, results: Sequence[tuple[Report, Mapping[str, Any]]]) -> str:
-    """`text` with a new model-index; every other line of the front matter stays as it is."""
-    from huggingface_hub import ModelCard
-    from huggingface_hub.repocard_data import eval_results_to_model_index
-    from huggingface_hub.utils import yaml_dump
-
-    front = _FRONT_MATTER.match(text)
-    if front is None:
-        raise RSMoEError(f"{path} has no front matter; a model card starts with a line ---, metadata and a line ---")
-    scores = [score for report, result in results for score in _eval_results(report, result)]
-    block = yaml_dump({"model-index": eval_results_to_model_index(name, scores)}, sort_keys=False) if scores else ""
-    lines = front.group(1)
-    old = _MODEL_INDEX.search(lines)
-    lines = lines[: old.start()] + block + lines[old.end() :] if old else lines + block
-    new = f"---\n{lines}---\n{text[front.end() :]}"
+def check_ours(path: Path) -> None:
+    """Raise if a card stands there that this command did not write."""
     try:
-        read = ModelCard(new).data.get("eval_results", [])
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise RSMoEError(f"the front matter of {path} is no metadata of a model card ({error}); repair it") from error
-    if read != scores:
-        raise RSMoEError(f"the front matter of {path} cannot hold a model-index; does it have two of them?")
-    return new
-
-
-def _eval_results(report: Report, result: Mapping[str, Any]) -> "list[EvalResult]":
-    from huggingface_hub import EvalResult
-
-    # dataset_type is our own name of the dataset: the data was read from a folder, not from a dataset on the Hub.
-    return [
-        EvalResult(
-            task_type=_TASKS[report["task"]],
-            dataset_type=re.sub(r"[^a-z0-9]+", "-", result["dataset"].lower()).strip("-"),
-            dataset_name=result["dataset"],
-            dataset_split=result["split"],
-            metric_type=_METRICS[name.partition(":")[0]],
-            metric_name=name if report["system"] == "full" else f"{name} (LLM block alone)",
-            metric_value=round(score["value"], 2),
-        )
-        for name, score in result["scores"].items()
-        if name.partition(":")[0] in _METRICS
-    ]
-
-
-# ---- tables
-
-
-def _with_table(path: Path, text: str, table: str) -> str:
-    places = list(_TABLE.finditer(text))
-    if len(places) != 1 or len(_MARK.findall(text)) != 2:  # marks inside a line are only spoken of
-        raise RSMoEError(
-            f"{path} has no place for scores: write a line {START} and below it a line {END} where the table shall be, "
-            "once each"
-        )
-    return f"{text[: places[0].start()]}{START}\n\n{table.strip()}\n\n{END}{text[places[0].end() :]}"
-
-
-# ---- .eval_results
-
-
-def _entries(
-    results: Sequence[tuple[Report, Mapping[str, Any]]], benchmarks: Mapping[str, str]
-) -> tuple[list["EvalResultEntry"], list[str]]:
-    """Entries for whole test sets of registered benchmarks, and why the other results have none."""
-    from huggingface_hub import EvalResultEntry
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    known = sorted({result["dataset"] for _, result in results})
-    for dataset, benchmark in benchmarks.items():
-        if dataset not in known:
-            raise RSMoEError(f'no report has the dataset "{dataset}"; known: {", ".join(known)}')
-        try:
-            validate_repo_id(benchmark.partition(":")[0])
-            owned = "/" in benchmark
-        except HFValidationError:
-            owned = False
-        if not owned:
-            raise RSMoEError(f'"{benchmark}" is no dataset of the Hub; write OWNER/DATASET or OWNER/DATASET:TASK')
-    entries, skipped = [], []
-    for report, result in results:
-        name, what = result["dataset"], f"{result['dataset']} {result['split']}"
-        if name not in benchmarks:
-            reason = f'no benchmark on the Hub is known for "{name}"'
-        elif not result["split"].startswith("test") or result["limit"] is not None:
-            reason = "leaderboards are for whole test sets"
-        elif (metric := _HEADLINE[report["task"]]) not in result["scores"]:
-            reason = f"the report has no {metric}"
-        else:
-            dataset, _, task = benchmarks[name].partition(":")
-            entries.append(
-                EvalResultEntry(
-                    dataset_id=dataset,
-                    task_id=task or "default",
-                    value=round(result["scores"][metric]["value"], 2),
-                    notes=f"{metric}, {report['system']}, {result['split']}, {result['items']} items",
-                )
-            )
-            continue
-        skipped.append(f"no entry in {EVAL_RESULTS} for {what}: {reason}")
-    return entries, skipped
-
-
-def _write_entries(path: Path, entries: Sequence["EvalResultEntry"]) -> str:
-    from huggingface_hub import eval_result_entries_to_yaml
-    from huggingface_hub.utils import yaml_dump
-
-    old = path.read_text(encoding="utf-8") if path.exists() else None
-    if not entries:
-        path.unlink(missing_ok=True)
-        return f"{path}: {'removed' if old is not None else 'not written'}, without entries"
-    text = yaml_dump(eval_result_entries_to_yaml(list(entries)), sort_keys=False)
-    if text != old:
-        write_whole(path, text)
-    count = f"{len(entries)} {'entries' if len(entries) > 1 else 'entry'}"
-    return f"{path}: {'unchanged' if text == old else 'written'}, {count}"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
+        ours = MARK in path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise RSMoEError(f"{path} cannot be read ({reason}); give a model card or another Markdown file") from error
+        raise RSMoEError(f"{path} cannot be read ({error}); give another --output") from error
+    if not ours:
+        raise RSMoEError(
+            f"{path} was not written by `rsmoe card`, so it is not replaced: move it away, give another --output, or "
+            f"`rsmoe card {path}` to have only scores written into it"
+        )
+
+
+# ---- the front matter
+
+
+def _metadata(facts: Facts, scores: HubScores | None) -> str:
+    from huggingface_hub import ModelCardData
+
+    texts = facts.texts
+    trained_on = texts.training.data if facts.trained and texts.training else ()
+    licenses = {part.name: part.license for part in facts.parts if part.license}
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        license=texts.license and texts.license.lower(),
+        license_name=texts.license_name,
+        license_link=texts.license_link,
+        language="en",
+        base_model=list(facts.base_models) or None,
+        base_model_relation="finetune" if facts.trained and facts.base_models else None,
+        datasets=[dataset_id(one.name) for one in trained_on] or None,
+        metrics=(scores.metrics if scores else None) or None,
+        tags=TAGS,
+        model_name=facts.name if scores and scores.index else None,
+        eval_results=(scores.index if scores else None) or None,
+        part_licenses=licenses or None,
+    )
+    return data.to_yaml(original_order=_KEYS)
+
+
+def _checked(text: str, facts: Facts, scores: HubScores | None) -> str:
+    """`text`, once its front matter was read as the Hub's client reads it."""
+    from huggingface_hub import ModelCard
+
+    read = ModelCard(text).data
+    if (read.get("eval_results") or []) != (scores.index if scores else []) or read.get("tags") != TAGS:
+        raise RSMoEError(f"the facts of {facts.folder} do not come back out of a card's metadata; correct card.yaml")
+    return text
+
+
+# ---- words
+
+
+def _made_by(facts: Facts) -> str:
+    """The command that makes this checkpoint out of pretrained parts; empty for one that a training made."""
+    folder, name = _use_folder(facts), facts.name
+    if facts.record:
+        return ""
+    if (facts.folder / SOURCES_FILE).is_file():
+        return f"rsmoe assemble {name} --output {folder}" + ("" if facts.trained else " --untrained")
+    if (facts.folder / PARTS_FILE).is_file():
+        return f"rsmoe convert {name} --instructblip INSTRUCTBLIP --llm LLM --output {folder}"
+    return ""
+
+
+def _use_folder(facts: Facts) -> str:
+    return facts.name.removeprefix("rs-moe-") if facts.trained else "start"
+
+
+def _unlisted(facts: Facts) -> str:
+    """Minutes of what is no row of the table of steps: "15 of them for features"."""
+    minutes: Mapping[str, int] = facts.texts.training.minutes if facts.texts.training else {}
+    listed = {step.name for step in facts.steps}
+    return ", ".join(f"{value} minutes of them for {name}" for name, value in minutes.items() if name not in listed)
+
+
+def _count(parameters: int) -> str:
+    """134,515,008 -> "134.5 M"."""
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
+
+
+def _single_blank_lines(text: str) -> str:
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.strip() or (lines and lines[-1]):
+            lines.append(line.rstrip())
+    return "\n".join(lines).strip() + "\n"
+
+
+__all__ = ["CARD", "MARK", "card_text", "check_ours", "write_card"]

@@ -28,13 +28,13 @@ from ..errors_rsmoe import RSMoEError
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
 from .assemble import NUDGE, SEED, check_tokens
+from .card import CARD
 from .download import Progress
 from .folders import check_output, check_space, whole_folder
 from .sources import HUB_CONFIGS
 
 
 SHARD_BYTES = 2 * 10**9
-CARD = "README.md"
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 LLM, ENCODER = "model.language_model.", "model.encoder."
 LLM_HEAD = "lm_head.weight"

@@ -6,12 +6,14 @@ Knows names, versions, revisions and hashes; fetches nothing and knows nothing a
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from ..errors_rsmoe import RSMoEError
 
+
+Source = Literal["wheel", "hub"]  # the two places of a part
 
 SOURCES_FILE = "sources.yaml"
 # Beside the package, in a checkout as when installed.

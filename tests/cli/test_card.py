@@ -1,5 +1,7 @@
 """`rsmoe card`: from report files to a card."""
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,9 @@ from typer.testing import CliRunner, Result
 from modeling_rsmoe.cli import app
 from modeling_rsmoe.evaluation import report
 from modeling_rsmoe.evaluation.scores import Score, Scored
+
+from ..hub.test_facts import record as training
+from ..tiny import tiny_checkpoint
 
 
 MARKS = "<!-- scores -->\n<!-- /scores -->\n"
@@ -53,7 +58,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_scores_of_a_folder_of_reports(folder: Path) -> None:
-    arguments = (folder, "--scores", folder / "reports", "--table", folder / "scores.md")
+    arguments = (folder / "README.md", "--scores", folder / "reports", "--table", folder / "scores.md")
     result = run(*arguments, "--benchmark", "RSICD=owner/rsicd")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines() == [
@@ -73,7 +78,16 @@ def test_scores_of_a_folder_of_reports(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("README.md",), "Missing option '--scores'"),
+        (("README.md",), "give --scores with reports"),
+        (("README.md", "--scores", "reports", "--output", "a.md"), "neither --output nor --stac"),
+        (("rs-moe-1b", "--scores", "reports"), "the start of a training, so it has no scores"),
+        (("rs-moe-1b", "--table", "scores.md"), "give --scores with reports"),
+        (("rs-moe-9b",), "rs-moe-9b is neither a checkpoint's folder (with config.json) nor one of rs-moe-1b,"),
+        (("rs-moe-nano", "--scores", "reports", "--output", "README.md"), "was not written by `rsmoe card`"),
+        (
+            ("rs-moe-nano", "--scores", "reports", "--output", "a.md", "--table", "missing.md"),
+            "missing.md cannot be read",
+        ),
         (("README.md", "--scores", "README.md"), "is not JSON, so it is no report"),
         (("README.md", "--scores", "missing.json"), "report missing.json cannot be read"),
         (("README.md", "--scores", "."), "folder . has no report"),
@@ -88,4 +102,31 @@ def test_wrong_input_costs_one_line(
     result = run(*arguments)
     assert result.exit_code == 2 and result.stdout == ""
     (line,) = result.stderr.splitlines()
+    assert not (folder / "a.md").exists()
     assert line.startswith("rsmoe: error: ") and message in line
+
+
+def test_a_whole_card_and_a_stac_item(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a checkpoint's folder, README.md and stac_item.json in it; without pystac, the card and what is missing."""
+    monkeypatch.chdir(folder)
+    tiny_checkpoint(folder / "mine")
+    (folder / "mine" / "training.json").write_text(json.dumps(training("stage2", training("stage1"))))
+    done = run("mine", "--scores", "reports", "--table", "scores.md", "--benchmark", "RSICD=owner/rsicd").stdout
+    assert done.splitlines() == [
+        "mine/README.md: written",
+        "mine/.eval_results/rsmoe.yaml: written, 1 entry",
+        'no entry in .eval_results/rsmoe.yaml for RSVQA-LR test: no benchmark on the Hub is known for "RSVQA-LR"',
+        "the card does not say: license, summary, intended_use, limits, risks; write mine/card.yaml",
+        "scores.md: written",
+        "mine/stac_item.json: written",
+    ]
+    card = ModelCard.load(folder / "mine" / "README.md")
+    assert [one.metric_value for one in card.data.eval_results] == [150.0, 70.0] and card.data.model_name == "mine"
+    assert "| RSICD, test (1 image) | CIDEr-D | 150.0 [149.0, 151.0] |  |  |" in card.text
+    assert json.loads((folder / "mine" / "stac_item.json").read_text())["id"] == "mine"
+    assert run("mine", "--scores", "reports").stdout.count(": unchanged") == 2
+    monkeypatch.setitem(sys.modules, "pystac", None)
+    last = run("mine", "--output", "other.md").stdout.splitlines()[-1]
+    assert last.startswith("no STAC item: this needs pystac") and (folder / "other.md").is_file()
+    result = run("mine", "--output", "third.md", "--stac", "item.json")
+    assert result.exit_code == 2 and "rsmoe[geo]" in result.stderr and not (folder / "third.md").exists()

@@ -22,7 +22,14 @@ def records(tmp_path: Path) -> list[CaptionRecord]:
 def test_checkpoint_hash_is_that_of_sha256sum(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / ".cache").mkdir()
-    for name in ("model.safetensors", "config.json", "sub/vocab.txt", "README.md", ".cache/other.json"):
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "sub/vocab.txt",
+        "README.md",
+        "stac_item.json",
+        ".cache/other.json",
+    ):
         (tmp_path / name).write_text(name)
     listed = ["config.json", "model.safetensors", "sub/vocab.txt"]
     lines = "".join(f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n" for name in listed)

@@ -1,6 +1,7 @@
 """What a user does with the Hub; test_push_pull.py runs this file in fresh processes with caches of their own.
 
-`python -I hub_client.py push FOLDER ID JSON`: model, processor, then every part under parts/. Arguments of push_to_hub.
+`python -I hub_client.py push FOLDER ID JSON`: with "card" the folder's card, model, processor, then every part under
+parts/. Arguments of push_to_hub.
 `python -I hub_client.py pull ID OUT JSON`: by the repository's own code (this package is blocked), arguments of
 from_pretrained. Writes OUT.safetensors and prints what was found, or the error.
 """
@@ -19,11 +20,14 @@ def reader_module():
 
 
 def push(folder: str, repo_id: str, arguments: dict) -> dict:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelCard
 
     from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 
     parts = Path(arguments.pop("parts", ""))
+    if arguments.pop("card", False):  # first: without a card there, the model's push writes an empty form
+        HfApi().create_repo(repo_id, exist_ok=True)
+        ModelCard.load(Path(folder) / "README.md").push_to_hub(repo_id)
     shards = {"max_shard_size": arguments.pop("max_shard_size")} if "max_shard_size" in arguments else {}
     made = RSMoEForConditionalGeneration.from_pretrained(folder).push_to_hub(repo_id, **shards, **arguments)
     made = RSMoEProcessor.from_pretrained(folder).push_to_hub(repo_id, **arguments)

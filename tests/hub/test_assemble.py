@@ -8,10 +8,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration
+from modeling_rsmoe.data.provenance import folder_sha256
 from modeling_rsmoe.hub import assemble as assembling
 from modeling_rsmoe.hub.assemble import assemble, build, merge_trained
 from modeling_rsmoe.hub.convert_parts import qformer_from_bert
@@ -98,7 +100,7 @@ class TestFolder:
             "processor_config.json",
             "chat_template.jinja",
         } <= names
-        assert {"tokenizer.json", "tokenizer_config.json", "qformer_tokenizer", "sources.yaml"} <= names
+        assert {"tokenizer.json", "tokenizer_config.json", "qformer_tokenizer", "sources.yaml", "README.md"} <= names
         assert {"configuration_rsmoe.py", "modeling_rsmoe.py", "processing_rsmoe.py"} <= names  # the remote code
         # The names in the file are the model's own, so that a plain load fills every weight.
         model = RSMoEForConditionalGeneration.from_pretrained(start)
@@ -167,6 +169,24 @@ class TestTrainedWeights:
             else:
                 expected = before
             torch.testing.assert_close(result[name], expected, rtol=0, atol=1e-6, msg=name)
+
+    def test_what_describes_them_comes_along(self, tiny_sources, configs, state, tmp_path):
+        """Ours with its scores; of other weights, or of none, nothing is said that is true of ours only."""
+        own = {"README.md": "our card", "card.yaml": "{training: {machine: m, data: []}, limits: [ours]}"}
+        own |= {"training.yaml": "{}", "stac_item.json": "{}"}
+        for name, text in own.items():
+            (configs / NAME / name).write_text(text)
+        path = write_trained(configs / NAME / "trained.safetensors", trained_tensors(state))
+        folder = assemble(NAME, tmp_path / "ours", tiny_sources.wheels, hub_configs=configs)
+        assert {name: (folder / name).read_text() for name in own} == own
+        hashed = folder_sha256(folder)
+        (folder / "stac_item.json").unlink()
+        assert folder_sha256(folder) == hashed  # what describes a checkpoint is no part of it
+        for trained, words in ((False, "**Not a trained model.**"), (path, "Not evaluated")):
+            folder = assemble(NAME, tmp_path / words, tiny_sources.wheels, trained=trained, hub_configs=configs)
+            text = (folder / "README.md").read_text()
+            assert words in text and "ours" not in text and ModelCard(text).data.base_model[0] == "tiny/language_model"
+            assert not (folder / "stac_item.json").exists() and not (folder / "card.yaml").exists()
 
     def test_a_file_given_by_path(self, tiny_sources, state, tmp_path):
         tensors = {name: value for name, value in trained_tensors(state).items() if "llm_lora" not in name}

@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
+from modeling_rsmoe.data.files import sha256_of
+from modeling_rsmoe.hub.card import write_card
+from modeling_rsmoe.hub.facts import read_facts
 
 from ..tiny import tiny_checkpoint, tiny_model
 from .hub_server import TOKEN, LocalHub
@@ -62,7 +65,9 @@ def run(hub: LocalHub, home: Path, *command: object, token: str | None = TOKEN) 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("hub") / "tiny")
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("hub") / "tiny")
+    write_card(read_facts(folder), folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,8 @@ def pushed(hub, folder, tmp_path_factory) -> dict:
     model = RSMoEForConditionalGeneration.from_pretrained(folder)
     for name in ("theme", "object"):
         model.model.expert(name).save_pretrained(home / "parts" / name)
-    found = run(hub, home, "push", folder, ID, {"max_shard_size": "120KB", "parts": str(home / "parts")})
+    arguments = {"card": True, "max_shard_size": "120KB", "parts": str(home / "parts")}
+    found = run(hub, home, "push", folder, ID, arguments)
     assert "error" not in found, found
     return found
 
@@ -112,6 +118,9 @@ def test_model_processor_and_code(hub, pushed, folder, tmp_path):
     assert {"config.json", "modeling_rsmoe.py", "processing_rsmoe.py", "processor_config.json", "README.md"} <= set(
         files
     )
+    assert files["README.md"][0] == sha256_of(
+        folder / "README.md"
+    )  # the card that was pushed first, not an empty form
     assert "qformer_tokenizer/tokenizer.json" in files and not files["config.json"][1]
     puts = [line for line in hub.asked if line.startswith("PUT /lfs/")]
     assert any("/part/" in line for line in puts) and any("/part/" not in line for line in puts)

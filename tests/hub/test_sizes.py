@@ -1,4 +1,4 @@
-"""hub_configs of the larger sizes: every file loads, fits the others, and makes rows as their LLMs need them."""
+"""hub_configs of every size: every file loads and fits the others; the larger ones make rows as their LLMs need them."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from modeling_rsmoe import RSMoEConfig, RSMoEProcessor
 from modeling_rsmoe.hub.convert import llm_tokenizer
+from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
 from modeling_rsmoe.processing_rsmoe import compose_prompt, expert_prompt, router_prompt
 
@@ -20,8 +21,14 @@ from .test_convert import bytes_with_first_token
 
 
 SIZES = ["rs-moe-1b", "rs-moe-3b", "rs-moe-7b"]
-FILES = ["README.md", "chat_template.jinja", "config.json", "generation_config.json", "parts.yaml"]
-FILES += ["processor_config.json", "training.yaml"]
+EVERY = ["README.md", "card.yaml", "config.json", "generation_config.json", "processor_config.json", "training.yaml"]
+FILES = {size: [*EVERY, "chat_template.jinja", "parts.yaml"] for size in SIZES}
+FILES["rs-moe-nano"] = [
+    *EVERY,
+    "sources.yaml",
+    "stac_item.json",
+    "trained.safetensors",
+]  # its template is the processor's
 
 
 def processor_of(size: str, folder: Path) -> RSMoEProcessor:
@@ -40,10 +47,10 @@ def processor_of(size: str, folder: Path) -> RSMoEProcessor:
     )
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", FILES)
 def test_files_fit_each_other(size):
     folder = HUB_CONFIGS / size
-    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES[size])
     config, generation = RSMoEConfig.from_pretrained(folder), GenerationConfig.from_pretrained(folder)
     own = [config.image_token_id, config.prompt_token_id, *config.reader_token_ids]
     assert generation.suppress_tokens == own
@@ -54,6 +61,17 @@ def test_files_fit_each_other(size):
     settings = json.loads((folder / "processor_config.json").read_text())
     assert settings["num_query_tokens"] == config.num_query_tokens and settings["experts"] == config.expert_names
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    assert image_processor.size["height"] == image_processor.size["width"] == 224
+    assert ModelCard.load(folder / "README.md").data.base_model == list(read_facts(size).base_models)
+    # training.yaml: tests/training/test_settings.py
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_images_are_instructblips(size):
+    config, image_processor = (
+        RSMoEConfig.from_pretrained(HUB_CONFIGS / size),
+        AutoImageProcessor.from_pretrained(HUB_CONFIGS / size, backend="pil"),
+    )
     assert list(image_processor.image_mean) == OPENAI_CLIP_MEAN
     assert list(image_processor.image_std) == OPENAI_CLIP_STD
     assert image_processor.size["height"] == config.vision_config.image_size == 224
@@ -78,7 +96,7 @@ def test_parts_and_card(size):
     card = ModelCard.load(HUB_CONFIGS / size / "README.md")
     assert card.data.base_model == [parts["instructblip"]["repo_id"], parts["language_model"]["repo_id"]]
     assert card.data.license_name == parts["language_model"]["license"]
-    assert "revisions" in parts["unverified"] and "Not a trained model" in card.text
+    assert "revisions" in parts["unverified"] and "**Not a trained model.**" in card.text
 
 
 @pytest.mark.parametrize("size", ["rs-moe-1b", "rs-moe-7b"])

@@ -1,0 +1,112 @@
+"""Facts of a folder: read from its files, counted without weights, refused where they are wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from modeling_rsmoe import RSMoEError
+from modeling_rsmoe.hub.facts import read_facts, read_texts
+from modeling_rsmoe.hub.sources import HUB_CONFIGS
+from modeling_rsmoe.training.memory import count_parts, without_weights
+
+from ..tiny import tiny_checkpoint
+
+
+SIZES = ["rs-moe-nano", "rs-moe-1b", "rs-moe-3b", "rs-moe-7b"]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tiny_checkpoint(tmp_path / "mine")
+
+
+def record(stage: str, before: dict | None = None, **recipe) -> dict:
+    recipe = {
+        "vision": "frozen",
+        "qformer": "queries",
+        "projection": "full",
+        "llm": "lora",
+        "router": "frozen",
+    } | recipe
+    arguments = {"learning_rate": 5e-4, "max_steps": 100, "num_train_epochs": 3.0, "rows_per_step": 16}
+    data = {"sha256": "d" * 64, "captioned_images": 1200, "questions": 0}
+    made = {"stage": stage, "finished": True, "recipe": recipe, "arguments": arguments, "data": data}
+    return made | {"start": {"name": "start", "sha256": "5" * 64}, "versions": {"torch": "2"}, "before": before}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters_are_those_of_the_estimate(name):
+    """Two ways of counting; that of `rsmoe train estimate` is held against the published sizes."""
+    facts = read_facts(name)
+    counts = count_parts(without_weights(facts.config))
+    found = {part.name: part.parameters * part.count for part in facts.parts}
+    assert found == dict(
+        zip(["image encoder", "Q-Former", "projection", "LLM block", "router", "experts"], counts.values())
+    )
+    assert facts.parameters == sum(counts.values())
+    assert facts.trained is (name == "rs-moe-nano") and facts.texts.missing == []
+
+
+def test_nanos_steps_are_those_of_its_settings():
+    facts = read_facts("rs-moe-nano")
+    assert [(step.name, step.amount, step.batch, step.learning_rate) for step in facts.steps] == [
+        ("warm-up", "19,200 images", 32, 3e-4),
+        ("stage 1", "38,400 rows", 16, 5e-4),
+        ("stage 2", "19,200 rows", 16, 5e-4),
+    ]
+    assert facts.minutes == sum(facts.texts.training.minutes.values()) > 0
+
+
+def test_a_training_record(folder):
+    before = record("stage1", align_steps=10, align_batch_size=8, align_learning_rate=1e-3)
+    last = record("stage2", before, qformer="frozen", projection="frozen", llm="frozen", experts=["ships"])
+    last["arguments"] |= {"max_steps": -1, "learning_rate": 1e-4}
+    (folder / "training.json").write_text(json.dumps(last))
+    facts = read_facts(folder)
+    assert facts.trained and facts.texts.missing
+    assert [(step.name, step.learned, step.amount, step.batch, step.learning_rate) for step in facts.steps] == [
+        ("warm-up", "queries, cross-attention, Q-Former", "80 images", 8, 1e-3),
+        ("stage 1", "Q-Former, projection, LoRA on the LLM block", "1,600 rows", 16, 5e-4),
+        ("stage 2", "experts ships", "3 epochs", 16, 1e-4),
+    ]
+    (folder / "training.json").write_text(json.dumps(last | {"finished": False}))
+    assert not read_facts(folder).trained
+
+
+def test_what_is_said_of_shipped_weights_is_not_said_of_others():
+    for changes in ({"trained": False}, {"trained": True, "shipped": False}):
+        facts = read_facts("rs-moe-nano", **changes)
+        assert facts.texts.license == "Apache-2.0" and facts.base_models
+        assert (facts.texts.training, facts.texts.limits, facts.steps) == (None, (), ())
+    parts = read_facts("rs-moe-nano", source="hub").parts
+    assert not any("wheel `" in part.origin or "wheel" in part.license for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("limit: []", "unknown limit"),
+        ("- a", "no mapping"),
+        ("a: b: c", "cannot be read"),
+        ("training: {minutes: {}}", "machine"),
+        ("training: {machine: m, data: [{name: a}]}", "url"),
+        ("training: 5", "is not what"),
+    ],
+)
+def test_wrong_card_facts(tmp_path, text, message):
+    (tmp_path / "card.yaml").write_text(text)
+    with pytest.raises(RSMoEError, match=message):
+        read_texts(tmp_path / "card.yaml")
+
+
+def test_wrong_folders(folder, tmp_path):
+    with pytest.raises(RSMoEError, match="neither a checkpoint's folder .* nor one of rs-moe-1b"):
+        read_facts("rs-moe-9b")
+    (folder / "training.json").write_text("{")
+    with pytest.raises(RSMoEError, match="training.json cannot be read"):
+        read_facts(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(RSMoEError, match="settings in .* cannot be read"):
+        read_facts(folder)
+    assert (HUB_CONFIGS / "rs-moe-nano" / "card.yaml").is_file()
