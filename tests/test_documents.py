@@ -16,8 +16,6 @@ from typer.testing import CliRunner
 from modeling_rsmoe import RSMoEConfig, RSMoEForConditionalGeneration
 from modeling_rsmoe.cli import app
 from modeling_rsmoe.evaluation.report import read_report
-from modeling_rsmoe.hub.assemble import assemble
-from modeling_rsmoe.hub.download import demo_image
 from modeling_rsmoe.hub.facts import read_facts
 
 from .tiny import tiny_checkpoint
@@ -67,15 +65,6 @@ def run_in_a_fresh_process(code: str, folder: Path) -> list[str]:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()
-
-
-@pytest.mark.wheels
-def test_python_of_the_card_captions_a_real_tile(tmp_path):
-    """The same lines with rs-moe-nano itself, and the golf course of the demo."""
-    assemble("rs-moe-nano", tmp_path / "nano")
-    Image.open(demo_image()).convert("RGB").save(tmp_path / "tile.png")
-    told = run_in_a_fresh_process(python_of("model_card.md")[0], tmp_path)
-    assert len(told) == 3 and "golf course" in told[0].lower()
 
 
 def test_readme_names_every_file_of_the_package():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from transformers import AutoModelForCausalLM
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
@@ -16,6 +17,8 @@ from modeling_rsmoe.hub import vllm_client
 from modeling_rsmoe.hub.adapters import export_vllm
 from modeling_rsmoe.hub.assemble import assemble
 from modeling_rsmoe.hub.download import demo_image
+
+from .test_documents import ROOT, python_of, run_in_a_fresh_process
 
 
 pytestmark = pytest.mark.wheels
@@ -39,6 +42,15 @@ def test_captions_the_demo_tile_from_the_command_line(nano):
     assert all(prompt.endswith("?") for prompt in told["router_prompts"].values())
     assert len(set(told["router_prompts"].values())) == 3
     assert "golf course" in told["caption"].lower(), told["caption"]
+
+
+def test_python_of_the_card_captions_the_demo_tile(nano, tmp_path):
+    """The ten lines of model_card.md with rs-moe-nano itself, in a process of their own; the card came along."""
+    (tmp_path / "nano").symlink_to(nano)
+    Image.open(demo_image()).convert("RGB").save(tmp_path / "tile.png")
+    caption, prompts, parts = run_in_a_fresh_process(python_of("model_card.md")[0], tmp_path)
+    assert "golf course" in caption.lower() and "theme" in prompts and "theme" in parts
+    assert (nano / "README.md").read_bytes() == (ROOT / "model_card.md").read_bytes()
 
 
 def test_experts_and_router_learned_something(nano):
