@@ -28,6 +28,9 @@ _PACKAGES = (
 )
 _CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".txt")
 STAC_ITEM = "stac_item.json"  # what describes a checkpoint in a folder of it, beside README.md
+TRAINING_RECORD = "training.json"  # beside the weights: how they came about
+# What says something of a checkpoint, and is no part of it.
+_ABOUT = (STAC_ITEM, TRAINING_RECORD, "training_args.json", "trainer_state.json")
 
 
 def package_versions() -> dict[str, str]:
@@ -44,7 +47,7 @@ def folder_sha256(folder: str | Path) -> str:
 
     It is the sha256 of the lines ``HASH  NAME`` that ``sha256sum`` prints for the files that end in .safetensors,
     .json, .jinja or .txt, in the folder or below it, sorted by name. Other files, what describes the checkpoint (its
-    model card and STAC item), and whatever lies in hidden folders, change nothing.
+    model card, STAC item and records of training), and whatever lies in hidden folders, change nothing.
 
     Raises:
         RSMoEError: when there is no such file.
@@ -54,8 +57,8 @@ def folder_sha256(folder: str | Path) -> str:
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
         if path.suffix in _CHECKPOINT_FILES
+        and path.name not in _ABOUT
         and path.is_file()
-        and path.name != STAC_ITEM
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
     if not names:

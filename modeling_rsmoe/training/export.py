@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..data.files import write_whole
 from ..errors_rsmoe import RSMoEError
 from .stages import ALIGNED, LEARNED, RECORD, STANDARD, STATE
 
@@ -19,6 +20,8 @@ LLM_LORA = re.compile(r"model\.language_model\.(.+)\.(lora_[AB])\.default\.weigh
 
 def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
     """Write what the stages learned, in half precision, for `hub_configs/NAME/trained.safetensors`.
+
+    Beside it the same name with .json says how it came about: the record of the last stage, with those before it.
 
     Args:
         outputs: folders of finished trainings, in their order: those of stage 1 and stage 2. Later weights win.
@@ -33,7 +36,11 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
     tensors: dict[str, torch.Tensor] = {}
     metadata = {"format": "pt"}
     for output in map(Path, outputs):
-        recipe, learned = _outcome(output)
+        record, learned = _outcome(output)
+        recipe = record["recipe"]
+        cut = [name for name in ("llm_layers", "query_tokens") if recipe.get(name)]
+        if cut:
+            raise RSMoEError(f"{output} kept only part of its start ({', '.join(cut)}); train without that to export")
         for name, value in learned.items():
             name = name.removeprefix(PEFT_PREFIX)
             pair = LLM_LORA.fullmatch(name)
@@ -57,6 +64,7 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, part, metadata=metadata)
         part.replace(target)
+        write_whole(target.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise RSMoEError(f"{target} cannot be written ({error}); free some space or give another file") from error
     finally:
@@ -65,7 +73,7 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
 
 
 def _outcome(output: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """The recipe of a finished training, and its weights by name: what came before rows, then what rows changed."""
+    """The record of a finished training, and its weights by name: what came before rows, then what rows changed."""
     try:
         record = json.loads((output / RECORD).read_text(encoding="utf-8"))
         if not record["finished"]:
@@ -75,7 +83,7 @@ def _outcome(output: Path) -> tuple[dict, dict[str, torch.Tensor]]:
             if name == LEARNED or (output / STATE / name).is_file():
                 found = load_file(output / STATE / name)
                 learned |= {key.removeprefix(PEFT_PREFIX): value for key, value in found.items()}
-        return record["recipe"], learned
+        return record, learned
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RSMoEError(
             f"{output} is no finished training with its {STATE} folder ({error}); give the output of `rsmoe train`"

@@ -23,6 +23,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from .. import RSMoEConfig, RSMoEForConditionalGeneration, RSMoEProcessor
 from ..data.files import cache_folder, write_whole
+from ..data.provenance import TRAINING_RECORD as RECORD
 from ..data.provenance import folder_sha256, package_versions, records_sha256
 from ..errors_rsmoe import RSMoEError
 from .checkpoints import last_checkpoint, load_parameters, save_tensors
@@ -35,7 +36,6 @@ from .trainer import RowTrainer
 
 
 STATE = ".training"
-RECORD = "training.json"
 STANDARD, ALIGNED = "standard.safetensors", "align.safetensors"  # outcomes of what comes before rows
 LEARNED = "learned.safetensors"  # what the rows changed
 # Arguments that change what is learned: a run is resumed with the same.
@@ -174,10 +174,15 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
     """Model and processor of a checkpoint in float32, with the experts that the recipe keeps.
 
     Raises:
-        RSMoEError: an expert that the checkpoint does not have.
+        RSMoEError: an expert that the checkpoint does not have, or more layers or queries than it has.
     """
     config = RSMoEConfig.from_pretrained(start)
     processor = RSMoEProcessor.from_pretrained(start)
+    sizes = {"llm_layers": config.text_config.num_hidden_layers, "query_tokens": config.num_query_tokens}
+    for name, size in sizes.items():
+        if getattr(recipe, name) > size:
+            raise RSMoEError(f"{name} is {getattr(recipe, name)}; {start} has {size}")
+    config.text_config.num_hidden_layers = recipe.llm_layers or config.text_config.num_hidden_layers
     if recipe.expert_names is not None:
         unknown = [name for name in recipe.expert_names if name not in config.expert_names]
         if unknown or not recipe.expert_names:
@@ -187,6 +192,11 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
         config.expert_names, config.expert_token_ids = kept, [ids[name] for name in kept]
         processor.experts = kept
     model = RSMoEForConditionalGeneration.from_pretrained(start, config=config, dtype=torch.float32)
+    if recipe.query_tokens:
+        queries = model.model.encoder.query_tokens
+        queries.weight = torch.nn.Parameter(queries.weight.detach()[: recipe.query_tokens].clone())
+        queries.num_embeddings = processor.num_query_tokens = recipe.query_tokens
+        cast(RSMoEConfig, model.config).num_query_tokens = recipe.query_tokens
     return model, processor
 
 
@@ -306,7 +316,7 @@ def _learn(job: _Job) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
 
 
 def _prepare_encoder(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor) -> FeatureCache:
-    """What comes before rows, each once: the ViT's last norm, features of all images, the Q-Former's warm-up."""
+    """What comes before rows, each once: the ViT's last norm, features of the images, the Q-Former's warm-up."""
     from .warmup import standardize_vision
 
     model.eval()
@@ -314,7 +324,8 @@ def _prepare_encoder(job: _Job, model: RSMoEForConditionalGeneration, processor:
         measure = partial(standardize_vision, model, processor, job.data.images, job.arguments.seed, job.progress)
         _once(job, model, STANDARD, measure)
     cache = FeatureCache(job.features or cache_folder() / "features", model, processor)
-    cache.add(job.data.images, job.progress)
+    if job.recipe.align_steps or _looks_for_similar(job.recipe):
+        cache.add(job.data.images, job.progress)
     if job.recipe.align_steps:
         _once(job, model, ALIGNED, partial(_align, job, model, processor, cache))
     return cache
@@ -377,7 +388,7 @@ def _row_trainer(
         halve_llm(model)
     only_readers = all(part_of(name) in ("router", "experts") for name in trained_parameters(model))
     arguments.ddp_find_unused_parameters = not only_readers  # all readers are always in the graph
-    if cache is not None and recipe.compose_share and recipe.similar_images:
+    if cache is not None and _looks_for_similar(recipe):
         job.progress("looking for similar images", None)
         records = {record.image: record for record in job.data.captions}
         found = similar_images(cache, list(records), recipe.similar_images)
@@ -391,11 +402,11 @@ def _row_trainer(
     val = None
     if recipe.eval_rows:
         held_out = read_data(job.data.folder, recipe, "val")
-        if cache is not None:
-            cache.add([*job.data.images, *held_out.images], job.progress)
         val = val_rows(held_out, recipe, instructions, arguments.seed, arguments.per_device_eval_batch_size)
         arguments.eval_strategy = IntervalStrategy.STEPS
         arguments.eval_steps = arguments.eval_steps or arguments.save_steps
+    if cache is not None:
+        cache.add([Path(image) for rows in (table, val) if rows for image in rows["image"]], job.progress)
     return RowTrainer(
         model=selected,
         args=arguments,
@@ -405,6 +416,10 @@ def _row_trainer(
         processing_class=processor,
         data_collator=RowCollator(processor, cache),
     )
+
+
+def _looks_for_similar(recipe: Recipe) -> bool:
+    return bool(recipe.compose_share and recipe.similar_images)
 
 
 def _show(trainer: Any, name: str, rows_per_step: int, picture: Path, events: Path) -> None:

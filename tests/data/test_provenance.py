@@ -37,6 +37,7 @@ def test_checkpoint_hash_is_that_of_sha256sum(tmp_path: Path) -> None:
 
     before = provenance.folder_sha256(tmp_path)
     (tmp_path / "README.md").write_text("other scores")
+    (tmp_path / "training.json").write_text("how it came about")
     assert provenance.folder_sha256(tmp_path) == before
     (tmp_path / "sub" / "vocab.txt").rename(tmp_path / "vocab.txt")
     assert provenance.folder_sha256(tmp_path) != before

@@ -155,7 +155,9 @@ class TestTrainedWeights:
     def test_they_replace_and_merge(self, tiny_sources, configs, state, tmp_path):
         tensors = trained_tensors(state)
         write_trained(configs / NAME / "trained.safetensors", tensors)
+        (configs / NAME / "trained.json").write_text('{"stage": "stage2"}')
         folder = assemble(NAME, tmp_path / "full", tiny_sources.wheels, hub_configs=configs)
+        assert folder.joinpath("training.json").read_text() == '{"stage": "stage2"}'
         result = RSMoEForConditionalGeneration.from_pretrained(folder).state_dict()
         assert folder.joinpath("sources.yaml").is_file()
         for name, before in state.items():

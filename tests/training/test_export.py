@@ -1,5 +1,7 @@
 """What was learned, alone: put on the start, it is the finished checkpoint again."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -28,6 +30,9 @@ def test_the_start_and_what_was_learned_are_the_outcome(start, data, features, s
     assert all(name.startswith("llm_lora.") or name in began for name in names)
     changed = {name for name, value in expected.items() if not torch.equal(value, began[name])}
     assert {name for name in changed if "language_model" not in name and "lm_head" not in name} <= names
+    record = json.loads((tmp_path / "trained.json").read_text())
+    assert record == json.loads((tmp_path / "2" / "training.json").read_text())
+    assert record["finished"] and record["before"]["stage"] == "stage1"
     with pytest.raises(RSMoEError, match="has LoRA of an earlier stage"):
         export_trained([tmp_path / "1", tmp_path / "1"], file)
     with pytest.raises(RSMoEError, match="is no finished training"):
