@@ -49,7 +49,7 @@ _BANDS_REMEDY = (
     "as uint8, or as uint16 to be stretched by its range"
 )
 
-ImageInput = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+ImageInput = str | os.PathLike | bytes | Image.Image | np.ndarray | torch.Tensor
 
 
 def read_image(image: ImageInput, name: str | None = None) -> Image.Image:
@@ -57,9 +57,9 @@ def read_image(image: ImageInput, name: str | None = None) -> Image.Image:
 
     Args:
         image: a path or `file://` URL, an `http(s)://` URL, a `data:image/...` URL or bare base64 string (as
-            transformers' `load_image` takes them), a PIL image, or an array or tensor `[H, W]`, `[H, W, C]` or
-            `[C, H, W]` with C of 1 to 4 (2 and 4: the last is alpha), of bool, uint8, uint16, int16, int32, uint32 or
-            float (0 to 1).
+            transformers' `load_image` takes them), a file's bytes, a PIL image, or an array or tensor `[H, W]`,
+            `[H, W, C]` or `[C, H, W]` with C of 1 to 4 (2 and 4: the last is alpha), of bool, uint8, uint16, int16,
+            int32, uint32 or float (0 to 1).
         name: what errors call an image that has no path of its own.
 
     Returns:
@@ -72,6 +72,8 @@ def read_image(image: ImageInput, name: str | None = None) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         source, shown = _locate(image, name)
         return _read_source(source, shown)
+    if isinstance(image, bytes):
+        return _read_source(BytesIO(image), name or f"the image of {len(image)} bytes")
     if isinstance(image, Image.Image):
         shown = name or f"the PIL image ({image.mode}, {image.width} x {image.height})"
         if isinstance(image, ImageFile.ImageFile) and image.tile and _is_wide(image):
@@ -88,7 +90,7 @@ def read_image(image: ImageInput, name: str | None = None) -> Image.Image:
         return _from_array(image, name or f"the array of shape {list(image.shape)}")
     raise RSMoEError(
         f"{name or 'the image'} is of type {type(image).__name__}: "
-        "give a path, a URL, a base64 string, a PIL image, a numpy array or a torch tensor"
+        "give a path, a URL, a base64 string, bytes, a PIL image, a numpy array or a torch tensor"
     )
 
 
@@ -120,7 +122,7 @@ def _locate(image: str | os.PathLike, name: str | None) -> tuple[str | BytesIO, 
         raise RSMoEError(f"the path of {name or 'the image'} is empty: give the image's file or URL")
     if isinstance(image, str):
         if text.startswith(("http://", "https://")):
-            return BytesIO(_download(text)), _shorten(text)
+            return BytesIO(download(text)), _shorten(text)
         if text.startswith("file://"):
             return _path_of_file_url(text), _shorten(text)
         if text.startswith("data:"):
@@ -168,7 +170,12 @@ def _path_of_file_url(url: str) -> str:
     return url2pathname(parts.path)
 
 
-def _download(url: str) -> bytes:
+def download(url: str) -> bytes:
+    """What an `http(s)://` URL gives.
+
+    Raises:
+        RSMoEError: no connection, no such page, or more than `MAX_URL_BYTES`.
+    """
     # huggingface_hub comes with transformers, and transformers' own `load_image` uses this client
     from huggingface_hub.utils import httpx
 

@@ -440,7 +440,7 @@ def test_too_few_pixels(size: tuple[int, int], tmp_path: Path) -> None:
         (np.full((20, 20), np.nan), "floats from nan to nan"),
         (Image.new("La", (20, 20)), "pixels of mode 'La': convert it to RGB first"),
         (None, "is of type NoneType: give a path"),
-        (b"bytes", "is of type bytes: give a path"),
+        (b"bytes", "the image of 5 bytes is not an image"),
         ("data:image/png;base64,@@@", "is not valid base64"),
         ("data:text/plain,hello", "is not of the form data:image/png;base64"),
         ("data:image/png;base64,", r"is empty \(0 bytes\)"),

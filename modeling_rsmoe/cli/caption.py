@@ -5,14 +5,16 @@ from typing import Annotated
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from . import scenes, shared
+from . import archive, scenes, shared
 
 
 def caption(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="IMAGE", help="Image files or URLs; GeoTIFF scenes, or STAC items of them.", show_default=False
+            metavar="IMAGE",
+            help="Image files or URLs; GeoTIFF scenes, or STAC items of them; a folder or list (.txt, .jsonl) of images.",
+            show_default=False,
         ),
     ] = None,
     demo: Annotated[
@@ -35,17 +37,26 @@ def caption(
     num_beams: shared.NumBeamsOption = None,
     batch_size: shared.BatchSizeOption = shared.BATCH_SIZE,
     model: shared.ModelOption = None,
+    engine: archive.EngineOption = None,
+    workers: archive.WorkersOption = None,
+    address: archive.AddressOption = None,
     as_json: shared.JsonOption = False,
 ) -> None:
     """Caption images: the router's prompts, what each expert found, the caption.
 
-    Large GeoTIFFs are cut into tiles and captioned tile by tile, with a caption of the whole scene.
+    Large GeoTIFFs are cut into tiles and captioned tile by tile, with a caption of the whole scene. The images of a
+    folder or list go into one Parquet, --output, a row for each.
     """
     if demo == bool(images):
         raise RSMoEError("name one or more images, or give --demo" if not demo else "give images or --demo, not both")
     if instruction is not None and not instruction.strip():
         raise RSMoEError("the instruction is empty: leave --instruction out, or say what to do with the image")
     settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, model)
+    chosen = archive.make_engine(engine, workers, address)
+    if archive.is_meant(images or [], engine, as_json, tile or overlap or bands or asset):
+        with shared.Steps() as steps:
+            archive.caption_archive(images or [], instruction, output, overwrite, settings, chosen, steps)
+        return
     options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
     options.check()
     with shared.Steps() as steps:

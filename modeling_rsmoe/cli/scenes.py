@@ -214,7 +214,7 @@ def run(
     from ..scenes.outputs import Run, write
     from ..scenes.work import WorkFile
 
-    shared.check_text(asked.text, loaded)
+    shared.check_text(asked.text, loaded.processor)
     run = Run(asked.kind, asked.asked, loaded.name, loaded.revision())
     describer = Describer(loaded.model, loaded.processor, asked.text, settings.generation_arguments())
     work = WorkFile(options.output, _settings(rasters, run, options, settings))

@@ -114,8 +114,7 @@ class Loaded:
         """The commit of a checkpoint from the Hub, else the first 12 digits of its folder's hash (`folder_sha256`)."""
         from ..data.provenance import folder_sha256
 
-        from_hub = self.folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", self.folder.name)
-        return self.folder.name if from_hub else folder_sha256(self.folder)[:12]
+        return commit_of(self.folder) or folder_sha256(self.folder)[:12]
 
 
 @dataclass(frozen=True)
@@ -340,6 +339,12 @@ def find_checkpoint(name: str, steps: Steps) -> Path:
     return _from_hub(name, steps)
 
 
+def commit_of(folder: Path) -> str | None:
+    """The commit of a checkpoint's folder in the Hub's cache; None of any other folder."""
+    from_hub = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    return folder.name if from_hub else None
+
+
 def _check_model_type(config_file: Path, name: str) -> None:
     try:
         model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
@@ -411,12 +416,12 @@ def _from_hub(name: str, steps: Steps) -> Path:
 # ---- running and showing
 
 
-def check_text(text: str, loaded: Loaded) -> None:
+def check_text(text: str, processor: "RSMoEProcessor") -> None:
     """
     Raises:
         RSMoEError: the text holds a mark of the model's own rows, such as an expert's token.
     """
-    marks = [mark for mark in loaded.processor.tokenizer.get_added_vocab() if mark in text]
+    marks = [mark for mark in processor.tokenizer.get_added_vocab() if mark in text]
     if marks:
         raise RSMoEError(
             f"the text {text!r} holds {', '.join(marks)}, which only the model's own rows may: leave it out"
@@ -429,7 +434,7 @@ def look_at(
     """Give `text` as the instruction for every image; results come batch by batch, in order."""
     from ..images_rsmoe import read_images
 
-    check_text(text, loaded)
+    check_text(text, loaded.processor)
     from ..scenes.describe import Describer
 
     describer = Describer(loaded.model, loaded.processor, text, settings.generation_arguments())

@@ -40,11 +40,13 @@ def load_encoder(folder: str | Path) -> "RSMoEVisionLanguageEncoder":
         RSMoEError: a file is missing or damaged, or holds no encoder.
     """
     from safetensors import SafetensorError
+    from transformers.utils import logging
 
     from ..configuration_rsmoe import RSMoEConfig, RSMoEEncoderConfig
     from ..encoder_rsmoe import RSMoEVisionLanguageEncoder
 
-    remedy = "assemble or download it again"
+    remedy, verbosity = "assemble or download it again", logging.get_verbosity()
+    logging.set_verbosity_error()  # else a report of all that is left on the disk
     try:
         config = RSMoEConfig.from_pretrained(folder)
         own = RSMoEEncoderConfig.from_dict({**config.to_dict(), "model_type": RSMoEEncoderConfig.model_type})
@@ -60,6 +62,8 @@ def load_encoder(folder: str | Path) -> "RSMoEVisionLanguageEncoder":
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RSMoEError(f"the encoder of {folder} cannot be loaded ({reason}): {remedy}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     encoder, info = found
     if info["missing_keys"]:  # transformers would fill them with random numbers
         missing = sorted(info["missing_keys"])

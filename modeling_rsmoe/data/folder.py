@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from ..errors_rsmoe import RSMoEError
+from ..extras import require
 from .records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
 
 
@@ -97,13 +98,13 @@ def as_datasets(
     remedy: str = "copy them there",
 ) -> "DatasetDict":
     """The records of one task as Hugging Face datasets; images are looked for here and decoded when they are used."""
-    from datasets import Dataset, DatasetDict, Features, Image, List, Value
-
+    datasets = require("datasets", "eval")
     kind = CaptionRecord if task == "captioning" else QuestionRecord
     columns = ("captions",) if task == "captioning" else ("question", "question_type", "answer")
-    types = {"captions": List(Value("string"))}
-    features = Features(
-        {"image": Image(), "dataset": Value("string"), **{name: types.get(name, Value("string")) for name in columns}}
+    text = datasets.Value("string")
+    types = {"captions": datasets.List(text)}
+    features = datasets.Features(
+        {"image": datasets.Image(), "dataset": text, **{name: types.get(name, text) for name in columns}}
     )
     tables: dict[str, dict[str, list]] = {}
     for record in records:
@@ -114,7 +115,9 @@ def as_datasets(
             for name in columns:
                 table[name].append(getattr(record, name))
     check_images({Path(image): None for table in tables.values() for image in table["image"]}, remedy)
-    return DatasetDict({split: Dataset.from_dict(table, features=features) for split, table in tables.items()})
+    return datasets.DatasetDict(
+        {split: datasets.Dataset.from_dict(table, features=features) for split, table in tables.items()}
+    )
 
 
 def write_parquet(tables: "DatasetDict", out: str | Path, rows: int = 500) -> list[Path]:
@@ -130,7 +133,7 @@ def write_parquet(tables: "DatasetDict", out: str | Path, rows: int = 500) -> li
     Raises:
         RSMoEError: a file cannot be written.
     """
-    from datasets.table import embed_table_storage
+    embed_table_storage = require("datasets.table", "eval").embed_table_storage
 
     written = []
     try:

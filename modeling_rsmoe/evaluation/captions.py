@@ -8,7 +8,6 @@ Every score is a formula of numbers summed over images. Of the sums of all image
 image's numbers the score of that image, and of the sums of drawn images it gives the interval.
 """
 
-import importlib.util
 import math
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors_rsmoe import RSMoEError
+from ..extras import require
 from . import meteor, ptb
 from .intervals import Array, interval, means
 from .scores import Scored, Scores
@@ -139,8 +139,7 @@ def score_captions(
 
 def check_installed() -> None:
     """Raises: RSMoEError when pycocoevalcap is missing, with the command that installs it."""
-    if importlib.util.find_spec("pycocoevalcap") is None:
-        raise RSMoEError('caption scores need the evaluation extra; run: pip install "rsmoe[eval]"')
+    require("pycocoevalcap", "eval")
 
 
 def _check(references: Mapping[str, Sequence[str]], predictions: Mapping[str, str]) -> None:
@@ -172,9 +171,7 @@ def _working_java() -> str | None:
 
 
 def _bleu(texts: _Texts) -> _Family:
-    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-
-    scorer = BleuScorer(n=4)
+    scorer = require("pycocoevalcap.bleu.bleu_scorer", "eval").BleuScorer(n=4)
     for text, group in zip(texts.written, texts.truth):
         scorer += (text, group)
     rows = []
@@ -201,19 +198,15 @@ def _meteor(texts: _Texts) -> _Family:
 
 
 def _rouge(texts: _Texts) -> _Family:
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    rouge = Rouge()
+    rouge = require("pycocoevalcap.rouge.rouge", "eval").Rouge()
     # An empty caption would equal an empty reference there.
     return _mean([rouge.calc_score([text], group) if text else 0 for text, group in zip(texts.written, texts.truth)])
 
 
 def _ciders(texts: _Texts) -> _Family:
-    from pycocoevalcap.cider.cider_scorer import CiderScorer
-
     if not any(text for group in texts.truth for text in group):
         raise RSMoEError("no reference has a word")
-    scorer = CiderScorer(n=4)
+    scorer = require("pycocoevalcap.cider.cider_scorer", "eval").CiderScorer(n=4)
     for text, group in zip(texts.written, texts.truth):
         scorer += (text, group)
     _, with_penalty = scorer.compute_score()
@@ -236,8 +229,8 @@ def _ciders(texts: _Texts) -> _Family:
 
 
 def _spice(texts: _Texts) -> _Family:
-    from pycocoevalcap.spice import get_stanford_models, spice
-
+    spice = require("pycocoevalcap.spice.spice", "eval")
+    get_stanford_models = require("pycocoevalcap.spice.get_stanford_models", "eval")
     folder = Path(spice.__file__).parent
     needed = [spice.SPICE_JAR, *(f"lib/{get_stanford_models.JAR}{end}.jar" for end in ("", "-models"))]
     absent = [name for name in needed if not (folder / name).is_file()]

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors_rsmoe import RSMoEError
+from ..extras import require
 from .intervals import Array
 
 
@@ -91,7 +92,7 @@ class _Program:
     """METEOR's Java program. Starting it takes many times as long as scoring, so one serves all calls of a process."""
 
     def __init__(self, java: str):
-        from pycocoevalcap.meteor import meteor
+        meteor = require("pycocoevalcap.meteor.meteor", "eval")
 
         jar = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
         command = [java, "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..data.files import write_whole
 from ..errors_rsmoe import RSMoEError
+from ..extras import require
 from .markdown import headline, rows_of, shown_scores
 from .report import Report
 
@@ -60,12 +61,11 @@ def write_page(
     """
     if not items:
         raise RSMoEError("no item to show; give the predictions that were scored")
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+    jinja2 = require("jinja2", "eval")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )

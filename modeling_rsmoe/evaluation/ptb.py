@@ -19,6 +19,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..errors_rsmoe import RSMoEError
+from ..extras import require
 
 
 # Words that pycocoevalcap drops. Of the brackets it drops none, as they are in lower case by then.
@@ -311,7 +312,7 @@ def tokenize_with_java(texts: Sequence[str], java: str) -> list[str]:
     Raises:
         RSMoEError: when the Java program fails.
     """
-    from pycocoevalcap.tokenizer import ptbtokenizer
+    ptbtokenizer = require("pycocoevalcap.tokenizer.ptbtokenizer", "eval")
 
     # One line a text, and a line with a full stop after each: the program looks into the next line at times, which may
     # not decide about this one.

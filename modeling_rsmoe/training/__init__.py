@@ -1,7 +1,14 @@
 """Two-stage training: TRL's SFTTrainer over rows of all kinds, its settings, cached image features and checkpoints."""
 
-from .settings import Recipe, TrainArguments, read_settings
-from .stages import train_stage1, train_stage2
+from ..extras import require
+
+
+# All that a training needs, before it begins: what is missing at its end would cost hours.
+for _module in ("datasets", "matplotlib", "tensorboard", "trl"):
+    require(_module, "train")
+
+from .settings import Recipe, TrainArguments, read_settings  # noqa: E402
+from .stages import train_stage1, train_stage2  # noqa: E402
 
 
 __all__ = ["Recipe", "TrainArguments", "read_settings", "train_stage1", "train_stage2"]

@@ -1,0 +1,185 @@
+"""What `rsmoe caption DIR_OR_LIST` and `rsmoe encode` share: options of engines, a checkpoint for every worker, the run."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ..errors_rsmoe import RSMoEError
+from . import shared
+
+
+if TYPE_CHECKING:
+    from ..scenes.archive.describers import Checkpoint, Describer
+    from ..scenes.archive.engines import Engine
+    from ..scenes.archive.items import Item
+
+EngineName = Literal["local", "ray"]
+EngineOption = Annotated[
+    EngineName | None,
+    typer.Option(
+        metavar="NAME",
+        help="Who looks at the images of an archive. local: this process; ray: workers of a Ray cluster.",
+        show_default="local",
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Ray workers; each holds the model.",
+        show_default="one for each GPU of the cluster, else for each CPU",
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Of a running Ray cluster: auto, or HOST:PORT.",
+        show_default="a cluster on this machine, for this run only",
+    ),
+]
+
+
+def make_engine(engine: EngineName | None, workers: int | None, address: str | None) -> "Engine":
+    """Raises: RSMoEError: options of Ray without Ray, or Ray is not installed."""
+    if engine != "ray":
+        for option, value in (("--workers", workers), ("--address", address)):
+            if value is not None:
+                raise RSMoEError(f"{option} is of the Ray engine: add --engine ray, or leave it out")
+    from ..scenes.archive import engines
+
+    if engine != "ray":
+        return engines.LocalEngine()
+    found = engines.RayEngine(workers, address)
+    found.require()
+    return found
+
+
+def is_meant(images: list[str], engine: EngineName | None, as_json: bool, of_scenes: object) -> bool:
+    """Whether images are an archive: a folder or a list, or any with an engine.
+
+    Raises:
+        RSMoEError: they are, beside options that are of other inputs.
+    """
+    from ..scenes.archive.items import is_archive
+
+    if engine is None and not any(map(is_archive, images)):
+        return False
+    if of_scenes or as_json:
+        wrong = "--json" if as_json else "--tile, --overlap, --bands and --asset"
+        raise RSMoEError(f"{wrong} cannot be combined with a folder, a list or --engine: leave it out")
+    return True
+
+
+def checkpoint_of(
+    model: str | None, steps: shared.Steps, load: Callable[[Path], tuple[Any, Any]] | None = None
+) -> "Checkpoint":
+    """What workers need to open the checkpoint that `--model` names.
+
+    Args:
+        load: gives what is run, and the processor, out of the checkpoint's folder; by default the whole model.
+    """
+    from ..data.provenance import folder_sha256
+    from ..scenes.archive.describers import Checkpoint
+
+    name = model or shared.DEFAULT_CHECKPOINT
+    folder = shared.find_checkpoint(name, steps)
+    steps(f"hashing {name}")
+    # A folder is that folder on every machine; a name is found by each machine for itself.
+    place = os.path.abspath(folder) if Path(name).expanduser().is_dir() else name
+    sha256 = folder_sha256(folder)
+    revision = shared.commit_of(folder) or sha256[:12]
+    return Checkpoint(name, revision, sha256, functools.partial(_find, place), load or load_whole)
+
+
+def load_encoder_alone(folder: Path) -> tuple[Any, Any]:
+    """The encoder in float32, on the GPU if there is one, and the processor."""
+    with shared.quiet_libraries():
+        import torch
+
+        from .. import RSMoEProcessor
+        from ..data.encoder import load_encoder
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        encoder: Any = load_encoder(folder)
+        return encoder.to(device), RSMoEProcessor.from_pretrained(folder)
+
+
+def caption_archive(
+    images: list[str],
+    instruction: str | None,
+    output: Path | None,
+    overwrite: bool,
+    settings: shared.Settings,
+    engine: "Engine",
+    steps: shared.Steps,
+) -> None:
+    """Captions of many images into one Parquet."""
+    if output is None or output.suffix != ".parquet":
+        raise RSMoEError("captions of an archive go into a Parquet: give --output NAME.parquet")
+    from ..scenes.archive.items import find_items
+    from ..scenes.archive.store import check_output
+
+    check_output(output, overwrite)
+    shared.check_outputs(output)
+    steps("finding the images")
+    items = find_items(images)
+    checkpoint = checkpoint_of(settings.model, steps)
+    with shared.quiet_libraries():
+        from ..processing_rsmoe import DEFAULT_INSTRUCTION, RSMoEProcessor
+        from ..scenes.archive.describers import Captioner
+
+        text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
+        processor: Any = RSMoEProcessor.from_pretrained(checkpoint.find())
+        shared.check_text(text, processor)
+    describer = Captioner(checkpoint, text, settings.generation_arguments())
+    write_archive(describer, items, output, engine, settings.batch_size, steps, overwrite)
+
+
+def write_archive(
+    describer: "Describer",
+    items: "list[Item]",
+    output: Path,
+    engine: "Engine",
+    batch_size: int,
+    steps: shared.Steps,
+    overwrite: bool = False,
+) -> None:
+    """Make the archive with a bar, and say on stdout what it holds."""
+    from ..hub.download import disk_errors
+    from ..scenes.archive.run import run
+
+    doing = f"{'captions' if describer.kind == 'captions' else 'features'} of {len(items):,} images"
+
+    def progress(done: int, total: int, rate: float | None) -> None:
+        per_second = f", {rate:.2f} images/s" if rate else ""
+        steps(doing, done / total, f"{done:,} of {total:,}{per_second}")
+
+    try:
+        with disk_errors("cannot write", "Free some space or give --output another place; what is made stays."):
+            with shared.quiet_libraries():
+                made = run(describer, items, output, engine, batch_size, progress, overwrite)
+    except KeyboardInterrupt:
+        steps.tell(f"what is made is kept in {output}.parts: the same command goes on from there")
+        raise
+    told = [f"{made.rows:,} rows", f"{made.errors:,} with an error" if made.errors else ""]
+    told += [f"{made.made:,} made now" if made.made < made.rows else ""]
+    told += [f"{made.rate:.2f} images/s" if made.rate else ""]
+    told += [f"{made.begun_again} parts begun again, whose worker ended" if made.begun_again else ""]
+    steps.print(shared.printable(f"{output} ({', '.join(filter(None, told))})"))
+
+
+def _find(name: str) -> Path:
+    with shared.Steps() as steps:
+        return shared.find_checkpoint(name, steps)
+
+
+def load_whole(folder: Path) -> tuple[Any, Any]:
+    with shared.Steps() as steps:
+        loaded = shared.load(str(folder), steps)
+    return loaded.model, loaded.processor

@@ -1,0 +1,82 @@
+"""The same archive by two workers of a Ray cluster, one of which is killed."""
+
+import os
+import signal
+import tempfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from modeling_rsmoe.errors_rsmoe import RSMoEError
+from modeling_rsmoe.scenes.archive import engines
+from modeling_rsmoe.scenes.archive.describers import Captioner, Checkpoint
+from modeling_rsmoe.scenes.archive.engines import LocalEngine, RayEngine
+from modeling_rsmoe.scenes.archive.items import find_items
+from modeling_rsmoe.scenes.archive.run import run
+
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds the workers in /proc")
+
+
+def descendants() -> dict[int, str]:
+    """Processes that this one has started, and theirs: what they call themselves, by their ids."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
+        except (OSError, ValueError):
+            continue
+    found: set[int] = {os.getpid()}
+    while more := {process for process, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {process: names.get(process, "") for process in found - {os.getpid()}}
+
+
+def test_a_killed_worker_loses_and_doubles_nothing(
+    captioner: Captioner, tiles: Path, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    """Also where temporary files have names too long for sockets, and nothing is left of the cluster."""
+    temporary = tmp_path / ("long" * 20)
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    items = find_items([str(tiles)])
+    before = set(descendants())
+    killed: list[int] = []
+
+    def kill_one(done: int, total: int, rate: float | None) -> None:
+        """Once both are in the middle of a part."""
+        if done and not killed:
+            workers = [process for process, name in descendants().items() if name.startswith("ray::MapWorker")]
+            for process in workers:
+                os.kill(process, signal.SIGSTOP)
+            if len(workers) == 2 == len(list((tmp_path / "ray.parquet.parts").glob("*.notes"))):
+                killed.append(workers[0])
+                os.kill(killed[0], signal.SIGKILL)
+            for process in set(workers) - set(killed):
+                os.kill(process, signal.SIGCONT)
+
+    made = run(captioner, items, tmp_path / "ray.parquet", RayEngine(workers=2), 1, kill_one)
+    assert killed and made.begun_again == 1 and (made.rows, made.errors, made.made) == (11, 1, 11)
+    said = capfd.readouterr()
+    assert said.out == "" and "Traceback" not in said.err
+    assert set(descendants()) <= before and not list(temporary.iterdir())
+    captioner.__dict__["_loaded"] = None
+    run(captioner, items, tmp_path / "local.parquet", LocalEngine(), 4)
+    ours, theirs = (pq.read_table(tmp_path / name) for name in ("ray.parquet", "local.parquet"))
+    assert ours.equals(theirs) and ours.schema.metadata == theirs.schema.metadata
+    assert sorted(path.name for path in tmp_path.glob("*.parquet*")) == ["local.parquet", "ray.parquet"]
+
+
+def test_what_workers_cannot_mend_ends_the_run(captioner: Captioner, tiles: Path, tmp_path: Path, monkeypatch) -> None:
+    """Without a cluster: what a worker says of its checkpoint, its disk and an address that is none."""
+    here = captioner.checkpoint
+    other = Captioner(Checkpoint(here.name, "abc", "0" * 64, here.find, here.load), "Describe the image.", {})
+    batch = {"part": ["part-000-0000000.parquet"], "items": ['[["a.png", "a.png"]]']}
+    said = engines._Worker(other, str(tmp_path), 1)(batch)
+    assert "is not the one that the run was started with" in said["problem"][0] and said["rows"] == [0]
+    said = engines._Worker(captioner, str(tmp_path / "lost"), 1)(batch)
+    assert "a worker cannot write" in said["problem"][0] and "No such file" in said["problem"][0]
+    with pytest.raises(RSMoEError, match="the Ray cluster nowhere:1 cannot be reached .*see docs/scale.md"):
+        run(captioner, find_items([str(tiles)]), tmp_path / "x.parquet", RayEngine(address="nowhere:1"), 1)
