@@ -93,7 +93,7 @@ def checkpoint_of(
     # A folder is that folder on every machine; a name is found by each machine for itself.
     place = os.path.abspath(folder) if Path(name).expanduser().is_dir() else name
     sha256 = folder_sha256(folder)
-    revision = shared.commit_of(folder) or sha256[:12]
+    revision = shared.revision_of(folder, sha256)
     return Checkpoint(name, revision, sha256, functools.partial(_find, place), load or load_whole)
 
 
@@ -131,7 +131,8 @@ def caption_archive(
     items = find_items(images)
     checkpoint = checkpoint_of(settings.model, steps)
     with shared.quiet_libraries():
-        from ..processing_rsmoe import DEFAULT_INSTRUCTION, RSMoEProcessor
+        from .. import RSMoEProcessor
+        from ..processing_rsmoe import DEFAULT_INSTRUCTION
         from ..scenes.archive.describers import Captioner
 
         text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
@@ -172,6 +173,50 @@ def write_archive(
     told += [f"{made.rate:.2f} images/s" if made.rate else ""]
     told += [f"{made.begun_again} parts begun again, whose worker ended" if made.begun_again else ""]
     steps.print(shared.printable(f"{output} ({', '.join(filter(None, told))})"))
+
+
+def holds_features(path: str, of_scenes: object) -> bool:
+    """Whether `rsmoe ask` is given features of images.
+
+    Raises:
+        RSMoEError: it is, beside options that are of other inputs.
+    """
+    from ..scenes.archive.features import holds_features
+
+    if not holds_features(path):
+        return False
+    if of_scenes:
+        raise RSMoEError(
+            "--tile, --overlap, --bands, --asset and --output are of scenes; answers about features are printed: leave them "
+            "out, and add --json for programs"
+        )
+    return True
+
+
+def ask_features(path: str, question: str, settings: shared.Settings, as_json: bool, steps: shared.Steps) -> None:
+    """Ask every image whose features are in a file; each answer is printed as it comes."""
+    from ..scenes.archive.features import FeatureFile
+
+    file = FeatureFile(path)
+    if file.errors:
+        steps.tell(f"{file.errors:,} of {file.images + file.errors:,} images have no features, and no answer")
+    loaded = shared.load(settings.model, steps)
+    with shared.quiet_libraries():
+        from ..data.encoder import encoder_sha256, load_encoder
+        from ..processing_rsmoe import answer_prompt
+        from ..scenes.archive.features import speak_of
+
+        shared.check_text(question, loaded.processor)
+        # As it is stored: on a GPU it is loaded in another precision.
+        file.check(encoder_sha256(load_encoder(loaded.folder), loaded.processor), loaded.name)
+        done, generation = 0, settings.generation_arguments()
+        for batch in file.batches(settings.batch_size):
+            steps(f"asking {file.images:,} images", done / file.images, f"{done:,} of {file.images:,}")
+            said = speak_of(batch, answer_prompt(question), loaded.model, loaded.processor, generation)
+            done += len(said)
+            for image, one in zip(batch.images, said, strict=True):
+                result = shared.Result(image, one["text"], one["router_prompts"], one["parts"])
+                shared.show(result, {"question": question, "answer": result.text}, loaded.name, as_json, steps)
 
 
 def _find(name: str) -> Path:

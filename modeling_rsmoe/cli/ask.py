@@ -5,14 +5,16 @@ from typing import Annotated
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from . import scenes, shared
+from . import archive, scenes, shared
 
 
 def ask(
     image: Annotated[
         str,
         typer.Argument(
-            metavar="IMAGE", help="An image file or URL; a GeoTIFF scene, or STAC items.", show_default=False
+            metavar="IMAGE",
+            help="An image file or URL; a GeoTIFF scene, or STAC items; features of images that `rsmoe encode` wrote.",
+            show_default=False,
         ),
     ],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.", show_default=False)],
@@ -34,12 +36,16 @@ def ask(
     """Answer a question about an image in a word or phrase.
 
     The experts look at the image under the question; the LLM block reads what they found and answers. Every tile of a
-    large GeoTIFF is asked, and the answer says how the tiles' answers were combined.
+    large GeoTIFF is asked, and the answer says how the tiles' answers were combined. Of features, every image is asked.
     """
     question = question.strip()
     if not question:
         raise RSMoEError('the question is empty: ask for example "Is there a road?"')
     settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, model)
+    if archive.holds_features(image, tile or overlap or bands or asset or output):
+        with shared.Steps() as steps:
+            archive.ask_features(image, question, settings, as_json, steps)
+        return
     options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
     options.check()
     with shared.Steps() as steps:

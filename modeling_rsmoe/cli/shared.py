@@ -112,9 +112,7 @@ class Loaded:
 
     def revision(self) -> str:
         """The commit of a checkpoint from the Hub, else the first 12 digits of its folder's hash (`folder_sha256`)."""
-        from ..data.provenance import folder_sha256
-
-        return commit_of(self.folder) or folder_sha256(self.folder)[:12]
+        return revision_of(self.folder)
 
 
 @dataclass(frozen=True)
@@ -339,10 +337,12 @@ def find_checkpoint(name: str, steps: Steps) -> Path:
     return _from_hub(name, steps)
 
 
-def commit_of(folder: Path) -> str | None:
-    """The commit of a checkpoint's folder in the Hub's cache; None of any other folder."""
+def revision_of(folder: Path, sha256: str | None = None) -> str:
+    """The commit of a checkpoint's folder in the Hub's cache, else the first 12 digits of its hash, which may be known."""
+    from ..data.provenance import folder_sha256
+
     from_hub = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
-    return folder.name if from_hub else None
+    return folder.name if from_hub else (sha256 or folder_sha256(folder))[:12]
 
 
 def _check_model_type(config_file: Path, name: str) -> None:

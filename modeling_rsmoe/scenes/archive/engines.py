@@ -8,6 +8,7 @@ part has from the start: whoever makes a part twice writes the same file twice. 
 import contextlib
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -63,7 +64,7 @@ class RayEngine:
             RSMoEError: they are not installed.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # a worker is no less than this process would be
         return require("ray", "ray"), require("ray.data", "ray")
 
     def __call__(self, describer: Describer, folder: Path, parts: Sequence[Part], batch_size: int) -> Iterator[Made]:
@@ -72,6 +73,8 @@ class RayEngine:
             contextlib.redirect_stdout(io.StringIO()),
             self._cluster(ray),
         ):  # Ray tells of workers that ended on stdout
+            for name in ("ray", "ray.data"):
+                logging.getLogger(name).setLevel(logging.ERROR)
             context = data.DataContext.get_current()
             context.enable_progress_bars = context.print_on_execution_start = False
             gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
@@ -95,21 +98,17 @@ class RayEngine:
         """Connected to the cluster, or to one that lives as long as the `with` block."""
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         temporary = None
+        own: dict[str, Any] = {}
+        if not self.address:
+            temporary = tempfile.mkdtemp(prefix="rsmoe-", dir=_short_folder())
+            own = {"num_cpus": self.workers or os.cpu_count(), "include_dashboard": False, "_temp_dir": temporary}
+            own |= {"object_store_memory": OBJECT_STORE_BYTES}
         try:
-            if self.address:
-                ray.init(self.address, **quiet)
-            else:
-                temporary = tempfile.mkdtemp(prefix="rsmoe-", dir=_short_folder())
-                ray.init(
-                    "local",
-                    num_cpus=self.workers or os.cpu_count(),
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _temp_dir=temporary,
-                    **quiet,
-                )
+            with _silent_stderr():
+                ray.init(self.address or "local", **quiet, **own)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             ray.shutdown()
+            shutil.rmtree(temporary or "", ignore_errors=True)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             what = f"the Ray cluster {self.address} cannot be reached" if self.address else "Ray cannot be started"
             raise RSMoEError(f"{what} ({reason}): see docs/scale.md, or leave --engine ray out") from error
@@ -150,6 +149,19 @@ class _Worker:
 machine see the folder"
                 )
         return {"part": [made.name], "rows": [made.rows], "begun": [made.begun], "problem": [problem]}
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Without what compiled code writes to it; errors are raised."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _short_folder() -> str | None:

@@ -1,7 +1,7 @@
 """Features that `rsmoe encode` wrote, read back batch by batch, for questions about images that are not looked at again."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,9 @@ from .store import FEATURES, METADATA
 
 if TYPE_CHECKING:
     import torch
+
+    from ...modeling_rsmoe import RSMoEForConditionalGeneration
+    from ...processing_rsmoe import RSMoEProcessor
 
 
 @dataclass(frozen=True)
@@ -82,3 +85,37 @@ class FeatureFile:
                 if len(kept):
                     values: Any = kept[FEATURES].to_numpy_ndarray()
                     yield FeatureBatch(kept["image"].to_pylist(), torch.from_numpy(values.copy()))
+
+
+def holds_features(path: str | Path) -> bool:
+    """Whether a path looks like the output of `rsmoe encode`: a Parquet, or a folder of such files."""
+    path = Path(path)
+    return path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")))
+
+
+def speak_of(
+    batch: FeatureBatch,
+    text: str,
+    model: "RSMoEForConditionalGeneration",
+    processor: "RSMoEProcessor",
+    generation: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Give `text` as the instruction for every image of a batch; no image is looked at.
+
+    Args:
+        model, processor: of a checkpoint with the features' encoder (`FeatureFile.check`).
+        generation: keyword arguments of `generate` (`num_beams`, `router_mode`, ...).
+
+    Returns:
+        For each image `text`, and by the experts' names `router_prompts` and `parts`.
+    """
+    from PIL import Image
+
+    count = len(batch.images)
+    # The processor makes the rows of texts for images; these stand for those whose features are there.
+    blank = [Image.new("RGB", (32, 32))] * count
+    inputs = processor(images=blank, text=[text] * count, return_tensors="pt").to(model.device)
+    del inputs["pixel_values"]
+    embeds = batch.image_embeds.to(model.device, model.dtype)
+    outputs: Any = model.generate(**inputs, **generation, image_embeds=embeds, return_dict_in_generate=True)
+    return processor.post_process_generation(outputs)

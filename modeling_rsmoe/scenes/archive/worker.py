@@ -8,6 +8,7 @@ when it has ended `DEATHS` workers that way; a worker that ended for another rea
 
 import hashlib
 import os
+import platform
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -127,7 +128,7 @@ def _write(table: Any, file: Path) -> None:
 class _Notes:
     """How often a part was begun, and at which images that ended.
 
-    A line is `begun`, or the place and number of the images that are looked at next.
+    A line is `begun` with the machine and process that did, or the place and number of the images looked at next.
 
     Attributes:
         begun: 1 the first time.
@@ -136,16 +137,17 @@ class _Notes:
 
     def __init__(self, file: Path):
         self._file = file
-        lines = file.read_text(encoding="ascii").splitlines() if file.exists() else []
-        self.begun = lines.count("begun") + 1
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        self.begun = sum(line.startswith("begun") for line in lines) + 1
         self.deaths: Counter[int] = Counter()
         for line, after in pairwise([*lines, "begun"]):
-            if after == "begun" and line.endswith(" 1"):
-                self.deaths[int(line.split()[0])] += 1
-        self.write("begun")
+            place, _, number = line.partition(" ")
+            if after.startswith("begun") and place.isdecimal() and number == "1":
+                self.deaths[int(place)] += 1
+        self.write(f"begun {platform.node()} {os.getpid()}")
 
     def write(self, line: str) -> None:
-        with self._file.open("a", encoding="ascii") as file:
+        with self._file.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
 
     def remove(self) -> None:

@@ -1,0 +1,125 @@
+"""Archives from the command line: captions of folders and lists, features, and questions about features."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from modeling_rsmoe.cli import shared
+from modeling_rsmoe.scenes.archive import run as archive_run
+from tests.cli.test_cli import errors, run
+from tests.tiny import tiny_checkpoint, tiny_model, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("archive") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, generator = tmp_path_factory.mktemp("images") / "tiles", np.random.default_rng(1)
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(generator.integers(0, 256, (30, 40, 3), np.uint8)).save(folder / name)
+    (folder / "bad.jpg").write_text("no image")
+    return folder
+
+
+def rows_of(file: Path) -> dict[str, dict[str, Any]]:
+    return {row["image"]: row for row in pq.read_table(file).to_pylist()}
+
+
+def test_captions_of_a_folder_and_of_a_list(tiles: Path, checkpoint: Path, tmp_path: Path) -> None:
+    options = ("--model", checkpoint, "--router", "template", "--max-new-tokens", 6, "--instruction", "Say it.")
+    result = run("caption", tiles, *options, "--output", tmp_path / "new" / "out.parquet", "--batch-size", 2)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(f"{tmp_path / 'new' / 'out.parquet'} (4 rows, 1 with an error, ")
+    rows = rows_of(tmp_path / "new" / "out.parquet")
+    assert list(rows) == ["a.png", "b.png", "bad.jpg", "c.png"] and "is not an image" in rows["bad.jpg"]["error"]
+    alone = json.loads(run("caption", tiles / "b.png", *options, "--json").stdout)
+    assert all(rows["b.png"][name] == alone[name] for name in ("caption", "parts", "router_prompts", "model"))
+    assert rows["b.png"]["revision"] == shared.revision_of(checkpoint) and len(rows["b.png"]["revision"]) == 12
+    (tmp_path / "list.txt").write_text(f"{tiles / 'c.png'}\n{tiles / 'a.png'}\n")
+    output = tmp_path / "new" / "out.parquet"
+    assert run("caption", tmp_path / "list.txt", *options, "--output", output, "--overwrite").exit_code == 0
+    again = rows_of(output)
+    assert list(again) == [str(tiles / "c.png"), str(tiles / "a.png")]
+    assert again[str(tiles / "c.png")]["caption"] == rows["c.png"]["caption"]
+
+
+def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Each image is answered as if it were looked at."""
+    model, output = ("--model", checkpoint), tmp_path / "features"
+    result = run("encode", tiles, *model, "--output", output, "--dtype", "float32")
+    assert result.exit_code == 0 and f"{output} (4 rows, 1 with an error" in result.stdout, result.stderr
+    asked = run("ask", output, "Is there a road?", *model, "--json", "--batch-size", 2)
+    assert asked.exit_code == 0 and "1 of 4 images have no features, and no answer" in asked.stderr
+    answers = [json.loads(line) for line in asked.stdout.splitlines()]
+    assert [answer["image"] for answer in answers] == ["a.png", "b.png", "c.png"]
+    assert len({answer["answer"] for answer in answers}) > 1
+    for answer in answers:
+        looked = json.loads(run("ask", tiles / answer["image"], "Is there a road?", *model, "--json").stdout)
+        assert answer == {**looked, "image": answer["image"]}
+    # another encoder would read them as noise
+    tiny_model(seed=1).save_pretrained(tmp_path / "other")
+    tiny_processor().save_pretrained(tmp_path / "other")
+    (line,) = errors(run("ask", output, "Why?", "--model", tmp_path / "other"))
+    assert "were made by another image encoder" in line and "encode the images again" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["caption", "TILES"], "go into a Parquet: give --output NAME.parquet"),
+        (["caption", "TILES", "--output", "OUT/x.geojson"], "go into a Parquet: give --output NAME.parquet"),
+        (["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64"], "--tile, --overlap, --bands and --asset"),
+        (["caption", "TILES", "--output", "OUT/x.parquet", "--json"], "--json cannot be combined with a folder"),
+        (["caption", "TILES", "--output", "TILES/a.parquet", "--workers", "2"], "--workers is of the Ray engine"),
+        (["caption", "lost.txt", "--output", "OUT/x.parquet"], "the list lost.txt cannot be read"),
+        (["encode", "OUT", "--output", "OUT/x.parquet"], "holds no images"),
+        (["encode", "TILES", "--output", "TILES"], "the folder TILES exists: give --output another name"),
+        (["encode", "TILES", "--output", "OUT/x.parquet", "--address", "auto"], "--address is of the Ray engine"),
+        (["encode", "TILES", "--output", "OUT/x.parquet", "--dtype", "int8"], "'int8' is not one of"),
+        (["ask", "OUT/x.parquet", "Why?"], "there is no file OUT/x.parquet: give what `rsmoe encode` wrote"),
+        (["ask", "OUT/x.parquet", "Why?", "--tile", "64"], "are of scenes; answers about features are printed"),
+    ],
+)
+def test_wrong_usage(
+    arguments: list[str], message: str, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "load", lambda *arguments: pytest.fail("the model was loaded"))
+
+    def placed(text: str) -> str:
+        return text.replace("TILES", str(tiles)).replace("OUT", str(tmp_path))
+
+    lines = errors(run(*map(placed, arguments)))
+    assert len(lines) == 1 and placed(message) in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interruption_tells_how_to_go_on(
+    tiles: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ("encode", tiles, "--model", checkpoint, "--output", tmp_path / "x.parquet", "--batch-size", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(archive_run._Clock, "tick", interrupt)  # after the first part
+        result = run(*command)
+    assert result.exit_code == 130 and result.stdout == ""
+    note = f"what is made is kept in {tmp_path / 'x.parquet'}.parts: the same command goes on from there"
+    assert note in result.stderr and result.stderr.endswith("rsmoe: interrupted\n")
+    result = run(*command)
+    assert result.exit_code == 0 and "(4 rows, 1 with an error, 2 made now" in result.stdout
+
+
+def test_marks_of_the_model(tiles: Path, checkpoint: Path, tmp_path: Path) -> None:
+    command = ("caption", tiles, "--model", checkpoint, "--output", tmp_path / "x.parquet")
+    (line,) = errors(run(*command, "--instruction", "Ask <theme>."))
+    assert "holds <theme>, which only the model's own rows may" in line
