@@ -198,8 +198,6 @@ def ask_features(path: str, question: str, settings: shared.Settings, as_json: b
     from ..scenes.archive.features import FeatureFile
 
     file = FeatureFile(path)
-    if file.errors:
-        steps.tell(f"{file.errors:,} of {file.images + file.errors:,} images have no features, and no answer")
     loaded = shared.load(settings.model, steps)
     with shared.quiet_libraries():
         from ..data.encoder import encoder_sha256, load_encoder
@@ -209,6 +207,8 @@ def ask_features(path: str, question: str, settings: shared.Settings, as_json: b
         shared.check_text(question, loaded.processor)
         # As it is stored: on a GPU it is loaded in another precision.
         file.check(encoder_sha256(load_encoder(loaded.folder), loaded.processor), loaded.name)
+        if file.errors:
+            steps.tell(f"{file.errors:,} of {file.images + file.errors:,} images have no features, and no answer")
         done, generation = 0, settings.generation_arguments()
         for batch in file.batches(settings.batch_size):
             steps(f"asking {file.images:,} images", done / file.images, f"{done:,} of {file.images:,}")
