@@ -81,7 +81,8 @@ def open_raster(
     paths = [os.fspath(path)] if isinstance(path, (str, os.PathLike)) else list(path)
     raster = Raster(paths, name or paths[0])
     try:
-        raster._prepare(bands)
+        with raster._gdal("be opened"):
+            raster._prepare(bands)
     except BaseException:
         raster.close()
         raise
@@ -107,6 +108,9 @@ class Raster:
         self.name, self.paths = name, paths
         self.notes: list[str] = []
         self._rasterio = require("rasterio", EXTRA)
+        # What damaged files provoke besides rasterio's errors: numbers out of range, unknown kinds, GDAL's bare errors.
+        self._errors = (self._rasterio.errors.RasterioError, require("rasterio._err", EXTRA).CPLE_BaseError)
+        self._errors += (OSError, ValueError, ArithmeticError, LookupError, MemoryError)
         self._opened: list[Any] = []
         self._warnings: list[str] = []
         self._cache = _MIN_CACHE
@@ -360,15 +364,14 @@ class Raster:
         options = {"GDAL_CACHEMAX": self._cache, "GDAL_HTTP_TIMEOUT": "60", "GDAL_HTTP_MAX_RETRY": "3"}
         if any(map(is_remote, self.paths)):
             options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"  # no listing of a whole bucket
-        rasterio = self._rasterio
         with _kept_warnings(self._warnings), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a missing geotransform: it has its own note
             try:
-                with rasterio.Env(**options):
+                with self._rasterio.Env(**options):
                     yield
-            except (rasterio.errors.RasterioError, rasterio.errors.RasterBlockError, OSError, ValueError) as error:
-                if isinstance(error, RSMoEError):
-                    raise
+            except RSMoEError:
+                raise
+            except self._errors as error:
                 raise self._cannot(doing, error) from error
 
     def _cannot(self, doing: str, error: Exception) -> RSMoEError:
