@@ -121,7 +121,6 @@ def _metadata(facts: Facts, scores: HubScores | None) -> str:
     from huggingface_hub import ModelCardData
 
     texts = facts.texts
-    trained_on = texts.training.data if facts.trained and texts.training else ()
     licenses = {part.name: part.license for part in facts.parts if part.license}
     data = ModelCardData(
         library_name="transformers",
@@ -132,7 +131,7 @@ def _metadata(facts: Facts, scores: HubScores | None) -> str:
         language="en",
         base_model=list(facts.base_models) or None,
         base_model_relation="finetune" if facts.trained and facts.base_models else None,
-        datasets=[dataset_id(one.name) for one in trained_on] or None,
+        datasets=[dataset_id(name) for name in facts.datasets] or None,
         metrics=(scores.metrics if scores else None) or None,
         tags=TAGS,
         model_name=facts.name if scores and scores.index else None,

@@ -117,6 +117,17 @@ class Facts:
     record: Mapping[str, Any] | None  # training.json
 
     @property
+    def datasets(self) -> list[str]:
+        """Names of what was learned from, as card.yaml lists them or training.json names them; each once."""
+        if self.texts.training:
+            return [one.name for one in self.texts.training.data]
+        if not self.record:
+            return []
+        recipe, data = self.record["recipe"], self.record["data"]
+        counts = {"datasets": "captioned_images", "question_datasets": "questions"}
+        return list(dict.fromkeys(name for key, of in counts.items() if data[of] for name in recipe.get(key) or ()))
+
+    @property
     def bytes_per_parameter(self) -> int:
         """Of the weights as they are saved."""
         return cast(torch.dtype, self.config.dtype or torch.float32).itemsize

@@ -73,12 +73,13 @@ def test_a_training_of_ones_own(folder):
     ]
     text = (folder / "README.md").read_text()
     assert sections(text) == ["What it does", "Use", "Parts", "Training", "Scores", "Licence", "Paper"]
-    assert "From 1,200 captioned images and 0 questions (sha256 dddddddddddd), beginning at start" in text
+    assert "From 1,200 captioned images and 0 questions of Ships (sha256 dddddddddddd), beginning at start" in text
     assert "| stage 2 |" in text and 'from_pretrained("mine"' in text and "Not evaluated" in text
     assert "minutes" not in text and "rsmoe assemble" not in text
     (folder / "card.yaml").write_text("license: MIT\nlimits: [It sees ships only.]\n")
     assert write_card(read_facts(folder), folder)[1].startswith("the card does not say: summary, intended_use, risks;")
     card = ModelCard.load(folder / "README.md")
+    assert card.data.datasets == ["ships"] and card.data.base_model is None
     assert card.data.license == "mit" and "## Limits\n\n- It sees ships only.\n" in card.text
     before = (folder / "README.md").stat().st_mtime_ns
     assert write_card(read_facts(folder), folder)[0].endswith(": unchanged")

@@ -21,14 +21,16 @@ def folder(tmp_path) -> Path:
     return tiny_checkpoint(tmp_path / "mine")
 
 
-def record(stage: str, before: dict | None = None, **recipe) -> dict:
+def record(stage: str, before: dict | None = None, **changes) -> dict:
     recipe = {
         "vision": "frozen",
         "qformer": "queries",
         "projection": "full",
         "llm": "lora",
         "router": "frozen",
-    } | recipe
+        "datasets": ["Ships", "Ships"],
+        "question_datasets": ["RSVQA-LR"],
+    } | changes
     arguments = {"learning_rate": 5e-4, "max_steps": 100, "num_train_epochs": 3.0, "rows_per_step": 16}
     data = {"sha256": "d" * 64, "captioned_images": 1200, "questions": 0}
     made = {"stage": stage, "finished": True, "recipe": recipe, "arguments": arguments, "data": data}
