@@ -155,9 +155,9 @@ def _checked(text: str, facts: Facts, scores: HubScores | None) -> str:
 
 
 def _made_by(facts: Facts) -> str:
-    """The command that makes this checkpoint out of pretrained parts; empty for one that a training made."""
+    """The command that makes this checkpoint out of the settings in a folder of hub_configs; empty for a checkpoint."""
     folder, name = _use_folder(facts), facts.name
-    if facts.record:
+    if any(facts.folder.glob("model*.safetensors")):
         return ""
     if (facts.folder / SOURCES_FILE).is_file():
         return f"rsmoe assemble {name} --output {folder}" + ("" if facts.trained else " --untrained")

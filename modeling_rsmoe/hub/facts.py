@@ -1,8 +1,8 @@
 """What a model card and a STAC item say about a checkpoint, read from the files of its folder; no weight is loaded.
 
 A folder is one under hub_configs or a checkpoint's own. Its config.json, generation_config.json and
-processor_config.json must be there. Optional are sources.yaml or parts.yaml (where parts came from), training.yaml or
-training.json (how it was trained), and card.yaml (what none of these can say: uses, limits, risks, licences of data).
+processor_config.json must be there. Optional are sources.yaml or parts.yaml (where parts came from), training.json,
+trained.json or training.yaml (how it was trained), and card.yaml (what none of these can say: uses, limits, risks, licences of data).
 """
 
 import json
@@ -17,12 +17,14 @@ from torch import nn
 from transformers import AutoImageProcessor, GenerationConfig
 
 from ..configuration_rsmoe import RSMoEConfig
+from ..data.provenance import TRAINING_RECORD
 from ..errors_rsmoe import RSMoEError
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from .sources import HUB_CONFIGS, SOURCES_FILE, Source, read_sources
 
 
-CARD_FACTS, PARTS_FILE, SETTINGS, RECORD = "card.yaml", "parts.yaml", "training.yaml", "training.json"
+CARD_FACTS, PARTS_FILE, SETTINGS = "card.yaml", "parts.yaml", "training.yaml"
+RECORDS = (TRAINING_RECORD, "trained.json")  # of a checkpoint, and of the trained weights under hub_configs
 INSTRUCTBLIP, LLM = "instructblip", "language_model"  # the entries of parts.yaml
 HUB = "https://huggingface.co/"
 # Fields of a training's recipe, and what of the model they let learn.
@@ -114,7 +116,7 @@ class Facts:
     parts: tuple[Part, ...]
     parameters: int
     steps: tuple[Step, ...]
-    record: Mapping[str, Any] | None  # training.json
+    record: Mapping[str, Any] | None  # training.json or trained.json
 
     @property
     def datasets(self) -> list[str]:
@@ -159,7 +161,7 @@ def read_facts(
 
     Args:
         name: a name under hub_configs such as ``rs-moe-nano``, or a checkpoint's folder.
-        trained: whether it is; by default true where card.yaml or training.json says how it was trained.
+        trained: whether it is; by default true where card.yaml or a record says how it was trained.
         shipped: whether these are the trained weights that card.yaml is about; if not, only what it says of licences
             and parts holds.
         source: which of the two places in sources.yaml the parts were had from.
@@ -175,7 +177,7 @@ def read_facts(
     except (OSError, ValueError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RSMoEError(f"the settings in {folder} cannot be read ({reason}): restore them.") from error
-    texts, record = read_texts(folder / CARD_FACTS), _record(folder / RECORD)
+    texts, record = read_texts(folder / CARD_FACTS), _record(folder)
     if trained is None:
         trained = texts.training is not None or record is not None
     shipped = shipped and (trained or texts.training is None)
@@ -197,7 +199,7 @@ def read_facts(
         parts=_parts(model, origins, texts),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         steps=_steps(folder, texts, record) if trained and shipped else (),
-        record=record if trained else None,
+        record=record if trained and shipped else None,
     )
 
 
@@ -307,12 +309,13 @@ def _kind(config: Any) -> str:
 # ---- training
 
 
-def _record(path: Path) -> dict[str, Any] | None:
-    """training.json of a finished training, or None."""
+def _record(folder: Path) -> dict[str, Any] | None:
+    """training.json of a finished training, or what trained.json says of the trained weights; None without them."""
+    path = next((folder / name for name in RECORDS if (folder / name).is_file()), None)
+    if path is None:
+        return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError) as error:
         raise RSMoEError(f"{path} cannot be read ({error}): restore it.") from error
     return found if isinstance(found, dict) and found.get("finished") else None

@@ -73,7 +73,9 @@ def test_a_training_of_ones_own(folder):
     ]
     text = (folder / "README.md").read_text()
     assert sections(text) == ["What it does", "Use", "Parts", "Training", "Scores", "Licence", "Paper"]
-    assert "From 1,200 captioned images and 0 questions of Ships (sha256 dddddddddddd), beginning at start" in text
+    assert (
+        "questions, each counted as often as it was drawn from, of Ships (sha256 dddddddddddd), beginning at" in text
+    )
     assert "| stage 2 |" in text and 'from_pretrained("mine"' in text and "Not evaluated" in text
     assert "minutes" not in text and "rsmoe assemble" not in text
     (folder / "card.yaml").write_text("license: MIT\nlimits: [It sees ships only.]\n")

@@ -28,7 +28,8 @@ FILES["rs-moe-nano"] = [
     "sources.yaml",
     "stac_item.json",
     "trained.safetensors",
-]  # its template is the processor's
+]
+FILES["rs-moe-nano"] += ["trained.json", "trained.safetensors"]  # its chat template is the processor's own
 
 
 def processor_of(size: str, folder: Path) -> RSMoEProcessor:
