@@ -1,6 +1,7 @@
 """Every library that only some commands need comes through `extras.require`, and says what installs it before any work."""
 
 import ast
+import functools
 import json
 import os
 import re
@@ -63,10 +64,15 @@ def needed_by(distribution: str, seen: set[str]) -> set[str]:
     return seen
 
 
+@functools.cache
+def homes_of_modules() -> dict[str, list[str]]:
+    return dict(metadata.packages_distributions())
+
+
 def modules_of(distributions: set[str]) -> set[str]:
     return {
         module
-        for module, homes in metadata.packages_distributions().items()
+        for module, homes in homes_of_modules().items()
         if {home.lower().replace("_", "-") for home in homes} & {name.replace("_", "-") for name in distributions}
     }
 
@@ -99,9 +105,7 @@ def test_the_extra_that_is_named_brings_the_module() -> None:
     brought = {
         extra: modules_of(set().union(*(needed_by(name, set()) for name in names))) for extra, names in listed.items()
     }
-    heavy = set().union(*(modules_of(set(names)) for extra, names in listed.items() if extra)) - modules_of(
-        set(listed[""])
-    )
+    heavy = set().union(*(modules_of(set(names)) for extra, names in listed.items() if extra)) - brought[""]
     assert {"rasterio", "ray", "trl", "gradio", "fastapi", "torchao", "pycocoevalcap"} <= heavy
     asked: dict[Path, set[str]] = {}
     used: list[tuple[Path, str]] = []

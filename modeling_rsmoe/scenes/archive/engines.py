@@ -64,6 +64,7 @@ class RayEngine:
             RSMoEError: they are not installed.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_worker_niceness", "0")  # a worker is no less than this process would be
         return require("ray", "ray"), require("ray.data", "ray")
 
