@@ -77,6 +77,9 @@ class RSMoEGenerationMixin(GenerationMixin):
                 `"llm"`: the frozen LLM block reads the parts and writes the text.
             router_max_new_tokens (`int`, *optional*, defaults to 24): limit of a router prompt.
             return_dict_in_generate (`bool`, *optional*): return [`RSMoEGenerateOutput`] with prompts and parts.
+            streamer (`BaseStreamer`, *optional*): of one image; gets the final text. One that has a method
+                `put_step(name, ids)` also gets `"router_prompts"` and `"parts"` as soon as they are written, with ids of
+                shape `(experts, tokens)`.
 
         Returns:
             `torch.LongTensor` of shape `(images, tokens)` (prompt and text), or [`RSMoEGenerateOutput`].
@@ -144,6 +147,7 @@ class RSMoEGenerationMixin(GenerationMixin):
         samples = self._argument("num_return_sequences", kwargs, given) or 1
 
         prompts = self._prompts(composed, settings, whole, experts)
+        self._put_step(streamer, "router_prompts", prompts)
         expert_instructions = composed["expert_qformer_input_ids"].flatten(0, 1)
         own = self.get_image_features(
             image_embeds=image_embeds.repeat_interleave(experts, dim=0),
@@ -160,6 +164,7 @@ class RSMoEGenerationMixin(GenerationMixin):
             for image in range(images)
             for sample in range(each)
         ]
+        self._put_step(streamer, "parts", parts[0])
         extra = {}
         if settings["composition"] == "concat":
             texts = [self._concat(of_image) for of_image in parts]
@@ -266,6 +271,10 @@ class RSMoEGenerationMixin(GenerationMixin):
         for token in texts[0]:
             streamer.put(torch.tensor([token]))
         streamer.end()
+
+    def _put_step(self, streamer, name: str, rows: list[list[int]]) -> None:
+        if hasattr(streamer, "put_step"):
+            streamer.put_step(name, self._pad(rows, "cpu"))
 
     def _pad(self, rows: list[list[int]], device, side: str = "right") -> torch.Tensor:
         width, pad = max(1, *map(len, rows)), self._pad_id()

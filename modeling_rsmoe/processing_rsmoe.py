@@ -224,6 +224,14 @@ class RSMoEProcessor(ProcessorMixin):
         content: Any = [{"type": "image"}, {"type": "text", "text": text}]
         return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
+    def refuse_marks(self, text: str) -> None:
+        """Raise RSMoEError where a person's text holds a special token: it could pass for another row than it is."""
+        marks = [mark for mark in self.tokenizer.get_added_vocab() if mark in text]
+        if marks:
+            raise RSMoEError(
+                f"the text {text!r} holds {', '.join(marks)}, which only the model's own rows may: leave it out"
+            )
+
     def qformer_instruction(self, rendered: str) -> str:
         """The text under which the Q-Former reads the image of a row: the expert's sub-task instruction in an expert's row,
         else the global instruction, without chat marks, router marks and experts' parts."""
@@ -302,13 +310,14 @@ class RSMoEProcessor(ProcessorMixin):
             results.append(
                 {
                     "text": text.strip(),
-                    "router_prompts": self._by_expert(outputs.router_prompts[index // samples]),
-                    "parts": self._by_expert(outputs.expert_sequences[part_index]),
+                    "router_prompts": self.by_expert(outputs.router_prompts[index // samples]),
+                    "parts": self.by_expert(outputs.expert_sequences[part_index]),
                 }
             )
         return results
 
-    def _by_expert(self, ids) -> dict[str, str]:
+    def by_expert(self, ids) -> dict[str, str]:
+        """Texts of token ids [experts, tokens], by the experts' names."""
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return {name: text.strip() for name, text in zip(self.experts, texts)}
 

@@ -145,6 +145,26 @@ def test_streamer_gets_the_final_text(model, processor, inputs, composition, cap
     assert capsys.readouterr().out.strip() == expected
 
 
+@pytest.mark.parametrize("composition", ["concat", "llm"])
+def test_streamer_is_told_each_step_before_the_text(model, processor, inputs, composition):
+    class Steps(TextStreamer):
+        told = []
+
+        def put_step(self, name, ids):
+            self.told.append((name, processor.by_expert(ids)))
+
+        def on_finalized_text(self, text, stream_end=False):
+            self.told.append(("text", text))
+
+    streamer = Steps(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    outputs = model.generate(
+        **part(inputs, 0), composition=composition, streamer=streamer, return_dict_in_generate=True
+    )
+    expected = processor.post_process_generation(outputs)[0]
+    assert streamer.told[:2] == [(name, expected[name]) for name in ("router_prompts", "parts")]
+    assert "".join(text for _, text in streamer.told[2:]).strip() == expected["text"]
+
+
 def test_generation_config_holds_the_modes(model, processor, inputs, tmp_path):
     model.generation_config.router_mode = "template"
     try:

@@ -95,10 +95,18 @@ def tiny_model(seed: int = 0, config: RSMoEConfig | None = None) -> RSMoEForCond
     return model.eval()
 
 
+def speaking_model() -> RSMoEForConditionalGeneration:
+    """One that writes small letters and spaces alone: texts that a page shows as they are."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    letters = [i for i in range(3, 259) if tokenizer.decode([i]) in set("abcdefghijklmnopqrstuvwxyz ")]
+    model.generation_config.suppress_tokens = sorted({*range(265)} - {2, *letters})
+    return model
+
+
 def tiny_checkpoint(folder: Path) -> Path:
     tiny_model().save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     return folder
 
 
-__all__ = ["tiny_checkpoint", "tiny_config", "tiny_model", "tiny_processor"]
+__all__ = ["speaking_model", "tiny_checkpoint", "tiny_config", "tiny_model", "tiny_processor"]

@@ -17,6 +17,7 @@ from .caption import caption
 from .card import card
 from .convert import convert
 from .data import data
+from .demo import demo
 from .encode import encode
 from .evaluate import evaluate
 from .export import export
@@ -60,6 +61,7 @@ app = typer.Typer(
 app.command()(caption)
 app.command()(ask)
 app.command()(encode)
+app.command()(demo)
 app.command()(assemble)
 app.command()(convert)
 app.command()(evaluate)

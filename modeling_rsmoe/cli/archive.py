@@ -71,7 +71,7 @@ def is_meant(images: list[str], engine: EngineName | None, as_json: bool, of_sce
     if engine is None and not any(map(is_archive, images)):
         return False
     if of_scenes or as_json:
-        wrong = "--json" if as_json else "--tile, --overlap, --bands and --asset"
+        wrong = "--json" if as_json else "--tile, --overlap, --bands, --asset, --map and --picture"
         raise RSMoEError(f"{wrong} cannot be combined with a folder, a list or --engine: leave it out")
     return True
 
@@ -137,7 +137,7 @@ def caption_archive(
 
         text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
         processor: Any = RSMoEProcessor.from_pretrained(checkpoint.find())
-        shared.check_text(text, processor)
+        processor.refuse_marks(text)
     describer = Captioner(checkpoint, text, settings.generation_arguments())
     write_archive(describer, items, output, engine, settings.batch_size, steps, overwrite)
 
@@ -204,7 +204,7 @@ def ask_features(path: str, question: str, settings: shared.Settings, as_json: b
         from ..processing_rsmoe import answer_prompt
         from ..scenes.archive.features import speak_of
 
-        shared.check_text(question, loaded.processor)
+        loaded.processor.refuse_marks(question)
         # As it is stored: on a GPU it is loaded in another precision.
         file.check(encoder_sha256(load_encoder(loaded.folder), loaded.processor), loaded.name)
         if file.errors:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from . import archive, scenes, shared
+from . import archive, scenes, shared, sheets
 
 
 def caption(
@@ -30,6 +30,8 @@ def caption(
     asset: scenes.AssetOption = None,
     remote: scenes.RemoteOption = False,
     output: scenes.OutputOption = None,
+    map_page: sheets.MapOption = None,
+    picture: sheets.PictureOption = None,
     overwrite: scenes.OverwriteOption = False,
     router: shared.RouterOption = None,
     compose: shared.ComposeOption = None,
@@ -53,12 +55,13 @@ def caption(
         raise RSMoEError("the instruction is empty: leave --instruction out, or say what to do with the image")
     settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, model)
     chosen = archive.make_engine(engine, workers, address)
-    if archive.is_meant(images or [], engine, as_json, tile or overlap or bands or asset):
+    if archive.is_meant(images or [], engine, as_json, tile or overlap or bands or asset or map_page or picture):
         with shared.Steps() as steps:
             archive.caption_archive(images or [], instruction, output, overwrite, settings, chosen, steps)
         return
     options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
     options.check()
+    shown = sheets.Sheets(map_page, picture, overwrite)
     with shared.Steps() as steps:
         if demo:
             from ..hub.download import demo_image
@@ -66,6 +69,7 @@ def caption(
             images = [str(demo_image(progress=steps))]
         pictures, large = scenes.split(images or [], options)
         rasters = scenes.open_scenes(large, options, steps)
+        shown.expect(len(pictures), rasters, options.sizes())
         kept = shared.check_images(pictures, batch_size, steps)
         loaded = shared.load(model, steps)
         from ..processing_rsmoe import DEFAULT_INSTRUCTION  # not at the top: it imports transformers
@@ -74,6 +78,9 @@ def caption(
         for result in shared.look_at(pictures, kept, text, settings, loaded, steps):
             texts = {"caption": result.text}
             shared.show(result, texts, loaded.name, as_json, steps)
+            shown.add_image(result, text, loaded.name)
         if rasters:
             found = scenes.run(rasters, scenes.Asked("caption", text, text), options, settings, loaded, steps)
             scenes.show(found, output, as_json, steps)
+            shown.add_scenes(found, steps)
+        shown.write(as_json, steps)

