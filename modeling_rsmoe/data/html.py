@@ -8,6 +8,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..extras import require
+
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,12 +33,11 @@ def render(template: str | Path, **values: Any) -> str:
     Args:
         template: the file; it may include its neighbours, and knows `COLORS` as `colors`.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(template).parent),
+    jinja2 = require("jinja2", "eval")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(template).parent),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -7,16 +7,20 @@ Each visitor's image and answers live in a session of theirs; the queue lets one
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import gradio as gr
+from typing import TYPE_CHECKING, Any
 
 from ..data.html import render
 from ..errors_rsmoe import RSMoEError
+from ..extras import require
 from ..generation_rsmoe import DEFAULTS
 from ..processing_rsmoe import answer_prompt
 from .viewer import Encoded, Told, Viewer
 
+
+if TYPE_CHECKING:
+    import gradio as gr
+else:
+    gr = require("gradio", "demo")
 
 UPLOAD_LIMIT_MB = 200
 LONGEST_QUESTION = 500  # letters
@@ -188,7 +192,7 @@ class _Steps:
 
     def default(self, name: str) -> str:
         """A setting as the checkpoint has it."""
-        return getattr(self._viewer.generation, name, None) or DEFAULTS[name]
+        return str(getattr(self._viewer.generation, name, None) or DEFAULTS[name])
 
     def look_at_file(self, file: str | None, bands: str, router: str, compose: str) -> Iterator[tuple]:
         if file is not None:

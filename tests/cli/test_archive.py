@@ -77,7 +77,10 @@ def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path)
     [
         (["caption", "TILES"], "go into a Parquet: give --output NAME.parquet"),
         (["caption", "TILES", "--output", "OUT/x.geojson"], "go into a Parquet: give --output NAME.parquet"),
-        (["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64"], "--tile, --overlap, --bands and --asset"),
+        (
+            ["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64"],
+            "--tile, --overlap, --bands, --asset, --map",
+        ),
         (["caption", "TILES", "--output", "OUT/x.parquet", "--json"], "--json cannot be combined with a folder"),
         (["caption", "TILES", "--output", "TILES/a.parquet", "--workers", "2"], "--workers is of the Ray engine"),
         (["caption", "lost.txt", "--output", "OUT/x.parquet"], "the list lost.txt cannot be read"),
