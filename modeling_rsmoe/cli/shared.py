@@ -117,13 +117,16 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Result:
-    """What the model said about one image; `router_prompts` and `parts` by the experts' names, in order."""
+    """What the model said about one image; `router_prompts` and `parts` by the experts' names, in order.
+
+    `picture` is what it saw, None if that was read by another process.
+    """
 
     image: str
-    picture: "Image.Image"
     text: str
     router_prompts: dict[str, str]
     parts: dict[str, str]
+    picture: "Image.Image | None" = None
 
 
 # ---- telling what happens
@@ -435,7 +438,7 @@ def look_at(
             pictures = kept or read_images(names)
             said = describer(pictures)
         for name, picture, texts in zip(names, pictures, said, strict=True):
-            yield Result(name, picture, texts["text"], texts["router_prompts"], texts["parts"])
+            yield Result(name, texts["text"], texts["router_prompts"], texts["parts"], picture)
 
 
 def show(result: Result, texts: dict[str, str], model: str, as_json: bool, steps: Steps) -> None:

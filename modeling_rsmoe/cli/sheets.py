@@ -77,7 +77,7 @@ class Sheets:
         self._side = SIDE if count <= _FEW else _SMALL_SIDE
 
     def add_image(self, result: shared.Result, asked: str, model: str) -> None:
-        if self.wanted:
+        if self.wanted and result.picture is not None:
             from ..scenes.sheet import of_image
 
             self._sheets.append(
