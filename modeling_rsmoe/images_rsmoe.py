@@ -126,7 +126,7 @@ def _locate(image: str | os.PathLike, name: str | None) -> tuple[str | BytesIO, 
         if text.startswith("file://"):
             return _path_of_file_url(text), _shorten(text)
         if text.startswith("data:"):
-            return BytesIO(_decode_data_url(text)), name or f"the data URL {_shorten(text, 40)!r}"
+            return BytesIO(bytes_of_data_url(text)), name or f"the data URL {_shorten(text, 40)!r}"
         if not os.path.lexists(text) and (data := _image_in_base64(text)) is not None:
             return BytesIO(data), name or f"the base64 string {_shorten(text, 40)!r}"
     return text, _shorten(text)
@@ -195,7 +195,8 @@ def download(url: str) -> bytes:
     return received.getvalue()
 
 
-def _decode_data_url(url: str) -> bytes:
+def bytes_of_data_url(url: str) -> bytes:
+    """What a `data:image/...;base64,` URL holds, not looked at; an [`RSMoEError`] for any other URL."""
     header, comma, payload = url.partition(",")
     if not header.startswith("data:image/") or not header.endswith(";base64") or not comma:
         raise RSMoEError(f"the data URL {_shorten(url, 40)!r} is not of the form data:image/png;base64,...")

@@ -21,6 +21,7 @@ from .demo import demo
 from .encode import encode
 from .evaluate import evaluate
 from .export import export
+from .serve import serve
 from .shared import print_error
 from .train import train
 
@@ -66,6 +67,7 @@ app.command()(assemble)
 app.command()(convert)
 app.command()(evaluate)
 app.command()(card)
+app.command()(serve)
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
 app.add_typer(export, name="export")

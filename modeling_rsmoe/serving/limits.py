@@ -1,0 +1,29 @@
+"""What one request may cost, and how many may be there at once."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """All [our decision].
+
+    Args:
+        body_bytes: size of a request's body, and of an image that is fetched; more is answered 413. An image in a data
+            URL takes 4/3 of its file's size.
+        pixels: of an image, known from its header before anything is decoded; more is answered 413.
+        requests: requests that wait or run at the same time; one more is answered 429.
+        seconds: from a request's arrival to its answer; then 503, and the model stops working for it.
+        new_tokens: the most that `max_tokens` may ask for; more is answered 400.
+        batch_size: images in one `generate`.
+        batch_wait: seconds that an idle model waits for more requests to share a batch with.
+        hosts: names of hosts that images are fetched from; `*` is any, none by default.
+    """
+
+    body_bytes: int = 16 * 2**20
+    pixels: int = 4096 * 4096
+    requests: int = 128
+    seconds: float = 120.0
+    new_tokens: int = 256
+    batch_size: int = 8
+    batch_wait: float = 0.02
+    hosts: tuple[str, ...] = ()

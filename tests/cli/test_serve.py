@@ -1,0 +1,123 @@
+"""`rsmoe serve` as a process: it starts, answers, and ends in order."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+from typer.testing import CliRunner
+
+from modeling_rsmoe import extras
+from modeling_rsmoe.cli import app, shared
+
+from ..serving.conftest import noise, user
+from ..tiny import tiny_checkpoint
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The process, and the address that it printed."""
+    checkpoint = tiny_checkpoint(tmp_path / "tiny")
+    command = [
+        sys.executable,
+        "-c",
+        "from modeling_rsmoe.cli import main; main()",
+        "serve",
+        "--model",
+        checkpoint,
+        "--port",
+        "0",
+        "--timeout",
+        "60",
+    ]
+    environment = {**os.environ, "RSMOE_API_KEY": "secret", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"serving tiny at (http://127.0.0.1:\d+)/v1", line):
+                break
+        else:
+            pytest.fail("".join(lines))
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def inside(url: str) -> int:
+    with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
+        return json.load(answer)["inside"]
+
+
+def test_sigterm_finishes_what_is_inside(server) -> None:
+    process, url = server
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0, timeout=60)
+
+    def ask(index: int) -> str:
+        answer = client.chat.completions.create(
+            model="tiny", messages=[user(noise(index), "Describe.")], max_tokens=60
+        )
+        return answer.choices[0].message.content
+
+    with ThreadPoolExecutor(12) as pool:
+        texts = [pool.submit(ask, index) for index in range(12)]  # a batch and a half
+        end = time.monotonic() + 30
+        while inside(url) < 12 and time.monotonic() < end:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert all(text.result() for text in texts)
+    assert process.wait(30) == 0
+    with pytest.raises(urllib.error.URLError):
+        inside(url)
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_ctrl_c_is_an_interruption(server) -> None:
+    process, url = server
+    assert inside(url) == 0
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert "Traceback" not in process.stderr.read()
+
+
+def refused(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["serve", *arguments], catch_exceptions=False, prog_name="rsmoe")
+    assert result.exit_code == 2 and result.stdout == ""
+    (line,) = [line for line in result.stderr.splitlines() if not line.endswith(" ...")]
+    return line
+
+
+def test_bad_addresses_are_refused_before_the_model_is_loaded(monkeypatch) -> None:
+    monkeypatch.setattr(shared, "load", lambda *arguments: pytest.fail("the model was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"cannot listen at 127.0.0.1:{port}" in refused("--port", port)
+    assert "cannot listen at 192.0.2.1:8000" in refused("--host", "192.0.2.1")
+    assert "less than or equal to 65535" in refused("--port", "70000")
+
+
+def test_a_missing_library_names_its_extra(monkeypatch) -> None:
+    def missing(module: str) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr(extras.importlib, "import_module", missing)
+    assert 'pip install "rsmoe[serve]"' in refused()
+
+
+def test_help_tells_the_limits() -> None:
+    text = CliRunner().invoke(app, ["serve", "--help"], prog_name="rsmoe").stdout
+    limits = ("--batch-size", "--queue", "--timeout", "--max-body", "--max-pixels", "--max-new-tokens", "--allow-host")
+    assert all(option in text for option in ("--host", "--port", *limits))
+    assert "127.0.0.1" in text
