@@ -216,7 +216,7 @@ class _Writer:
 
 
 def open_writer(file: Path, schema: "pa.Schema") -> Any:
-    """A `pyarrow.parquet.ParquetWriter`; text is compressed, numbers of features are not, which would not shrink."""
+    """A `pyarrow.parquet.ParquetWriter`; features get no dictionary: no two of their numbers' runs are alike."""
     import pyarrow.parquet as pq
 
     text = [name for name in schema.names if name != FEATURES]
