@@ -52,7 +52,10 @@ def evaluate(
     reader: Annotated[
         str,
         typer.Option(
-            "--as", metavar="WHO", help="full: router, experts, composer; llm: the LLM block alone; experts:NAME."
+            "--as",
+            metavar="WHO",
+            help="full: router, experts, composer; full:theme,object: with these experts only; llm: the LLM block "
+            "alone; experts:NAME: one expert alone.",
         ),
     ] = "full",
     baseline: Annotated[
@@ -205,7 +208,7 @@ def _generation_settings(folder: Path, reader: str) -> dict[str, Any]:
         ) from error
     names = ["num_beams", "max_new_tokens", "do_sample"]
     names += [] if reader == "llm" else ["router_mode", "router_max_new_tokens"]
-    names += ["composition"] if reader == "full" else []
+    names += ["composition"] if reader.startswith("full") else []
     return {name: found[name] for name in names if name in found}
 
 

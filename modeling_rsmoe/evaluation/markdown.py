@@ -193,6 +193,8 @@ def _label(report: Report, with_checkpoint: bool) -> str:
     reader = system.removesuffix(_NO_IMAGE)
     if reader.startswith("experts:"):
         label = f"{reader.removeprefix('experts:')} expert alone"
+    elif reader.startswith("full:"):
+        label = f"full model, experts {reader.removeprefix('full:').replace(',', ', ')}"
     else:
         label = _SYSTEMS.get(reader) or _BASELINES.get((reader, report["task"]), reader)
     label += " without the image" if system != reader else ""

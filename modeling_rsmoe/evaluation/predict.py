@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 Record = CaptionRecord | QuestionRecord
 Key = tuple[str, str]  # image relative to the data folder, question ("" for a caption)
 EXPERT = "experts:"
+FULL = "full"
 
 
 @dataclass(frozen=True)
 class System:
-    """Who speaks: `full`, `llm` (the LLM block alone) or `experts:NAME`, with or without seeing the image."""
+    """Who speaks: `full`, `full:NAME,NAME` (the whole path with some of the experts), `llm` (the LLM block alone) or
+    `experts:NAME`, with or without seeing the image."""
 
-    reader: str = "full"
+    reader: str = FULL
     sees_image: bool = True
 
     @property
@@ -60,14 +62,19 @@ class Predictor:
         system: System,
         generation: Mapping[str, Any],
     ):
-        known = ["full", "llm", *(EXPERT + name for name in processor.experts)]
-        if system.reader not in known:
+        known = [FULL, "llm", *(EXPERT + name for name in processor.experts)]
+        some = _some_experts(system.reader, processor.experts)
+        if system.reader not in known and not some:
+            known.insert(1, f"{FULL}:NAME,NAME")
             raise RSMoEError(f'there is no "{system.reader}" to evaluate; known: {", ".join(known)}')
         self.model, self.processor, self.system, self.generation = model, processor, system, dict(generation)
         if system.reader.startswith(EXPERT):  # rows for this expert alone; its part is the whole text
             self.processor = copy.copy(processor)
             self.processor.experts = [system.reader.removeprefix(EXPERT)]
             self.generation["composition"] = "concat"
+        if some:
+            self.processor = copy.copy(processor)
+            self.processor.experts = some
 
     def __call__(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         """For each record `text`, and of the experts that spoke `router_prompts` and `parts`, by their names."""
@@ -105,6 +112,15 @@ class Predictor:
 
         mean = self.processor.image_processor.image_mean
         return Image.new("RGB", (224, 224), tuple(round(255 * channel) for channel in mean))
+
+
+def _some_experts(reader: str, experts: Sequence[str]) -> list[str]:
+    """The experts of `full:NAME,NAME`, in the model's order; none for another reader or an unknown name."""
+    kind, _, names = reader.partition(":")
+    asked = names.split(",")
+    if kind != FULL or not set(asked) <= set(experts):
+        return []
+    return [name for name in experts if name in asked]
 
 
 def instruction_of(record: Record) -> str:

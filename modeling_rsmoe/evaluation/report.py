@@ -75,7 +75,7 @@ class Report(TypedDict):
 
     format: int
     task: str  # one of TASKS
-    system: str  # "full", "llm", "experts:NAME", or the name of a baseline
+    system: str  # "full", "full:NAME,NAME", "llm", "experts:NAME", or the name of a baseline
     checkpoint: Checkpoint | None  # None for a baseline without a model
     settings: dict[str, Any]
     versions: dict[str, str]

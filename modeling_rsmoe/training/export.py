@@ -38,9 +38,6 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
     for output in map(Path, outputs):
         record, learned = _outcome(output)
         recipe = record["recipe"]
-        cut = [name for name in ("llm_layers", "query_tokens") if recipe.get(name)]
-        if cut:
-            raise RSMoEError(f"{output} kept only part of its start ({', '.join(cut)}); train without that to export")
         for name, value in learned.items():
             name = name.removeprefix(PEFT_PREFIX)
             pair = LLM_LORA.fullmatch(name)

@@ -65,8 +65,6 @@ class Recipe:
     router: Literal["train", "frozen"] = _setting("frozen", "The instruction router.")
     experts: list[str] = _setting([], "The experts that learn, by name, or all.")
     expert_names: list[str] | None = _setting(None, "Keep only these experts of the checkpoint; by default every one.")
-    llm_layers: int = _setting(0, "Keep only so many of the LLM block's layers, for quick experiments; 0 for all.")
-    query_tokens: int = _setting(0, "Keep only so many of the queries, for experiments; 0 for all.")
     expert_start: Literal["llm", "random", "checkpoint"] = _setting(
         "llm", "Where router and experts that learn begin: at the LLM block, at random weights, or as they are."
     )

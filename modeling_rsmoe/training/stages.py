@@ -174,15 +174,10 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
     """Model and processor of a checkpoint in float32, with the experts that the recipe keeps.
 
     Raises:
-        RSMoEError: an expert that the checkpoint does not have, or more layers or queries than it has.
+        RSMoEError: an expert that the checkpoint does not have.
     """
     config = RSMoEConfig.from_pretrained(start)
     processor = RSMoEProcessor.from_pretrained(start)
-    sizes = {"llm_layers": config.text_config.num_hidden_layers, "query_tokens": config.num_query_tokens}
-    for name, size in sizes.items():
-        if getattr(recipe, name) > size:
-            raise RSMoEError(f"{name} is {getattr(recipe, name)}; {start} has {size}")
-    config.text_config.num_hidden_layers = recipe.llm_layers or config.text_config.num_hidden_layers
     if recipe.expert_names is not None:
         unknown = [name for name in recipe.expert_names if name not in config.expert_names]
         if unknown or not recipe.expert_names:
@@ -192,11 +187,6 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
         config.expert_names, config.expert_token_ids = kept, [ids[name] for name in kept]
         processor.experts = kept
     model = RSMoEForConditionalGeneration.from_pretrained(start, config=config, dtype=torch.float32)
-    if recipe.query_tokens:
-        queries = model.model.encoder.query_tokens
-        queries.weight = torch.nn.Parameter(queries.weight.detach()[: recipe.query_tokens].clone())
-        queries.num_embeddings = processor.num_query_tokens = recipe.query_tokens
-        cast(RSMoEConfig, model.config).num_query_tokens = recipe.query_tokens
     return model, processor
 
 

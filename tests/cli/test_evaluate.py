@@ -231,4 +231,4 @@ def test_other_file_of_questions(data: Path, tmp_path: Path, no_model: None) -> 
 
 def test_unknown_expert(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", checkpoint, "--data", data, "--output", tmp_path / "report.json", "--as", "experts:sea")
-    assert "known: full, llm, experts:theme" in errors(run(*arguments))[0]
+    assert "known: full, full:NAME,NAME, llm, experts:theme" in errors(run(*arguments))[0]

@@ -83,6 +83,18 @@ def test_full_model_tells_what_the_experts_said(parts, folder, captions, tmp_pat
     assert {line["caption"] for line in alone.values()} != {line["caption"] for line in lines.values()}
 
 
+def test_some_of_the_experts(parts, folder, captions, tmp_path):
+    """Their parts are those of the full model; the composer reads these alone."""
+    model, processor = parts
+    every = predict(predictor(parts), captions, folder, tmp_path / "full.jsonl", "run", 2)
+    some = predict(predictor(parts, System("full:relation,theme")), captions, folder, tmp_path / "2.jsonl", "run", 2)
+    for key, line in some.items():
+        assert list(line["parts"]) == ["theme", "relation"]
+        assert {name: every[key]["parts"][name] for name in line["parts"]} == line["parts"]
+    assert {line["caption"] for line in some.values()} != {line["caption"] for line in every.values()}
+    assert processor.experts == ["theme", "object", "relation"]
+
+
 def test_llm_is_the_plain_generate_of_the_model(parts, folder, captions, tmp_path):
     model, processor = parts
     lines = predict(predictor(parts, System("llm")), captions, folder, tmp_path / "llm.jsonl", "run", 4)
@@ -135,6 +147,10 @@ def test_files_of_others(tmp_path):
 
 def test_unknown_system(parts):
     with pytest.raises(
-        RSMoEError, match='no "experts:sea".*full, llm, experts:theme, experts:object, experts:relation'
+        RSMoEError,
+        match='no "experts:sea".*full, full:NAME,NAME, llm, experts:theme, experts:object, experts:relation',
     ):
         Predictor(*parts, System("experts:sea"), {})
+    for reader in ("full:", "full:sea", "full:theme,sea", "llm:theme"):
+        with pytest.raises(RSMoEError, match=f'no "{reader}"'):
+            Predictor(*parts, System(reader), {})

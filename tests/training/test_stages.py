@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.training import Recipe, parts, read_settings, stages, train_stage1, train_stage2
 from modeling_rsmoe.training.checkpoints import save_tensors
-from modeling_rsmoe.training.export import export_trained
 from modeling_rsmoe.training.rows import RowCollator, read_data, training_rows
 from modeling_rsmoe.training.trainer import RowTrainer
 
@@ -127,28 +126,6 @@ def test_one_expert_without_router(stage1, data, features, settings_file, tmp_pa
     assert list(processor.post_process_generation(said)[0]["parts"]) == ["object"]
     with pytest.raises(RSMoEError, match="expert_names is .*color.*has theme, object, relation"):
         train("stage2", stage1, data, features, settings_file, tmp_path / "no", expert_names="color")
-
-
-def test_a_part_of_the_start(start, data, features, settings_file, tmp_path):
-    """Fewer layers and queries: the outcome is an ordinary checkpoint of that size."""
-    output = train(
-        "stage1", start, data, features, settings_file, tmp_path / "1", llm_layers=1, query_tokens=3, max_steps=1
-    )
-    model, processor = RSMoEForConditionalGeneration.from_pretrained(output), RSMoEProcessor.from_pretrained(output)
-    assert len(model.model.language_model.layers) == 1 == model.config.text_config.num_hidden_layers
-    assert model.model.encoder.query_tokens.weight.shape[0] == 3 == processor.num_query_tokens
-    began = load_file(start / "model.safetensors")["model.encoder.query_tokens.weight"]
-    assert (model.model.encoder.query_tokens.weight - began[:3]).abs().max() < 1e-2
-    inputs = processor(images=Image.new("RGB", (28, 28)), text="What?", return_tensors="pt")
-    assert (inputs["input_ids"] == model.config.image_token_id).sum() == 3
-    model.generate(**inputs)
-    after = train("stage2", output, data, features, settings_file, tmp_path / "2", max_steps=1)
-    assert moved(output, after) == {"router", "experts"}
-    with pytest.raises(RSMoEError, match="kept only part of its start .llm_layers, query_tokens"):
-        export_trained([output], tmp_path / "trained.safetensors")
-    for name, size in (("llm_layers", 2), ("query_tokens", 4)):
-        with pytest.raises(RSMoEError, match=f"{name} is 9; .*start.* has {size}"):
-            train("stage1", start, data, features, settings_file, tmp_path / name, **{name: 9})
 
 
 def test_features_of_no_more_images_than_are_learned(start, stage1, data, settings_file, tmp_path):
