@@ -99,11 +99,7 @@ class SafeCheckpoints:
             part.rename(target)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
-            last = get_last_checkpoint(str(root))
-            raise RSMoEError(
-                f"checkpoint {target} cannot be written ({error}); free some space and go on with --resume from "
-                f"{last or 'the start'}, which is intact"
-            ) from error
+            raise RSMoEError(f"checkpoint {target} cannot be written ({error}); free some space") from error
         rotate_checkpoints(str(root), save_total_limit=self.args.save_total_limit)
 
     def _write_checkpoint(self, folder: Path) -> None:

@@ -296,8 +296,7 @@ def _learn(job: _Job) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     trainer = _row_trainer(job, model, processor, cache)
     _show(trainer, job.stage, job.rows_per_step, job.output / "loss.png", job.output / "tensorboard" / job.stage)
     job.progress("training", None)
-    last = last_checkpoint(job.state)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    _to_the_end(trainer, job.state)
     learned = trained_parameters(cast(Any, trainer.model))
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # every process gives its shards
         whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -360,9 +359,24 @@ def _align(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProc
     examples: Any = pairs.examples(recipe.align_steps * rows_per_step, arguments.seed)
     trainer = WarmupTrainer(model=warmup, args=own, recipe=recipe, train_dataset=examples, data_collator=pairs.collate)
     _show(trainer, "align", rows_per_step, job.output / "align.png", job.output / "tensorboard" / "align")
-    last = last_checkpoint(job.state / "align")
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    _to_the_end(trainer, job.state / "align")
     model.requires_grad_(False)
+
+
+def _to_the_end(trainer: Any, state: Path) -> None:
+    """Train from the last checkpoint in `state`, if there is one.
+
+    Raises:
+        RSMoEError: what broke, such as an image that was lost, and that the rest can be had.
+    """
+    last = last_checkpoint(state)
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except RSMoEError as error:
+        kept = last_checkpoint(state)
+        raise RSMoEError(
+            f"the training stopped: {error}. {kept or 'Its start'} is intact: with that mended, go on with --resume"
+        ) from error
 
 
 def _row_trainer(

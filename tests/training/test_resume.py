@@ -1,6 +1,7 @@
 """A training that is killed goes on to the very weights of one that is not; what breaks leaves checkpoints intact."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_rsmoe import RSMoEError
-from modeling_rsmoe.training import checkpoints, read_settings, train_stage1, train_stage2
+from modeling_rsmoe.training import checkpoints, logs, read_settings, train_stage1, train_stage2
 
 from .runs import killed_at
 
@@ -60,7 +61,7 @@ def test_stage2_goes_on(start, data, features, settings_file, tmp_path, monkeypa
 
     monkeypatch.setattr(checkpoints.SafeCheckpoints, "_write_checkpoint", full_disk)
     broken = tmp_path / "broken"
-    with pytest.raises(RSMoEError, match="No space left on device.*--resume.*checkpoint-2, which is intact"):
+    with pytest.raises(RSMoEError, match="No space left on device.*checkpoint-2 is intact.*--resume"):
         run("stage2", *places, broken)
     assert sorted(path.name for path in (broken / ".training").glob("*checkpoint*")) == ["checkpoint-2"]
     monkeypatch.undo()
@@ -73,6 +74,32 @@ def test_stage2_goes_on(start, data, features, settings_file, tmp_path, monkeypa
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     with pytest.raises(RSMoEError, match="holds a finished training"):
         run("stage2", *places, broken, resume=True)
+
+
+def test_images_lost_in_the_middle(start, data, features, settings_file, tmp_path, monkeypatch):
+    """Where the ViT learns, every step reads images."""
+    copy = Path(shutil.copytree(data, tmp_path / "data"))
+    changes = ["--vision", "full", "--align_steps", "0", "--standardize_vision", "false"]
+    run("stage1", start, data, features, settings_file, tmp_path / "whole", changes=changes)
+    shown = logs.RowBar.on_step_end
+
+    def lose(self, args, state, control, **kwargs):
+        shown(self, args, state, control, **kwargs)
+        if state.global_step == 2:
+            for image in copy.glob("*.png"):
+                image.rename(image.with_suffix(".lost"))
+
+    monkeypatch.setattr(logs.RowBar, "on_step_end", lose)
+    broken = (start, copy, features, settings_file, tmp_path / "broken")
+    with pytest.raises(RSMoEError, match=r"stopped: .*\.png.*checkpoint-2 is intact.*--resume"):
+        run("stage1", *broken, changes=changes)
+    monkeypatch.undo()
+    assert (tmp_path / "broken" / ".training" / "checkpoint-2").is_dir()
+    for image in copy.glob("*.lost"):
+        image.rename(image.with_suffix(".png"))
+    run("stage1", *broken, resume=True, changes=changes)
+    name = "model.safetensors"
+    assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_damaged_checkpoint_is_named(start, data, features, settings_file, tmp_path):
