@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 
 EXTRA = "geo"
 MAX_BLOCK_BYTES = 256 * 2**20
-_MIN_CACHE, _MAX_CACHE = 64 * 2**20, 256 * 2**20  # bytes of GDAL's blocks: a row of tiles, if it fits
-_CACHED_ROWS = 1024  # a row of default tiles and the blocks that it cuts
+# GDAL keeps unpacked blocks up to 5 % of the machine's memory; it reads this limit (MB) once, at its first block, and an
+# option of a rasterio.Env does not hold between reads.
+_CACHE = "64"
 _SAMPLE_SIDE = 1024  # the scene as its percentiles see it
 _WHOLE_SAMPLE = 4096 * 4096  # pixels: up to here, or with overviews, the sample is the whole scene made smaller
-_SAMPLE_WINDOWS, _SAMPLE_WINDOW = 32, 64  # else 32 x 32 windows of 64 x 64 px, evenly spread
+_SAMPLE_WINDOWS, _SAMPLE_WINDOW = 16, 64  # else 16 x 16 windows of 64 x 64 px, evenly spread
 _MAX_CHECKED_BLOCKS = 65_536
 
 
@@ -81,11 +82,13 @@ def open_raster(
     paths = [os.fspath(path)] if isinstance(path, (str, os.PathLike)) else list(path)
     raster = Raster(paths, name or paths[0])
     try:
-        with raster._gdal("be opened"):
-            raster._prepare(bands)
-    except BaseException:
+        raster._prepare(bands)
+    except RSMoEError:
         raster.close()
         raise
+    except raster._errors as error:  # outside of a read: a color interpretation that GDAL does not know, for example
+        raster.close()
+        raise raster._cannot("be opened", error) from error
     return raster
 
 
@@ -107,13 +110,14 @@ class Raster:
     def __init__(self, paths: list[str], name: str):
         self.name, self.paths = name, paths
         self.notes: list[str] = []
+        os.environ.setdefault("GDAL_CACHEMAX", _CACHE)
         self._rasterio = require("rasterio", EXTRA)
         # What damaged files provoke besides rasterio's errors: numbers out of range, unknown kinds, GDAL's bare errors.
-        self._errors = (self._rasterio.errors.RasterioError, require("rasterio._err", EXTRA).CPLE_BaseError)
-        self._errors += (OSError, ValueError, ArithmeticError, LookupError, MemoryError)
+        gdal = require("rasterio._err", EXTRA).CPLE_BaseError
+        errors: tuple[type[Exception], ...] = (OSError, ValueError, ArithmeticError, LookupError, MemoryError)
+        self._errors = (self._rasterio.errors.RasterioError, gdal, *errors)
         self._opened: list[Any] = []
         self._warnings: list[str] = []
-        self._cache = _MIN_CACHE
         self._palette: np.ndarray | None = None
         self.stretch: Stretch | None = None
 
@@ -185,8 +189,6 @@ class Raster:
             )
         self.dtype = np.result_type(*kinds)
         self._palette = self._color_table()
-        row = self.width * _CACHED_ROWS * sum(self._bytes_per_pixel(dataset) for dataset in self._datasets)
-        self._cache = min(max(_MIN_CACHE, row), _MAX_CACHE)
         self._probe()
         self.stretch = None
         if not self._is_8_bit():
@@ -349,8 +351,9 @@ class Raster:
 
     def _sample_windows(self) -> Iterator[Window]:
         width, height = min(_SAMPLE_WINDOW, self.width), min(_SAMPLE_WINDOW, self.height)
-        for row in np.linspace(0, self.height - height, _SAMPLE_WINDOWS).astype(int):
-            for column in np.linspace(0, self.width - width, _SAMPLE_WINDOWS).astype(int):
+        middles = (np.arange(_SAMPLE_WINDOWS) + 0.5) / _SAMPLE_WINDOWS
+        for row in (middles * self.height - height / 2).clip(0, self.height - height).astype(int):
+            for column in (middles * self.width - width / 2).clip(0, self.width - width).astype(int):
                 yield Window(int(column), int(row), width, height)
 
     @staticmethod
@@ -361,7 +364,7 @@ class Raster:
     @contextmanager
     def _gdal(self, doing: str) -> Iterator[None]:
         """GDAL with bounded memory; its errors as ours, its warnings kept and not printed."""
-        options = {"GDAL_CACHEMAX": self._cache, "GDAL_HTTP_TIMEOUT": "60", "GDAL_HTTP_MAX_RETRY": "3"}
+        options = {"GDAL_HTTP_TIMEOUT": "60", "GDAL_HTTP_MAX_RETRY": "3"}
         if any(map(is_remote, self.paths)):
             options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"  # no listing of a whole bucket
         with _kept_warnings(self._warnings), warnings.catch_warnings():

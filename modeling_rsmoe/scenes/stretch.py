@@ -23,12 +23,15 @@ class Stretch:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Numbers `[bands, H, W]` of any real type to uint8; what is not finite becomes 0."""
-        low = np.array(self.low, np.float64)[:, None, None]
-        high = np.array(self.high, np.float64)[:, None, None]
-        with np.errstate(all="ignore"):  # extreme floats may overflow: they are clipped
-            scaled = (values.astype(np.float64) - low) / (high - low) * 255
-            scaled = np.where(np.isfinite(values), np.nan_to_num(scaled, nan=0.0), 0.0)
-        return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+        bands = zip(values, self.low, self.high, strict=True)
+        return np.stack([_to_8_bit(band, low, high) for band, low, high in bands])  # one by one: less memory
+
+
+def _to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    with np.errstate(all="ignore"):  # extreme floats may overflow: they are clipped
+        scaled = (values.astype(np.float64) - low) / (high - low) * 255
+        scaled = np.where(np.isfinite(values), np.nan_to_num(scaled, nan=0.0), 0.0)
+    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
 
 
 def percentile_stretch(samples: list[np.ndarray], dtype: np.dtype) -> Stretch:

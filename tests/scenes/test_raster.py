@@ -65,8 +65,8 @@ def test_a_large_scene_is_sampled_all_over(tmp_path: Path) -> None:
         assert raster.stretch.low[0] == pytest.approx(0.02 * side, abs=60)
         assert raster.stretch.high[0] == pytest.approx(0.98 * side, abs=60)
     values[:] = 0
-    values[0, 80:120, 80:120] = 7  # between the sampled windows
-    values[0, 90:100, 90:100] = 9
+    values[0, 200:240, 200:240] = 7  # between the sampled windows
+    values[0, 210:230, 210:230] = 9
     with open_raster(write_raster(tmp_path / "b.tif", values, nodata=0, compress="deflate")) as raster:
         assert raster.stretch is not None and raster.stretch.low == (7,) and raster.stretch.high == (9,)
 
