@@ -10,7 +10,6 @@ from rich import box
 from rich.table import Table
 
 from ..errors_rsmoe import RSMoEError
-from ..extras import require
 from . import shared
 
 
@@ -108,8 +107,6 @@ def evaluate(
     settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, checkpoint)
     file = predictions or output.with_suffix(".jsonl")
     shared.check_outputs(output, file, page)
-    if page is not None:
-        require("jinja2", "eval")
     for other in against or ():
         if not other.is_file():
             raise RSMoEError(f"there is no file {other}; give --against the predictions (.jsonl) of another system")

@@ -8,8 +8,6 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..extras import require
-
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +31,8 @@ def render(template: str | Path, **values: Any) -> str:
     Args:
         template: the file; it may include its neighbours, and knows `COLORS` as `colors`.
     """
-    jinja2 = require("jinja2", "eval")
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(template).parent),
         autoescape=True,

@@ -26,7 +26,6 @@ NOT_OURS_TO_RUN = [PACKAGE / "evaluation" / "metrics"]
 # A command that needs the module, the extra that brings it.
 COMMANDS = {
     "pycocoevalcap": ("eval", "evaluate {checkpoint} --data {data} --output {out}/report.json"),
-    "jinja2": ("eval", "evaluate {checkpoint} --data {data} --output {out}/report.json --page {out}/page.html"),
     "datasets": ("train", "train stage1 --config {data}/x.yaml --data {data} --output {out}/run"),
     "matplotlib": ("train", "train stage1 --config {data}/x.yaml --data {data} --output {out}/run"),
     "tensorboard": ("train", "train stage2 --config {data}/x.yaml --data {data} --output {out}/run"),
@@ -35,6 +34,10 @@ COMMANDS = {
     "geopandas": ("geo", "caption {data}/a.png --tile 16 --output {out}/x.gpkg --model {checkpoint}"),
     "pystac": ("geo", "ask {data}/item.json Why? --model {checkpoint}"),
     "pyarrow": ("geo", "encode {data} --output {out}/x.parquet --model {checkpoint}"),
+    "gradio": ("demo", "demo --no-examples --model {checkpoint}"),
+    "fastapi": ("serve", "serve {checkpoint}"),
+    "uvicorn": ("serve", "serve {checkpoint}"),
+    "prometheus_client": ("serve", "serve {checkpoint}"),
     "ray": ("ray", "caption {data} --output {out}/x.parquet --engine ray --model {checkpoint}"),
 }
 
@@ -90,36 +93,39 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def required(tree: ast.AST, constants: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(module, extra) of all calls of `require` with a name that is written there."""
+    """(module, extra) of all calls of `require` with names that are written there, or in the loop around it."""
+    loops = {
+        name: [each.value for each in node.iter.elts if isinstance(each, ast.Constant)]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.For) and isinstance(node.iter, ast.Tuple) and (name := ast.unparse(node.target))
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "require" and len(node.args) == 2:
             module, extra = node.args
             name = extra.value if isinstance(extra, ast.Constant) else constants.get(ast.unparse(extra), "")
-            if isinstance(module, ast.Constant):
-                yield module.value.split(".")[0], name
+            modules = [module.value] if isinstance(module, ast.Constant) else loops.get(ast.unparse(module), ())
+            yield from ((str(each).split(".")[0], str(name)) for each in modules)
 
 
 def test_the_extra_that_is_named_brings_the_module() -> None:
-    """And what stands in an extra alone is imported nowhere without `require` in the same folder."""
+    """And nothing that stands in an extra alone is imported without a `require` somewhere."""
     listed = extras()
     brought = {
         extra: modules_of(set().union(*(needed_by(name, set()) for name in names))) for extra, names in listed.items()
     }
     heavy = set().union(*(modules_of(set(names)) for extra, names in listed.items() if extra)) - brought[""]
     assert {"rasterio", "ray", "trl", "gradio", "fastapi", "torchao", "pycocoevalcap"} <= heavy
-    asked: dict[Path, set[str]] = {}
+    asked: set[str] = set()
     used: list[tuple[Path, str]] = []
     for file in sorted(PACKAGE.rglob("*.py")):
         if any(folder in file.parents for folder in NOT_OURS_TO_RUN):
             continue
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for module, extra in required(tree, {"EXTRA": "geo"}):
-            asked.setdefault(file.parent, set()).add(module)
+            asked.add(module)
             assert extra in brought and module in brought[extra], f"{file}: {module} does not come with [{extra}]"
         used += [(file, module) for module in imports(tree) if module in heavy]
-    missing = [f"{file}: {module}" for file, module in used if module not in asked.get(file.parent, set())]
-    loops = {"trl", "datasets", "matplotlib", "tensorboard"}  # required in a loop, for all of training
-    assert [line for line in missing if not ("/training/" in line and line.split()[-1] in loops)] == []
+    assert [f"{file}: {module}" for file, module in used if module not in asked] == []
     assert used and asked
 
 

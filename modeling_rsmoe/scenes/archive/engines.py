@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -105,6 +106,7 @@ class RayEngine:
             own = {"num_cpus": self.workers or os.cpu_count(), "include_dashboard": False, "_temp_dir": temporary}
             own |= {"object_store_memory": OBJECT_STORE_BYTES}
         try:
+            _check_reachable(self.address or "")
             with _silent_stderr():
                 ray.init(self.address or "local", **quiet, **own)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
@@ -150,6 +152,13 @@ class _Worker:
 machine see the folder"
                 )
         return {"part": [made.name], "rows": [made.rows], "begun": [made.begun], "problem": [problem]}
+
+
+def _check_reachable(address: str) -> None:
+    """Ray would try a wrong address for many minutes. Raises: OSError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextlib.contextmanager
