@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from ..processing_rsmoe import RSMoEProcessor
     from .raster import Picture, Raster
 
-MIN_VALID = 0.5  # a tile with less data than this is skipped: "mostly no data" [our decision]
+# A tile with less data than this is skipped, "mostly no data". Of a scene without a tile that has so much, those with at
+# least half as much as its best tile are described [our decision].
+MIN_VALID = 0.5
 Progress = Callable[[int, int], None]  # tiles that are done, of how many
 
 
@@ -105,43 +107,57 @@ def describe(
         The described tiles in the grid's order; the others were skipped.
 
     Raises:
-        RSMoEError: the raster is damaged, or there is no tile with enough data.
+        RSMoEError: the raster is damaged, or no tile has any data.
         OSError: the work file cannot be written.
     """
     total = len(grid)
-    done = sum(1 for number in range(total) if (scene, number) in work.lines)
+    keys = [(scene, number) for number in range(total)]
+    done = sum(key in work.lines for key in keys)
     progress(done, total)
-    for batch in _batches(raster, grid, describer, work, scene, batch_size):
-        lines = [{"scene": scene, "tile": number, "valid": round(picture.valid_share, 4)} for number, picture in batch]
-        seen = [index for index, (_, picture) in enumerate(batch) if picture.valid_share >= MIN_VALID]
-        said = describer([batch[index][1].image for index in seen]) if seen else []
-        for index, texts in zip(seen, said, strict=True):
-            lines[index] |= texts
-        work.add(lines)
-        done += len(batch)
-        progress(done, total)
+    least = MIN_VALID
+    while True:
+        for batch in _batches(raster, grid, describer, work, scene, batch_size, least):
+            done += sum((scene, number) not in work.lines for number, _ in batch)
+            _describe_batch(batch, describer, work, scene, least)
+            progress(done, total)
+        best = max(work.lines[key]["valid"] for key in keys)
+        if best >= least or best == 0:
+            break
+        least = best / 2
     tiles = [
         Tile(number, window, line["valid"], line["text"], line["router_prompts"], line["parts"])
         for number, window in enumerate(grid)
         if "text" in (line := work.lines[scene, number])
     ]
     if not tiles:
-        raise no_data(raster.name, f"none of its {total} tiles has data in {MIN_VALID:.0%} of its pixels")
+        raise no_data(raster.name)
     return tiles
 
 
+def _describe_batch(
+    batch: "Sequence[tuple[int, Picture]]", describer: Describer, work: WorkFile, scene: int, least: float
+) -> None:
+    lines = [{"scene": scene, "tile": number, "valid": round(picture.valid_share, 4)} for number, picture in batch]
+    seen = [index for index, line in enumerate(lines) if line["valid"] >= least]
+    said = describer([batch[index][1].image for index in seen]) if seen else []
+    for index, texts in zip(seen, said, strict=True):
+        lines[index] |= texts
+    work.add(lines)
+
+
 def _batches(
-    raster: "Raster", grid: Grid, describer: Describer, work: WorkFile, scene: int, batch_size: int
+    raster: "Raster", grid: Grid, describer: Describer, work: WorkFile, scene: int, batch_size: int, least: float
 ) -> "Iterator[list[tuple[int, Picture]]]":
     """Tiles that are not done, until `batch_size` of them have data; read no larger than the model can use."""
     batch: list[tuple[int, Picture]] = []
     full = 0
     for number, window in enumerate(grid):
-        if (scene, number) in work.lines:
+        line = work.lines.get((scene, number))
+        if line is not None and ("text" in line or line["valid"] < least):
             continue
         picture = raster.read(window, read_side(max(window.width, window.height), describer.picture_side))
         batch.append((number, picture))
-        full += picture.valid_share >= MIN_VALID
+        full += round(picture.valid_share, 4) >= least
         if full == batch_size or len(batch) == 8 * batch_size:  # many empty ones are written down now and then
             yield batch
             batch, full = [], 0

@@ -70,10 +70,22 @@ def test_tiles_that_are_mostly_no_data_are_skipped(tmp_path: Path) -> None:
     assert [tile.number for tile in tiles] == list(range(13, 25))
     assert [len(batch) for batch in describer.batches] == [4, 4, 4], "empty tiles take no place in a batch"
     assert work.lines[0, 3] == {"scene": 0, "tile": 3, "valid": 0.0}
-    values = np.zeros((1, 40, 40), "uint8")
-    values[:, ::2, ::4] = 9  # an eighth everywhere
-    with pytest.raises(RSMoEError, match="holds no data: none of its 4 tiles has data in 50% of its pixels"):
-        run(write_raster(tmp_path / "b.tif", values, nodata=0), describer, WorkFile(None, {}))
+
+
+def test_a_scene_with_little_data_everywhere(tmp_path: Path) -> None:
+    """Where no tile is half full, those with at least half as much as the best one are described; a stopped run too."""
+    values = np.zeros((1, 40, 60), "uint8")
+    values[:, ::2, 0:60:4] = 9  # an eighth
+    values[:, :20, :20] = 0
+    values[:, 3, 3] = 9  # a little
+    path = write_raster(tmp_path / "a.tif", values, nodata=0)
+    tiles = run(path, Brightness(), WorkFile(None, {}), batch_size=2)
+    assert [tile.number for tile in tiles] == [1, 2, 3, 4, 5] and {tile.valid for tile in tiles} == {0.125}
+    with pytest.raises(KeyboardInterrupt):
+        run(path, Brightness(stops_after=1), WorkFile(tmp_path / "o", {}), batch_size=2)
+    second = Brightness()
+    assert run(path, second, WorkFile(tmp_path / "o", {}), batch_size=2) == tiles
+    assert [len(batch) for batch in second.batches] == [2, 1], "what was done is not done again"
 
 
 def test_large_tiles_are_read_no_larger_than_the_model_can_use(tmp_path: Path) -> None:
