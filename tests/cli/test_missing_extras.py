@@ -35,9 +35,9 @@ COMMANDS = {
     "pystac": ("geo", "ask {data}/item.json Why? --model {checkpoint}"),
     "pyarrow": ("geo", "encode {data} --output {out}/x.parquet --model {checkpoint}"),
     "gradio": ("demo", "demo --no-examples --model {checkpoint}"),
-    "fastapi": ("serve", "serve {checkpoint}"),
-    "uvicorn": ("serve", "serve {checkpoint}"),
-    "prometheus_client": ("serve", "serve {checkpoint}"),
+    "fastapi": ("serve", "serve --model {checkpoint}"),
+    "uvicorn": ("serve", "serve --model {checkpoint}"),
+    "prometheus_client": ("serve", "serve --model {checkpoint}"),
     "ray": ("ray", "caption {data} --output {out}/x.parquet --engine ray --model {checkpoint}"),
 }
 
