@@ -45,7 +45,8 @@ def one(inputs, i, unpadded=True):
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_mixed_batch_equals_row_by_row(kind):
-    model = tiny_model(config=tiny_config(expert_config={"kind": kind, "rank": 4}))
+    # In double precision (but for norms and positions): what float32 rounds away depends on the processor.
+    model = tiny_model(config=tiny_config(expert_config={"kind": kind, "rank": 4})).double()
     inputs = rows()
     with torch.no_grad():
         together = model(**inputs).logits
