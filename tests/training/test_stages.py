@@ -2,6 +2,7 @@
 
 import json
 import resource
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
+from modeling_rsmoe.hub.sources import HUB_CONFIGS
 from modeling_rsmoe.training import Recipe, parts, read_settings, stages, train_stage1, train_stage2
 from modeling_rsmoe.training.checkpoints import save_tensors
 from modeling_rsmoe.training.rows import RowCollator, read_data, training_rows
@@ -126,6 +128,17 @@ def test_one_expert_without_router(stage1, data, features, settings_file, tmp_pa
     assert list(processor.post_process_generation(said)[0]["parts"]) == ["object"]
     with pytest.raises(RSMoEError, match="expert_names is .*color.*has theme, object, relation"):
         train("stage2", stage1, data, features, settings_file, tmp_path / "no", expert_names="color")
+
+
+def test_shipped_weights_have_a_stage1_behind_them(tmp_path):
+    """So that a stage 2 can begin at an assembled nano; the record has the settings that are shipped."""
+    folder = HUB_CONFIGS / "rs-moe-nano"
+    record = json.loads((folder / "trained.json").read_text())
+    assert stages._has_stage1(record) and not stages._has_stage1({**record, "before": None})
+    for stage, told in (("stage2", record), ("stage1", record["before"])):
+        recipe, arguments = read_settings(folder / "training.yaml", stage, tmp_path)
+        assert told["stage"] == stage and {**asdict(recipe), **told["recipe"]} == asdict(recipe)
+        assert told["steps"] == arguments.max_steps and len(told["data"]["sha256"]) == 64
 
 
 def test_features_of_no_more_images_than_are_learned(start, stage1, data, settings_file, tmp_path):
