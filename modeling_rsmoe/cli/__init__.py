@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs, so that `rsmoe --help` answers 
 stderr and the exit code 2, Ctrl-C gives 130; only a bug shows a traceback. Results go to stdout, all else to stderr.
 """
 
+import logging
 import sys
 from typing import Any, NoReturn
 
@@ -27,6 +28,8 @@ from .train import train
 
 
 BAD_INPUT, INTERRUPTED = 2, 130
+# transformers imports torchao wherever it is installed, and without a GPU that warns of its own missing parts.
+_CHATTY = ("torchao", "torch.utils._pytree")
 
 
 class _OneLineErrors(TyperGroup):
@@ -81,6 +84,8 @@ def _help_without_command(context: typer.Context) -> None:
 
 def main() -> NoReturn:
     """Entry point of `rsmoe`."""
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     app(prog_name="rsmoe")
     sys.exit(0)  # not reached: the group exits by itself
 
