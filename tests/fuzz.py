@@ -30,6 +30,7 @@ from modeling_rsmoe.scenes.stac import find_scenes
 from tests.scenes.rasters import UTM, noise, write_raster
 
 
+MAX_SECONDS = 10  # of processor time for one file of a few kB
 SEEDS = Path(__file__).parent / "fuzz_seeds"
 LAYOUTS: dict[str, dict[str, Any]] = {
     "strips": {},
@@ -158,8 +159,10 @@ def main() -> None:
         def once(name: str, plan: list[Damage]) -> None:
             content = damaged(files[name], plan)
             last.write_bytes(content)
+            began = time.process_time()
             try:
                 counts[try_file(content, Path(folder))] += 1
+                assert time.process_time() - began < MAX_SECONDS, "a small file keeps the processor busy"
             except Exception:
                 (SEEDS / f"{name.replace(' ', '_')}_{arguments.seed}.bin").write_bytes(content)
                 raise

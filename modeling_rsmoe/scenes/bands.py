@@ -38,17 +38,13 @@ class Band:
 
 def bands_of(datasets: Sequence[Any]) -> list[Band]:
     """Every band of every file, in order."""
-    return [
-        Band(
-            file,
-            number,
-            (dataset.descriptions[number - 1] or "").strip(),
-            dataset.colorinterp[number - 1].name,
-            dataset.dtypes[number - 1],
-        )
-        for file, dataset in enumerate(datasets)
-        for number in dataset.indexes
-    ]
+    bands = []
+    for file, dataset in enumerate(datasets):
+        # Once for each file: rasterio makes these lists anew each time, and a damaged header may promise 65,535 bands.
+        told = zip(dataset.indexes, dataset.descriptions, dataset.colorinterp, dataset.dtypes, strict=True)
+        for number, description, color, dtype in told:
+            bands.append(Band(file, number, (description or "").strip(), color.name, dtype))
+    return bands
 
 
 def parse_bands(text: str) -> tuple[int | str, ...]:

@@ -296,7 +296,8 @@ class Raster:
 
     def _has_masks(self) -> bool:
         everywhere = self._rasterio.enums.MaskFlags.all_valid
-        flags = [self._datasets[band.file].mask_flag_enums[band.number - 1] for band in self._chosen]
+        files = [dataset.mask_flag_enums for dataset in self._datasets]
+        flags = [files[band.file][band.number - 1] for band in self._chosen]
         return not all(everywhere in of_band for of_band in flags)
 
     # ---- pixels
