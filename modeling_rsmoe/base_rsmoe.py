@@ -17,6 +17,9 @@ class RSMoEPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # What is small and decides much stays in float32 in a model of half precision, and out of 8 or 4 bits (docs/quantization.md).
+    _keep_in_fp32_modules = [r"(?:model\.)?encoder\.(?:qformer|query_tokens|projection)", "lora_[AB]"]
+    _keep_in_fp32_modules_strict = _keep_in_fp32_modules
 
 
 class RSMoEPart(RSMoEPreTrainedModel):

@@ -46,6 +46,12 @@ def decoder_layers(language_model: PreTrainedModel) -> nn.ModuleList:
     return layers
 
 
+def check_float(language_model: PreTrainedModel) -> None:
+    """Raise if a decoder's weights are quantised, where they are to be read or written as numbers."""
+    if getattr(language_model.config, "_is_quantized", False):
+        raise RSMoEError("The LLM block is quantised: load a checkpoint of float weights for this.")
+
+
 def target_linears(layer: nn.Module, target_modules: Sequence[str]) -> dict[str, nn.Linear]:
     """Path inside `layer` -> linear layer, for each leaf name in `target_modules`, in that order (so that the order of
     parameters never depends on how a config was stored)."""
@@ -144,6 +150,7 @@ class RSMoEExpert(RSMoEPart):
     def reset_to(self, language_model: PreTrainedModel) -> None:
         """Start at the LLM block exactly: B = 0, or copied layers. The beginning of stage 2 [paper]."""
         if self.config.kind == "full":
+            check_float(language_model)
             self.layers.load_state_dict(decoder_layers(language_model).state_dict())
             return
         for module in self.modules():
@@ -154,6 +161,7 @@ class RSMoEExpert(RSMoEPart):
     @torch.no_grad()
     def merge_into(self, language_model: PreTrainedModel) -> PreTrainedModel:
         """Write this expert into a decoder's own weights (in place), which makes it a plain LLM. Returns that decoder."""
+        check_float(language_model)
         layers = decoder_layers(language_model)
         if self.config.kind == "full":
             for layer, own in zip(layers, self.layers):
@@ -208,14 +216,14 @@ class RowContext:
         finally:
             self._stacks = outer
 
-    def stack(self, key: int, pairs: list[LowRank], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """All pairs as one: A [sum of ranks, in], B [out, sum of ranks]."""
+    def stack(self, key: int, pairs: list[LowRank], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All pairs as one, for an input like `x`: A [sum of ranks, in], B [out, sum of ranks]."""
         kept = None if torch.is_grad_enabled() else self._stacks
         if kept is not None and key in kept:
             return kept[key]
         stacked = (
-            torch.cat([own_shard(pair.lora_A) for pair in pairs]).to(dtype),
-            torch.cat([own_shard(pair.lora_B) for pair in pairs], dim=1).to(dtype),
+            torch.cat([own_shard(pair.lora_A) for pair in pairs]).to(x.device, x.dtype),
+            torch.cat([own_shard(pair.lora_B) for pair in pairs], dim=1).to(x.device, x.dtype),
         )
         if kept is not None:
             kept[key] = stacked
@@ -269,7 +277,7 @@ class AddRows:
         if self.columns is not None:
             gate = gate[..., self.columns]
         x = args[0]  # [rows, tokens, in]
-        A, B = self.context.stack(id(self), self.pairs, x.dtype)
+        A, B = self.context.stack(id(self), self.pairs, x)
         low = F.linear(x, A)  # [rows, tokens, sum of ranks]
         if is_shard(self.pairs[0].lora_A):  # of inputs that are split: each process has a part of the sum
             dist.all_reduce(low, group=self.pairs[0].lora_A.device_mesh.get_group())

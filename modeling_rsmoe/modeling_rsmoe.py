@@ -24,7 +24,16 @@ from .base_rsmoe import RSMoEPreTrainedModel
 from .configuration_rsmoe import RSMoEConfig
 from .encoder_rsmoe import RSMoEVisionLanguageEncoder
 from .errors_rsmoe import RSMoEError
-from .experts_rsmoe import RowContext, RSMoEExpert, attach, check_attached, decoder_layers, detach, gate_columns
+from .experts_rsmoe import (
+    RowContext,
+    RSMoEExpert,
+    attach,
+    check_attached,
+    check_float,
+    decoder_layers,
+    detach,
+    gate_columns,
+)
 from .generation_rsmoe import COMPOSED_INPUTS, RSMoEGenerationMixin
 from .router_rsmoe import RSMoEInstructionRouter
 
@@ -87,6 +96,18 @@ class RSMoEModel(RSMoEPreTrainedModel):
     @property
     def vision_model(self):
         return self.encoder.vision_model
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        try:
+            return _loaded(super().from_pretrained(*args, **kwargs))
+        except RuntimeError as error:
+            if "automatic conversion of the weights" not in str(error):
+                raise
+            raise RSMoEError(
+                "Quantised weights are saved under the names of the whole model: load RSMoEForConditionalGeneration, whose "
+                "`.model` this is."
+            ) from error
 
     def get_input_embeddings(self):
         return self.language_model.get_input_embeddings()
@@ -308,6 +329,27 @@ class RSMoEModel(RSMoEPreTrainedModel):
         check_attached(self.language_model, self.readers)
 
 
+def _loaded(found: Any) -> Any:
+    """The model that `from_pretrained` made, experts hooked in anew: quantisers put modules of their own, without our hooks, in
+    the place of linear layers.
+
+    Raises:
+        RSMoEError: `device_map` offloads router, experts or queries.
+    """
+    whole = found[0] if isinstance(found, tuple) else found
+    model = whole.base_model
+    detach(model.language_model)
+    model.attach_experts()
+    places = {str(place) for place in (getattr(whole, "hf_device_map", None) or {}).values()}
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta and places & {"cpu", "disk"} and ("lora_" in name or "query_tokens" in name):
+            raise RSMoEError(
+                f"device_map offloads {name}, and what is offloaded comes back for its module's own forward only, which is never "
+                "called: give model.encoder, model.router and model.experts a device; model.language_model.layers may be on disk."
+            )
+    return found
+
+
 def _check_keyword_arguments(language_model) -> None:
     """Refuse a decoder whose layers do not pass keyword arguments on to their attention: experts could not be selected."""
     layer = decoder_layers(language_model)[0]
@@ -335,6 +377,10 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         self.model = RSMoEModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        return _loaded(super().from_pretrained(*args, **kwargs))
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -405,6 +451,7 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
     @torch.no_grad()
     def plain_llm(self) -> PreTrainedModel:
         """The LLM block alone, as a causal LM of transformers (a copy)."""
+        check_float(self.model.language_model)
         config = copy.deepcopy(self.config.text_config)
         config.tie_word_embeddings = self.config.tie_word_embeddings
         llm = AutoModelForCausalLM.from_config(config, dtype=self.lm_head.weight.dtype)

@@ -22,6 +22,7 @@ from .demo import demo
 from .encode import encode
 from .evaluate import evaluate
 from .export import export
+from .quantize import quantize
 from .serve import serve
 from .shared import print_error
 from .train import train
@@ -68,6 +69,7 @@ app.command()(encode)
 app.command()(demo)
 app.command()(assemble)
 app.command()(convert)
+app.command()(quantize)
 app.command()(evaluate)
 app.command()(card)
 app.command()(serve)

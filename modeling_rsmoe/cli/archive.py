@@ -193,12 +193,14 @@ def holds_features(path: str, of_scenes: object) -> bool:
     return True
 
 
-def ask_features(path: str, question: str, settings: shared.Settings, as_json: bool, steps: shared.Steps) -> None:
+def ask_features(
+    path: str, question: str, settings: shared.Settings, dtype: shared.Dtype | None, as_json: bool, steps: shared.Steps
+) -> None:
     """Ask every image whose features are in a file; each answer is printed as it comes."""
     from ..scenes.archive.features import FeatureFile
 
     file = FeatureFile(path)
-    loaded = shared.load(settings.model, steps)
+    loaded = shared.load(settings.model, steps, dtype)
     with shared.quiet_libraries():
         from ..data.encoder import encoder_sha256, load_encoder
         from ..processing_rsmoe import answer_prompt

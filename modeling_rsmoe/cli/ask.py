@@ -31,6 +31,7 @@ def ask(
     num_beams: shared.NumBeamsOption = None,
     batch_size: shared.BatchSizeOption = shared.BATCH_SIZE,
     model: shared.ModelOption = None,
+    dtype: shared.DtypeOption = None,
     as_json: shared.JsonOption = False,
 ) -> None:
     """Answer a question about an image in a word or phrase.
@@ -44,7 +45,7 @@ def ask(
     settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, model)
     if archive.holds_features(image, tile or overlap or bands or asset or output):
         with shared.Steps() as steps:
-            archive.ask_features(image, question, settings, as_json, steps)
+            archive.ask_features(image, question, settings, dtype, as_json, steps)
         return
     options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
     options.check()
@@ -52,7 +53,7 @@ def ask(
         pictures, large = scenes.split([image], options)
         rasters = scenes.open_scenes(large, options, steps)
         kept = shared.check_images(pictures, batch_size, steps)
-        loaded = shared.load(model, steps)
+        loaded = shared.load(model, steps, dtype)
         from ..processing_rsmoe import answer_prompt  # not at the top: it imports transformers
 
         text = answer_prompt(question)

@@ -39,6 +39,7 @@ def caption(
     num_beams: shared.NumBeamsOption = None,
     batch_size: shared.BatchSizeOption = shared.BATCH_SIZE,
     model: shared.ModelOption = None,
+    dtype: shared.DtypeOption = None,
     engine: archive.EngineOption = None,
     workers: archive.WorkersOption = None,
     address: archive.AddressOption = None,
@@ -56,6 +57,8 @@ def caption(
     settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, model)
     chosen = archive.make_engine(engine, workers, address)
     if archive.is_meant(images or [], engine, as_json, tile or overlap or bands or asset or map_page or picture):
+        if dtype is not None:
+            raise RSMoEError("--dtype is not for an archive: write such a checkpoint by rsmoe quantize, and give it as --model")
         with shared.Steps() as steps:
             archive.caption_archive(images or [], instruction, output, overwrite, settings, chosen, steps)
         return
@@ -71,7 +74,7 @@ def caption(
         rasters = scenes.open_scenes(large, options, steps)
         shown.expect(len(pictures), rasters, options.sizes())
         kept = shared.check_images(pictures, batch_size, steps)
-        loaded = shared.load(model, steps)
+        loaded = shared.load(model, steps, dtype)
         from ..processing_rsmoe import DEFAULT_INSTRUCTION  # not at the top: it imports transformers
 
         text = instruction.strip() if instruction else DEFAULT_INSTRUCTION

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ..evaluation.run import Evaluated, Selection
 
 Task = Literal["captioning", "vqa"]
-Dtype = Literal["float32", "bfloat16", "float16"]
 Baseline = Literal["constant", "question-only", "no-image"]
 
 
@@ -88,9 +87,7 @@ def evaluate(
     max_new_tokens: shared.MaxNewTokensOption = None,
     num_beams: shared.NumBeamsOption = None,
     batch_size: shared.BatchSizeOption = 16,
-    dtype: Annotated[
-        Dtype, typer.Option(metavar="TYPE", help="In float32 predictions do not depend on the batch size.")
-    ] = "float32",
+    dtype: shared.DtypeOption = "float32",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     page: Annotated[
         Path | None,
@@ -159,7 +156,7 @@ def _predict(
     checkpoint: str,
     who: tuple[str, bool],
     settings: shared.Settings,
-    dtype: Dtype,
+    dtype: shared.Dtype,
     file: Path,
     steps: shared.Steps,
 ) -> _Made:

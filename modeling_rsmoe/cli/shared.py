@@ -38,6 +38,7 @@ _SECONDS_BETWEEN_DETAILS = 30.0
 
 RouterMode = Literal["generated", "template", "none"]
 Composition = Literal["concat", "llm"]
+Dtype = Literal["float32", "bfloat16", "float16", "int8", "int8-dynamic", "nf4"]
 RouterOption = Annotated[
     RouterMode | None,
     typer.Option(
@@ -73,6 +74,14 @@ ModelOption = Annotated[
         metavar="MODEL",
         help="A checkpoint: a folder, or a name on the Hub.",
         show_default=f"{DEFAULT_CHECKPOINT}, assembled on first use",
+    ),
+]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option(
+        metavar="TYPE",
+        help="Of the weights: float32, bfloat16, float16; int8 or int8-dynamic (torchao); nf4 (bitsandbytes, on a GPU).",
+        show_default="float32, on a GPU bfloat16; the checkpoint's where it is quantised",
     ),
 ]
 JsonOption = Annotated[
@@ -212,7 +221,7 @@ def quiet_libraries() -> Iterator[None]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from transformers.utils import logging as transformers_logging
 
-    loggers = [logging.getLogger(name) for name in ("PIL", "huggingface_hub")]
+    loggers = [logging.getLogger(name) for name in ("PIL", "huggingface_hub", "torchao", "torch")]
     levels = [logger.level for logger in loggers]
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -287,11 +296,11 @@ def check_images(images: list[str], batch_size: int, steps: Steps) -> "list[Imag
 # ---- checkpoints
 
 
-def load(model: str | None, steps: Steps, dtype: str | None = None) -> Loaded:
+def load(model: str | None, steps: Steps, dtype: Dtype | None = None) -> Loaded:
     """The checkpoint that `--model` names, on the GPU if there is one.
 
     Args:
-        dtype: of the weights; by default bfloat16 on a GPU, else float32.
+        dtype: of the weights; by default bfloat16 on a GPU, else float32, and what the checkpoint has where it is quantised.
 
     Raises:
         RSMoEError: there is no such checkpoint, it is of another model type, or it is damaged.
@@ -304,12 +313,13 @@ def load(model: str | None, steps: Steps, dtype: str | None = None) -> Loaded:
         from safetensors import SafetensorError
 
         from .. import RSMoEForConditionalGeneration, RSMoEProcessor
+        from ..hub.quantize import loading_arguments
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
+        arguments = loading_arguments(dtype, device)
         remedy = "assemble or download it again"
         try:
-            found: Any = RSMoEForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+            found: Any = RSMoEForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **arguments)
             processor = RSMoEProcessor.from_pretrained(folder)
         except RSMoEError:
             raise

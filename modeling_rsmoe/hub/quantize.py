@@ -1,0 +1,100 @@
+"""Smaller weights: half precision, and 8 or 4 bits through transformers' own quantisation settings.
+
+Whatever the type, what is small and decides much stays in float32: router and experts (their low-rank weights), Q-Former,
+queries and projection; embeddings and norms are never quantised. Measured in docs/quantization.md [our decision].
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors_rsmoe import RSMoEError
+from ..extras import require
+from .folders import check_output, check_space, whole_folder
+
+
+if TYPE_CHECKING:
+    from ..modeling_rsmoe import RSMoEForConditionalGeneration
+    from ..processing_rsmoe import RSMoEProcessor
+
+DTYPES = ("float32", "bfloat16", "float16", "int8", "int8-dynamic", "nf4")
+# As the quantisers of transformers read them: from the start of a module's name. Low-rank weights are no linear layers.
+KEPT = [r"(?:model\.)?encoder\.(?:qformer|query_tokens|projection)", r"(?:model\.)?router", "lm_head"]
+
+
+def quantization_config(dtype: str) -> Any:
+    """For `from_pretrained(..., quantization_config=...)`: the linear layers of ViT and LLM block in 8 or 4 bits.
+
+    Args:
+        dtype: `"int8"`, weights alone, one scale for each row, computed in the type of the model (torchao);
+            `"int8-dynamic"`, products of whole numbers, activations quantised for each token as they come (torchao);
+            `"nf4"`, normal-float blocks with quantised scales, computed in bfloat16 (bitsandbytes, on a GPU).
+
+    Raises:
+        RSMoEError: another name, or the library is not installed.
+    """
+    makers: dict[str, Callable[[], Any]] = {"int8": _int8, "int8-dynamic": _int8_dynamic, "nf4": _nf4}
+    if dtype not in makers:
+        raise RSMoEError(f"{dtype!r} is no quantisation; known are {', '.join(makers)}.")
+    return makers[dtype]()
+
+
+def loading_arguments(dtype: str | None, device: str) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for weights of `dtype`; what is not quantised, and None, is what suits the device."""
+    known = (None, *DTYPES)
+    if dtype not in known:
+        raise RSMoEError(f"{dtype!r} is no type of weights; known are {', '.join(DTYPES)}.")
+    if dtype in ("float32", "bfloat16", "float16"):
+        return {"dtype": dtype}
+    if dtype == "nf4" and device == "cpu":
+        raise RSMoEError("nf4 needs a GPU, and there is none: choose int8, or no quantisation.")
+    suited = {"dtype": "float32" if device == "cpu" else "bfloat16"}
+    return suited if dtype is None else {**suited, "quantization_config": quantization_config(dtype)}
+
+
+def _int8() -> Any:
+    from transformers import TorchAoConfig
+
+    kind = require("torchao.quantization", "quantize").Int8WeightOnlyConfig
+    return TorchAoConfig(kind(), modules_to_not_convert=KEPT)
+
+
+def _int8_dynamic() -> Any:
+    from transformers import TorchAoConfig
+
+    kind = require("torchao.quantization", "quantize").Int8DynamicActivationInt8WeightConfig
+    # Not torchao's reduced range for CPUs without VNNI: seven bits were five times as far from float32 on one of them.
+    return TorchAoConfig(kind(), modules_to_not_convert=KEPT)
+
+
+def _nf4() -> Any:
+    if find_spec("bitsandbytes") is None:
+        raise RSMoEError("this needs bitsandbytes, which is not installed: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=KEPT,
+    )
+
+
+def save_checkpoint(
+    model: "RSMoEForConditionalGeneration", processor: "RSMoEProcessor", output: Path, overwrite: bool = False
+) -> Path:
+    """Write model and processor as one checkpoint folder, whole or not at all; weights as safetensors in the type they have.
+
+    Raises:
+        RSMoEError: `output` holds something else, or the disk is full.
+    """
+    check_output(output, overwrite)
+    check_space(model.get_memory_footprint(), output)
+    with whole_folder(output) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return output
