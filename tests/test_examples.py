@@ -132,6 +132,15 @@ def test_time_batching(checkpoint, capsys):
     assert f"cost {ratio:.3f} of single calls" in capsys.readouterr().out
 
 
+def test_compare_weights(checkpoint, capsys):
+    """In a fresh process, which takes most of this test's time: so one only."""
+    found = example("compare_weights").main([f"{checkpoint}:int8", "--tokens", "2"])[f"{checkpoint}:int8"]
+    assert found["memory"] >= found["imported"] > 0 and min(found.values()) > 0
+    assert found["disk"] == (checkpoint / "model.safetensors").stat().st_size
+    table = capsys.readouterr().out.splitlines()
+    assert table[2].startswith(f"| {checkpoint.name}:int8 |") and table[2].endswith("| 1.00 |")
+
+
 def test_train_own_images(tiny_start, image_folder, tmp_path, capsys):
     main = example("train_own_images").main
     command = [str(tiny_start), str(image_folder), str(tmp_path / "out"), "--epochs", "1", "--batch", "4"]

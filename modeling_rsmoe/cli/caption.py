@@ -58,7 +58,9 @@ def caption(
     chosen = archive.make_engine(engine, workers, address)
     if archive.is_meant(images or [], engine, as_json, tile or overlap or bands or asset or map_page or picture):
         if dtype is not None:
-            raise RSMoEError("--dtype is not for an archive: write such a checkpoint by rsmoe quantize, and give it as --model")
+            raise RSMoEError(
+                "--dtype is not for an archive: write such a checkpoint by rsmoe quantize, and give it as --model"
+            )
         with shared.Steps() as steps:
             archive.caption_archive(images or [], instruction, output, overwrite, settings, chosen, steps)
         return

@@ -13,8 +13,8 @@ def quantize(
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a name on the Hub.", show_default=False)
     ],
-    dtype: shared.DtypeOption,
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)],
+    dtype: shared.DtypeOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")
     ] = False,
@@ -22,13 +22,13 @@ def quantize(
     """Write a checkpoint in half precision, or in 8 or 4 bits. Router, experts and Q-Former stay in float32."""
     folder = output.expanduser().absolute()
     with shared.Steps() as steps:
+        if dtype is None:
+            raise RSMoEError("give --dtype: bfloat16, float16, int8, int8-dynamic or nf4")
         with shared.quiet_libraries():
             from ..hub.folders import check_output
             from ..hub.quantize import save_checkpoint
 
             check_output(folder, overwrite)
-        if dtype is None:
-            raise RSMoEError("give --dtype: bfloat16, float16, int8, int8-dynamic or nf4")
         loaded = shared.load(checkpoint, steps, dtype)
         steps(f"writing {folder}")
         with shared.quiet_libraries():

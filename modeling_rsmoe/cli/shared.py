@@ -323,6 +323,10 @@ def load(model: str | None, steps: Steps, dtype: Dtype | None = None) -> Loaded:
             processor = RSMoEProcessor.from_pretrained(folder)
         except RSMoEError:
             raise
+        except ImportError as error:  # of a checkpoint that is quantised
+            raise RSMoEError(
+                f'the checkpoint {folder} needs a library that is not installed ({error}): pip install "rsmoe[quantize]"'
+            ) from error
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise RSMoEError(f"the checkpoint {folder} cannot be loaded ({reason}): {remedy}") from error

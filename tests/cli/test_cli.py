@@ -346,3 +346,28 @@ def test_assemble_refuses(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     assert "exists" in errors(run("assemble", "rs-moe-nano", "--output", tmp_path))[0]
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# ---- smaller weights
+
+
+def test_quantize_writes_a_checkpoint_that_every_command_takes(
+    checkpoint: Path, tiles: list[Path], tmp_path: Path
+) -> None:
+    result = run("quantize", checkpoint, "--dtype", "int8", "--output", tmp_path / "small")
+    assert result.exit_code == 0 and result.stdout.startswith(f"{tmp_path / 'small'} (")
+    for arguments in (("--model", tmp_path / "small"), ("--model", checkpoint, "--dtype", "int8")):
+        result = run("caption", tiles[0], "--json", *arguments)
+        assert result.exit_code == 0 and set(json.loads(result.stdout)["parts"]) == set(INSTRUCTIONS)
+    said = errors(run("quantize", checkpoint, "--dtype", "int8", "--output", tmp_path / "small"))
+    assert said == [f"{tmp_path / 'small'} exists: choose another folder, or allow overwriting it."]
+
+
+def test_types_of_weights_that_cannot_be(checkpoint: Path, tiles: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "small"
+    assert "give --dtype" in errors(run("quantize", checkpoint, "--output", output))[0]
+    assert "nf4 needs a GPU" in errors(run("caption", tiles[0], "--model", checkpoint, "--dtype", "nf4"))[0]
+    assert "int3" in errors(run("caption", tiles[0], "--dtype", "int3"))[0]
+    archive = run("caption", tmp_path, "--output", tmp_path / "a.parquet", "--dtype", "int8", "--model", checkpoint)
+    assert "--dtype is not for an archive" in errors(archive)[0]
+    assert not output.exists()

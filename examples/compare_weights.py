@@ -1,0 +1,94 @@
+"""Size on disk, memory, time to load and speed of checkpoints, each in fresh processes, in turn, in one run.
+
+    python examples/compare_weights.py CHECKPOINT[:DTYPE] ... [--repeats 1] [--tokens 24]
+
+DTYPE as of `rsmoe caption --dtype`, by default what the folder has on this machine. The first is what the others are
+compared with. Times are of the processor, on one thread, so that other work on the machine counts less; memory is the
+most that the process held, pages of the weights' file among it. Ends with the table in Markdown.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
+from modeling_rsmoe.evaluation.predict import peak_memory
+from modeling_rsmoe.hub.quantize import loading_arguments
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT[:DTYPE]")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=24, help="new tokens of every prompt, part and caption, exactly")
+    parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.in_this_process:
+        measured = measure(arguments.checkpoints[0], arguments.tokens)
+        print(json.dumps(measured))
+        return {arguments.checkpoints[0]: measured}
+    turns = [name for _ in range(arguments.repeats) for name in arguments.checkpoints]
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.checkpoints}
+    for name in tqdm(turns):  # in turn, so that a slow moment of the machine does not hit one alone
+        found[name].append(in_a_fresh_process(name, arguments.tokens))
+    medians = {
+        name: {key: statistics.median(one[key] for one in several) for key in several[0]}
+        for name, several in found.items()
+    }
+    show(medians)
+    return medians
+
+
+def in_a_fresh_process(checkpoint: str, tokens: int) -> dict[str, float]:
+    command = [sys.executable, __file__, checkpoint, "--tokens", str(tokens), "--in-this-process"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def measure(checkpoint: str, tokens: int) -> dict[str, float]:
+    """One load, one caption of the LLM block and one of the full model, of a made image."""
+    folder, _, dtype = checkpoint.partition(":")
+    torch.set_num_threads(1)
+    imported = peak_memory()
+    began = time.process_time()
+    model = RSMoEForConditionalGeneration.from_pretrained(folder, **loading_arguments(dtype or None, "cpu"))
+    loading = time.process_time() - began
+    processor = RSMoEProcessor.from_pretrained(folder)
+    image = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
+    lengths = {"min_new_tokens": tokens, "max_new_tokens": tokens, "router_max_new_tokens": tokens}
+    seconds = {}
+    for reader in ("llm", "full"):
+        inputs = processor(
+            images=image, text="Describe the image.", expert_inputs=reader == "full", return_tensors="pt"
+        )
+        began = time.process_time()
+        model.generate(**inputs.to(model.device, model.dtype), **lengths)
+        seconds[reader] = time.process_time() - began
+    weights = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    return {"disk": weights, "memory": peak_memory(), "imported": imported, "loading": loading, **seconds}
+
+
+def show(medians: dict[str, dict[str, float]]) -> None:
+    first = next(iter(medians.values()))
+    print("| checkpoint | weights, MB | peak memory, MB | loading, s | LLM block, s | full, s | full, ratio |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name, one in medians.items():
+        sizes = f"{one['disk'] / 1e6:.0f} | {one['memory'] / 1e6:.0f} | {one['loading']:.1f}"
+        times = f"{one['llm']:.1f} | {one['full']:.1f} | {one['full'] / first['full']:.2f}"
+        print(f"| {Path(name).name} | {sizes} | {times} |")
+    imported = statistics.median(one["imported"] for one in medians.values())
+    print(f"\nOf the memory, {imported / 1e6:.0f} MB are Python and the libraries.")
+
+
+if __name__ == "__main__":
+    main()
