@@ -120,9 +120,14 @@ def caption_archive(
     steps: shared.Steps,
 ) -> None:
     """Captions of many images into one Parquet."""
+    from ..scenes.archive.items import find_items, is_archive
+
     if output is None or output.suffix != ".parquet":
-        raise RSMoEError("captions of an archive go into a Parquet: give --output NAME.parquet")
-    from ..scenes.archive.items import find_items
+        named = ", ".join(image for image in images if is_archive(image)) or "what --engine describes"
+        found = "" if output is None else f", not {output.name}"
+        raise RSMoEError(
+            f"{named}: captions of an archive (a folder, a list) go into a Parquet: give --output NAME.parquet{found}"
+        )
     from ..scenes.archive.store import check_output
 
     check_output(output, overwrite)

@@ -75,8 +75,11 @@ def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["caption", "TILES"], "go into a Parquet: give --output NAME.parquet"),
-        (["caption", "TILES", "--output", "OUT/x.geojson"], "go into a Parquet: give --output NAME.parquet"),
+        (
+            ["caption", "TILES"],
+            "tiles: captions of an archive (a folder, a list) go into a Parquet: give --output NAME.parquet",
+        ),
+        (["caption", "TILES", "--output", "OUT/x.geojson"], "give --output NAME.parquet, not x.geojson"),
         (
             ["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64"],
             "--tile, --overlap, --bands, --asset, --map",
