@@ -80,7 +80,7 @@ DtypeOption = Annotated[
     Dtype | None,
     typer.Option(
         metavar="TYPE",
-        help="Of the weights: float32, bfloat16, float16; int8 or int8-dynamic (torchao); nf4 (bitsandbytes, on a GPU).",
+        help="Of the weights: float32, bfloat16, float16; int8 or int8-dynamic (torchao); nf4 (bitsandbytes).",
         show_default="float32, on a GPU bfloat16; the checkpoint's where it is quantised",
     ),
 ]

@@ -7,11 +7,10 @@ queries and projection; embeddings and norms are never quantised. Measured in do
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from ..errors_rsmoe import RSMoEError
 from ..extras import require
@@ -27,18 +26,20 @@ DTYPES = ("float32", "bfloat16", "float16", "int8", "int8-dynamic", "nf4")
 KEPT = [r"(?:model\.)?encoder\.(?:qformer|query_tokens|projection)", r"(?:model\.)?router", "lm_head"]
 
 
-def quantization_config(dtype: str) -> Any:
+def quantization_config(dtype: str, compute_dtype: str = "float32") -> Any:
     """For `from_pretrained(..., quantization_config=...)`: the linear layers of ViT and LLM block in 8 or 4 bits.
 
     Args:
         dtype: `"int8"`, weights alone, one scale for each row, computed in the type of the model (torchao);
             `"int8-dynamic"`, products of whole numbers, activations quantised for each token as they come (torchao);
-            `"nf4"`, normal-float blocks with quantised scales, computed in bfloat16 (bitsandbytes, on a GPU).
+            `"nf4"`, normal-float blocks with quantised scales (bitsandbytes).
+        compute_dtype: what nf4 computes in; int8 computes in the type of the model.
 
     Raises:
         RSMoEError: another name, or the library is not installed.
     """
-    makers: dict[str, Callable[[], Any]] = {"int8": _int8, "int8-dynamic": _int8_dynamic, "nf4": _nf4}
+    makers: dict[str, Callable[[], Any]] = {"int8": _int8, "int8-dynamic": _int8_dynamic}
+    makers["nf4"] = partial(_nf4, compute_dtype)
     if dtype not in makers:
         raise RSMoEError(f"{dtype!r} is no quantisation; known are {', '.join(makers)}.")
     return makers[dtype]()
@@ -51,10 +52,9 @@ def loading_arguments(dtype: str | None, device: str) -> dict[str, Any]:
         raise RSMoEError(f"{dtype!r} is no type of weights; known are {', '.join(DTYPES)}.")
     if dtype in ("float32", "bfloat16", "float16"):
         return {"dtype": dtype}
-    if dtype == "nf4" and device == "cpu":
-        raise RSMoEError("nf4 needs a GPU, and there is none: choose int8, or no quantisation.")
-    suited = {"dtype": "float32" if device == "cpu" else "bfloat16"}
-    return suited if dtype is None else {**suited, "quantization_config": quantization_config(dtype)}
+    suited = "float32" if device == "cpu" else "bfloat16"
+    settings = {} if dtype is None else {"quantization_config": quantization_config(dtype, suited)}
+    return {"dtype": suited, **settings}
 
 
 def _int8() -> Any:
@@ -72,7 +72,7 @@ def _int8_dynamic() -> Any:
     return TorchAoConfig(kind(), modules_to_not_convert=KEPT)
 
 
-def _nf4() -> Any:
+def _nf4(compute_dtype: str) -> Any:
     if find_spec("bitsandbytes") is None:
         raise RSMoEError("this needs bitsandbytes, which is not installed: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
@@ -81,7 +81,7 @@ def _nf4() -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=KEPT,
     )
 

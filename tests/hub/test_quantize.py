@@ -222,18 +222,31 @@ def test_a_missing_library_and_a_wrong_name(monkeypatch):
         quantization_config("int3")
     with pytest.raises(RSMoEError, match="'int3' is no type of weights; known are float32"):
         loading_arguments("int3", "cpu")
-    with pytest.raises(RSMoEError, match="nf4 needs a GPU"):
-        loading_arguments("nf4", "cpu")
+    monkeypatch.setattr("modeling_rsmoe.hub.quantize.find_spec", lambda name: None)
+    with pytest.raises(RSMoEError, match="pip install bitsandbytes"):
+        loading_arguments("nf4", "cuda")
 
 
-def test_settings_for_a_gpu(monkeypatch):
-    """Not run, for want of a GPU: only that the settings are what is documented."""
+def test_settings_of_four_bits(monkeypatch):
+    """On a GPU, where this was not run, and on a CPU."""
     monkeypatch.setattr("modeling_rsmoe.hub.quantize.find_spec", lambda name: object())
-    arguments = loading_arguments("nf4", "cuda")
-    settings = arguments["quantization_config"]
-    assert arguments["dtype"] == "bfloat16" and settings.bnb_4bit_compute_dtype is torch.bfloat16
-    assert settings.load_in_4bit and settings.bnb_4bit_quant_type == "nf4" and settings.bnb_4bit_use_double_quant
-    assert settings.llm_int8_skip_modules == KEPT
+    for device, dtype in (("cuda", "bfloat16"), ("cpu", "float32")):
+        arguments = loading_arguments("nf4", device)
+        settings = arguments["quantization_config"]
+        assert arguments["dtype"] == dtype and settings.bnb_4bit_compute_dtype is getattr(torch, dtype)
+        assert settings.load_in_4bit and settings.bnb_4bit_quant_type == "nf4" and settings.bnb_4bit_use_double_quant
+        assert settings.llm_int8_skip_modules == KEPT
+
+
+def test_four_bits(folder, plain, tmp_path):
+    """bitsandbytes has kernels for CPUs too; its modules take the place of linear layers, and are hooked again."""
+    pytest.importorskip("bitsandbytes")
+    model = load(folder, "nf4")
+    linears = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    assert len(linears) == 26 and is_hooked(model.model.language_model.layers[0].self_attn.q_proj)
+    assert torch.equal(changed(model) > 0, changed(plain) > 0)
+    again = RSMoEForConditionalGeneration.from_pretrained(save_checkpoint(model, tiny_processor(), tmp_path / "saved"))
+    assert torch.equal(logits(again), logits(model))
 
 
 # ---- where the weights are
