@@ -1,6 +1,7 @@
 """Size on disk, memory, time to load and speed of checkpoints, each in fresh processes, in turn, in one run.
 
     python examples/compare_weights.py CHECKPOINT[:DTYPE] ... [--repeats 1] [--tokens 24]
+    python examples/compare_weights.py --sizes       # instead: weights of rs-moe-1b, -3b and -7b, counted
 
 DTYPE as of `rsmoe caption --dtype`, by default what the folder has on this machine. The first is what the others are
 compared with. Times are of the processor, on one thread, so that other work on the machine counts less; memory is the
@@ -20,18 +21,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
+from modeling_rsmoe import RSMoEConfig, RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.evaluation.predict import peak_memory
-from modeling_rsmoe.hub.quantize import loading_arguments
+from modeling_rsmoe.hub.quantize import loading_arguments, weight_bytes
+from modeling_rsmoe.hub.sources import HUB_CONFIGS
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT[:DTYPE]")
+    parser.add_argument("checkpoints", nargs="*", metavar="CHECKPOINT[:DTYPE]")
+    parser.add_argument(
+        "--sizes", action="store_true", help="count the weights of every size in every type, run nothing"
+    )
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=24, help="new tokens of every prompt, part and caption, exactly")
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
+    if arguments.sizes:
+        return show_sizes()
+    if not arguments.checkpoints:
+        parser.error("give one or more checkpoints, or --sizes")
     if arguments.in_this_process:
         measured = measure(arguments.checkpoints[0], arguments.tokens)
         print(json.dumps(measured))
@@ -76,6 +85,19 @@ def measure(checkpoint: str, tokens: int) -> dict[str, float]:
         seconds[reader] = time.process_time() - began
     weights = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
     return {"disk": weights, "memory": peak_memory(), "imported": imported, "loading": loading, **seconds}
+
+
+def show_sizes() -> dict[str, dict[str, float]]:
+    """GB of weights; what 8 and 4 bits leave is in bfloat16, or stays in float32 as in every type."""
+    types = ("float32", "bfloat16", "int8", "nf4")
+    found = {}
+    print(f"| size | {' | '.join(types)} |")
+    print("|---|" + "---:|" * len(types))
+    for name in ("rs-moe-nano", "rs-moe-1b", "rs-moe-3b", "rs-moe-7b"):
+        config = RSMoEConfig.from_pretrained(HUB_CONFIGS / name)
+        found[name] = {dtype: weight_bytes(config, dtype) / 1e9 for dtype in types}
+        print(f"| {name} | " + " | ".join(f"{size:.2f}" for size in found[name].values()) + " |")
+    return found
 
 
 def show(medians: dict[str, dict[str, float]]) -> None:

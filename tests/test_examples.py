@@ -141,6 +141,13 @@ def test_compare_weights(checkpoint, capsys):
     assert table[2].startswith(f"| {checkpoint.name}:int8 |") and table[2].endswith("| 1.00 |")
 
 
+def test_sizes_in_the_documents_are_counted(capsys):
+    """docs/quantization.md has the lines that the example prints."""
+    example("compare_weights").main(["--sizes"])
+    document = (EXAMPLES.parent / "docs" / "quantization.md").read_text()
+    assert all(line in document for line in capsys.readouterr().out.splitlines())
+
+
 def test_train_own_images(tiny_start, image_folder, tmp_path, capsys):
     main = example("train_own_images").main
     command = [str(tiny_start), str(image_folder), str(tmp_path / "out"), "--epochs", "1", "--batch", "4"]

@@ -5,6 +5,7 @@ queries and projection; embeddings and norms are never quantised. Measured in do
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,9 +19,11 @@ from .folders import check_output, check_space, whole_folder
 
 
 if TYPE_CHECKING:
+    from ..configuration_rsmoe import RSMoEConfig
     from ..modeling_rsmoe import RSMoEForConditionalGeneration
     from ..processing_rsmoe import RSMoEProcessor
 
+HALF = ("bfloat16", "float16")
 DTYPES = ("float32", "bfloat16", "float16", "int8", "int8-dynamic", "nf4")
 # As the quantisers of transformers read them: from the start of a module's name. Low-rank weights are no linear layers.
 KEPT = [r"(?:model\.)?encoder\.(?:qformer|query_tokens|projection)", r"(?:model\.)?router", "lm_head"]
@@ -55,6 +58,38 @@ def loading_arguments(dtype: str | None, device: str) -> dict[str, Any]:
     suited = "float32" if device == "cpu" else "bfloat16"
     settings = {} if dtype is None else {"quantization_config": quantization_config(dtype, suited)}
     return {"dtype": suited, **settings}
+
+
+def weight_bytes(config: "RSMoEConfig", dtype: str, compute_dtype: str = "bfloat16") -> int:
+    """Bytes of a model's weights, counted without allocating one.
+
+    Args:
+        dtype: as of `loading_arguments`.
+        compute_dtype: of what int8 and nf4 leave as it is and does not stay in float32.
+    """
+    import torch
+    from torch import nn
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    from ..modeling_rsmoe import RSMoEForConditionalGeneration
+
+    with torch.device("meta"):
+        model = RSMoEForConditionalGeneration(config)
+    model.tie_weights()
+    stays = re.compile("|".join(RSMoEForConditionalGeneration._keep_in_fp32_modules or ()))
+    width = getattr(torch, dtype if dtype in HALF else compute_dtype).itemsize if dtype != "float32" else 4
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        linear = isinstance(module, nn.Linear) and name.endswith("weight") and should_convert_module(name, KEPT)
+        if linear and dtype.startswith("int8"):
+            total += parameter.numel() + 5 * parameter.shape[0]  # a scale and a zero of each row
+        elif linear and dtype == "nf4":
+            # A half each, a byte for each 64, four for each 256 of those: the scales, and the scales' scales.
+            total += parameter.numel() * (1 / 2 + 1 / 64 + 4 / (64 * 256))
+        else:
+            total += parameter.numel() * (4 if stays.search(name) else width)
+    return round(total)
 
 
 def _int8() -> Any:

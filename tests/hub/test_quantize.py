@@ -22,7 +22,14 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEModel
 from modeling_rsmoe.cli import shared
 from modeling_rsmoe.experts_rsmoe import is_hooked
-from modeling_rsmoe.hub.quantize import DTYPES, KEPT, loading_arguments, quantization_config, save_checkpoint
+from modeling_rsmoe.hub.quantize import (
+    DTYPES,
+    KEPT,
+    loading_arguments,
+    quantization_config,
+    save_checkpoint,
+    weight_bytes,
+)
 
 from ..test_modeling import rows
 from ..tiny import tiny_checkpoint, tiny_config, tiny_model, tiny_processor
@@ -162,6 +169,20 @@ def test_int8_of_full_experts(tmp_path):
     assert {kind for name, kind in found.items() if ".experts." in name and "_proj" in name} == {"Int8Tensor"}
     assert "Int8Tensor" not in {kind for name, kind in found.items() if ".router." in name}
     check_like(model, RSMoEForConditionalGeneration.from_pretrained(tmp_path), 0.2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_counted_bytes_are_those_of_a_loaded_model(dtype, folder):
+    model = load(folder, dtype)
+    real = 0
+    for parameter in model.parameters():
+        inner = (
+            [getattr(parameter, name) for name in ("qdata", "scale", "zero_point")]
+            if hasattr(parameter, "qdata")
+            else [parameter]
+        )
+        real += sum(tensor.numel() * tensor.element_size() for tensor in inner if tensor is not None)
+    assert weight_bytes(model.config, dtype, compute_dtype="float32") == real
 
 
 # ---- quantisers that put modules of their own in the place of linear layers
