@@ -87,7 +87,13 @@ def evaluate(
     max_new_tokens: shared.MaxNewTokensOption = None,
     num_beams: shared.NumBeamsOption = None,
     batch_size: shared.BatchSizeOption = 16,
-    dtype: shared.DtypeOption = "float32",
+    dtype: Annotated[
+        shared.Dtype,
+        typer.Option(
+            metavar="TYPE",
+            help="Of the weights, as of caption. In float32 predictions do not depend on the batch size.",
+        ),
+    ] = "float32",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     page: Annotated[
         Path | None,

@@ -1,7 +1,7 @@
 """`rsmoe export peft|llm|vllm CHECKPOINT`: router and experts in the folders that other libraries read."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -61,7 +61,7 @@ def _load(checkpoint: str, output: Path, dtype: str, steps: shared.Steps) -> tup
         read_dtype(dtype)
         folder = output.expanduser().absolute()
         check_output(folder, overwrite=False)
-    loaded = shared.load(checkpoint, steps, dtype)
+    loaded = shared.load(checkpoint, steps, cast(shared.Dtype, dtype))
     loaded.model.to("cpu")  # type: ignore[arg-type]  # transformers annotates `to` for a model in place of self
     steps(f"writing {folder}")
     return loaded, folder
