@@ -1,6 +1,6 @@
 """Peak memory of captioning a large scene, beside that of captioning one tile: each in a process of its own.
 
-    python examples/scene_memory.py nano --folder /tmp/scene --tile 512 --batch-size 8
+    python examples/scene_memory.py nano --folder scene --tile 512 --batch-size 8
 
 makes a 12,000 x 12,000 GeoTIFF of four 16-bit bands and one of a single tile in the folder (kept there, 1.2 GB), runs
 `rsmoe caption` on both, and prints the peaks and their difference. Other options (`--router template`) go to

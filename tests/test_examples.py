@@ -114,8 +114,19 @@ def moved(before: Path, after: Path) -> set[str]:
 
 
 def test_every_example_is_tested():
-    tested = Path(__file__).read_text()
-    assert all(f'example("{path.stem}")' in tested for path in EXAMPLES.glob("*.py"))
+    tested = "".join(file.read_text() for file in Path(__file__).parent.rglob("test_*.py"))
+    assert [path.stem for path in EXAMPLES.glob("*.py") if f'"{path.stem}"' not in tested] == []
+
+
+def test_scene_memory(checkpoint, tmp_path, monkeypatch, capsys):
+    options = ["--folder", tmp_path, "--side", 96, "--tile", 48, "--max-new-tokens", 2]
+    monkeypatch.setattr(sys, "argv", ["scene_memory.py", *map(str, [checkpoint, *options])])
+    example("scene_memory").main()
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(", peak")[0] for line in told[:2]] == ["one tile: 48 x 48 px", "scene: 96 x 96 px"]
+    assert re.fullmatch(r"difference: -?\d+ MB", told[2])
+    described = [json.loads(line) for line in (tmp_path / "96.jsonl").read_text().splitlines()]
+    assert [line["tile"] for line in described if "tile" in line] == [0, 1, 2, 3]
 
 
 def test_caption_image(checkpoint, data, capsys):
