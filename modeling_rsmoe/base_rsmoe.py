@@ -17,9 +17,10 @@ class RSMoEPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # What is small and decides much stays in float32 in a model of half precision, and out of 8 or 4 bits (docs/quantization.md).
-    _keep_in_fp32_modules = [r"(?:model\.)?encoder\.(?:qformer|query_tokens|projection)", "lora_[AB]"]
-    _keep_in_fp32_modules_strict = _keep_in_fp32_modules
+    # What is small and decides much stays in float32 (docs/quantization.md): in a model of half precision by the first list, and
+    # out of 8 or 4 bits by the second, which quantisers read from the start of a module's name.
+    _keep_in_fp32_modules_strict = [r"encoder\.qformer", r"encoder\.query_tokens", r"encoder\.projection", "lora_[AB]"]
+    _keep_in_fp32_modules = [r"(?:model\.)?encoder\.(?:qformer|query_tokens|projection)"]
 
 
 class RSMoEPart(RSMoEPreTrainedModel):

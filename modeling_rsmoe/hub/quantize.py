@@ -76,7 +76,7 @@ def weight_bytes(config: "RSMoEConfig", dtype: str, compute_dtype: str = "bfloat
     with torch.device("meta"):
         model = RSMoEForConditionalGeneration(config)
     model.tie_weights()
-    stays = re.compile("|".join(RSMoEForConditionalGeneration._keep_in_fp32_modules or ()))
+    stays = re.compile("|".join(RSMoEForConditionalGeneration._keep_in_fp32_modules_strict or ()))
     width = getattr(torch, dtype if dtype in HALF else compute_dtype).itemsize if dtype != "float32" else 4
     total = 0.0
     for name, parameter in model.named_parameters():

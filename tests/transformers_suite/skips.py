@@ -55,7 +55,6 @@ SKIPS = (
     Skip("test_moe_models_record_router_logits", NOT_THIS_MODEL, "No router logits: our router writes text."),
     Skip("test_output_router_logits_from_config", NOT_THIS_MODEL, "No router logits: our router writes text."),
     Skip("test_encoder_decoder_loss_no_double_shift", NOT_THIS_MODEL, "Not an encoder-decoder."),
-    Skip("test_keep_in_fp32_modules*", NOT_THIS_MODEL, "No module has to stay in float32."),
     Skip("test_model_rope_with_partial_rotation", NOT_THIS_MODEL, "The tester's decoder (Llama) rotates whole heads."),
     Skip("test_vision_axial_rope", NOT_THIS_MODEL, "The tester's vision encoder (DINOv2) has learned positions."),
     Skip("test_resize_position_vector_embeddings", NOT_THIS_MODEL, "Positions are rotary: nothing to resize."),
