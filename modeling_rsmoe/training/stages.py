@@ -174,9 +174,11 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
     """Model and processor of a checkpoint in float32, with the experts that the recipe keeps.
 
     Raises:
-        RSMoEError: an expert that the checkpoint does not have.
+        RSMoEError: an expert that the checkpoint does not have, or its weights are quantised.
     """
     config = RSMoEConfig.from_pretrained(start)
+    if getattr(config, "quantization_config", None) is not None:
+        raise RSMoEError(f"the weights of {start} are quantised; give --checkpoint with one of float weights")
     processor = RSMoEProcessor.from_pretrained(start)
     if recipe.expert_names is not None:
         unknown = [name for name in recipe.expert_names if name not in config.expert_names]

@@ -30,6 +30,8 @@ from modeling_rsmoe.hub.quantize import (
     save_checkpoint,
     weight_bytes,
 )
+from modeling_rsmoe.training.settings import Recipe
+from modeling_rsmoe.training.stages import load_start
 
 from ..test_modeling import rows
 from ..tiny import tiny_checkpoint, tiny_config, tiny_model, tiny_processor
@@ -129,6 +131,8 @@ def test_int8_saved_and_loaded_again(dtype, folder, tmp_path, monkeypatch):
     assert kinds(again.model) == kinds(model)
     assert torch.equal(logits(again.model), logits(model))
     assert changed(again.model).max() > 0
+    with pytest.raises(RSMoEError, match="are quantised; give --checkpoint with one of float weights"):
+        load_start(saved, Recipe())
     with pytest.raises(RSMoEError, match="load RSMoEForConditionalGeneration, whose `.model` this is"):
         RSMoEModel.from_pretrained(saved)
 
