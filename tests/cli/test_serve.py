@@ -38,6 +38,8 @@ def server(tmp_path):
         "0",
         "--timeout",
         "60",
+        "--dtype",
+        "float32",
     ]
     environment = {**os.environ, "RSMOE_API_KEY": "secret", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
