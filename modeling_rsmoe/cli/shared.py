@@ -310,30 +310,18 @@ def load(model: str | None, steps: Steps, dtype: Dtype | None = None) -> Loaded:
         folder = find_checkpoint(name, steps)
         steps(f"loading {name}")
         import torch
-        from safetensors import SafetensorError
 
         from .. import RSMoEForConditionalGeneration, RSMoEProcessor
+        from ..data.loading import check_complete, loading_errors
         from ..hub.quantize import loading_arguments
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         arguments = loading_arguments(dtype, device)
-        remedy = "assemble or download it again"
-        try:
+        with loading_errors("the checkpoint", folder):
             found: Any = RSMoEForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **arguments)
             processor = RSMoEProcessor.from_pretrained(folder)
-        except RSMoEError:
-            raise
-        except ImportError as error:  # of a checkpoint that is quantised
-            raise RSMoEError(
-                f'the checkpoint {folder} needs a library that is not installed ({error}): pip install "rsmoe[quantize]"'
-            ) from error
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise RSMoEError(f"the checkpoint {folder} cannot be loaded ({reason}): {remedy}") from error
         loaded, info = found
-        if info["missing_keys"]:  # transformers would fill them with random numbers
-            missing = sorted(info["missing_keys"])
-            raise RSMoEError(f"the checkpoint {folder} lacks {len(missing)} weights, such as {missing[0]}: {remedy}")
+        check_complete(info, folder)
         return Loaded(name, loaded.eval().to(device), processor, folder)
 
 

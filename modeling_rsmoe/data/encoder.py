@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors_rsmoe import RSMoEError
+from .loading import check_complete, loading_errors
 
 
 if TYPE_CHECKING:
@@ -39,33 +39,26 @@ def load_encoder(folder: str | Path) -> "RSMoEVisionLanguageEncoder":
     Raises:
         RSMoEError: a file is missing or damaged, or holds no encoder.
     """
-    from safetensors import SafetensorError
     from transformers.utils import logging
 
     from ..configuration_rsmoe import RSMoEConfig, RSMoEEncoderConfig
     from ..encoder_rsmoe import RSMoEVisionLanguageEncoder
 
-    remedy, verbosity = "assemble or download it again", logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # else a report of all that is left on the disk
     try:
-        config = RSMoEConfig.from_pretrained(folder)
-        own = RSMoEEncoderConfig.from_dict({**config.to_dict(), "model_type": RSMoEEncoderConfig.model_type})
-        found: Any = RSMoEVisionLanguageEncoder.from_pretrained(
-            folder,
-            config=own,
-            key_mapping={r"^model\.encoder\.": ""},
-            dtype="float32",
-            output_loading_info=True,
-        )
-    except RSMoEError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RSMoEError(f"the encoder of {folder} cannot be loaded ({reason}): {remedy}") from error
+        with loading_errors("the encoder of", folder):
+            config = RSMoEConfig.from_pretrained(folder)
+            own = RSMoEEncoderConfig.from_dict({**config.to_dict(), "model_type": RSMoEEncoderConfig.model_type})
+            found: Any = RSMoEVisionLanguageEncoder.from_pretrained(
+                folder,
+                config=own,
+                key_mapping={r"^model\.encoder\.": ""},
+                dtype="float32",
+                output_loading_info=True,
+            )
     finally:
         logging.set_verbosity(verbosity)
     encoder, info = found
-    if info["missing_keys"]:  # transformers would fill them with random numbers
-        missing = sorted(info["missing_keys"])
-        raise RSMoEError(f"the checkpoint {folder} lacks {len(missing)} weights, such as {missing[0]}: {remedy}")
+    check_complete(info, folder)
     return encoder.eval()

@@ -1,0 +1,44 @@
+"""What the loading of a checkpoint's folder can run into, said in one line."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors_rsmoe import RSMoEError
+
+
+REMEDY = "assemble or download it again"
+
+
+@contextmanager
+def loading_errors(what: str, folder: str | Path) -> Iterator[None]:
+    """Within: what transformers and safetensors raise over files that are missing or damaged becomes one of our errors.
+
+    Args:
+        what: is loaded, such as "the checkpoint".
+        folder: that it is loaded from.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except RSMoEError:
+        raise
+    except ImportError as error:  # of a checkpoint that is quantised
+        raise RSMoEError(
+            f'{what} {folder} needs a library that is not installed ({error}): pip install "rsmoe[quantize]"'
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RSMoEError(f"{what} {folder} cannot be loaded ({reason}): {REMEDY}") from error
+
+
+def check_complete(info: Mapping[str, Collection[str]], folder: str | Path) -> None:
+    """Raise if a weight was not in the files: transformers fills what is missing with random numbers.
+
+    Args:
+        info: from `from_pretrained(..., output_loading_info=True)`.
+    """
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise RSMoEError(f"the checkpoint {folder} lacks {len(missing)} weights, such as {missing[0]}: {REMEDY}")

@@ -1,0 +1,47 @@
+"""What the loading of a checkpoint runs into."""
+
+import pytest
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from modeling_rsmoe import RSMoEError
+from modeling_rsmoe.data.encoder import load_encoder
+from modeling_rsmoe.data.loading import loading_errors
+from tests.tiny import tiny_checkpoint
+
+
+def test_a_lost_weight_is_named(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.encoder.query_tokens.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        RSMoEError, match="tiny lacks 1 weights, such as query_tokens.weight: assemble or download it again"
+    ):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (
+            SafetensorError("header too large\nat byte 8"),
+            r"the checkpoint x cannot be loaded \(header too large\): assemble",
+        ),
+        (KeyError(), r"the checkpoint x cannot be loaded \(KeyError\): assemble"),
+        (
+            ImportError("torchao"),
+            r'needs a library that is not installed \(torchao\): pip install "rsmoe\[quantize\]"',
+        ),
+        (RSMoEError("our own, with\nits lines"), "^our own, with\nits lines$"),
+    ],
+)
+def test_errors_are_one_line(error, told):
+    with pytest.raises(RSMoEError, match=told) as raised, loading_errors("the checkpoint", "x"):
+        raise error
+    assert raised.value is error or raised.value.__cause__ is error
+
+
+def test_other_errors_are_not_hidden():
+    with pytest.raises(ZeroDivisionError), loading_errors("the checkpoint", "x"):
+        raise ZeroDivisionError
