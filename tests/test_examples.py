@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import logging
@@ -136,11 +135,6 @@ def test_caption_image(checkpoint, data, capsys):
         "object",
         "relation",
     ]
-
-
-def test_time_batching(checkpoint, capsys):
-    ratio = example("time_batching").main([str(checkpoint), "--images", "2", "--repeats", "1", "--tokens", "3"])
-    assert f"cost {ratio:.3f} of single calls" in capsys.readouterr().out
 
 
 def test_compare_weights(checkpoint, capsys):
@@ -305,22 +299,6 @@ def test_merge_expert_says_what_is_wrong(checkpoint, tmp_path):
     with pytest.raises(SystemExit, match="^error: Unknown expert 'ship'; this model has theme, object, relation"):
         example("merge_expert").main([str(checkpoint), str(tmp_path / "llm"), "--expert", "ship"])
     assert not (tmp_path / "llm").exists()
-
-
-def test_time_training(tiny_start, data, tmp_path, capsys):
-    settings = {"per_device_train_batch_size": 2, "lora_rank": 2, "compose_share": 0, "answer_share": 0.2}
-    (tmp_path / "training.yaml").write_text(yaml.safe_dump({"stage1": settings}))
-    command = [str(tiny_start), "--config", str(tmp_path / "training.yaml"), "--data", str(data), "--steps", "2"]
-    command += ["--turns", "1", "--features", str(tmp_path / "features")]
-    ratios = example("time_training").main([*command, "--learning_rate", "1e-4"])
-    assert list(ratios) == ["TRL", "ours, one reference", "ours"] and ratios["TRL"] == 1
-    said = capsys.readouterr().out
-    assert said.splitlines()[-1].endswith(f"{ratios['ours']:.2f} x the completions of TRL's loop")
-    loops = [line for line in said.splitlines() if "by the clock" in line]
-    assert ["ViT" in line for line in loops] == [True, False, False]  # ours has its features cached
-    for line in loops:
-        shares = [int(share.split()[-2]) for share in line.rsplit(": ", 1)[1].split(", ")]
-        assert 95 <= sum(shares) <= 105 and min(shares) >= 0 and "backward" in line and "optimizer" in line
 
 
 def test_probe_vision(tiny_start, data, capsys):

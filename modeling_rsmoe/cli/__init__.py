@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from ..errors_rsmoe import RSMoEError
 from .ask import ask
 from .assemble import assemble
+from .bench import bench
 from .caption import caption
 from .card import card
 from .convert import convert
@@ -72,6 +73,7 @@ app.command()(convert)
 app.command()(quantize)
 app.command()(evaluate)
 app.command()(card)
+app.command()(bench)
 app.command()(serve)
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")

@@ -1,0 +1,225 @@
+"""Where the time of one caption goes: its phases, and within a decoding step what is not matrix products."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .names import BLOCK, OURS
+from .peers import Decoders
+from .timing import Group, Tell, Times, in_turns
+from .workbench import Workbench, encoded, expert_rows, modes
+
+
+WHOLE = "whole"
+# Operations of a profile by what they are for; what is in no list is "the rest".
+KINDS = {
+    "matrix products": ("aten::addmm", "aten::mm", "aten::bmm", "aten::linear", "aten::matmul", "aten::baddbmm"),
+    "attention": ("aten::_scaled_dot_product", "aten::scaled_dot_product", "aten::_softmax", "aten::softmax"),
+    "cache and copies": (
+        "aten::cat",
+        "aten::copy_",
+        "aten::index_copy_",
+        "aten::clone",
+        "aten::contiguous",
+        "aten::to",
+    ),
+    "norms, activations, sums": (
+        "aten::mul",
+        "aten::add",
+        "aten::pow",
+        "aten::mean",
+        "aten::rsqrt",
+        "aten::silu",
+        "aten::neg",
+    ),
+}
+Clocks = tuple[float, float]  # seconds by the clock, of the processor
+
+
+def _now() -> Clocks:
+    return time.perf_counter(), time.process_time()
+
+
+class Phases:
+    """One caption of one image, timed where it passes from one phase to the next: a streamer that `generate` tells.
+
+    The ViT and the Q-Former are timed by hooks; each phase of the LLM is what lies between two steps, without them.
+    """
+
+    def __init__(self, bench: Workbench):
+        self.bench = bench
+        self.file = encoded(bench.some(1)[0])
+        encoder = bench.model.model.encoder
+        self.parts = {"ViT": encoder.vision_model, "Q-Former": encoder.qformer}
+
+    def put(self, value: torch.Tensor) -> None:
+        """Of the final text; only its end matters."""
+
+    def end(self) -> None:
+        """The final text is told as a whole."""
+
+    def put_step(self, name: str, ids: torch.Tensor) -> None:
+        self._close({"router_prompts": "router", "parts": "experts"}[name])
+
+    def __call__(self, mode: tuple[str, str]) -> dict[str, Clocks]:
+        """Seconds of every phase, in order."""
+        from ..images_rsmoe import read_image
+        from ..processing_rsmoe import DEFAULT_INSTRUCTION
+
+        bench = self.bench
+        self.spent: dict[str, Clocks] = {}
+        self.inside = (0.0, 0.0)
+        began = self.since = _now()
+        picture = read_image(self.file)
+        bench.processor.image_processor(picture, return_tensors="pt")
+        self._close("image: decode, resize, normalise")
+        # Made again with the texts: what is left without the picture is the texts'.
+        picture_again = _now()
+        bench.processor.image_processor(picture, return_tensors="pt")
+        twice = _minus(_now(), picture_again)
+        self.since = _now()
+        inputs = bench.processor(images=picture, text=DEFAULT_INSTRUCTION, return_tensors="pt")
+        self.inside = twice
+        self._close("texts to tokens")
+        inputs = inputs.to(bench.model.device, bench.model.dtype)
+        hooks = [hook for name, part in self.parts.items() for hook in self._timed(name, part)]
+        try:
+            bench.full_of(inputs, *mode)(streamer=self)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._close("composing")
+        spent = {**self.spent, WHOLE: _minus(_minus(_now(), began), _plus(twice, twice))}
+        order = [
+            "image: decode, resize, normalise",
+            "texts to tokens",
+            *self.parts,
+            "router",
+            "experts",
+            "composing",
+            WHOLE,
+        ]
+        return {name: spent[name] for name in order if name in spent}
+
+    def _timed(self, name: str, part: torch.nn.Module) -> list[Any]:
+        began: list[Clocks] = []
+
+        def leave(*_: Any) -> None:
+            spent = _minus(_now(), began.pop())
+            self.spent[name] = _plus(self.spent.get(name, (0.0, 0.0)), spent)
+            self.inside = _plus(self.inside, spent)
+
+        return [
+            part.register_forward_pre_hook(lambda *_: began.append(_now())),
+            part.register_forward_hook(leave),
+        ]
+
+    def _close(self, name: str) -> None:
+        """What passed since the last phase, without what was inside of it, is the phase `name`."""
+        now = _now()
+        self.spent[name] = _plus(self.spent.get(name, (0.0, 0.0)), _minus(_minus(now, self.since), self.inside))
+        self.since, self.inside = now, (0.0, 0.0)
+
+
+def _plus(one: Clocks, other: Clocks) -> Clocks:
+    return one[0] + other[0], one[1] + other[1]
+
+
+def _minus(one: Clocks, other: Clocks) -> Clocks:
+    return one[0] - other[0], one[1] - other[1]
+
+
+def phases(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
+    """Phases of one caption in every mode, in turn."""
+    run, every = Phases(bench), modes()
+    found: dict[str, dict[str, Times]] = {name: {} for name in every}
+    runs = [(turn, name) for turn in range(repeats + 1) for name in every]
+    for index, (turn, name) in enumerate(runs):
+        tell(name, index / len(runs))
+        for phase, (wall, cpu) in run(every[name]).items():
+            times = found[name].setdefault(phase, {"first": wall, "wall": [], "cpu": []})
+            if turn:
+                times["wall"].append(wall)
+                times["cpu"].append(cpu)
+    return [
+        {"key": f"phases: {name}", "title": f"phases of 1 caption: {name}", "base": WHOLE, "times": times}
+        for name, times in found.items()
+    ]
+
+
+# ---- inside a decoding step
+
+
+def products(bench: Workbench, repeats: int, tell: Tell, images: int = 1) -> list[Group]:
+    """The matrix products of one decoding step alone, without what is between them: of one row by the LLM block, and of
+    the experts' rows with and without the low-rank products."""
+    rows = images * len(bench.processor.experts)
+    contenders = {
+        f"{BLOCK}, 1 row": _products(bench, 1, experts=False),
+        f"{BLOCK}, {rows} rows": _products(bench, rows, experts=False),
+        f"with experts, {rows} rows": _products(bench, rows, experts=True),
+    }
+    times = in_turns(contenders, 5 * repeats, tell)
+    return [{"key": "products", "title": "matrix products of one step", "base": f"{BLOCK}, 1 row", "times": times}]
+
+
+def _products(bench: Workbench, rows: int, experts: bool) -> Callable[[], None]:
+    from ..experts_rsmoe import LowRank
+
+    model = bench.model
+    readers = list(model.model.readers.values())
+    linears: list[tuple[Any, torch.Tensor | None, torch.Tensor | None]] = []
+    for index, layer in enumerate(model.model.language_model.layers):
+        for path, linear in layer.named_modules():
+            if not isinstance(linear, torch.nn.Linear):
+                continue
+            pairs = [dict(reader.layers[index].named_modules()).get(path) for reader in readers] if experts else []
+            low = [pair for pair in pairs if isinstance(pair, LowRank)]
+            stacks = (
+                (torch.cat([p.lora_A for p in low]), torch.cat([p.lora_B for p in low], dim=1))
+                if low
+                else (None, None)
+            )
+            linears.append((linear, *stacks))
+    linears.append((model.lm_head, None, None))
+    given = {
+        linear.in_features: torch.randn(rows, 1, linear.in_features, device=model.device) for linear, _, _ in linears
+    }
+    given = {width: x.to(model.lm_head.weight.dtype) for width, x in given.items()}
+
+    @torch.inference_mode()
+    def run() -> None:
+        for linear, a, b in linears:
+            x = given[linear.in_features]
+            F.linear(x, linear.weight, linear.bias)
+            if a is not None and b is not None:
+                F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
+
+    return run
+
+
+@torch.no_grad()
+def operations(bench: Workbench, decoders: Decoders) -> dict[str, dict[str, float]]:
+    """Shares of a decode's time by kind of operation, by torch's profiler; Python and the profiler itself are what is left.
+
+    A profile slows down what it looks at, Python most: shares, not seconds, and Python's is an upper bound.
+    """
+    rows = expert_rows(bench, bench.inputs(1, expert_inputs=True))
+    found = {}
+    for name, decoder, own in ((BLOCK, decoders.plain, rows.of([0])), (OURS, decoders[OURS], rows)):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            began = time.perf_counter()
+            decoder.generate(own)
+            whole = time.perf_counter() - began
+        spent: dict[str, float] = defaultdict(float)
+        for event in profile.key_averages():
+            kind = next((kind for kind, starts in KINDS.items() if event.key.startswith(starts)), "other operations")
+            spent[kind] += event.self_cpu_time_total / 1e6
+        spent["Python between operations"] = max(0.0, whole - sum(spent.values()))
+        total = sum(spent.values())
+        found[name] = {kind: spent[kind] / total for kind in sorted(spent, key=spent.__getitem__, reverse=True)}
+    return found

@@ -1,0 +1,70 @@
+"""What a bench found, as one JSON file: every single time, the machine, the versions. Tables and plots need it alone."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+
+from ..data.files import write_whole
+from ..errors_rsmoe import RSMoEError
+from .timing import Group
+
+
+if TYPE_CHECKING:
+    from .equality import Equality
+
+FORMAT = "rsmoe-bench-1"
+
+
+class Section(TypedDict):
+    """What one section measured."""
+
+    seconds: float  # that the section took
+    groups: list[Group]
+    facts: dict[str, Any]  # what is no time: bytes, shares, lengths
+
+
+class Results(TypedDict):
+    """One run."""
+
+    format: str
+    checkpoint: dict[str, str]  # name, sha256 of its folder
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    date: str
+    sections: dict[str, Section]
+    equality: NotRequired["list[Equality]"]
+
+
+def write_results(results: Results, file: Path) -> None:
+    """As JSON, whole or not at all."""
+    write_whole(file, json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_results(file: Path) -> Results:
+    """What `write_results` wrote.
+
+    Raises:
+        RSMoEError: the file is missing, or none of these.
+    """
+    remedy = "give a file that `rsmoe bench --output` wrote"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RSMoEError(f"{file} cannot be read ({error}); {remedy}") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        kind = found.get("format") if isinstance(found, dict) else None
+        raise RSMoEError(f"{file} is no result of a bench of format {FORMAT} (its format is {kind!r}); {remedy}")
+    missing = [name for name in Results.__required_keys__ if name not in found]
+    if missing:
+        raise RSMoEError(f"{file} lacks {', '.join(sorted(missing))}; measure again")
+    return cast(Results, found)
+
+
+def all_groups(results: Results) -> list[Group]:
+    return [group for section in results["sections"].values() for group in section["groups"]]
+
+
+def group_of(results: Results, key: str) -> Group | None:
+    """The group of that key, None where its section was not run."""
+    return next((group for group in all_groups(results) if group["key"] == key), None)

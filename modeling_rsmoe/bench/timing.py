@@ -1,0 +1,73 @@
+"""Contenders run in turn, their times, and ratios with their spread. Knows nothing about models."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NotRequired, TypedDict
+
+
+Tell = Callable[[str, float], None]  # what is running, and the share of this measurement that is done
+
+
+class Times(TypedDict):
+    """Seconds of every run of one contender, in the order of the turns."""
+
+    first: float  # of the run before the turns, by the clock: it warms up (or compiles) and does not count
+    wall: list[float]  # by the clock
+    cpu: list[float]  # of the processor, all threads of this process together
+
+
+class Group(TypedDict):
+    """Contenders that took turns."""
+
+    key: str  # by which tables and targets find it
+    title: str
+    base: str  # the contender that the others are compared with
+    times: dict[str, Times]
+    captions: NotRequired[int]  # that each run made
+    x: NotRequired[dict[str, float]]  # of a curve: what grows, for each contender
+
+
+class Spread(TypedDict):
+    """A median of all turns, and the lowest and highest of them."""
+
+    median: float
+    low: float
+    high: float
+
+
+def in_turns(contenders: Mapping[str, Callable[[], Any]], repeats: int, tell: Tell) -> dict[str, Times]:
+    """Run each contender once, uncounted, then all of them in turn `repeats` times: a slow moment hits all alike."""
+    runs = [(turn, name) for turn in range(repeats + 1) for name in contenders]
+    found: dict[str, Times] = {}
+    for index, (turn, name) in enumerate(runs):
+        tell(name, index / len(runs))
+        wall, cpu = time.perf_counter(), time.process_time()
+        contenders[name]()
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        if turn == 0:
+            found[name] = {"first": wall, "wall": [], "cpu": []}
+        else:
+            found[name]["wall"].append(wall)
+            found[name]["cpu"].append(cpu)
+    return found
+
+
+def spread(values: list[float]) -> Spread:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def ratio(times: Times, base: Times, clock: str = "wall") -> Spread:
+    """How many times the base's time a contender took, turn by turn."""
+    own, of_base = (times["cpu"], base["cpu"]) if clock == "cpu" else (times["wall"], base["wall"])
+    return spread([one / other for one, other in zip(own, of_base, strict=True)])
+
+
+def busy_share(groups: list[Group]) -> float:
+    """The share of the measured time in which the processor did something else: near 0 on a quiet machine.
+
+    Only of one thread: with more, the processor's time is more than the clock's.
+    """
+    pairs = [(t["wall"], t["cpu"]) for group in groups for t in group["times"].values()]
+    wall, cpu = sum(sum(one) for one, _ in pairs), sum(sum(other) for _, other in pairs)
+    return max(0.0, 1 - cpu / wall) if wall else 0.0

@@ -1,0 +1,63 @@
+"""The same model in other shapes: more and fewer experts, image tokens; the model itself stays as it was."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from modeling_rsmoe.bench import growth
+from modeling_rsmoe.bench.growth import with_experts, with_image_tokens
+from modeling_rsmoe.bench.names import BLOCK, FULL
+from modeling_rsmoe.bench.workbench import made_pictures
+
+
+def quiet(name, share):
+    """Nobody is told."""
+
+
+@pytest.fixture
+def untouched(bench):
+    """Nothing of the bench may have changed, in shape or in what it says."""
+    before = bench.full()()
+    names = {name: tensor.shape for name, tensor in bench.model.state_dict().items()}
+    yield
+    assert {name: tensor.shape for name, tensor in bench.model.state_dict().items()} == names
+    assert torch.equal(bench.full()(), before) and bench.processor.experts == ["theme", "object", "relation"]
+    assert "<expert4>" not in bench.processor.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_with_experts(bench, untouched, count):
+    own = with_experts(bench, count)
+    inputs = own.inputs(1, expert_inputs=True)
+    assert inputs["expert_input_ids"].shape[:2] == (1, count)
+    said = own.full_of(inputs)(return_dict_in_generate=True)
+    assert said.expert_sequences.shape == (1, count, 4)
+    first = bench.full_of(bench.inputs(1, expert_inputs=True))(return_dict_in_generate=True)
+    shared = min(3, count)
+    assert torch.equal(said.expert_sequences[:, :shared], first.expert_sequences[:, :shared])
+    gate = own.model.model.gate_of(torch.tensor([0]))
+    assert gate.shape[-1] == 2 + 4 * count  # the router's rank and each expert's: what a step computes
+
+
+def test_weights_are_shared(bench, untouched):
+    own = with_experts(bench, 2)
+    layers = [model.model.language_model.layers[0].mlp.up_proj.weight for model in (own.model, bench.model)]
+    assert layers[0] is layers[1]
+
+
+@pytest.mark.parametrize("count", [2, 4, 9])
+def test_with_image_tokens(bench, untouched, count):
+    own = with_image_tokens(bench, count)
+    ids = own.inputs(1, expert_inputs=False)["input_ids"]
+    assert int((ids == own.model.config.image_token_id).sum()) == count
+    assert own.block()().shape[1] == ids.shape[1] + 4
+
+
+def test_curves(bench, monkeypatch, untouched):
+    for name, few in (("EXPERTS", (1, 4)), ("TOKENS", (2, 3)), ("IMAGE_TOKENS", (2, 3))):
+        monkeypatch.setattr(growth, name, few)
+    groups = growth.growth(replace(bench, tokens=2, router_tokens=2, pictures=made_pictures(1)), 1, quiet)
+    assert [one["key"] for one in groups] == ["growth: experts", "growth: tokens", "growth: image tokens"]
+    assert groups[0]["x"] == {BLOCK: 0, f"{FULL}, 1 experts": 1, f"{FULL}, 4 experts": 4}
+    assert groups[1]["x"][f"{FULL}, 3 tokens"] == 3 and all(one["x"].keys() == one["times"].keys() for one in groups)

@@ -1,0 +1,36 @@
+"""The picture of a bench."""
+
+from PIL import Image
+
+from modeling_rsmoe.bench.names import BLOCK, FULL, TEMPLATE
+from modeling_rsmoe.bench.plots import _points, plot
+
+from .results import made_results
+
+
+def test_a_panel_for_each_curve(tmp_path):
+    results, file = made_results(), tmp_path / "bench.png"
+    assert plot(results, file) and list(tmp_path.iterdir()) == [file]
+    with Image.open(file) as whole:
+        assert whole.format == "PNG" and whole.width > 1000
+        wide = whole.width
+    del results["sections"]["growth"]
+    assert plot(results, file)
+    with Image.open(file) as fewer:
+        assert fewer.width < wide
+
+
+def test_nothing_measured_nothing_drawn(tmp_path):
+    results = made_results()
+    results["sections"] = {}
+    assert not plot(results, tmp_path / "bench.png") and list(tmp_path.iterdir()) == []
+
+
+def test_points_of_curves():
+    results = made_results()
+    experts = _points(results, "growth: experts")
+    assert [x for x, _ in experts[FULL]] == list(range(1, 9)) and [x for x, _ in experts[BLOCK]] == [0]
+    images = _points(results, "images")
+    assert {name: [x for x, _ in points] for name, points in images.items()} == dict.fromkeys(
+        (BLOCK, FULL, TEMPLATE), [1, 8]
+    )

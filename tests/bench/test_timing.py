@@ -1,0 +1,45 @@
+"""Turns, spreads and ratios."""
+
+import time
+
+import pytest
+
+from modeling_rsmoe.bench.timing import busy_share, in_turns, ratio, spread
+
+from .results import group, times
+
+
+def test_contenders_take_turns_and_the_first_turn_does_not_count():
+    order, told = [], []
+    contenders = {name: lambda name=name: order.append(name) for name in "abc"}
+    found = in_turns(contenders, 2, lambda name, share: told.append((name, share)))
+    assert order == list("abc") * 3
+    assert [len(own["wall"]) for own in found.values()] == [2, 2, 2] and list(found) == list("abc")
+    assert [name for name, _ in told] == order and told[0][1] == 0 and told[-1][1] == pytest.approx(8 / 9)
+
+
+def test_both_clocks():
+    """A contender that sleeps costs no processor time."""
+
+    def work():
+        began = time.process_time()
+        while time.process_time() - began < 0.05:
+            pass
+
+    found = in_turns({"sleeps": lambda: time.sleep(0.05), "works": work}, 1, lambda name, share: None)
+    assert found["sleeps"]["wall"][0] >= 0.05 and found["sleeps"]["cpu"][0] < 0.02
+    assert found["works"]["wall"][0] >= 0.049 and found["works"]["cpu"][0] >= 0.05
+
+
+def test_ratios_are_of_the_same_turn():
+    """A slow turn of the machine slows both, and leaves the ratio alone."""
+    slow = ratio(times(2, 20, 2.2), times(1, 10, 1))
+    assert slow == {"median": 2, "low": 2, "high": 2.2}
+    assert spread([3, 1, 2]) == {"median": 2, "low": 1, "high": 3}
+    with pytest.raises(ValueError):
+        ratio(times(1, 2), times(1))
+
+
+def test_a_busy_machine_is_seen():
+    assert busy_share([group("a", "x", times={"x": times(1, 2), "y": times(3)})]) == 0.5
+    assert busy_share([]) == 0

@@ -1,0 +1,114 @@
+"""`rsmoe bench`: what it measures, writes, shows and refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from modeling_rsmoe.bench import equality, run, speed
+from modeling_rsmoe.bench.peers import Texts
+from modeling_rsmoe.bench.results import write_results
+from modeling_rsmoe.cli import app
+
+from ..bench.results import made_results
+from ..tiny import tiny_checkpoint
+
+
+def command(*arguments: Any) -> Result:
+    return CliRunner().invoke(app, ["bench", *map(str, arguments)], catch_exceptions=False, prog_name="rsmoe")
+
+
+def error(result: Result) -> str:
+    assert result.exit_code == 2 and result.stdout == ""
+    (line,) = [line for line in result.stderr.splitlines() if not line.endswith(" ...")]
+    return line.removeprefix("rsmoe: error: ")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("bench") / "tiny")
+
+
+def test_quick_checks_equality_and_no_times(checkpoint: Path) -> None:
+    result = command(checkpoint, "--quick")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count(" equal ") == len(equality.VARIANTS) + 3
+    assert "captions/s" not in result.stdout and "Targets" not in result.stdout
+
+
+def test_quick_fails_where_a_contender_says_something_else(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(equality.VARIANTS, "a wrong one", lambda bench, inputs: Texts([[5]] * 6, [[5]] * 6))
+    result = command(checkpoint, "--quick", "--output", checkpoint.parent / "wrong.json")
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if "error" in line]
+    assert line.startswith("rsmoe: error: a wrong one differs from all in one batch: router 0 (theme): token 0 is 5")
+    written = json.loads((checkpoint.parent / "wrong.json").read_text())["equality"]
+    assert [one["name"] for one in written if one["differences"]] == ["a wrong one"]
+
+
+def test_a_run_writes_all_times_and_a_picture(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "throughput", lambda *a: speed_throughput(*a, images=(1, 2)))
+    file = tmp_path / "new" / "bench.json"
+    options = ["--only", "throughput", "--only", "latency", "--repeats", 2, "--tokens", 2, "--threads", 1]
+    result = command(checkpoint, "--output", file, *options)
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.name for path in file.parent.iterdir()) == ["bench.json", "bench.png"]
+    written = json.loads(file.read_text())
+    assert list(written["sections"]) == ["latency", "throughput"] and "equality" not in written
+    times = [own for one in written["sections"]["throughput"]["groups"] for own in one["times"].values()]
+    assert len(times) == 6 and all(len(own["wall"]) == len(own["cpu"]) == 2 for own in times)
+    assert written["machine"]["threads"] == 1 and len(written["checkpoint"]["sha256"]) == 64
+    assert "full, template, concat" in result.stdout and "not measured" in result.stdout
+    with Image.open(file.with_suffix(".png")) as picture:
+        assert picture.format == "PNG"
+    again = command("--from", file, "--markdown")
+    assert again.exit_code == 0 and again.stdout.startswith("**Targets**")
+
+
+speed_throughput = speed.throughput
+
+
+def test_every_section_has_a_name() -> None:
+    from modeling_rsmoe.cli.bench import SECTIONS
+
+    assert SECTIONS == run.NAMES
+
+
+def test_interrupted_it_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(run.SECTIONS, "growth", interrupt)
+    options = ["--only", "latency", "--only", "growth", "--repeats", 1, "--tokens", 2]
+    result = command(checkpoint, "--output", tmp_path / "bench.json", *options)
+    assert result.exit_code == 130 and list(tmp_path.iterdir()) == []
+
+
+def test_shown_again_as_markdown(tmp_path: Path) -> None:
+    write_results(made_results(), tmp_path / "bench.json")
+    result = command("--from", tmp_path / "bench.json", "--markdown", "--clock", "cpu")
+    assert result.exit_code == 0 and "| full, router, concat | 2.00 |" in result.stdout
+    assert "Targets" in command("--from", tmp_path / "bench.json").stdout
+
+
+def test_wrong_usage(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modeling_rsmoe.cli import shared
+
+    monkeypatch.setattr(shared, "load", lambda *arguments: pytest.fail("the model was loaded"))
+    assert error(command(checkpoint, "--only", "speed")).startswith(
+        "--only speed: there is no such section; known are"
+    )
+    assert error(command(checkpoint, "--only", "training")) == "the section training needs --data, a data folder"
+    assert "leave --only out" in error(command(checkpoint, "--quick", "--only", "cold"))
+    assert "leave CHECKPOINT" in error(command(checkpoint, "--from", tmp_path / "x.json"))
+    assert "cannot be read" in error(command("--from", tmp_path / "x.json"))
+    assert "is a folder" in error(command(checkpoint, "--output", tmp_path))
+    assert command(checkpoint, "--repeats", 0).exit_code == 2
+    absent = error(command(checkpoint, "--gguf", tmp_path / "x.gguf", "--only", "peers"))
+    assert absent == f"there is no file {tmp_path / 'x.gguf'}; give --gguf a GGUF file of the LLM"
+    assert error(command(checkpoint, "--data", tmp_path / "absent")).startswith("data folder")
