@@ -99,11 +99,17 @@ def _growth(run: Run, decoders: Decoders, tell: Tell) -> tuple[list[Group], dict
 
 
 def _training(run: Run, decoders: Decoders, tell: Tell) -> tuple[list[Group], dict[str, Any]]:
+    from .machine import machine_facts
     from .training import Course, training
 
     if run.data is None or run.config is None:
         raise RSMoEError("the section training needs --data, a data folder, or leave it out by --only")
-    return training(Course(run.bench.folder, run.config, run.data), run.repeats, tell)
+    # Half precision only pays where the processor multiplies it; a GPU does.
+    fast = {"avx512_bf16", "amx_bf16", "bf16"} & set(
+        machine_facts("cpu")["features"]
+    ) or run.bench.model.device.type != "cpu"
+    course = Course(run.bench.folder, run.config, run.data, changes=() if fast else ("--bf16", "false"))
+    return training(course, run.repeats, tell)
 
 
 SECTIONS: dict[str, Callable[[Run, Decoders, Tell], tuple[list[Group], dict[str, Any]]]] = {
