@@ -103,7 +103,8 @@ def check(bench: Workbench, decoders: Decoders, images: int, tell: Tell) -> list
         found.append(_equality(name, REFERENCE, compared, ties + of_parts[0], problems + of_parts[1]))
     told(ONE_PASS)
     found.append(_one_pass(bench, judge, (router, reference.router), (parts, reference.parts)))
-    return found + _check_decoders(decoders, parts, judge, told)
+    first = parts.of([i for i in range(len(parts)) if i < len(bench.processor.experts)])
+    return found + _check_decoders(decoders, first, judge, told)
 
 
 def _one_pass(bench: Workbench, judge: "Judge", *read: tuple[Rows, list[list[int]]]) -> Equality:

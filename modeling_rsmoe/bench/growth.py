@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .names import BLOCK, FULL
+from .names import BLOCK, FULL, TEMPLATE
 from .timing import Group, Tell, in_turns
 from .workbench import Workbench
 
@@ -38,8 +38,13 @@ def growth(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
 
 
 def _by_experts(bench: Workbench) -> list[tuple[str, float, Callable[[], Any]]]:
+    """With both routers: prompts of the router end where it ends them, and it does not know experts that are new here."""
     points = [(BLOCK, 0.0, bench.block())]
-    return points + [(f"{FULL}, {n} experts", float(n), with_experts(bench, n).full()) for n in EXPERTS]
+    for n in EXPERTS:
+        own = with_experts(bench, n)
+        points += [(f"{FULL}, {n} experts", float(n), own.full())]
+        points += [(f"{TEMPLATE}, {n} experts", float(n), own.full(1, "template"))]
+    return points
 
 
 def _by_tokens(bench: Workbench) -> list[tuple[str, float, Callable[[], Any]]]:

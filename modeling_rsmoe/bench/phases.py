@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from .names import BLOCK, OURS
 from .peers import Decoders
 from .timing import Group, Tell, Times, in_turns
-from .workbench import Workbench, encoded, expert_rows, modes
+from .workbench import Workbench, encoded, ends, expert_rows, modes, router_rows, trimmed
 
 
 WHOLE = "whole"
@@ -131,6 +131,19 @@ def _plus(one: Clocks, other: Clocks) -> Clocks:
 
 def _minus(one: Clocks, other: Clocks) -> Clocks:
     return one[0] - other[0], one[1] - other[1]
+
+
+@torch.no_grad()
+def lengths(bench: Workbench) -> dict[str, Any]:
+    """Tokens of the rows of one image, and of the prompts that the router writes."""
+    inputs, stop = bench.inputs(1, expert_inputs=True), ends(bench)
+    prompts = trimmed(bench.full_of(inputs)(return_dict_in_generate=True).router_prompts[0], stop)
+    return {
+        "LLM block's row": bench.inputs(1, expert_inputs=False)["input_ids"].shape[1],
+        "router's rows": router_rows(bench, inputs).mask.sum(1).tolist(),
+        "router's prompts": [len(prompt) for prompt in prompts],
+        "experts' rows": expert_rows(bench, inputs, prompts if all(prompts) else None).mask.sum(1).tolist(),
+    }
 
 
 def phases(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:

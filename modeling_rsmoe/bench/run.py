@@ -44,11 +44,12 @@ def _cold(run: Run, decoders: Decoders, tell: Tell) -> tuple[list[Group], dict[s
 
 
 def _latency(run: Run, decoders: Decoders, tell: Tell) -> tuple[list[Group], dict[str, Any]]:
-    from .phases import phases
+    from .phases import lengths, phases
     from .speed import latency
 
     first = latency(run.bench, run.repeats, lambda name, share: tell(name, share / 2))
-    return first + phases(run.bench, run.repeats, lambda name, share: tell(f"phases: {name}", 0.5 + share / 2)), {}
+    more = phases(run.bench, run.repeats, lambda name, share: tell(f"phases: {name}", 0.5 + share / 2))
+    return first + more, {"lengths": lengths(run.bench)}
 
 
 def _throughput(run: Run, decoders: Decoders, tell: Tell) -> tuple[list[Group], dict[str, Any]]:

@@ -66,6 +66,9 @@ def _times(group: Group, clock: str) -> Table:
 
 def _facts(results: Results, facts: dict[str, Any], clock: str) -> list[Table]:
     found = []
+    if "lengths" in facts:
+        rows = [[name, str(own).strip("[]")] for name, own in facts["lengths"].items()]
+        found.append(Table("tokens of 1 image", ["", "tokens"], rows))
     if "peak_bytes" in facts:
         rows = [[name, f"{size / 1e6:,.0f}"] for name, size in facts["peak_bytes"].items()]
         found.append(Table("peak memory of a fresh process", ["", "MB"], rows))

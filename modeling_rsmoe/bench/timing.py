@@ -1,6 +1,7 @@
 """Contenders run in turn, their times, and ratios with their spread. Knows nothing about models."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
@@ -44,6 +45,7 @@ def in_turns(contenders: Mapping[str, Callable[[], Any]], repeats: int, tell: Te
         tell(name, index / len(runs))
         wall, cpu = time.perf_counter(), time.process_time()
         contenders[name]()
+        _finish()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         if turn == 0:
             found[name] = {"first": wall, "wall": [], "cpu": []}
@@ -51,6 +53,13 @@ def in_turns(contenders: Mapping[str, Callable[[], Any]], repeats: int, tell: Te
             found[name]["wall"].append(wall)
             found[name]["cpu"].append(cpu)
     return found
+
+
+def _finish() -> None:
+    """Until a GPU has done what it was told."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def spread(values: list[float]) -> Spread:

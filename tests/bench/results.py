@@ -31,6 +31,7 @@ def made_results() -> Results:
     experts = {f"{FULL}, {n} experts": times(1 + n, 1.1 * (1 + n)) for n in range(1, 9)}
     growth = group("growth: experts", BLOCK, times={BLOCK: times(1, 1), **experts})
     growth["x"] = {BLOCK: 0, **{name: n for n, name in enumerate(experts, start=1)}}
+    facts_of_latency = {"peak_bytes": {"Python and libraries": 3 * 10**8}, "lengths": {"router's prompts": [7, 8, 9]}}
     modes = {BLOCK: times(1, 2, 3), FULL: times(2, 4, 9), TEMPLATE: times(1.6, 3.2, 4.8)}
     steps = {f"{who}, {n}": times(n_s) for who in (BLOCK, OURS) for n, n_s in (("1 token", 1.0), ("24 tokens", 3.3))}
     groups = {
@@ -49,7 +50,7 @@ def made_results() -> Results:
     read = {"sum": [1e9, 2e9, 3e9], "product": [1e9, 1e9, 1e9]}
     facts["peers"]["floor"] = {"rows": 3, "bytes": {BLOCK: 10**8, OURS: 2 * 10**8}, "bytes_per_second": read}
     facts["training"] = {"shares": {TRL: {"backward": 0.5}}, "completions in a row": {TRL: 1.0}, "rows in a step": 8}
-    facts["latency"]["peak_bytes"] = {"Python and libraries": 3 * 10**8}
+    facts["latency"] = facts_of_latency
     return {
         "format": FORMAT,
         "checkpoint": {"name": "tiny", "sha256": "0" * 64},

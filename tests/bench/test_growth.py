@@ -7,7 +7,7 @@ import torch
 
 from modeling_rsmoe.bench import growth
 from modeling_rsmoe.bench.growth import with_experts, with_image_tokens
-from modeling_rsmoe.bench.names import BLOCK, FULL
+from modeling_rsmoe.bench.names import BLOCK, FULL, TEMPLATE
 from modeling_rsmoe.bench.workbench import made_pictures
 
 
@@ -59,5 +59,8 @@ def test_curves(bench, monkeypatch, untouched):
         monkeypatch.setattr(growth, name, few)
     groups = growth.growth(replace(bench, tokens=2, router_tokens=2, pictures=made_pictures(1)), 1, quiet)
     assert [one["key"] for one in groups] == ["growth: experts", "growth: tokens", "growth: image tokens"]
-    assert groups[0]["x"] == {BLOCK: 0, f"{FULL}, 1 experts": 1, f"{FULL}, 4 experts": 4}
+    assert groups[0]["x"] == {
+        BLOCK: 0,
+        **{f"{mode}, {n} experts": n for n in (1, 4) for mode in (FULL, TEMPLATE)},
+    }
     assert groups[1]["x"][f"{FULL}, 3 tokens"] == 3 and all(one["x"].keys() == one["times"].keys() for one in groups)

@@ -6,7 +6,7 @@ import pytest
 
 from modeling_rsmoe.bench.names import BLOCK, OURS
 from modeling_rsmoe.bench.peers import Decoders
-from modeling_rsmoe.bench.phases import WHOLE, operations, phases, products
+from modeling_rsmoe.bench.phases import WHOLE, lengths, operations, phases, products
 
 
 def quiet(name, share):
@@ -25,6 +25,13 @@ def test_phases_add_up(bench):
     assert min(router) > max(template)  # a template is not written
     concat, llm = (groups[f"full, router, {name}"]["composing"]["wall"] for name in ("concat", "llm"))
     assert min(llm) > max(concat)
+
+
+def test_lengths(bench):
+    found = lengths(bench)
+    assert len(found["router's prompts"]) == len(found["experts' rows"]) == len(found["router's rows"]) == 3
+    assert found["LLM block's row"] == bench.inputs(1, expert_inputs=False)["input_ids"].shape[1]
+    assert max(found["router's prompts"]) <= bench.router_tokens
 
 
 def test_hooks_do_not_stay(bench):
