@@ -19,10 +19,16 @@ def check_file(file: Path) -> Any:
     """llama-cpp-python's module.
 
     Raises:
-        RSMoEError: there is no such file, or the library is not installed.
+        RSMoEError: there is no such file, it is no GGUF of an LLM, or the library is not installed.
     """
     if not file.is_file():
         raise RSMoEError(f"there is no file {file}; give --gguf a GGUF file of the LLM")
+    from gguf import GGUFReader
+
+    try:
+        GGUFReader(file).fields["general.architecture"].contents()
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise RSMoEError(f"{file} is no GGUF of an LLM ({error}); give --gguf such a file") from error
     try:
         return importlib.import_module("llama_cpp")
     except ImportError as error:
@@ -35,7 +41,7 @@ def llama(file: Path, threads: int, context: int) -> Any:
     """A model of llama-cpp-python.
 
     Raises:
-        RSMoEError: as of `check_file`, or the file is no GGUF of an LLM.
+        RSMoEError: as of `check_file`, or llama.cpp does not know this LLM.
     """
     library = check_file(file)
     try:
@@ -43,9 +49,7 @@ def llama(file: Path, threads: int, context: int) -> Any:
             str(file), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False, n_batch=context
         )
     except ValueError as error:
-        raise RSMoEError(
-            f"{file} cannot be read by llama.cpp ({error}); give --gguf a GGUF file of the LLM"
-        ) from error
+        raise RSMoEError(f"llama.cpp cannot load {file} ({error}); give --gguf a GGUF file of the LLM") from error
 
 
 def decode(model: Any, prompt_tokens: int, new_tokens: int) -> Callable[[], list[int]]:

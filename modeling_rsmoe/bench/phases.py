@@ -1,5 +1,6 @@
 """Where the time of one caption goes: its phases, and within a decoding step what is not matrix products."""
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -222,6 +223,7 @@ def operations(bench: Workbench, decoders: Decoders) -> dict[str, dict[str, floa
     A profile slows down what it looks at, Python most: shares, not seconds, and Python's is an upper bound.
     """
     rows = expert_rows(bench, bench.inputs(1, expert_inputs=True))
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells on stderr that it begins and ends
     found = {}
     for name, decoder, own in ((BLOCK, decoders.plain, rows.of([0])), (OURS, decoders[OURS], rows)):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

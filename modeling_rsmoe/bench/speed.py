@@ -127,10 +127,10 @@ def against_llama_cpp(
         for count in (1, bench.tokens):
             lengths = few if count == 1 else {}
             contenders[f"transformers, {_tokens(count)}"] = partial(decoders.plain.generate, one, **lengths)
-        for file in (as_float, gguf):
-            own = file_facts(file)
-            name = f"llama.cpp, {'+'.join(sorted(own['types'], key=own['types'].get, reverse=True)[:1])}"
-            facts[name] = own
+        own = file_facts(gguf)
+        most = max(own["types"], key=own["types"].__getitem__)
+        for name, file in (("llama.cpp, float32", as_float), (f"llama.cpp, the file ({most})", gguf)):
+            facts[name] = file_facts(file)
             model = llama(file, threads, context)
             for count in (1, bench.tokens):
                 contenders[f"{name}, {_tokens(count)}"] = decode(model, prompt, count)
