@@ -1,6 +1,7 @@
-"""How the cost grows with experts, with the length of the texts and with image tokens: one curve each."""
+"""How the cost grows with experts, with the length of the texts, with image tokens and with threads: one curve each."""
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ def growth(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
         "experts": ("1 image, experts", _by_experts(bench)),
         "tokens": ("1 image, new tokens a part", _by_tokens(bench)),
         "image tokens": ("1 image, image tokens", _by_image_tokens(bench)),
+        "threads": ("1 image, threads of the processor", _by_threads(bench)),
     }
     groups: list[Group] = []
     for index, (name, (title, points)) in enumerate(curves.items()):
@@ -62,6 +64,31 @@ def _by_image_tokens(bench: Workbench) -> list[tuple[str, float, Callable[[], An
         points += [(f"{BLOCK}, {n} image tokens", float(n), own.block())]
         points += [(f"{FULL}, {n} image tokens", float(n), own.full())]
     return points
+
+
+def _by_threads(bench: Workbench) -> list[tuple[str, float, Callable[[], Any]]]:
+    def on(threads: int, run: Callable[[], Any]) -> Callable[[], None]:
+        def limited() -> None:
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            try:
+                run()
+            finally:
+                torch.set_num_threads(before)
+
+        return limited
+
+    cores = os.cpu_count() or 1
+    counts = sorted({cores, *(2**n for n in range(cores.bit_length()) if 2**n <= cores)})
+    points = []
+    for n in counts:
+        points += [(f"{BLOCK}, {_threads(n)}", float(n), on(n, bench.block()))]
+        points += [(f"{FULL}, {_threads(n)}", float(n), on(n, bench.full()))]
+    return points
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 # ---- the same model in other shapes

@@ -15,6 +15,7 @@ CURVES = (
     ("images", "images in one batch", "growth with images"),
     ("growth: tokens", "new tokens a part", "1 image"),
     ("growth: image tokens", "image tokens", "1 image"),
+    ("growth: threads", "threads", "1 image"),
 )
 WHO = {BLOCK: ("C0", "o"), FULL: ("C1", "s"), TEMPLATE: ("C2", "^")}
 Points = dict[str, list[tuple[float, Times]]]

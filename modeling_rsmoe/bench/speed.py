@@ -39,7 +39,7 @@ def throughput(bench: Workbench, repeats: int, tell: Tell, images: Sequence[int]
     groups: list[Group] = []
     for index, count in enumerate(images):
         concat = {name: bench.full(count, *mode) for name, mode in modes(("concat",)).items()}
-        told = _part(tell, index, len(images), f"{count} images: ")
+        told = _part(tell, index, len(images), f"{_counted(count)}: ")
         times = in_turns({BLOCK: bench.block(count), **concat}, repeats, told)
         groups.append(
             {"key": f"images: {count}", "title": _counted(count), "base": BLOCK, "times": times, "captions": count}
@@ -56,7 +56,7 @@ def sequential(bench: Workbench, repeats: int, tell: Tell, images: Sequence[int]
             ONE_BATCH: bench.full_of(inputs),
             ONE_AFTER_ANOTHER: partial(one_after_another, bench, inputs),
         }
-        told = _part(tell, index, len(images), f"{count} images: ")
+        told = _part(tell, index, len(images), f"{_counted(count)}: ")
         times = in_turns(contenders, repeats, told)
         title = f"(b) router and experts, {_counted(count)}"
         groups.append({"key": f"sequential: {count}", "title": title, "base": ONE_BATCH, "times": times})

@@ -57,10 +57,17 @@ def test_with_image_tokens(bench, untouched, count):
 def test_curves(bench, monkeypatch, untouched):
     for name, few in (("EXPERTS", (1, 4)), ("TOKENS", (2, 3)), ("IMAGE_TOKENS", (2, 3))):
         monkeypatch.setattr(growth, name, few)
+    threads = torch.get_num_threads()
     groups = growth.growth(replace(bench, tokens=2, router_tokens=2, pictures=made_pictures(1)), 1, quiet)
-    assert [one["key"] for one in groups] == ["growth: experts", "growth: tokens", "growth: image tokens"]
+    assert [one["key"] for one in groups] == [
+        "growth: experts",
+        "growth: tokens",
+        "growth: image tokens",
+        "growth: threads",
+    ]
     assert groups[0]["x"] == {
         BLOCK: 0,
         **{f"{mode}, {n} experts": n for n in (1, 4) for mode in (FULL, TEMPLATE)},
     }
     assert groups[1]["x"][f"{FULL}, 3 tokens"] == 3 and all(one["x"].keys() == one["times"].keys() for one in groups)
+    assert groups[3]["x"][f"{FULL}, 1 thread"] == 1 and torch.get_num_threads() == threads
