@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
@@ -217,17 +216,15 @@ class RowContext:
             self._stacks = outer
 
     def stack(self, key: int, pairs: list[LowRank], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """All pairs as one, for an input like `x`: A [sum of ranks, in], B [out, sum of ranks]."""
+        """All pairs as one, for an input like `x`: A [in, sum of ranks], B [sum of ranks, out]."""
         kept = None if torch.is_grad_enabled() else self._stacks
         if kept is not None and key in kept:
             return kept[key]
-        stacked = (
-            torch.cat([own_shard(pair.lora_A) for pair in pairs]).to(x.device, x.dtype),
-            torch.cat([own_shard(pair.lora_B) for pair in pairs], dim=1).to(x.device, x.dtype),
-        )
-        if kept is not None:
-            kept[key] = stacked
-        return stacked
+        A = torch.cat([own_shard(pair.lora_A) for pair in pairs]).t().to(x.device, x.dtype)
+        B = torch.cat([own_shard(pair.lora_B) for pair in pairs], dim=1).t().to(x.device, x.dtype)
+        if kept is None:
+            return A, B
+        return kept.setdefault(key, (A.contiguous(), B.contiguous()))
 
 
 class SetRows:
@@ -278,10 +275,15 @@ class AddRows:
             gate = gate[..., self.columns]
         x = args[0]  # [rows, tokens, in]
         A, B = self.context.stack(id(self), self.pairs, x)
-        low = F.linear(x, A)  # [rows, tokens, sum of ranks]
+        low = x @ A  # [rows, tokens, sum of ranks]
         if is_shard(self.pairs[0].lora_A):  # of inputs that are split: each process has a part of the sum
             dist.all_reduce(low, group=self.pairs[0].lora_A.device_mesh.get_group())
-        return output + F.linear(low * gate.to(x.device, x.dtype), B).to(output.dtype)
+        gate = gate.to(x.device, x.dtype)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or output.dtype != x.dtype:
+            return output + ((low * gate) @ B).to(output.dtype)
+        # In place: a new tensor for each product costs as much as the product itself in a long row.
+        output.view(-1, output.shape[-1]).addmm_(low.mul_(gate).view(-1, low.shape[-1]), B)
+        return output
 
 
 class ReplaceRows:

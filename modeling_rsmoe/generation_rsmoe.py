@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
+from .decoding_rsmoe import RowDecodingMixin, fast_products
 from .errors_rsmoe import RSMoEError
 
 
@@ -52,13 +52,14 @@ class RSMoEGenerateOutput(ModelOutput):
     logits: tuple[torch.Tensor] | None = None
 
 
-class RSMoEGenerationMixin(GenerationMixin):
+class RSMoEGenerationMixin(RowDecodingMixin):
     """`generate` of [`RSMoEForConditionalGeneration`], in front of transformers' own."""
 
     # Of the model that this is mixed into.
     config: Any
     generation_config: Any
     model: Any
+    lm_head: Any
     encode_image: Any
     get_image_features: Any
 
@@ -92,7 +93,7 @@ class RSMoEGenerationMixin(GenerationMixin):
             "mm_token_type_ids", None
         )  # of servers that ask the processor for it; it says what `input_ids` says
         settings = {name: self._setting(name, kwargs, generation_config) for name in DEFAULTS}
-        with self.model.rows.stacked_once():
+        with self.model.rows.stacked_once(), fast_products(self.model.language_model, self.lm_head):
             if composed["expert_input_ids"] is None:
                 return super().generate(
                     inputs=inputs, generation_config=generation_config, streamer=streamer, **kwargs
@@ -143,7 +144,8 @@ class RSMoEGenerationMixin(GenerationMixin):
         ).pooler_output  # [images, queries, hidden_size]: read under the global instruction
         given = kwargs["generation_config"]
         output_dict = bool(self._argument("return_dict_in_generate", kwargs, given))
-        scores = {name: kwargs.pop(name) for name in ("output_scores", "output_logits") if name in kwargs}
+        wanted = {name: self._argument(name, kwargs, given) for name in ("output_scores", "output_logits")}
+        scores = {name: True for name, value in wanted.items() if value and output_dict}
         samples = self._argument("num_return_sequences", kwargs, given) or 1
 
         prompts = self._prompts(composed, settings, whole, experts)
@@ -176,12 +178,13 @@ class RSMoEGenerationMixin(GenerationMixin):
                 whole,
                 streamer=streamer,
                 num_return_sequences=samples,
-                return_dict_in_generate=True,
+                return_dict_in_generate=bool(scores),
                 **scores,
                 **kwargs,
             )
-            texts = [self._trim(row) for row in outputs.sequences[:, rows[0].shape[1] :].tolist()]
-            extra = {name: outputs.get(name) for name in ("scores", "logits")}
+            sequences = outputs.sequences if scores else outputs
+            texts = [self._trim(row) for row in sequences[:, rows[0].shape[1] :].tolist()]
+            extra = {name: outputs.get(name) for name in ("scores", "logits")} if scores else {}
 
         eos = self._eos()[:1]
         final = self._pad([text + eos for text in texts], input_ids.device)

@@ -1,0 +1,141 @@
+"""Decoding on a processor: rows that have ended leave the batch, and products of a few rows go the fast way.
+
+Both write the tokens that transformers' own greedy search writes; what they save is measured by `rsmoe bench`.
+"""
+
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerationMixin,
+    MaxLengthCriteria,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
+
+
+# Each treats a row by that row's own tokens alone, so it does not matter which other rows are still there.
+ROW_BY_ROW = {
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+}
+
+
+class FewRowsLinear(nn.Linear):
+    """A linear layer whose weight is the left factor where the rows are few.
+
+    On processors without AVX-512, MKL's product of 2 to 6 rows takes up to twice as long as that of one row, though it
+    reads the same weights; with the factors exchanged it does not.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.numel() // self.in_features
+        if not 2 <= rows <= 6 or self.bias is not None or torch.compiler.is_compiling():
+            return super().forward(x)
+        # The next product needs rows that lie together again.
+        product = torch.mm(self.weight, x.reshape(rows, -1).t()).t().contiguous()
+        return product.view(*x.shape[:-1], -1)
+
+
+def is_slow_at_few_rows(layer: nn.Module) -> bool:
+    return (
+        type(layer) is nn.Linear
+        and type(layer.weight) is nn.Parameter  # quantised and split weights have products of their own
+        and (layer.weight.device.type, layer.weight.dtype) == ("cpu", torch.float32)
+        and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    )
+
+
+@contextmanager
+def fast_products(*models: nn.Module):
+    """Within: the linear layers of `models` are [`FewRowsLinear`]. Only where no gradient is taken."""
+    layers = [layer for model in models for layer in model.modules() if is_slow_at_few_rows(layer)]
+    try:
+        for layer in layers:
+            layer.__class__ = FewRowsLinear
+        yield
+    finally:
+        for layer in layers:
+            layer.__class__ = nn.Linear
+
+
+class RowDecodingMixin(GenerationMixin):
+    """Greedy search whose batch shrinks, in front of transformers' own."""
+
+    def _sample(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        synced_gpus: bool = False,
+        streamer=None,
+        **model_kwargs,
+    ) -> Any:
+        """Where no row needs the others, [`shrinking_greedy`]; else transformers' own sampling or greedy search."""
+        config, cache = generation_config, model_kwargs.get("past_key_values")
+        alone = not (config.do_sample or config.return_dict_in_generate or synced_gpus or streamer is not None)
+        shrinks = (
+            len(input_ids) > 1
+            and input_ids.device.type == "cpu"  # a GPU would have to wait for each step's tokens
+            and config.use_cache
+            and type(cache).__name__ == "DynamicCache"
+            and not getattr(cache, "_is_user_defined", False)  # the caller gets it back whole
+            and {type(each) for each in (*logits_processor, *stopping_criteria)} <= ROW_BY_ROW
+        )
+        if alone and shrinks:
+            return self._shrinking_greedy(
+                input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
+            )
+        return super()._sample(  # type: ignore[misc]  # transformers annotates `self`
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            synced_gpus=synced_gpus,
+            streamer=streamer,
+            **model_kwargs,
+        )
+
+    def _shrinking_greedy(self, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs):
+        """The tokens of transformers' greedy search, [rows, tokens]: a row that has ended is padded, not computed."""
+        model: Any = self
+        rows = torch.arange(len(input_ids))  # those still in the batch
+        ended: list[torch.Tensor] = [input_ids[0]] * len(input_ids)
+        outputs = model._prefill(input_ids, generation_config, model_kwargs)
+        while True:
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            scores = logits_processor(input_ids, outputs.logits[:, -1].float())
+            input_ids = torch.cat([input_ids, scores.argmax(-1, keepdim=True)], dim=-1)
+            done = stopping_criteria(input_ids, None)
+            for row in done.nonzero().flatten().tolist():
+                ended[rows[row]] = input_ids[row]
+            if done.all():
+                break
+            if done.any():
+                input_ids, rows = input_ids[~done], rows[~done]
+                model_kwargs = _kept_rows(model_kwargs, ~done)
+            inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+            outputs = model(**inputs, return_dict=True)
+        pad = generation_config._pad_token_tensor
+        return nn.utils.rnn.pad_sequence(ended, batch_first=True, padding_value=0 if pad is None else int(pad))
+
+
+def _kept_rows(model_kwargs: dict, keep: torch.Tensor) -> dict:
+    """Of what goes with each row, the rows of `keep` (mask [rows]); the images were read at the first step."""
+    model_kwargs["past_key_values"].batch_select_indices(keep.nonzero().flatten())
+    by_row = ("attention_mask", "position_ids", "expert_ids")
+    given = {name: model_kwargs[name] for name in by_row if model_kwargs.get(name) is not None}
+    kept = {name: value[keep] for name, value in given.items() if len(value) == len(keep)}  # else one for all rows
+    return {**model_kwargs, **kept, "mm_encoder_outputs": None}

@@ -1,0 +1,120 @@
+"""Decoding on a processor says what transformers' own decoding says: a batch that shrinks, products of few rows."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import DynamicCache
+
+from modeling_rsmoe import decoding_rsmoe
+from modeling_rsmoe.decoding_rsmoe import FewRowsLinear, fast_products
+
+from .test_modeling import rows
+from .tiny import tiny_model, tiny_processor
+
+
+ENDS = list(range(2, 259, 9))  # one token in nine ends a text, so that rows end at different steps
+
+
+@pytest.fixture
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def batches(model, monkeypatch):
+    """How many rows each step of the decoder had."""
+    seen = []
+    forward = model.model.language_model.forward
+
+    def counted(*args, inputs_embeds, **kwargs):
+        seen.append(len(inputs_embeds))
+        return forward(*args, inputs_embeds=inputs_embeds, **kwargs)
+
+    monkeypatch.setattr(model.model.language_model, "forward", counted)
+    return seen
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """transformers' own search and torch's own products."""
+
+    def run(generate):
+        with monkeypatch.context() as patched:
+            patched.setattr(decoding_rsmoe, "ROW_BY_ROW", set())
+            patched.setattr(decoding_rsmoe, "is_slow_at_few_rows", lambda layer: False)
+            return generate()
+
+    return run
+
+
+@pytest.mark.parametrize("settings", [{}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 3}], ids=str)
+def test_rows_that_have_ended_leave(model, batches, plain, settings):
+    inputs = rows()
+    settings = {"max_new_tokens": 20, "eos_token_id": ENDS, **settings}
+    expected = plain(lambda: model.generate(**inputs, **settings))
+    whole = list(batches)
+    batches.clear()
+    assert torch.equal(model.generate(**inputs, **settings), expected)
+    assert set(whole) == {len(expected)} and len(batches) == len(whole)
+    assert batches == sorted(batches, reverse=True) and len(set(batches)) > 2
+
+
+def test_rows_stay_where_others_may_be_counted(model, batches):
+    """A constraint that is told which row it is at, a penalty with a length for each row, a cache that the caller keeps, scores."""
+    inputs, settings = rows(), {"max_new_tokens": 20, "eos_token_id": ENDS}
+    count = len(inputs["input_ids"])
+    told = set()
+
+    def allowed(row, ids):
+        told.add(row)
+        return list(range(259))
+
+    model.generate(**inputs, **settings, prefix_allowed_tokens_fn=allowed)
+    model.generate(**inputs, **settings, repetition_penalty=1.3)
+    cache = DynamicCache()
+    model.generate(**inputs, **settings, past_key_values=cache)
+    found = model.generate(**inputs, **settings, return_dict_in_generate=True, output_scores=True)
+    assert set(batches) == {count} and told == set(range(count))
+    assert cache.layers[0].keys.shape[0] == count
+    assert {len(scores) for scores in found.scores} == {count}
+
+
+@pytest.mark.parametrize("router_mode", ["generated", "template"])
+@pytest.mark.parametrize("composition", ["concat", "llm"])
+def test_whole_path_says_the_same(model, plain, monkeypatch, router_mode, composition):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    images = list(torch.randint(0, 255, (2, 3, 40, 50), generator=torch.Generator().manual_seed(4)).to(torch.uint8))
+    inputs = tiny_processor()(images=images, text=["Describe.", "Where?"], return_tensors="pt")
+    settings = {"router_mode": router_mode, "composition": composition, "return_dict_in_generate": True}
+    settings |= {"eos_token_id": ENDS}
+    model.generation_config.eos_token_id = ENDS
+    expected = plain(lambda: model.generate(**inputs, **settings))
+    got = model.generate(**inputs, **settings)
+    for name in ("sequences", "router_prompts", "expert_sequences"):
+        assert torch.equal(got[name], expected[name]), name
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 7])
+def test_product_of_few_rows(count, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    layer = nn.Linear(24, 40, bias=False)
+    x = torch.randn(count, 1, 24)
+    with torch.no_grad(), fast_products(layer):
+        assert type(layer) is FewRowsLinear
+        got = layer(x)
+    assert type(layer) is nn.Linear and got.shape == (count, 1, 40) and got.is_contiguous()
+    assert torch.allclose(got, F.linear(x, layer.weight), atol=1e-6)
+
+
+def test_layers_are_torchs_own_afterwards(monkeypatch):
+    """After an error too, and where a call is inside another; half precision and biases keep torch's product."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    layer, half = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False).bfloat16()
+    with pytest.raises(KeyError), fast_products(layer, half), fast_products(layer):
+        assert type(half) is nn.Linear
+        raise KeyError
+    assert type(layer) is nn.Linear
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    with fast_products(layer):
+        assert type(layer) is nn.Linear
