@@ -59,6 +59,7 @@ def decode(model: Any, prompt_tokens: int, new_tokens: int) -> Callable[[], list
 
     def run() -> list[int]:
         said: list[int] = []
+        model.reset()  # else what it has in common with the last prompt is not read again
         for token in model.generate(prompt, temp=0, reset=True):
             said.append(token)
             if len(said) == new_tokens:

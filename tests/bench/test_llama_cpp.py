@@ -59,14 +59,18 @@ class FakeLlama:
     def __init__(self, path, **settings):
         if not str(path).endswith(".gguf"):
             raise ValueError("no GGUF")
-        self.settings, self.calls = settings, []
+        self.settings, self.calls, self.empty = settings, [], False
+
+    def reset(self):
+        self.empty = True
 
     def tokenize(self, text, add_bos):
         assert add_bos is False
         return list(range(len(text.split())))
 
     def generate(self, prompt, temp, reset):
-        assert temp == 0 and reset
+        assert temp == 0 and reset and self.empty
+        self.empty = False
         self.calls.append([len(prompt), 0])
         while True:
             self.calls[-1][1] += 1
