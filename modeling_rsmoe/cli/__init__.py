@@ -6,36 +6,59 @@ stderr and the exit code 2, Ctrl-C gives 130; only a bug shows a traceback. Resu
 
 import logging
 import sys
+from importlib import import_module
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ..errors_rsmoe import RSMoEError
-from .ask import ask
-from .assemble import assemble
-from .bench import bench
-from .caption import caption
-from .card import card
-from .convert import convert
-from .data import data
-from .demo import demo
-from .encode import encode
-from .evaluate import evaluate
-from .export import export
-from .quantize import quantize
-from .serve import serve
-from .shared import print_error
-from .train import train
 
 
+# Each stands in the file of its name, which is imported when it runs: listing them needs none.
+COMMANDS = {
+    "caption": "Caption images: the router's prompts, what each expert found, the caption.",
+    "ask": "Answer a question about an image in a word or phrase.",
+    "encode": "Keep the features of images, so that later questions need not look at them again: `rsmoe ask FILE QUESTION`.",
+    "demo": "Open a page to try the model on: captions as they are written, their steps, questions. Ctrl-C stops it.",
+    "assemble": "Download, verify and convert the frozen parts, add the trained weights, write an ordinary checkpoint folder.",
+    "convert": "Write the checkpoint that stage 1 starts from. Downloads nothing; holds one shard of weights at a time.",
+    "quantize": "Write a checkpoint in half precision, or in 8 or 4 bits. Router, experts and Q-Former stay in float32.",
+    "evaluate": "Score captions or answers on a data folder: intervals and baselines beside every score.",
+    "card": "Write a checkpoint's model card: front matter, use, parts, training, scores, limits, licences; and its STAC item.",
+    "bench": "Measure speed and memory in turns, and check that all ways to a text say the same.",
+    "serve": "Answer requests in the shape of OpenAI's chat completions, many at once in one batch.",
+    "data": "Data folders from public datasets, or from your own images.",
+    "train": "Train a checkpoint in two stages; what was stopped goes on with --resume.",
+    "export": "Router and experts in the folders that other libraries read.",
+}
 BAD_INPUT, INTERRUPTED = 2, 130
 # transformers imports torchao wherever it is installed, and without a GPU that warns of its own missing parts.
 _CHATTY = ("torchao", "torch.utils._pytree")
 
 
-class _OneLineErrors(TyperGroup):
-    """Prints errors in one line, where typer would draw a box."""
+class _Commands(TyperGroup):
+    """Loads a command when it is called, and prints errors in one line, where typer would draw a box."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        if ctx.meta.get("lists"):
+            return TyperCommand(cmd_name, help=COMMANDS[cmd_name], rich_markup_mode=self.rich_markup_mode)
+        found = getattr(import_module(f".{cmd_name}", __package__), cmd_name)
+        one = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
+        if one is not found:
+            one.command()(found)
+        command = typer.main.get_command(one)
+        command.name = cmd_name
+        return command
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        ctx.meta["lists"] = True
+        super().format_help(ctx, formatter)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         if not kwargs.pop("standalone_mode", True):
@@ -43,47 +66,39 @@ class _OneLineErrors(TyperGroup):
         try:
             result = super().main(*args, **{**kwargs, "standalone_mode": False})
         except RSMoEError as error:
-            print_error(str(error))
+            _print_error(str(error))
             result = BAD_INPUT
         except typer.TyperException as error:  # wrong usage
             context = getattr(error, "ctx", None)
             reason = error.format_message().replace("Value error, ", "").rstrip(".")
-            print_error(f"{reason}. See `{context.command_path if context else 'rsmoe'} --help`.")
+            _print_error(f"{reason}. See `{context.command_path if context else 'rsmoe'} --help`.")
             result = error.exit_code
         except typer.Abort:
             result = INTERRUPTED
         if result == INTERRUPTED:
-            print_error("interrupted", label=None)
+            _print_error("interrupted", label=None)
         sys.exit(result if isinstance(result, int) else 0)
 
 
 app = typer.Typer(
-    cls=_OneLineErrors,
+    cls=_Commands,
     help="RS-MoE: captions of aerial images, and answers to questions about them, by a mixture of experts.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(caption)
-app.command()(ask)
-app.command()(encode)
-app.command()(demo)
-app.command()(assemble)
-app.command()(convert)
-app.command()(quantize)
-app.command()(evaluate)
-app.command()(card)
-app.command()(bench)
-app.command()(serve)
-app.add_typer(data, name="data")
-app.add_typer(train, name="train")
-app.add_typer(export, name="export")
 
 
 @app.callback(invoke_without_command=True)
 def _help_without_command(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+def _print_error(message: str, **options: Any) -> None:
+    from .shared import print_error  # with much that the list of commands does not need
+
+    print_error(message, **options)
 
 
 def main() -> NoReturn:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 IMAGE_FOLDER = "imagefolder"
 
-data = typer.Typer(help="Data folders from public datasets, or from your own images.")
+data = typer.Typer(add_completion=False, help="Data folders from public datasets, or from your own images.")
 
 
 @data.callback(invoke_without_command=True)

@@ -8,7 +8,9 @@ import typer
 from . import shared
 
 
-export = typer.Typer(help="Router and experts in the folders that other libraries read.", no_args_is_help=True)
+export = typer.Typer(
+    add_completion=False, help="Router and experts in the folders that other libraries read.", no_args_is_help=True
+)
 
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a name on the Hub.", show_default=False)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from ..configuration_rsmoe import RSMoEConfig
     from ..training.settings import Stage
 
-train = typer.Typer(help="Train a checkpoint in two stages; what was stopped goes on with --resume.")
+train = typer.Typer(
+    add_completion=False, help="Train a checkpoint in two stages; what was stopped goes on with --resume."
+)
 # Further options are settings of the recipe and the trainer: `--max_steps 100`.
 _WITH_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 

@@ -1,5 +1,7 @@
 """The command line: what it prints, what it refuses, with which exit code. The model is tiny and random."""
 
+import importlib
+import inspect
 import json
 import logging
 import os
@@ -11,10 +13,11 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from modeling_rsmoe.cli import app, shared
+from modeling_rsmoe.cli import COMMANDS, app, shared
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 from tests.tiny import INSTRUCTIONS, tiny_checkpoint
 
@@ -368,3 +371,16 @@ def test_types_of_weights_that_cannot_be(checkpoint: Path, tiles: list[Path], tm
     archive = run("caption", tmp_path, "--output", tmp_path / "a.parquet", "--dtype", "int8", "--model", checkpoint)
     assert "--dtype is not for an archive" in errors(archive)[0]
     assert not output.exists()
+
+
+def test_list_of_commands_is_what_they_say_themselves():
+    """The list is printed without importing the commands."""
+    for name, said in COMMANDS.items():
+        module = importlib.import_module(f"modeling_rsmoe.cli.{name}")
+        found = getattr(module, name)
+        own = found.info.help if isinstance(found, typer.Typer) else inspect.getdoc(found)
+        assert " ".join(own.split("\n\n")[0].split()) == said, name
+    code = "import sys; from modeling_rsmoe.cli import main\ntry: main()\nfinally: print([m for m in sys.modules if 'rsmoe.cli.' in m])"
+    listed = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
+    assert listed.returncode == 0 and all(name in listed.stdout for name in COMMANDS)
+    assert listed.stdout.splitlines()[-1] == "[]"
