@@ -60,7 +60,7 @@ def make_engine(engine: EngineName | None, workers: int | None, address: str | N
     return found
 
 
-def is_meant(images: list[str], engine: EngineName | None, as_json: bool, of_scenes: object) -> bool:
+def is_meant(images: list[str], engine: EngineName | None, as_json: bool, of_scenes: bool) -> bool:
     """Whether images are an archive: a folder or a list, or any with an engine.
 
     Raises:
@@ -180,7 +180,7 @@ def write_archive(
     steps.print(shared.printable(f"{output} ({', '.join(filter(None, told))})"))
 
 
-def holds_features(path: str, of_scenes: object) -> bool:
+def holds_features(path: str, of_scenes: bool) -> bool:
     """Whether `rsmoe ask` is given features of images.
 
     Raises:

@@ -43,11 +43,11 @@ def ask(
     if not question:
         raise RSMoEError('the question is empty: ask for example "Is there a road?"')
     settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, model)
-    if archive.holds_features(image, tile or overlap or bands or asset or output):
+    options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
+    if archive.holds_features(image, options.given):
         with shared.Steps() as steps:
             archive.ask_features(image, question, settings, dtype, as_json, steps)
         return
-    options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
     options.check()
     with shared.Steps() as steps:
         pictures, large = scenes.split([image], options)

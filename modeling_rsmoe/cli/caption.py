@@ -56,7 +56,9 @@ def caption(
         raise RSMoEError("the instruction is empty: leave --instruction out, or say what to do with the image")
     settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, model)
     chosen = archive.make_engine(engine, workers, address)
-    if archive.is_meant(images or [], engine, as_json, tile or overlap or bands or asset or map_page or picture):
+    options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
+    of_scenes = options.cuts or bool(map_page or picture)
+    if archive.is_meant(images or [], engine, as_json, of_scenes):
         if dtype is not None:
             raise RSMoEError(
                 "--dtype is not for an archive: write such a checkpoint by rsmoe quantize, and give it as --model"
@@ -64,7 +66,6 @@ def caption(
         with shared.Steps() as steps:
             archive.caption_archive(images or [], instruction, output, overwrite, settings, chosen, steps)
         return
-    options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
     options.check()
     shown = sheets.Sheets(map_page, picture, overwrite)
     with shared.Steps() as steps:

@@ -80,8 +80,12 @@ class SceneOptions:
     @property
     def given(self) -> bool:
         """Whether any of them makes every input a scene."""
-        named = (self.tile, self.overlap, self.bands, self.asset, self.output)
-        return any(option is not None for option in named)
+        return self.cuts or self.output is not None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether any of them says how a scene is read."""
+        return any(option is not None for option in (self.tile, self.overlap, self.bands, self.asset))
 
     def check(self) -> None:
         """

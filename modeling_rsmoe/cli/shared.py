@@ -221,7 +221,7 @@ def quiet_libraries() -> Iterator[None]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from transformers.utils import logging as transformers_logging
 
-    loggers = [logging.getLogger(name) for name in ("PIL", "huggingface_hub", "torchao", "torch")]
+    loggers = [logging.getLogger(name) for name in ("PIL", "huggingface_hub", "torch")]
     levels = [logger.level for logger in loggers]
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

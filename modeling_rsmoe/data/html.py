@@ -29,12 +29,12 @@ def render(template: str | Path, **values: Any) -> str:
     """An HTML template with values put in, all of them escaped; a value that it lacks is an error of the program.
 
     Args:
-        template: the file; it may include its neighbours, and knows `COLORS` as `colors`.
+        template: the file; it may include its neighbours and `page_head.html`, and knows `COLORS` as `colors`.
     """
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(template).parent),
+        loader=jinja2.FileSystemLoader([Path(template).parent, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
