@@ -4,14 +4,15 @@ Greedy decoding turns a difference of rounding into another token only where two
 differ, the scores of both at that place are looked at: a difference within `TOLERANCES` is a tie and no error.
 """
 
-import contextlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NotRequired, TypedDict
+from unittest.mock import patch
 
 import torch
 
-from .names import ONE_AFTER_ANOTHER, OURS
-from .peers import DECODERS, Decoders, Ours, Texts, one_after_another
+from .names import ONE_AFTER_ANOTHER, OURS, PLAIN_SEARCH
+from .peers import DECODERS, Decoders, Ours, Texts, one_after_another, plain_search
 from .timing import Tell
 from .workbench import Rows, Workbench, ends, expert_rows, pad_token, router_rows, trimmed, without_padding
 
@@ -59,12 +60,13 @@ def from_features(bench: Workbench, inputs: Any) -> Texts:
 
 def stacked_each_step(bench: Workbench, inputs: Any) -> Texts:
     """The experts' weights put together at every step, as in training, not once for each `generate`."""
-    rows = bench.model.model.rows
-    rows.stacked_once = contextlib.nullcontext  # type: ignore[method-assign]
-    try:
+    with patch.object(bench.model.model.rows, "stacked_once", nullcontext):
         return in_one_batch(bench, inputs)
-    finally:
-        del rows.stacked_once
+
+
+def by_plain_search(bench: Workbench, inputs: Any) -> Texts:
+    with plain_search(bench.model):
+        return in_one_batch(bench, inputs)
 
 
 ONE_PASS = "one pass without a cache"
@@ -75,6 +77,7 @@ VARIANTS: dict[str, Callable[[Workbench, Any], Texts]] = {
     "image by image": image_by_image,
     "from image features": from_features,
     "experts stacked at every step": stacked_each_step,
+    PLAIN_SEARCH: by_plain_search,
 }
 
 

@@ -5,6 +5,7 @@ FULL, TEMPLATE = "full, router, concat", "full, template, concat"
 OURS, ONE_BY_ONE = "RS-MoE, one batch", "RS-MoE, row by row"
 PEFT, MERGED = "PEFT adapter_names", "an LLM for each expert"
 ONE_BATCH, ONE_AFTER_ANOTHER = "one batch", "one after another"
+PLAIN_SEARCH = "transformers' own search and products"
 INSTRUCTBLIP = "transformers' InstructBLIP"
 TRL, OURS_SINGLE, OURS_SETTINGS = "TRL's SFTTrainer", "ours, one reference in a row", "ours, as the settings say"
 

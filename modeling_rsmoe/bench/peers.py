@@ -3,15 +3,19 @@
 The decoders here all go on from the same rows (`workbench.Rows`) and must write the same tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol, cast
+from unittest.mock import patch
 
 import torch
+from transformers.generation import GenerationMixin
 
+from .. import generation_rsmoe
 from .names import MERGED, ONE_BY_ONE, OURS, PEFT
 from .workbench import Rows, Workbench, ends, filled, pad_token, trimmed, without_padding
 
@@ -52,6 +56,17 @@ def one_after_another(bench: Workbench, inputs: Any) -> Texts:
             row = filled(inputs["expert_input_ids"][i, e : e + 1], [prompt or fixed[e]], prompt_token, pad)[0]
             texts.parts.append(write(row, inputs["expert_qformer_input_ids"][i, e], image, bench.lengths))
     return texts
+
+
+@contextmanager
+def plain_search(model: Any) -> Iterator[None]:
+    """Within, the model's `generate` is transformers' own search over stock linear layers: nothing of `decoding_rsmoe`."""
+    own = partial(GenerationMixin._sample, model)
+    with (
+        patch.object(model, "_sample", own),
+        patch.object(generation_rsmoe, "fast_products", lambda *_: nullcontext()),
+    ):
+        yield
 
 
 # ---- decoders of the experts' rows

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from .names import BLOCK, OURS
 from .peers import Decoders
@@ -169,49 +168,40 @@ def phases(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
 
 
 def products(bench: Workbench, repeats: int, tell: Tell, images: int = 1) -> list[Group]:
-    """The matrix products of one decoding step alone, without what is between them: of one row by the LLM block, and of
-    the experts' rows with and without the low-rank products."""
-    rows = images * len(bench.processor.experts)
+    """The matrix products of one decoding step alone, by the model's own linear layers, without what is between them: of
+    one row by the LLM block, and of the experts' rows with and without the low-rank products."""
+    from ..decoding_rsmoe import fast_products
+
+    model, rows = bench.model, images * len(bench.processor.experts)
+    readers = torch.arange(rows, device=model.device) % len(bench.processor.experts) + 2
     contenders = {
-        f"{BLOCK}, 1 row": _products(bench, 1, experts=False),
-        f"{BLOCK}, {rows} rows": _products(bench, rows, experts=False),
-        f"with experts, {rows} rows": _products(bench, rows, experts=True),
+        f"{BLOCK}, 1 row": _products(bench, 1, None),
+        f"{BLOCK}, {rows} rows": _products(bench, rows, None),
+        f"with experts, {rows} rows": _products(bench, rows, model.model.gate_of(readers)),
     }
-    times = in_turns(contenders, 5 * repeats, tell)
+    with (
+        torch.inference_mode(),
+        model.model.rows.stacked_once(),
+        fast_products(model.model.language_model, model.lm_head),
+    ):
+        times = in_turns(contenders, 5 * repeats, tell)
     return [{"key": "products", "title": "matrix products of one step", "base": f"{BLOCK}, 1 row", "times": times}]
 
 
-def _products(bench: Workbench, rows: int, experts: bool) -> Callable[[], None]:
-    from ..experts_rsmoe import LowRank
-
+def _products(bench: Workbench, rows: int, gate: torch.Tensor | None) -> Callable[[], None]:
+    """Every linear layer of the decoder and the head, over `rows` rows of one token."""
     model = bench.model
-    readers = list(model.model.readers.values())
-    linears: list[tuple[Any, torch.Tensor | None, torch.Tensor | None]] = []
-    for index, layer in enumerate(model.model.language_model.layers):
-        for path, linear in layer.named_modules():
-            if not isinstance(linear, torch.nn.Linear):
-                continue
-            pairs = [dict(reader.layers[index].named_modules()).get(path) for reader in readers] if experts else []
-            low = [pair for pair in pairs if isinstance(pair, LowRank)]
-            stacks = (
-                (torch.cat([p.lora_A for p in low]), torch.cat([p.lora_B for p in low], dim=1))
-                if low
-                else (None, None)
-            )
-            linears.append((linear, *stacks))
-    linears.append((model.lm_head, None, None))
-    given = {
-        linear.in_features: torch.randn(rows, 1, linear.in_features, device=model.device) for linear, _, _ in linears
-    }
-    given = {width: x.to(model.lm_head.weight.dtype) for width, x in given.items()}
+    layers = [each for each in model.model.language_model.modules() if isinstance(each, torch.nn.Linear)]
+    layers.append(model.lm_head)
+    dtype = model.lm_head.weight.dtype
+    widths = {layer.in_features for layer in layers}
+    given = {width: torch.randn(rows, 1, width, device=model.device, dtype=dtype) for width in widths}
 
-    @torch.inference_mode()
     def run() -> None:
-        for linear, a, b in linears:
-            x = given[linear.in_features]
-            F.linear(x, linear.weight, linear.bias)
-            if a is not None and b is not None:
-                F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
+        model.model.rows.gate = gate  # as a layer's attention sets it
+        for layer in layers:
+            layer(given[layer.in_features])
+        model.model.rows.gate = None
 
     return run
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from .names import BLOCK, INSTRUCTBLIP, ONE_AFTER_ANOTHER, ONE_BATCH, ONE_BY_ONE, OURS
+from .names import BLOCK, INSTRUCTBLIP, ONE_AFTER_ANOTHER, ONE_BATCH, ONE_BY_ONE, OURS, PLAIN_SEARCH
 from .names import images as _counted
 from .names import tokens as _tokens
-from .peers import DECODERS, Decoders, one_after_another
+from .peers import DECODERS, Decoders, one_after_another, plain_search
 from .timing import Group, Tell, in_turns
 from .workbench import Workbench, expert_rows, modes
 
@@ -48,12 +48,14 @@ def throughput(bench: Workbench, repeats: int, tell: Tell, images: Sequence[int]
 
 
 def sequential(bench: Workbench, repeats: int, tell: Tell, images: Sequence[int] = ROW_IMAGES) -> list[Group]:
-    """(b): all rows in one batch against router and experts one after another, image by image, from the same tensors."""
+    """(b): all rows in one batch against router and experts one after another, image by image, from the same tensors; and
+    what decoding of our own saves."""
     groups: list[Group] = []
     for index, count in enumerate(images):
         inputs = bench.inputs(count, expert_inputs=True)
         contenders: dict[str, Callable[[], Any]] = {
             ONE_BATCH: bench.full_of(inputs),
+            f"{ONE_BATCH}, {PLAIN_SEARCH}": partial(_plainly, bench, inputs),
             ONE_AFTER_ANOTHER: partial(one_after_another, bench, inputs),
         }
         told = _part(tell, index, len(images), f"{_counted(count)}: ")
@@ -61,6 +63,11 @@ def sequential(bench: Workbench, repeats: int, tell: Tell, images: Sequence[int]
         title = f"(b) router and experts, {_counted(count)}"
         groups.append({"key": f"sequential: {count}", "title": title, "base": ONE_BATCH, "times": times})
     return groups
+
+
+def _plainly(bench: Workbench, inputs: Any) -> None:
+    with plain_search(bench.model):
+        bench.full_of(inputs)()
 
 
 def decoding(
