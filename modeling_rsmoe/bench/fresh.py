@@ -29,6 +29,7 @@ MEMORY = {
     "an LLM each for router and experts": "merged:1",
     "InstructBLIP, 1 image": "instructblip:1",
 }
+COLD_TURNS = 3  # at most
 COLD = ("LLM block alone, 1 image", "full, 1 image")
 PARTS = ("import", "load", "first caption")
 HELP = "rsmoe --help"
@@ -37,7 +38,7 @@ HELP = "rsmoe --help"
 def cold(folder: Path, tokens: int, threads: int, repeats: int, tell: Tell) -> list[Group]:
     """Parts of a first caption in a fresh process, and what `rsmoe --help` takes."""
     found: dict[str, dict[str, Times]] = {name: {} for name in (HELP, *COLD)}
-    runs = [(turn, name) for turn in range(repeats + 1) for name in found]
+    runs = [(turn, name) for turn in range(min(repeats, COLD_TURNS) + 1) for name in found]
     for index, (turn, name) in enumerate(runs):
         tell(name, index / len(runs))
         for part, (wall, cpu) in (_help() if name == HELP else _caption(folder, name, tokens, threads)).items():

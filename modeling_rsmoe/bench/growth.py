@@ -15,8 +15,8 @@ from .workbench import Workbench
 
 
 EXPERTS = (1, 2, 3, 4, 5, 6, 7, 8)
-TOKENS = (8, 16, 32, 64, 128)
-IMAGE_TOKENS = (8, 16, 32, 64, 128)
+TOKENS = (8, 24, 48, 96)
+IMAGE_TOKENS = (8, 32, 64, 128)
 
 
 def growth(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
@@ -33,7 +33,7 @@ def growth(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
         def told(contender: str, share: float, index: int = index, name: str = name) -> None:
             tell(f"{name}: {contender}", (index + share) / len(curves))
 
-        times = in_turns({label: run for label, _, run in points}, repeats, told)
+        times = in_turns({label: run for label, _, run in points}, repeats, told, warm=False)
         x = {label: value for label, value, _ in points}
         groups.append({"key": f"growth: {name}", "title": title, "base": points[0][0], "times": times, "x": x})
     return groups

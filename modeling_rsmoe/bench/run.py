@@ -110,7 +110,7 @@ def _training(run: Run, decoders: Decoders, tell: Tell) -> tuple[list[Group], di
         machine_facts("cpu")["features"]
     ) or run.bench.model.device.type != "cpu"
     course = Course(run.bench.folder, run.config, run.data, changes=() if fast else ("--bf16", "false"))
-    return training(course, run.repeats, tell)
+    return training(course, min(run.repeats, TRAINING_TURNS), tell)
 
 
 SECTIONS: dict[str, Callable[[Run, Decoders, Tell], tuple[list[Group], dict[str, Any]]]] = {
@@ -124,6 +124,7 @@ SECTIONS: dict[str, Callable[[Run, Decoders, Tell], tuple[list[Group], dict[str,
     "training": _training,
 }
 EQUALITY = "equality"
+TRAINING_TURNS = 3  # at most: the loops are long, and each loads the model anew
 NAMES = (EQUALITY, *SECTIONS)
 IMAGES = 2  # on which equality is checked
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .names import BLOCK, INSTRUCTBLIP, ONE_AFTER_ANOTHER, ONE_BATCH, ONE_BY_ONE, OURS, PLAIN_SEARCH
+from .names import BLOCK, FULL, INSTRUCTBLIP, ONE_AFTER_ANOTHER, ONE_BATCH, ONE_BY_ONE, OURS, PLAIN_SEARCH
 from .names import images as _counted
 from .names import tokens as _tokens
 from .peers import DECODERS, Decoders, one_after_another, plain_search
@@ -16,7 +16,9 @@ from .timing import Group, Tell, in_turns
 from .workbench import Workbench, expert_rows, modes
 
 
-IMAGES = (1, 4, 8, 16, 32, 64)
+IMAGES = (1, 4, 8, 16, 32)
+MOST_IMAGES = 64  # of the whole path alone, for the curve
+WARMED = 8  # a turn of larger batches takes long, and smaller ones have warmed up
 ROW_IMAGES = (1, 8)  # of the decoders: 3 and 24 rows with three experts
 
 
@@ -34,15 +36,23 @@ def latency(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
     ]
 
 
-def throughput(bench: Workbench, repeats: int, tell: Tell, images: Sequence[int] = IMAGES) -> list[Group]:
-    """From so many pictures in one batch to as many texts."""
+def throughput(
+    bench: Workbench, repeats: int, tell: Tell, images: Sequence[int] = IMAGES, most: int = MOST_IMAGES
+) -> list[Group]:
+    """From so many pictures in one batch to as many texts.
+
+    Args:
+        most: a last batch, once, by the whole path alone: for the curve.
+    """
     groups: list[Group] = []
-    for index, count in enumerate(images):
-        concat = {name: bench.full(count, *mode) for name, mode in modes(("concat",)).items()}
-        told = _part(tell, index, len(images), f"{_counted(count)}: ")
-        times = in_turns({BLOCK: bench.block(count), **concat}, repeats, told)
+    for index, count in enumerate([*images, most]):
+        contenders = {name: bench.full(count, *mode) for name, mode in modes(("concat",)).items()}
+        contenders = {FULL: contenders[FULL]} if count == most else {BLOCK: bench.block(count), **contenders}
+        told = _part(tell, index, len(images) + 1, f"{_counted(count)}: ")
+        times = in_turns(contenders, 1 if count == most else repeats, told, warm=count <= WARMED)
+        base = next(iter(contenders))
         groups.append(
-            {"key": f"images: {count}", "title": _counted(count), "base": BLOCK, "times": times, "captions": count}
+            {"key": f"images: {count}", "title": _counted(count), "base": base, "times": times, "captions": count}
         )
     return groups
 
@@ -59,7 +69,7 @@ def sequential(bench: Workbench, repeats: int, tell: Tell, images: Sequence[int]
             ONE_AFTER_ANOTHER: partial(one_after_another, bench, inputs),
         }
         told = _part(tell, index, len(images), f"{_counted(count)}: ")
-        times = in_turns(contenders, repeats, told)
+        times = in_turns(contenders, repeats, told, warm=count == 1)
         title = f"(b) router and experts, {_counted(count)}"
         groups.append({"key": f"sequential: {count}", "title": title, "base": ONE_BATCH, "times": times})
     return groups

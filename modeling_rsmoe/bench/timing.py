@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
 
 
+GROUP_SECONDS = 150.0  # of all turns of a group, about
 Tell = Callable[[str, float], None]  # what is running, and the share of this measurement that is done
 
 
 class Times(TypedDict):
     """Seconds of every run of one contender, in the order of the turns."""
 
-    first: float  # of the run before the turns, by the clock: it warms up (or compiles) and does not count
+    first: float  # of the first run, by the clock: it warms up (or compiles), and in most groups it does not count
     wall: list[float]  # by the clock
     cpu: list[float]  # of the processor, all threads of this process together
 
@@ -37,22 +38,40 @@ class Spread(TypedDict):
     high: float
 
 
-def in_turns(contenders: Mapping[str, Callable[[], Any]], repeats: int, tell: Tell) -> dict[str, Times]:
-    """Run each contender once, uncounted, then all of them in turn `repeats` times: a slow moment hits all alike."""
-    runs = [(turn, name) for turn in range(repeats + 1) for name in contenders]
-    found: dict[str, Times] = {}
-    for index, (turn, name) in enumerate(runs):
-        tell(name, index / len(runs))
-        wall, cpu = time.perf_counter(), time.process_time()
-        contenders[name]()
-        _finish()
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        if turn == 0:
-            found[name] = {"first": wall, "wall": [], "cpu": []}
-        else:
-            found[name]["wall"].append(wall)
-            found[name]["cpu"].append(cpu)
+def in_turns(
+    contenders: Mapping[str, Callable[[], Any]], repeats: int, tell: Tell, warm: bool = True
+) -> dict[str, Times]:
+    """Run all contenders in turn, `repeats` times: a slow moment hits all alike.
+
+    Where that would take longer than `GROUP_SECONDS`, there are fewer turns, but two where two are asked for.
+
+    Args:
+        warm: run each once before the turns, uncounted.
+    """
+    found: dict[str, Times] = {name: {"first": 0.0, "wall": [], "cpu": []} for name in contenders}
+    began, turn, turns = time.perf_counter(), 0, repeats + warm
+    while turn < turns:
+        for index, (name, run) in enumerate(contenders.items()):
+            tell(name, (turn + index / len(contenders)) / turns)
+            wall, cpu = _timed(run)
+            times = found[name]
+            times["first"] = times["first"] or wall
+            if turn or not warm:
+                times["wall"].append(wall)
+                times["cpu"].append(cpu)
+        turn += 1
+        if turn == 1:
+            affordable = int(GROUP_SECONDS / max(time.perf_counter() - began, 1e-9))
+            turns = warm + min(repeats, max(2, affordable - warm))
     return found
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds by the clock and of the processor."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    _finish()
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def _finish() -> None:

@@ -36,8 +36,9 @@ def test_latency_and_throughput(bench):
     small = replace(bench, tokens=2, router_tokens=2)
     (latency,) = speed.latency(small, 1, quiet)
     assert list(latency["times"])[:3] == [BLOCK, FULL, TEMPLATE] and len(latency["times"]) == 5
-    groups = speed.throughput(small, 1, quiet, images=(1, 3))
-    assert [(one["key"], one["captions"]) for one in groups] == [("images: 1", 1), ("images: 3", 3)]
+    groups = speed.throughput(small, 1, quiet, images=(1, 3), most=4)
+    assert [(one["key"], one["captions"]) for one in groups] == [(f"images: {n}", n) for n in (1, 3, 4)]
+    assert [list(one["times"]) for one in groups] == [[BLOCK, FULL, TEMPLATE]] * 2 + [[FULL]]
     assert all(min(own["wall"]) > 0 for one in groups for own in one["times"].values())
 
 

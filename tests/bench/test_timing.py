@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from modeling_rsmoe.bench import timing
 from modeling_rsmoe.bench.timing import busy_share, in_turns, ratio, spread
 
 from .results import group, times
@@ -16,6 +17,32 @@ def test_contenders_take_turns_and_the_first_turn_does_not_count():
     assert order == list("abc") * 3
     assert [len(own["wall"]) for own in found.values()] == [2, 2, 2] and list(found) == list("abc")
     assert [name for name, _ in told] == order and told[0][1] == 0 and told[-1][1] == pytest.approx(8 / 9)
+
+
+def test_without_warming_every_turn_counts():
+    order = []
+    found = in_turns({"a": lambda: order.append("a")}, 3, lambda name, share: None, warm=False)
+    assert order == ["a"] * 3 and len(found["a"]["wall"]) == 3 and found["a"]["first"] == found["a"]["wall"][0]
+
+
+@pytest.mark.parametrize("repeats, warm, runs", [(9, True, 4), (9, False, 4), (1, True, 2), (1, False, 1)])
+def test_long_groups_have_fewer_turns(monkeypatch, repeats, warm, runs):
+    """Four fit into the time that a group may take; without it there would be 9."""
+    monkeypatch.setattr(timing, "GROUP_SECONDS", 0.23)
+    order = []
+
+    def run():
+        order.append(1)
+        time.sleep(0.05)
+
+    found = in_turns({"a": run}, repeats, lambda name, share: None, warm=warm)
+    assert len(order) == runs and len(found["a"]["wall"]) == runs - warm
+
+
+def test_two_turns_there_are(monkeypatch):
+    monkeypatch.setattr(timing, "GROUP_SECONDS", 1e-9)
+    found = in_turns({"a": lambda: time.sleep(0.001)}, 5, lambda name, share: None)
+    assert len(found["a"]["wall"]) == 2
 
 
 def test_both_clocks():

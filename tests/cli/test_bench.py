@@ -52,7 +52,7 @@ def test_quick_fails_where_a_contender_says_something_else(checkpoint: Path, mon
 def test_a_run_writes_all_times_and_a_picture(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "throughput", lambda *a: speed_throughput(*a, images=(1, 2)))
+    monkeypatch.setattr(speed, "throughput", lambda *a: speed_throughput(*a, images=(1, 2), most=3))
     file = tmp_path / "new" / "bench.json"
     options = ["--only", "throughput", "--only", "latency", "--repeats", 2, "--tokens", 2, "--threads", 1]
     result = command(checkpoint, "--output", file, *options)
@@ -61,7 +61,7 @@ def test_a_run_writes_all_times_and_a_picture(
     written = json.loads(file.read_text())
     assert list(written["sections"]) == ["latency", "throughput"] and "equality" not in written
     times = [own for one in written["sections"]["throughput"]["groups"] for own in one["times"].values()]
-    assert len(times) == 6 and all(len(own["wall"]) == len(own["cpu"]) == 2 for own in times)
+    assert len(times) == 7 and all(len(own["wall"]) == len(own["cpu"]) == 2 for own in times[:-1])
     assert written["machine"]["threads"] == 1 and len(written["checkpoint"]["sha256"]) == 64
     assert "full, template, concat" in result.stdout and "not measured" in result.stdout
     with Image.open(file.with_suffix(".png")) as picture:
