@@ -116,15 +116,14 @@ def _one_pass(bench: Workbench, judge: "Judge", *read: tuple[Rows, list[list[int
     problems: list[str] = []
     never = list(bench.model.generation_config.suppress_tokens or [])
     for kind, (rows, texts) in zip(("router", "part"), read, strict=True):
+        if kind == "router":  # a prompt that ended before its limit ended with the token that ends it
+            texts = [text + [judge.end] * (len(text) < bench.router_tokens) for text in texts]
+        forbidden = [*never, *(ends(bench) if kind == "part" else ())]  # parts have a set length: they may not end
         best = []
         for i, text in enumerate(texts):
-            # A prompt that ended before its limit ended with the token that ends it; a part may not end.
-            ended = [judge.end] if kind == "router" and len(text) < bench.router_tokens else []
-            new = torch.tensor([text + ended], device=rows.embeds.device)
-            scores = judge.ours.logits(rows.of([i]), new)[0].float()
-            scores[:, [*never, *(ends(bench) if kind == "part" else ())]] = -torch.inf
+            scores = judge.ours.logits(rows.of([i]), torch.tensor([text], device=rows.embeds.device))[0]
+            scores[:, forbidden] = -torch.inf
             best.append(scores.argmax(-1).tolist())
-            texts = [*texts[:i], new[0].tolist(), *texts[i + 1 :]]
         more = judge.compare(rows, texts, best, kind)
         ties, problems = ties + more[0], problems + more[1]
     return _equality(ONE_PASS, REFERENCE, sum(len(rows) for rows, _ in read), ties, problems)

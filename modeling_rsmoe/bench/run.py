@@ -16,7 +16,10 @@ from .timing import Group, Tell
 from .workbench import Workbench
 
 
+EQUALITY = "equality"
+IMAGES = 2  # on which equality is checked
 QUICK_TOKENS, QUICK_ROUTER_TOKENS = 6, 8
+TRAINING_TURNS = 3  # at most: the loops are long, and each loads the model anew
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,9 @@ def _training(run: Run, decoders: Decoders, tell: Tell) -> tuple[list[Group], di
     if run.data is None or run.config is None:
         raise RSMoEError("the section training needs --data, a data folder, or leave it out by --only")
     # Half precision only pays where the processor multiplies it; a GPU does.
-    fast = {"avx512_bf16", "amx_bf16", "bf16"} & set(
-        machine_facts("cpu")["features"]
-    ) or run.bench.model.device.type != "cpu"
-    course = Course(run.bench.folder, run.config, run.data, changes=() if fast else ("--bf16", "false"))
+    multiplies = {"avx512_bf16", "amx_bf16", "bf16"} & set(machine_facts("cpu")["features"])
+    half = multiplies or run.bench.model.device.type != "cpu"
+    course = Course(run.bench.folder, run.config, run.data, changes=() if half else ("--bf16", "false"))
     return training(course, min(run.repeats, TRAINING_TURNS), tell)
 
 
@@ -123,10 +125,7 @@ SECTIONS: dict[str, Callable[[Run, Decoders, Tell], tuple[list[Group], dict[str,
     "growth": _growth,
     "training": _training,
 }
-EQUALITY = "equality"
-TRAINING_TURNS = 3  # at most: the loops are long, and each loads the model anew
 NAMES = (EQUALITY, *SECTIONS)
-IMAGES = 2  # on which equality is checked
 
 
 def measure(run: Run, sections: Collection[str], tell: Callable[[str, float | None], None]) -> Results:
