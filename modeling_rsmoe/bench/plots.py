@@ -27,15 +27,14 @@ def plot(results: Results, file: Path, clock: str = "wall") -> bool:
     Returns:
         Whether there was anything to draw.
     """
-    matplotlib = require("matplotlib", "train")
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     curves = [(points, x, title) for key, x, title in CURVES if (points := _points(results, key))]
     latency = group_of(results, "latency")
     panels = len(curves) + (latency is not None)
     if not panels:
         return False
+    require("matplotlib", "train").use("Agg")
+    import matplotlib.pyplot as plt
+
     rows = -(-panels // 3)
     figure, axes = plt.subplots(rows, min(3, panels), figsize=(4.6 * min(3, panels), 3.6 * rows), squeeze=False)
     places = list(axes.flat)

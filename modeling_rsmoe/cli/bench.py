@@ -93,15 +93,15 @@ def bench(
     """
     if given is not None and (checkpoint or quick or only):
         raise RSMoEError("--from shows what was measured before: leave CHECKPOINT, --quick and --only out")
+    sections = [] if given is not None else _sections(quick, only, data)
     picture = output.with_suffix(".png") if output is not None else None
+    shared.check_outputs(output, picture)
     with shared.Steps() as steps:
         if given is not None:
             from ..bench.results import read_results
 
             results = read_results(given)
         else:
-            sections = _sections(quick, only, data)
-            shared.check_outputs(output, picture)
             _check_needs(sections, output, quick, data, gguf)
             results = _measure(
                 checkpoint, sections, quick, (repeats, tokens, threads), (data, config, gguf), dtype, steps

@@ -93,7 +93,9 @@ def test_shown_again_as_markdown(tmp_path: Path) -> None:
     write_results(made_results(), tmp_path / "bench.json")
     result = command("--from", tmp_path / "bench.json", "--markdown", "--clock", "cpu")
     assert result.exit_code == 0 and "| full, router, concat | 2.00 |" in result.stdout
-    assert "Targets" in command("--from", tmp_path / "bench.json").stdout
+    again = command("--from", tmp_path / "bench.json", "--output", tmp_path / "copy.json")
+    assert "Targets" in again.stdout and (tmp_path / "copy.png").is_file()
+    assert (tmp_path / "copy.json").read_bytes() == (tmp_path / "bench.json").read_bytes()
 
 
 def test_wrong_usage(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
