@@ -2,10 +2,12 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +63,12 @@ def run(hub: LocalHub, home: Path, *command: object, token: str | None = TOKEN) 
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """What each returns: most of the time of a fresh process is imports, so two run side by side."""
+    with ThreadPoolExecutor(2) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +163,11 @@ def test_pinned_revisions(hub, pushed, folder, tmp_path):
     found = run(hub, tmp_path / "pusher", "push", newer, ID, {"commit_message": "newer"})
     assert found["commit"] != pushed["commit"]
     pin = {"revision": pushed["commit"], "code_revision": pushed["commit"]}
-    module = assert_pulled(hub, tmp_path / "old", folder, **pin)["module"]
-    assert pushed["commit"] in module  # the code is of that commit too
-    assert_pulled(hub, tmp_path / "new", newer)
+    old, _ = at_once(
+        lambda: assert_pulled(hub, tmp_path / "old", folder, **pin),
+        lambda: assert_pulled(hub, tmp_path / "new", newer),
+    )
+    assert pushed["commit"] in old["module"]  # the code is of that commit too
     hub.repos[ID].refs["main"] = pushed["commit"]
     found = run(hub, tmp_path / "pusher", "push", newer, ID, {"revision": "trial"})  # a branch, which is made
     assert hub.repos[ID].refs["trial"] == found["commit"] and hub.repos[ID].refs["main"] == pushed["commit"]
@@ -186,26 +196,27 @@ def test_an_upload_cut_off_leaves_the_last_revision(hub, pushed, folder, tmp_pat
 def test_private_repository(hub, folder, tmp_path):
     found = run(hub, tmp_path / "pusher", "push", folder, PRIVATE, {"private": True})
     assert "commit" in found and hub.repos[PRIVATE].private
-    assert_pulled(hub, tmp_path / "owner", folder, PRIVATE)
-    stranger = run(hub, tmp_path / "stranger", "pull", PRIVATE, tmp_path / "out", {}, token=None)
+    _, stranger, given = at_once(
+        lambda: assert_pulled(hub, tmp_path / "owner", folder, PRIVATE),
+        lambda: run(hub, tmp_path / "stranger", "pull", PRIVATE, tmp_path / "out", {}, token=None),
+        lambda: run(hub, tmp_path / "given", "pull", PRIVATE, tmp_path / "given.out", {"token": TOKEN}, token=None),
+    )
     assert stranger["error"] == "OSError" and "private repository" in stranger["message"]
-    given = run(hub, tmp_path / "given", "pull", PRIVATE, tmp_path / "out", {"token": TOKEN}, token=None)
     assert given.get("class") == "RSMoEForConditionalGeneration", given
 
 
 def test_errors_in_words(hub, pushed, folder, tmp_path):
-    def error(*command: object, token: str | None = TOKEN) -> tuple[str, str]:
-        found = run(hub, tmp_path / "home", *command, token=token)
-        shutil.rmtree(tmp_path / "home")
-        return found["error"], found["message"]
-
     out = tmp_path / "out"
-    kind, message = error("pull", "tester/none", out, {})
-    assert kind == "OSError" and "tester/none is not a local folder and is not a valid model identifier" in message
-    kind, message = error("pull", ID, out, {"revision": "v9"})
-    assert kind == "OSError" and "v9 is not a valid git identifier" in message
-    kind, message = error("push", folder, ID, {}, token="hf_wrong")
-    assert kind == "HfHubHTTPError" and "Invalid credentials in Authorization header" in message
+    unknown, no_revision, wrong_token = at_once(
+        lambda: run(hub, tmp_path / "unknown", "pull", "tester/none", out, {}),
+        lambda: run(hub, tmp_path / "revision", "pull", ID, out, {"revision": "v9"}),
+        lambda: run(hub, tmp_path / "token", "push", folder, ID, {}, token="hf_wrong"),
+    )
+    assert unknown["error"] == no_revision["error"] == "OSError"
+    assert "tester/none is not a local folder and is not a valid model identifier" in unknown["message"]
+    assert "v9 is not a valid git identifier" in no_revision["message"]
+    assert wrong_token["error"] == "HfHubHTTPError"
+    assert "Invalid credentials in Authorization header" in wrong_token["message"]
     assert not out.with_suffix(".safetensors").exists()
 
 
@@ -220,10 +231,14 @@ def test_command_line(hub, pushed, folder, tmp_path):
     from PIL import Image
 
     Image.new("RGB", (30, 30), "green").save(tmp_path / "tile.png")
-    done = rsmoe(hub, tmp_path, "caption", str(tmp_path / "tile.png"), "--model", ID, "--json")
+    caption = ("caption", str(tmp_path / "tile.png"), "--model")
+    done, *refused = at_once(
+        lambda: rsmoe(hub, tmp_path, *caption, ID, "--json"),
+        lambda: rsmoe(hub, tmp_path / "empty", *caption, "tester/none"),
+        lambda: rsmoe(hub, tmp_path / "empty", *caption, ID, token="hf_wrong"),
+    )
     assert done.returncode == 0 and json.loads(done.stdout)["model"] == ID, done.stderr
-    for name, token in (("tester/none", TOKEN), (ID, "hf_wrong")):
-        done = rsmoe(hub, tmp_path / "empty", "caption", str(tmp_path / "tile.png"), "--model", name, token=token)
+    for done in refused:
         (line,) = [line for line in done.stderr.splitlines() if "error" in line]
         assert done.returncode == 2 and "the Hub did not give a checkpoint of that name (" in line
     env = environment(hub, tmp_path, TOKEN)
