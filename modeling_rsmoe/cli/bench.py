@@ -169,7 +169,13 @@ def _measure(
     lengths = (QUICK_TOKENS, QUICK_ROUTER_TOKENS) if quick else (tokens, tokens)
     bench = Workbench(loaded.model, loaded.processor, loaded.folder, *lengths)
     run = Run(
-        bench, loaded.name, repeats, torch.get_num_threads(), gguf, data, config or _training_config(loaded.folder)
+        bench,
+        Path(loaded.name).name,
+        repeats,
+        torch.get_num_threads(),
+        gguf,
+        data,
+        config or _training_config(loaded.folder),
     )
     with shared.quiet_libraries():
         return measure(run, sections, steps)
