@@ -18,6 +18,17 @@ ROUTER_MODES = ("generated", "template", "none")
 COMPOSITIONS = ("concat", "llm")
 # Settings of the whole path: keyword arguments of `generate`, else entries of a generation config, else these.
 DEFAULTS = {"router_mode": "generated", "composition": "concat", "router_max_new_tokens": 24}
+# Tokens that a step of the composing LLM block may take over from its prompt, which holds the parts: it copies much of
+# them. A step over so many more costs little, and the text stays the same (prompt lookup).
+LOOKUP = 3
+PLAIN_GREEDY = {  # what decoding arguments may be where every step takes its likeliest token
+    "do_sample": (None, False),
+    "num_beams": (None, 1),
+    "use_cache": (None, True),
+    "cache_implementation": (None,),
+    "prompt_lookup_num_tokens": (None,),
+    "assistant_model": (None,),
+}
 # Made by the processor for the whole path; a model's own forward ignores them.
 COMPOSED_INPUTS = (
     "router_input_ids",  # [images, experts, tokens]: the router's row for each expert
@@ -113,6 +124,12 @@ class RSMoEGenerationMixin(RowDecodingMixin):
             value = getattr(config, name, None) if value is None else value
         return value
 
+    def _is_plain_greedy(self, kwargs: dict) -> bool:
+        return all(
+            self._argument(name, dict(kwargs), kwargs["generation_config"]) in plain
+            for name, plain in PLAIN_GREEDY.items()
+        )
+
     def _setting(self, name: str, kwargs: dict, generation_config):
         value = self._argument(name, kwargs, generation_config)
         value = DEFAULTS[name] if value is None else value
@@ -173,6 +190,9 @@ class RSMoEGenerationMixin(RowDecodingMixin):
             self._stream(streamer, input_ids, texts)
         else:
             rows = self._fill(composed["compose_input_ids"], parts)
+            # transformers looks up for one row only.
+            alone = len(parts) == 1 and streamer is None and not scores and self._is_plain_greedy(kwargs)
+            lookup = {"prompt_lookup_num_tokens": LOOKUP} if alone else {}
             outputs = self._generate_rows(
                 rows,
                 whole,
@@ -180,6 +200,7 @@ class RSMoEGenerationMixin(RowDecodingMixin):
                 num_return_sequences=samples,
                 return_dict_in_generate=bool(scores),
                 **scores,
+                **lookup,
                 **kwargs,
             )
             sequences = outputs.sequences if scores else outputs

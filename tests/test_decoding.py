@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 from modeling_rsmoe import decoding_rsmoe
 from modeling_rsmoe.decoding_rsmoe import FewRowsLinear, fast_products
+from modeling_rsmoe.generation_rsmoe import LOOKUP
 
 from .test_modeling import rows
 from .tiny import tiny_model, tiny_processor
@@ -93,6 +94,29 @@ def test_whole_path_says_the_same(model, plain, monkeypatch, router_mode, compos
     got = model.generate(**inputs, **settings)
     for name in ("sequences", "router_prompts", "expert_sequences"):
         assert torch.equal(got[name], expected[name]), name
+
+
+def test_composing_looks_up_in_the_parts(model, monkeypatch):
+    """One image, greedily: several tokens in a step, and the same text. Other decoding is left as it is."""
+    image = torch.randint(0, 255, (3, 40, 50), generator=torch.Generator().manual_seed(4)).to(torch.uint8)
+    inputs = tiny_processor()(images=image, text="Describe.", return_tensors="pt")
+    asked = []
+    generate_rows = model._generate_rows
+
+    def told(rows, features, **kwargs):
+        asked.append(kwargs.get("prompt_lookup_num_tokens"))
+        return generate_rows(rows, features, **kwargs)
+
+    monkeypatch.setattr(model, "_generate_rows", told)
+    found = model.generate(**inputs, composition="llm")
+    assert asked == [None, None, LOOKUP]
+    for other in ({"num_beams": 2}, {"do_sample": True}, {"cache_implementation": "static"}, {"use_cache": False}):
+        asked.clear()
+        model.generate(**inputs, composition="llm", **other)
+        assert set(asked) == {None}, other
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "_is_plain_greedy", lambda kwargs: False)
+        assert torch.equal(model.generate(**inputs, composition="llm"), found)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 7])

@@ -60,11 +60,12 @@ def one_after_another(bench: Workbench, inputs: Any) -> Texts:
 
 @contextmanager
 def plain_search(model: Any) -> Iterator[None]:
-    """Within, the model's `generate` is transformers' own search over stock linear layers: nothing of `decoding_rsmoe`."""
+    """Within, the model's `generate` is transformers' own search over stock linear layers, a step for each token: nothing of `decoding_rsmoe`, no lookup."""
     own = partial(GenerationMixin._sample, model)
     with (
         patch.object(model, "_sample", own),
         patch.object(generation_rsmoe, "fast_products", lambda *_: nullcontext()),
+        patch.object(model, "_is_plain_greedy", lambda kwargs: False),
     ):
         yield
 

@@ -25,6 +25,8 @@ ROW_IMAGES = (1, 8)  # of the decoders: 3 and 24 rows with three experts
 def latency(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
     """From one picture to one text, in every mode."""
     contenders = {BLOCK: bench.block(), **{name: bench.full(1, *mode) for name, mode in modes().items()}}
+    *_, composed = (name for name in contenders if name.endswith("router, llm"))
+    contenders[f"{composed}, {PLAIN_SEARCH}"] = partial(_plainly, bench, contenders[composed])
     return [
         {
             "key": "latency",
@@ -65,7 +67,7 @@ def sequential(bench: Workbench, repeats: int, tell: Tell, images: Sequence[int]
         inputs = bench.inputs(count, expert_inputs=True)
         contenders: dict[str, Callable[[], Any]] = {
             ONE_BATCH: bench.full_of(inputs),
-            f"{ONE_BATCH}, {PLAIN_SEARCH}": partial(_plainly, bench, inputs),
+            f"{ONE_BATCH}, {PLAIN_SEARCH}": partial(_plainly, bench, bench.full_of(inputs)),
             ONE_AFTER_ANOTHER: partial(one_after_another, bench, inputs),
         }
         told = _part(tell, index, len(images), f"{_counted(count)}: ")
@@ -75,9 +77,9 @@ def sequential(bench: Workbench, repeats: int, tell: Tell, images: Sequence[int]
     return groups
 
 
-def _plainly(bench: Workbench, inputs: Any) -> None:
+def _plainly(bench: Workbench, run: Callable[[], Any]) -> None:
     with plain_search(bench.model):
-        bench.full_of(inputs)()
+        run()
 
 
 def decoding(

@@ -35,7 +35,7 @@ def test_every_text_has_the_same_length(bench, decoders):
 def test_latency_and_throughput(bench):
     small = replace(bench, tokens=2, router_tokens=2)
     (latency,) = speed.latency(small, 1, quiet)
-    assert list(latency["times"])[:3] == [BLOCK, FULL, TEMPLATE] and len(latency["times"]) == 5
+    assert list(latency["times"])[:3] == [BLOCK, FULL, TEMPLATE] and len(latency["times"]) == 6
     groups = speed.throughput(small, 1, quiet, images=(1, 3), most=4)
     assert [(one["key"], one["captions"]) for one in groups] == [(f"images: {n}", n) for n in (1, 3, 4)]
     assert [list(one["times"]) for one in groups] == [[BLOCK, FULL, TEMPLATE]] * 2 + [[FULL]]
