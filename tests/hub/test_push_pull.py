@@ -66,7 +66,10 @@ def run(hub: LocalHub, home: Path, *command: object, token: str | None = TOKEN) 
 
 
 def at_once(*calls: Callable[[], Any]) -> list[Any]:
-    """What each returns: most of the time of a fresh process is imports, so two run side by side."""
+    """What each returns: most of the time of a fresh process is imports, so two run side by side.
+
+    They only start processes: `from_pretrained` in two threads at a time leaves transformers without tied weights.
+    """
     with ThreadPoolExecutor(2) as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
@@ -101,14 +104,20 @@ def expected(folder: Path) -> dict[str, torch.Tensor]:
         return {"logits": model(inputs["input_ids"]).logits, "sequences": outputs.sequences}
 
 
-def assert_pulled(hub: LocalHub, home: Path, folder: Path, id: str = ID, **arguments: object) -> dict:
-    found = run(hub, home, "pull", id, home / "out", arguments)
+def pulled(hub: LocalHub, home: Path, id: str = ID, **arguments: object) -> dict:
+    return run(hub, home, "pull", id, home / "out", arguments)
+
+
+def assert_equal(found: dict, home: Path, folder: Path) -> None:
     assert found.get("class") == "RSMoEForConditionalGeneration", found
     assert found["module"].startswith("transformers_modules.tester.")
     tensors = load_file(home / "out.safetensors")
     for name, value in expected(folder).items():
         assert torch.equal(tensors[name], value), name
-    return found
+
+
+def assert_pulled(hub: LocalHub, home: Path, folder: Path, id: str = ID, **arguments: object) -> None:
+    assert_equal(pulled(hub, home, id, **arguments), home, folder)
 
 
 def other_weights(folder: Path, target: Path, seed: int) -> Path:
@@ -163,10 +172,9 @@ def test_pinned_revisions(hub, pushed, folder, tmp_path):
     found = run(hub, tmp_path / "pusher", "push", newer, ID, {"commit_message": "newer"})
     assert found["commit"] != pushed["commit"]
     pin = {"revision": pushed["commit"], "code_revision": pushed["commit"]}
-    old, _ = at_once(
-        lambda: assert_pulled(hub, tmp_path / "old", folder, **pin),
-        lambda: assert_pulled(hub, tmp_path / "new", newer),
-    )
+    old, new = at_once(lambda: pulled(hub, tmp_path / "old", **pin), lambda: pulled(hub, tmp_path / "new"))
+    assert_equal(old, tmp_path / "old", folder)
+    assert_equal(new, tmp_path / "new", newer)
     assert pushed["commit"] in old["module"]  # the code is of that commit too
     hub.repos[ID].refs["main"] = pushed["commit"]
     found = run(hub, tmp_path / "pusher", "push", newer, ID, {"revision": "trial"})  # a branch, which is made
@@ -196,11 +204,12 @@ def test_an_upload_cut_off_leaves_the_last_revision(hub, pushed, folder, tmp_pat
 def test_private_repository(hub, folder, tmp_path):
     found = run(hub, tmp_path / "pusher", "push", folder, PRIVATE, {"private": True})
     assert "commit" in found and hub.repos[PRIVATE].private
-    _, stranger, given = at_once(
-        lambda: assert_pulled(hub, tmp_path / "owner", folder, PRIVATE),
+    owner, stranger, given = at_once(
+        lambda: pulled(hub, tmp_path / "owner", PRIVATE),
         lambda: run(hub, tmp_path / "stranger", "pull", PRIVATE, tmp_path / "out", {}, token=None),
         lambda: run(hub, tmp_path / "given", "pull", PRIVATE, tmp_path / "given.out", {"token": TOKEN}, token=None),
     )
+    assert_equal(owner, tmp_path / "owner", folder)
     assert stranger["error"] == "OSError" and "private repository" in stranger["message"]
     assert given.get("class") == "RSMoEForConditionalGeneration", given
 
