@@ -14,6 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from modeling_rsmoe import RSMoEConfig, RSMoEForConditionalGeneration
+from modeling_rsmoe.bench.results import read_results
+from modeling_rsmoe.bench.tables import markdown
 from modeling_rsmoe.cli import app
 from modeling_rsmoe.evaluation.report import read_report
 from modeling_rsmoe.hub.facts import read_facts
@@ -146,3 +148,9 @@ def test_what_the_card_says_of_scores_is_so():
 
 def test_trained_weights_are_small_enough():
     assert 1e6 < (NANO / "trained.safetensors").stat().st_size < 60e6
+
+
+def test_tables_of_speed_are_what_the_command_writes():
+    """`rsmoe bench --from docs/bench.json --clock cpu --markdown`."""
+    results = read_results(ROOT / "docs" / "bench.json")
+    assert markdown(results, "cpu").strip() in (ROOT / "docs" / "performance.md").read_text()

@@ -47,7 +47,7 @@ def plot(results: Results, file: Path, clock: str = "wall") -> bool:
     figure.suptitle(f"{results['checkpoint']['name']}, {results['machine']['threads']} thread(s)")
     figure.tight_layout()
     with whole_file(file) as part:
-        figure.savefig(part, dpi=110, format="png")
+        figure.savefig(part, dpi=110, format="png", bbox_inches="tight")  # long names stand outside
     plt.close(figure)
     return True
 

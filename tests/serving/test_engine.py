@@ -87,7 +87,8 @@ def test_streams_of_one_batch_are_kept_apart(held) -> None:
         assert first.result().choices[0].message.content
         texts = [text.result() for text in streams]
     asked = {"max_new_tokens": 12, "router_mode": "template", "composition": "llm"}
-    assert held.model.batches == [1, 3] and held.service.inside == 0
+    held.until(lambda: held.service.inside == 0)  # the last bytes may arrive before the service counts down
+    assert held.model.batches == [1, 3]
     assert texts == [held.alone(noise(i), **asked)["text"] for i in range(3)] and len(set(texts)) == 3
 
 
