@@ -7,7 +7,7 @@ from ..data.files import whole_file
 from ..extras import require
 from .names import BLOCK, FULL, TEMPLATE
 from .results import Results, group_of
-from .timing import Times, spread
+from .timing import Times, seconds, spread
 
 
 CURVES = (
@@ -72,7 +72,7 @@ def _points(results: Results, key: str) -> Points:
 def _curve(place: Any, points: Points, x: str, title: str, clock: str) -> None:
     for name, of_name in points.items():
         color, marker = WHO[name]
-        found = [spread(times["cpu" if clock == "cpu" else "wall"]) for _, times in of_name]
+        found = [spread(seconds(times, clock)) for _, times in of_name]
         middle = [one["median"] for one in found]
         below = [one["median"] - one["low"] for one in found]
         above = [one["high"] - one["median"] for one in found]
@@ -86,7 +86,7 @@ def _curve(place: Any, points: Points, x: str, title: str, clock: str) -> None:
 
 
 def _bars(place: Any, times: dict[str, Times], clock: str) -> None:
-    found = {name: spread(own["cpu" if clock == "cpu" else "wall"]) for name, own in times.items()}
+    found = {name: spread(seconds(own, clock)) for name, own in times.items()}
     middle = [one["median"] for one in found.values()]
     errors = [
         [one["median"] - one["low"] for one in found.values()],

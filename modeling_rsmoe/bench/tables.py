@@ -6,7 +6,7 @@ from typing import Any
 
 from .results import Results, all_groups
 from .targets import TARGETS, bandwidth, steps_over_floor
-from .timing import Group, Spread, busy_share, ratio, spread
+from .timing import Group, Spread, busy_share, ratio, seconds, spread
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ def _times(group: Group, clock: str) -> Table:
     times, base, captions = group["times"], group["times"][group["base"]], group.get("captions", 0)
     rows = []
     for name, own in times.items():
-        seconds, against = spread(own["cpu" if clock == "cpu" else "wall"]), ratio(own, base, clock)
-        digits = 4 if seconds["median"] < 0.1 else 2
-        rows.append([name, f"{seconds['median']:.{digits}f}", _range(seconds, digits)])
-        rows[-1] += [f"{captions / seconds['median']:.2f}"] if captions else []
+        spent, against = spread(seconds(own, clock)), ratio(own, base, clock)
+        digits = 4 if spent["median"] < 0.1 else 2
+        rows.append([name, f"{spent['median']:.{digits}f}", _range(spent, digits)])
+        rows[-1] += [f"{captions / spent['median']:.2f}"] if captions else []
         rows[-1] += [f"{against['median']:.2f}", _range(against), f"{own['first']:.{digits}f}"]
     columns = ["", "s" if clock == "wall" else "s of the processor", "lowest to highest", "captions/s"]
     columns = columns[: 4 if captions else 3]

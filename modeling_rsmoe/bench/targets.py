@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .names import BLOCK, FULL, INSTRUCTBLIP, ONE_AFTER_ANOTHER, ONE_BATCH, OURS, OURS_SINGLE, PEFT, TEMPLATE, TRL
 from .results import Results, group_of
-from .timing import Spread, ratio, spread
+from .timing import Spread, ratio, seconds, spread
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,8 @@ def _experts_share(results: Results, clock: str, mode: str) -> Spread | None:
         if count >= 5 and name.startswith(mode):
             grown = ratio(times[name], times[f"{mode}, 3 experts"], clock)
             added = count / 3 - 1
-            shares.append(
-                {
-                    "median": (grown["median"] - 1) / added,
-                    "low": (grown["low"] - 1) / added,
-                    "high": (grown["high"] - 1) / added,
-                }
-            )
+            low, median, high = ((grown[key] - 1) / added for key in ("low", "median", "high"))
+            shares.append({"median": median, "low": low, "high": high})
     return max(shares, key=lambda one: one["median"], default=None)
 
 
@@ -61,7 +56,7 @@ def steps_over_floor(results: Results, clock: str, who: str) -> Spread | None:
         return None
     floor, tokens = section["facts"]["floor"], results["settings"]["tokens"]
     long, short = (group["times"][f"{who}, {count}"] for count in (f"{tokens} tokens", "1 token"))
-    pairs = zip(long["cpu" if clock == "cpu" else "wall"], short["cpu" if clock == "cpu" else "wall"], strict=True)
+    pairs = zip(seconds(long, clock), seconds(short, clock), strict=True)
     best = floor["bytes"][who] / bandwidth(results)["median"]
     return spread([(one - other) / (tokens - 1) / best for one, other in pairs])
 

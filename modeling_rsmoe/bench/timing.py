@@ -85,10 +85,15 @@ def spread(values: list[float]) -> Spread:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
+def seconds(times: Times, clock: str) -> list[float]:
+    """Of every counted run, by the clock ("wall") or of the processor ("cpu")."""
+    return times["cpu"] if clock == "cpu" else times["wall"]
+
+
 def ratio(times: Times, base: Times, clock: str = "wall") -> Spread:
     """How many times the base's time a contender took, turn by turn."""
-    own, of_base = (times["cpu"], base["cpu"]) if clock == "cpu" else (times["wall"], base["wall"])
-    return spread([one / other for one, other in zip(own, of_base, strict=True)])
+    pairs = zip(seconds(times, clock), seconds(base, clock), strict=True)
+    return spread([one / other for one, other in pairs])
 
 
 def busy_share(groups: list[Group]) -> float:
