@@ -5,9 +5,12 @@ the experts' texts become one answer; both compositions here are [our decision].
 """
 
 from dataclasses import dataclass
+from itertools import dropwhile
+from os.path import commonprefix
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from .decoding_rsmoe import RowDecodingMixin, fast_products
@@ -232,44 +235,76 @@ class RSMoEGenerationMixin(RowDecodingMixin):
         if settings["router_mode"] == "none":
             instructions = composed["instruction_ids"].repeat_interleave(experts, dim=0).tolist()
             return [[i for i in row if i != pad] for row in instructions]
-        rows = self._fill(composed["router_input_ids"].flatten(0, 1), None)
-        written = self._write(
-            rows,
-            whole.repeat_interleave(experts, dim=0),
-            max_new_tokens=settings["router_max_new_tokens"],
-            do_sample=False,
-            num_beams=1,
-        )
+        written = self._route(composed["router_input_ids"], whole, settings["router_max_new_tokens"])
         # A router that says nothing leaves the expert its fixed prompt [our decision].
         return [prompt or template for prompt, template in zip(written, templates)]
 
-    def _generate_rows(self, rows: tuple[torch.Tensor, torch.Tensor], features: torch.Tensor, **kwargs):
-        """transformers' own `generate` over finished rows and the image features that belong to them."""
+    def _route(self, router_input_ids: torch.LongTensor, whole: torch.Tensor, limit: int) -> list[list[int]]:
+        """What the router writes for each expert of each image, [images x experts]. The rows of an image are alike up to the
+        expert's name, the image included: so much is read once for all of them."""
+        experts = router_input_ids.shape[1]
+        groups = [self._unpadded(of_image) for of_image in router_input_ids]
+        alike = [min(len(commonprefix(rows)), *(len(row) - 1 for row in rows)) for rows in groups]
+        heads = [rows[0][:count] for rows, count in zip(groups, alike)]
+        tails = [row[count:] for rows, count in zip(groups, alike) for row in rows]
+        settings = {"max_new_tokens": limit, "do_sample": False, "num_beams": 1}
+        given = self.generation_config
+        own_cache = given.use_cache is not False and given.cache_implementation is None
+        if not own_cache or any(self.config.image_token_id in row for row in tails):
+            rows = self._padded([row for rows in groups for row in rows], whole.device)
+            return self._write(rows, whole.repeat_interleave(experts, dim=0), **settings)
+        ids, mask = self._padded(heads, whole.device)
+        cache = DynamicCache(config=self.config.get_text_config())
+        self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=cache,
+            expert_ids=self.model.expert_ids_of(ids),
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=whole)},
+            use_cache=True,
+        )
+        cache.batch_repeat_interleave(experts)
+        cache.may_shrink = True  # type: ignore[attr-defined]  # nobody wants it back
+        ids, mask = (value.repeat_interleave(experts, dim=0) for value in (ids, mask))
+        tail_ids, tail_mask = self._padded(tails, whole.device)
+        rows = torch.cat([ids, tail_ids], dim=1), torch.cat([mask, tail_mask], dim=1)
+        return self._write(rows, None, past_key_values=cache, **settings)
+
+    def _generate_rows(self, rows: tuple[torch.Tensor, torch.Tensor], features: torch.Tensor | None, **kwargs):
+        """transformers' own `generate` over finished rows and the image features that belong to them (`None`: a cache in
+        `kwargs` holds them)."""
         input_ids, attention_mask = rows
-        image = BaseModelOutputWithPooling(pooler_output=features)
+        if features is not None:
+            kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
         return super().generate(  # type: ignore[misc]  # transformers annotates `self`
-            input_ids=input_ids, attention_mask=attention_mask, mm_encoder_outputs={"image": image}, **kwargs
+            input_ids=input_ids, attention_mask=attention_mask, **kwargs
         )
 
-    def _write(self, rows: tuple[torch.Tensor, torch.Tensor], features: torch.Tensor, **kwargs) -> list[list[int]]:
+    def _write(
+        self, rows: tuple[torch.Tensor, torch.Tensor], features: torch.Tensor | None, **kwargs
+    ) -> list[list[int]]:
         """The new tokens of every row, up to its end-of-sequence token."""
         sequences = self._generate_rows(rows, features, return_dict_in_generate=False, **kwargs)
         return [self._trim(row) for row in sequences[:, rows[0].shape[1] :].tolist()]
 
-    def _fill(
-        self, input_ids: torch.LongTensor, texts: list[list[list[int]]] | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _fill(self, input_ids: torch.LongTensor, texts: list[list[list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Put texts in the place of <prompt> tokens and pad again on the left: ids and mask [rows, tokens]."""
-        pad, prompt = self._pad_id(), self.config.prompt_token_id
         filled = []
-        for index, row in enumerate(input_ids.tolist()):
-            start = next((i for i, token in enumerate(row) if token != pad), len(row))  # left padding ends here
-            row = row[start:]
-            own = iter(texts[index]) if texts is not None else iter(())
-            filled.append([token for i in row for token in (next(own) if i == prompt and texts is not None else [i])])
-        ids = self._pad(filled, input_ids.device, side="left")
-        lengths = torch.tensor([len(row) for row in filled], device=input_ids.device)
-        mask = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - lengths.unsqueeze(1)
+        for row, own in zip(self._unpadded(input_ids), map(iter, texts)):
+            filled.append([token for i in row for token in (next(own) if i == self.config.prompt_token_id else [i])])
+        return self._padded(filled, input_ids.device)
+
+    def _unpadded(self, input_ids: torch.LongTensor) -> list[list[int]]:
+        """Rows without their padding on the left."""
+        pad = self._pad_id()
+        return [list(dropwhile(lambda token: token == pad, row)) for row in input_ids.tolist()]
+
+    def _padded(self, rows: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows padded on the left: ids and mask [rows, tokens]."""
+        ids = self._pad(rows, device, side="left")
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = torch.arange(ids.shape[1], device=device) >= ids.shape[1] - lengths.unsqueeze(1)
         return ids, mask.long()
 
     def _concat(self, parts: list[list[int]]) -> list[int]:

@@ -119,15 +119,16 @@ def test_composing_looks_up_in_the_parts(model, monkeypatch):
         assert torch.equal(model.generate(**inputs, composition="llm"), found)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 6, 7])
-def test_product_of_few_rows(count, monkeypatch):
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 9])
+@pytest.mark.parametrize("shape", [(24, 40), (24, 41), (40, 24)], ids=str)
+def test_product_of_few_rows(count, shape, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    layer = nn.Linear(24, 40, bias=False)
-    x = torch.randn(count, 1, 24)
+    layer = nn.Linear(*shape, bias=False)
+    x = torch.randn(count, 1, shape[0])
     with torch.no_grad(), fast_products(layer):
         assert type(layer) is FewRowsLinear
         got = layer(x)
-    assert type(layer) is nn.Linear and got.shape == (count, 1, 40) and got.is_contiguous()
+    assert type(layer) is nn.Linear and got.shape == (count, 1, shape[1]) and got.is_contiguous()
     assert torch.allclose(got, F.linear(x, layer.weight), atol=1e-6)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import TextStreamer
 
-from modeling_rsmoe import RSMoEError
+from modeling_rsmoe import RSMoEError, generation_rsmoe
 
 from .test_modeling import READERS, one, rows
 from .tiny import tiny_config, tiny_model, tiny_processor
@@ -99,6 +99,25 @@ def test_composing_llm_reads_the_parts(model, processor, inputs):
     whole = describe(model, processor, inputs, composition="llm")
     deaf = {**inputs, "compose_input_ids": inputs["input_ids"]}
     assert [r["text"] for r in whole] != [r["text"] for r in describe(model, processor, deaf, composition="llm")]
+
+
+def test_router_reads_an_image_once(model, inputs, monkeypatch):
+    """Its rows of an image are alike up to the expert's name, however long that is; whole rows give the same prompts."""
+    lengths = (inputs["router_input_ids"] != 0).sum(-1)
+    assert len(lengths[0].unique()) > 1
+    seen, forward = [], model.model.forward
+
+    def told(*args, **kwargs):
+        seen.append((len(kwargs["input_ids"]), bool((kwargs["input_ids"] == model.config.image_token_id).any())))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", told)
+    prompts = model.generate(**inputs, return_dict_in_generate=True).router_prompts
+    assert seen[:2] == [(3, True), (9, False)]
+    seen.clear()
+    monkeypatch.setattr(generation_rsmoe, "commonprefix", lambda rows: [])
+    assert torch.equal(model.generate(**inputs, return_dict_in_generate=True).router_prompts, prompts)
+    assert seen[0] == (9, True)
 
 
 def test_image_embeds_equal_pixels(model, processor, inputs):
