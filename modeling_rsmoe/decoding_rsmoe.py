@@ -32,6 +32,8 @@ ROW_BY_ROW = {
     SuppressTokensLogitsProcessor,
 }
 
+# Rows that have ended leave when they are one in so many: the others' cache is copied then.
+LEAVING = 4
 # Tokens that a processor forbids at a length: written into the scores, where transformers makes a new tensor of the size
 # of the vocabulary for each.
 FORBIDS = {
@@ -46,14 +48,14 @@ FORBIDS = {
 class FewRowsLinear(nn.Linear):
     """A linear layer whose product of few rows reads its weight as fast as memory allows, or nearer to that.
 
-    On processors without AVX-512, MKL's product of 2 to 8 rows takes up to twice as long as that of one row, though it
+    On processors without AVX-512, MKL's product of 2 to 10 rows takes up to twice as long as that of one row, though it
     reads the same weight; with the weight as the left factor it does not, least of all where the rows are a multiple of
     4. That of one row is faster in several parts of the weight, where the weight is not longer than wide.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.numel() // self.in_features
-        if rows > 8 or self.bias is not None or torch.compiler.is_compiling():
+        if rows > 10 or self.bias is not None or torch.compiler.is_compiling():
             return super().forward(x)
         columns = x.reshape(rows, -1).t()
         if rows == 1:
@@ -138,6 +140,7 @@ class RowDecodingMixin(GenerationMixin):
         """The tokens of transformers' greedy search, [rows, tokens]: a row that has ended is padded, not computed."""
         model: Any = self
         rows = torch.arange(len(input_ids))  # those still in the batch
+        over = torch.zeros(len(input_ids), dtype=torch.bool)  # of them, those that have ended
         ended: list[torch.Tensor] = [input_ids[0]] * len(input_ids)
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
         while True:
@@ -145,13 +148,14 @@ class RowDecodingMixin(GenerationMixin):
             scores = _processed(outputs.logits[:, -1].float(), input_ids, logits_processor)
             input_ids = torch.cat([input_ids, scores.argmax(-1, keepdim=True)], dim=-1)
             done = stopping_criteria(input_ids, None)
-            for row in done.nonzero().flatten().tolist():
+            for row in (done & ~over).nonzero().flatten().tolist():
                 ended[rows[row]] = input_ids[row]
-            if done.all():
+            over |= done
+            if over.all():
                 break
-            if done.any():
-                input_ids, rows = input_ids[~done], rows[~done]
-                model_kwargs = _kept_rows(model_kwargs, ~done)
+            if over.sum() * LEAVING >= len(over):
+                input_ids, rows = input_ids[~over], rows[~over]
+                model_kwargs, over = _kept_rows(model_kwargs, ~over), over[~over]
             inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
             outputs = model(**inputs, return_dict=True)
         pad = generation_config._pad_token_tensor

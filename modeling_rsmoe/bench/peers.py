@@ -136,6 +136,13 @@ class OneByOne(Ours):
         return found
 
 
+class Block(Ours):
+    """The same rows read by the LLM block, none of them by an expert."""
+
+    def readers(self, rows: Rows) -> dict[str, Any]:
+        return {"expert_ids": torch.zeros_like(rows.readers)}
+
+
 class Plain(Ours):
     """transformers' own causal LM with the LLM block's weights: no experts at all."""
 
@@ -209,6 +216,10 @@ class Decoders:
         if name not in self._made:
             self._made[name] = DECODERS[name](self.bench)
         return self._made[name]
+
+    @cached_property
+    def block(self) -> Block:
+        return Block(self.bench)
 
     @cached_property
     def plain(self) -> Plain:

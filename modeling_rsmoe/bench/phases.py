@@ -215,7 +215,7 @@ def operations(bench: Workbench, decoders: Decoders) -> dict[str, dict[str, floa
     rows = expert_rows(bench, bench.inputs(1, expert_inputs=True))
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells on stderr that it begins and ends
     found = {}
-    for name, decoder, own in ((BLOCK, decoders.plain, rows.of([0])), (OURS, decoders[OURS], rows)):
+    for name, decoder, own in ((BLOCK, decoders.block, rows.of([0])), (OURS, decoders[OURS], rows)):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             began = time.perf_counter()
             decoder.generate(own)

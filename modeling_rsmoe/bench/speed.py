@@ -91,8 +91,8 @@ def decoding(
         rows = expert_rows(bench, bench.inputs(count, expert_inputs=True))
         who = {name: decoders[name] for name in DECODERS if name != ONE_BY_ONE or count == 1}
         contenders = {name: partial(decoder.generate, rows) for name, decoder in who.items()}
-        contenders[f"{BLOCK}, {len(rows)} rows"] = partial(decoders.plain.generate, rows)
-        contenders[f"{BLOCK}, 1 row"] = partial(decoders.plain.generate, rows.of([0]))
+        contenders[f"{BLOCK}, {len(rows)} rows"] = partial(decoders.block.generate, rows)
+        contenders[f"{BLOCK}, 1 row"] = partial(decoders.block.generate, rows.of([0]))
         told = _part(tell, index, len(images), f"{len(rows)} rows: ")
         title = f"(a), (c), (d) decoding {len(rows)} rows of experts"
         times = in_turns(contenders, repeats, told)
@@ -107,7 +107,7 @@ def steps(bench: Workbench, decoders: Decoders, repeats: int, tell: Tell) -> tup
     one = rows.of([0])
     few = {"min_new_tokens": 1, "max_new_tokens": 1}
     contenders: dict[str, Callable[[], Any]] = {}
-    for name, decoder, own in ((BLOCK, decoders.plain, one), (OURS, decoders[OURS], rows)):
+    for name, decoder, own in ((BLOCK, decoders.block, one), (OURS, decoders[OURS], rows)):
         contenders[f"{name}, {_tokens(1)}"] = partial(decoder.generate, own, **few)
         contenders[f"{name}, {_tokens(bench.tokens)}"] = partial(decoder.generate, own)
     group: Group = {
@@ -132,7 +132,8 @@ def against_instructblip(bench: Workbench, repeats: int, tell: Tell) -> list[Gro
 def against_llama_cpp(
     bench: Workbench, decoders: Decoders, gguf: Path, threads: int, repeats: int, tell: Tell
 ) -> tuple[list[Group], dict[str, Any]]:
-    """(f): llama.cpp, after a prompt of as many tokens, from the file as it is and from one of float32 weights."""
+    """(f): llama.cpp beside transformers' own causal LM and our LLM block, after a prompt of as many tokens; from the file as
+    it is and from one of float32 weights."""
     from .llama_cpp import decode, file_facts, llama, write_float
 
     one = expert_rows(bench, bench.inputs(1, expert_inputs=True)).of([0])
@@ -146,6 +147,7 @@ def against_llama_cpp(
         for count in (1, bench.tokens):
             lengths = few if count == 1 else {}
             contenders[f"transformers, {_tokens(count)}"] = partial(decoders.plain.generate, one, **lengths)
+            contenders[f"{BLOCK}, {_tokens(count)}"] = partial(decoders.block.generate, one, **lengths)
         own = file_facts(gguf)
         most = max(own["types"], key=own["types"].__getitem__)
         for name, file in (("llama.cpp, float32", as_float), (f"llama.cpp, the file ({most})", gguf)):

@@ -10,6 +10,7 @@ from gguf.quants import dequantize, quantize
 
 from modeling_rsmoe.bench import speed
 from modeling_rsmoe.bench.llama_cpp import check_file, decode, file_facts, llama, write_float
+from modeling_rsmoe.bench.names import BLOCK
 from modeling_rsmoe.bench.peers import Decoders
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 
@@ -93,7 +94,7 @@ def test_prompt_and_text_have_the_given_lengths(library, gguf):
 def test_contenders_of_llama_cpp(library, bench, gguf):
     (group,), facts = speed.against_llama_cpp(bench, Decoders(bench), gguf, 1, 1, lambda name, share: None)
     names = ["llama.cpp, float32", "llama.cpp, the file (F32)"]  # most of this small file
-    who = [f"{name}, {n}" for n in ("1 token", "4 tokens") for name in ("transformers", *names)]
+    who = [f"{name}, {n}" for n in ("1 token", "4 tokens") for name in ("transformers", BLOCK, *names)]
     assert set(who) == group["times"].keys()
     assert group["base"] == "transformers, 4 tokens" and list(facts) == names
 

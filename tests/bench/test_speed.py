@@ -29,7 +29,9 @@ def test_every_text_has_the_same_length(bench, decoders):
     assert bench.block(2)().shape == (2, ids.shape[1] + 4)
     rows = expert_rows(bench, inputs)
     assert {name: decoders[name].generate(rows).shape for name in DECODERS} == dict.fromkeys(DECODERS, (6, 4))
-    assert decoders.plain.generate(rows, min_new_tokens=1, max_new_tokens=1).shape == (6, 1)
+    for alone in (decoders.plain, decoders.block):
+        assert alone.generate(rows, min_new_tokens=1, max_new_tokens=1).shape == (6, 1)
+    assert torch.equal(decoders.plain.generate(rows), decoders.block.generate(rows))
 
 
 def test_latency_and_throughput(bench):
