@@ -1,5 +1,6 @@
 """`rsmoe demo` as a process: it opens, serves, refuses what it cannot do, and Ctrl-C ends it. The model is tiny and random."""
 
+import importlib
 import os
 import re
 import signal
@@ -84,7 +85,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "modeling_rsmoe.demo.page.make_page", lambda viewer, tiles: calls.append({"tiles": tiles}) or Page()
     )
     monkeypatch.setattr("modeling_rsmoe.demo.page.launch", launch)
-    monkeypatch.setattr(sys.modules["modeling_rsmoe.cli.demo"], "_wait", lambda: None)
+    monkeypatch.setattr(importlib.import_module("modeling_rsmoe.cli.demo"), "_wait", lambda: None)
     for name in ("NO_PROXY", "GRADIO_TEMP_DIR"):
         monkeypatch.setenv(name, "")  # set back afterwards
     return calls
