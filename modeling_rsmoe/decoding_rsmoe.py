@@ -48,14 +48,14 @@ FORBIDS = {
 class FewRowsLinear(nn.Linear):
     """A linear layer whose product of few rows reads its weight as fast as memory allows, or nearer to that.
 
-    On processors without AVX-512, MKL's product of 2 to 10 rows takes up to twice as long as that of one row, though it
+    On processors without AVX-512, MKL's product of 2 to 8 rows takes up to twice as long as that of one row, though it
     reads the same weight; with the weight as the left factor it does not, least of all where the rows are a multiple of
     4. That of one row is faster in several parts of the weight, where the weight is not longer than wide.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.numel() // self.in_features
-        if not 1 <= rows <= 10 or self.bias is not None or torch.compiler.is_compiling():
+        if not 1 <= rows <= 8 or self.bias is not None or torch.compiler.is_compiling():
             return super().forward(x)
         columns = x.reshape(rows, -1).t()
         if rows == 1:

@@ -119,7 +119,7 @@ def test_composing_looks_up_in_the_parts(model, monkeypatch):
         assert torch.equal(model.generate(**inputs, composition="llm"), found)
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 7, 10, 11])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 7, 8, 9])
 @pytest.mark.parametrize("shape", [(24, 40), (24, 41), (40, 24)], ids=str)
 def test_product_of_few_rows(count, shape, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
