@@ -33,7 +33,7 @@ def machine_facts(device: str) -> dict[str, Any]:
         "features": features,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
         "products": "MKL" if torch.backends.mkl.is_available() else "OpenBLAS or other",
         "environment": {
             name: os.environ[name] for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY") if name in os.environ
