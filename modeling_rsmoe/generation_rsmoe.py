@@ -74,6 +74,7 @@ class RSMoEGenerationMixin(RowDecodingMixin):
     generation_config: Any
     model: Any
     lm_head: Any
+    __call__: Any
     encode_image: Any
     get_image_features: Any
 
@@ -255,7 +256,7 @@ class RSMoEGenerationMixin(RowDecodingMixin):
             return self._write(rows, whole.repeat_interleave(experts, dim=0), **settings)
         ids, mask = self._padded(heads, whole.device)
         cache = DynamicCache(config=self.config.get_text_config())
-        self.model(
+        self(
             input_ids=ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
@@ -263,6 +264,7 @@ class RSMoEGenerationMixin(RowDecodingMixin):
             expert_ids=self.model.expert_ids_of(ids),
             mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=whole)},
             use_cache=True,
+            logits_to_keep=1,
         )
         cache.batch_repeat_interleave(experts)
         cache.may_shrink = True  # type: ignore[attr-defined]  # nobody wants it back
