@@ -19,8 +19,14 @@ class RSMoEPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     # What is small and decides much stays in float32 (docs/quantization.md): in a model of half precision by the first list, and
     # out of 8 or 4 bits by the second, which quantisers read from the start of a module's name.
-    _keep_in_fp32_modules_strict = [r"encoder\.qformer", r"encoder\.query_tokens", r"encoder\.projection", "lora_[AB]"]
-    _keep_in_fp32_modules = [r"(?:model\.)?encoder\.(?:qformer|query_tokens|projection)"]
+    _keep_in_fp32_modules_strict = [
+        r"encoder\.qformer",
+        r"encoder\.query_tokens",
+        r"encoder\.projection",
+        "lora_[AB]",
+        "selector",
+    ]
+    _keep_in_fp32_modules = [r"(?:model\.)?(?:encoder\.(?:qformer|query_tokens|projection)|selector)"]
 
 
 class RSMoEPart(RSMoEPreTrainedModel):

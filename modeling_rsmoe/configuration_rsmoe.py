@@ -119,6 +119,10 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
         sentence_end_token_ids (`list[int]`, *optional*):
             Tokens that end a sentence: composing by `concat` drops a sentence that was said before. Empty: whole parts
             are compared.
+        selector_rank (`int`, *optional*, defaults to 0):
+            Rank of the selector, which composes by `choose` [our decision]. 0: the model has none.
+        selector_buckets (`int`, *optional*, defaults to 4096):
+            Number of hashed n-grams that the selector knows.
 
     Example:
 
@@ -156,6 +160,8 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
     router_token_id: int | None = None
     expert_token_ids: list[int] | tuple[int, ...] | None = None
     sentence_end_token_ids: list[int] | tuple[int, ...] = ()
+    selector_rank: int = 0
+    selector_buckets: int = 4096
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -189,6 +195,11 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
             )
         if self.num_query_tokens < 1:
             raise RSMoEError(f"num_query_tokens is {self.num_query_tokens}; give 1 or more.")
+        if self.selector_rank < 0 or self.selector_buckets < 1:
+            raise RSMoEError(
+                f"selector_rank is {self.selector_rank} and selector_buckets {self.selector_buckets}; give a rank of 0 (no "
+                "selector) or more, and 1 bucket or more."
+            )
 
     def _check_names(self) -> None:
         names = self.expert_names

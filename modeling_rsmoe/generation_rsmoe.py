@@ -1,7 +1,7 @@
 """Generation: the router writes, all experts of all images answer in one batched decode, and their parts become one text.
 
 Works on token ids only: the processor prepares every row, so the model needs no tokenizer. The paper did not tell how
-the experts' texts become one answer; both compositions here are [our decision].
+the experts' texts become one answer; the compositions here are [our decision].
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from .errors_rsmoe import RSMoEError
 
 
 ROUTER_MODES = ("generated", "template", "none")
-COMPOSITIONS = ("concat", "llm")
+COMPOSITIONS = ("concat", "llm", "choose")
 # Settings of the whole path: keyword arguments of `generate`, else entries of a generation config, else these.
 DEFAULTS = {"router_mode": "generated", "composition": "concat", "router_max_new_tokens": 24}
 # Tokens that a step of the composing LLM block may take over from its prompt, which holds the parts: it copies much of
@@ -56,6 +56,8 @@ class RSMoEGenerateOutput(ModelOutput):
         How many tokens of `sequences` are the prompt.
     scores (`tuple[torch.Tensor]`, *optional*): of the composing LLM block, with `composition="llm"` and
     `output_scores`. logits (`tuple[torch.Tensor]`, *optional*): likewise, with `output_logits`.
+    sequences_scores (`torch.FloatTensor` of shape `(images,)`, *optional*):
+        With `composition="choose"`: how well the selector found the texts to fit their images.
     """
 
     sequences: torch.LongTensor | None = None
@@ -64,6 +66,7 @@ class RSMoEGenerateOutput(ModelOutput):
     prompt_length: int | None = None
     scores: tuple[torch.Tensor] | None = None
     logits: tuple[torch.Tensor] | None = None
+    sequences_scores: torch.FloatTensor | None = None
 
 
 class RSMoEGenerationMixin(RowDecodingMixin):
@@ -90,7 +93,9 @@ class RSMoEGenerationMixin(RowDecodingMixin):
             router_mode (`str`, *optional*): `"generated"`: the router writes each expert's prompt [paper];
                 `"template"`: fixed prompts; `"none"`: every expert gets the global instruction.
             composition (`str`, *optional*): `"concat"`: the parts in the experts' order, repeated sentences dropped;
-                `"llm"`: the frozen LLM block reads the parts and writes the text.
+                `"llm"`: the frozen LLM block reads the parts and writes the text; `"choose"`, for captions: of the LLM
+                block's own text and the parts (all beams or samples of them) the one that the model's selector finds to
+                fit the image best, or the `num_return_sequences` best.
             router_max_new_tokens (`int`, *optional*, defaults to 24): limit of a router prompt.
             return_dict_in_generate (`bool`, *optional*): return [`RSMoEGenerateOutput`] with prompts and parts.
             streamer (`BaseStreamer`, *optional*): of one image; gets the final text. One that has a method
@@ -101,7 +106,8 @@ class RSMoEGenerationMixin(RowDecodingMixin):
             `torch.LongTensor` of shape `(images, tokens)` (prompt and text), or [`RSMoEGenerateOutput`].
 
         Raises:
-            RSMoEError: an unknown router mode or composition; the known ones are listed.
+            RSMoEError: an unknown router mode or composition (the known ones are listed), or `"choose"` of a model without a
+                selector.
         """
         composed = {name: kwargs.pop(name, None) for name in COMPOSED_INPUTS}
         kwargs.pop(
@@ -140,6 +146,11 @@ class RSMoEGenerationMixin(RowDecodingMixin):
         known = {"router_mode": ROUTER_MODES, "composition": COMPOSITIONS}.get(name)
         if known and value not in known:
             raise RSMoEError(f"Unknown {name} {value!r}; known are {', '.join(known)}.")
+        if value == "choose" and self.model.selector is None:
+            raise RSMoEError(
+                "composition 'choose' needs a selector, and this checkpoint has none: fit one by `rsmoe train selector`, or give "
+                "'llm' or 'concat'."
+            )
         return value
 
     def _route_and_compose(self, input_ids, composed, settings, streamer, kwargs):
@@ -178,22 +189,36 @@ class RSMoEGenerationMixin(RowDecodingMixin):
             qformer_attention_mask=(expert_instructions != self.config.qformer_config.pad_token_id).long(),
             return_dict=True,
         ).pooler_output  # [images x experts, queries, hidden_size]: read under each expert's sub-task instruction
-        rows = self._fill(composed["expert_input_ids"].flatten(0, 1), [[prompt] for prompt in prompts])
-        each = samples if settings["composition"] == "concat" else 1
-        parts = self._write(rows, own, num_return_sequences=each, **kwargs)
-        # [images x experts x samples] -> for each sample of each image, its experts in order
+        rows = self._filled(composed["expert_input_ids"].flatten(0, 1), [[prompt] for prompt in prompts])
+        composition = settings["composition"]
+        each = 1 if composition == "llm" else samples
+        if composition == "choose":  # the LLM block's own row stands before the experts' of the same image
+            each = max(samples, self._argument("num_beams", dict(kwargs), given) or 1)
+            rows = [
+                row
+                for i, own_row in enumerate(self._unpadded(input_ids))
+                for row in (own_row, *rows[i * experts : (i + 1) * experts])
+            ]
+            own = torch.cat([whole.unsqueeze(1), own.unflatten(0, (images, experts))], dim=1).flatten(0, 1)
+        written = self._write(self._padded(rows, input_ids.device), own, num_return_sequences=each, **kwargs)
+        readers = len(rows) // images
+        # [images x readers x samples] -> for each sample of each image, its experts in order
         parts = [
-            [parts[(image * experts + expert) * each + sample] for expert in range(experts)]
+            [written[(image * readers + reader) * each + sample] for reader in range(readers - experts, readers)]
             for image in range(images)
-            for sample in range(each)
+            for sample in range(1 if composition == "choose" else each)
         ]
         self._put_step(streamer, "parts", parts[0])
         extra = {}
-        if settings["composition"] == "concat":
+        if composition == "concat":
             texts = [self._concat(of_image) for of_image in parts]
             self._stream(streamer, input_ids, texts)
+        elif composition == "choose":
+            texts, found = self._choose(image_embeds, written, samples)
+            extra = {"sequences_scores": found}
+            self._stream(streamer, input_ids, texts)
         else:
-            rows = self._fill(composed["compose_input_ids"], parts)
+            rows = self._padded(self._filled(composed["compose_input_ids"], parts), input_ids.device)
             # transformers looks up for one row only.
             alone = len(parts) == 1 and streamer is None and not scores and self._is_plain_greedy(kwargs)
             lookup = {"prompt_lookup_num_tokens": LOOKUP} if alone else {}
@@ -290,12 +315,12 @@ class RSMoEGenerationMixin(RowDecodingMixin):
         sequences = self._generate_rows(rows, features, return_dict_in_generate=False, **kwargs)
         return [self._trim(row) for row in sequences[:, rows[0].shape[1] :].tolist()]
 
-    def _fill(self, input_ids: torch.LongTensor, texts: list[list[list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put texts in the place of <prompt> tokens and pad again on the left: ids and mask [rows, tokens]."""
+    def _filled(self, input_ids: torch.LongTensor, texts: list[list[list[int]]]) -> list[list[int]]:
+        """Rows without padding, with texts in the place of <prompt> tokens."""
         filled = []
         for row, own in zip(self._unpadded(input_ids), map(iter, texts)):
             filled.append([token for i in row for token in (next(own) if i == self.config.prompt_token_id else [i])])
-        return self._padded(filled, input_ids.device)
+        return filled
 
     def _unpadded(self, input_ids: torch.LongTensor) -> list[list[int]]:
         """Rows without their padding on the left."""
@@ -322,6 +347,23 @@ class RSMoEGenerationMixin(RowDecodingMixin):
                         text += sentence
                     sentence = []
         return text
+
+    def _choose(
+        self, image_embeds: torch.Tensor, written: list[list[int]], number: int
+    ) -> tuple[list[list[int]], torch.Tensor]:
+        """The `number` texts of each image that the selector finds best, best first, and its scores [images x number]. Where
+        fewer differ, they come again."""
+        count = len(written) // len(image_embeds)
+        starts = range(0, len(written), count)
+        different = [list(map(list, dict.fromkeys(map(tuple, written[start : start + count])))) for start in starts]
+        chosen, found = [], []
+        for some, scores in zip(different, self.model.selector(image_embeds, different)):
+            order = scores.argsort(descending=True, stable=True).tolist()
+            for place in range(number):
+                index = order[place % len(order)]
+                chosen.append(some[index])
+                found.append(scores[index])
+        return chosen, torch.stack(found)
 
     def _stream(self, streamer, input_ids: torch.LongTensor, texts: list[list[int]]) -> None:
         if streamer is None:

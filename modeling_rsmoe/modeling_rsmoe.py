@@ -36,6 +36,7 @@ from .experts_rsmoe import (
 )
 from .generation_rsmoe import COMPOSED_INPUTS, RSMoEGenerationMixin
 from .router_rsmoe import RSMoEInstructionRouter
+from .selector_rsmoe import RSMoESelector
 
 
 @dataclass
@@ -83,6 +84,9 @@ class RSMoEModel(RSMoEPreTrainedModel):
         _check_keyword_arguments(self.language_model)
         self.router = RSMoEInstructionRouter(config.router_config, layers)
         self.experts = nn.ModuleDict({name: RSMoEExpert(config.expert_config, layers) for name in config.expert_names})
+        self.selector: RSMoESelector | None = None
+        if config.selector_rank:
+            self.add_selector(config.selector_rank, config.selector_buckets)
         self.rows = RowContext()
         self.attach_experts()
         self.post_init()
@@ -136,6 +140,19 @@ class RSMoEModel(RSMoEPreTrainedModel):
         """Start router and experts at the LLM block exactly: the beginning of stage 2 [paper]."""
         for reader in self.readers.values():
             reader.reset_to(self.language_model)
+
+    def add_selector(self, rank: int, buckets: int) -> RSMoESelector:
+        """Put a new selector in place, to be fitted (`modeling_rsmoe.training.selector`).
+
+        Args:
+            rank, buckets (`int`): as `selector_rank` and `selector_buckets` of the configuration.
+        """
+        self.selector = selector = RSMoESelector(self.config.vision_config.hidden_size, rank, buckets)
+        self.config.selector_rank, self.config.selector_buckets = rank, buckets
+        return selector
+
+    def remove_selector(self) -> None:
+        self.selector, self.config.selector_rank = None, 0
 
     def expert(self, name: str) -> RSMoEExpert:
         """The expert `name`; an unknown name raises with the known ones."""

@@ -322,33 +322,3 @@ def test_the_probe_finds_what_is_there():
     assert recall(told[:160], texts[:160], told[160:], texts[160:]) == 1
     noise = torch.randn(240, 32)
     assert recall(noise[:160], texts[:160], noise[160:], texts[160:]) < 0.4
-
-
-def test_train_chooser(tiny_start, tmp_path):
-    """Of two captions that stand among the candidates of each image, the one that fits what the image shows."""
-    said = ["a dark green forest near the sea .", "many white planes at the airport ."]
-    records, full, llm = [], [], []
-    for i in range(24):
-        shade = np.random.default_rng(i).integers(0, 60, (28, 28, 3), dtype=np.uint8) + np.uint8(180 * (i % 2))
-        Image.fromarray(shade).save(tmp_path / f"{i}.png")
-        entry = {"image": f"{i}.png", "dataset": "Tiny", "split": "val" if i >= 20 else "train"}
-        records.append({**entry, "captions": [said[i % 2]]})
-        if i >= 20:
-            full.append({**entry, "caption": said[0], "parts": {"theme": said[1]}})
-            llm.append({**entry, "caption": said[0]})
-    for name, lines in {"captions": records, "full": full, "llm": llm[1:]}.items():
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    command = [
-        tiny_start,
-        tmp_path,
-        tmp_path / "full.jsonl",
-        tmp_path / "llm.jsonl",
-        "--output",
-        tmp_path / "chosen.jsonl",
-    ]
-    command = [*map(str, command), "--features", str(tmp_path / "features")]
-    main = example("train_chooser").main
-    assert main(command) == {f"{i}.png": said[i % 2] for i in (21, 22, 23)}  # those that both files have
-    written = [json.loads(line) for line in (tmp_path / "chosen.jsonl").read_text().splitlines()]
-    assert [line["caption"] for line in written] == [said[1], said[0], said[1]] and written[0]["dataset"] == "Tiny"
-    assert set(main([*command, "--without", "theme"]).values()) == {said[0]}

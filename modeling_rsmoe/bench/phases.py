@@ -148,7 +148,7 @@ def lengths(bench: Workbench) -> dict[str, Any]:
 
 def phases(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
     """Phases of one caption in every mode, in turn."""
-    run, every = Phases(bench), modes()
+    run, every = Phases(bench), modes(bench.compositions)
     found: dict[str, dict[str, Times]] = {name: {} for name in every}
     runs = [(turn, name) for turn in range(repeats + 1) for name in every]
     for index, (turn, name) in enumerate(runs):

@@ -43,6 +43,11 @@ class Workbench:
         """Arguments of `generate` for greedy texts of exactly so many tokens."""
         return {"min_new_tokens": self.tokens, "max_new_tokens": self.tokens, "do_sample": False, "num_beams": 1}
 
+    @property
+    def compositions(self) -> list[str]:
+        """Those that the model has."""
+        return ["concat", "llm"] + (["choose"] if self.model.model.selector is not None else [])
+
     def some(self, images: int) -> list[Image.Image]:
         return [self.pictures[i % len(self.pictures)] for i in range(images)]
 
@@ -72,7 +77,7 @@ class Workbench:
         return lambda **more: self.model.generate(**inputs, **settings, **self.lengths, **more)
 
 
-def modes(compositions: Sequence[str] = ("concat", "llm")) -> dict[str, tuple[str, str]]:
+def modes(compositions: Sequence[str]) -> dict[str, tuple[str, str]]:
     """The whole path's modes, router and composition, by the name that tables give them."""
     routers = {"router": "generated", "template": "template"}
     return {

@@ -141,7 +141,10 @@ def caption_archive(
         from ..scenes.archive.describers import Captioner
 
         text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
-        processor: Any = RSMoEProcessor.from_pretrained(checkpoint.find())
+        folder = checkpoint.find()
+        if text == DEFAULT_INSTRUCTION:
+            settings = settings.for_captions(folder)
+        processor: Any = RSMoEProcessor.from_pretrained(folder)
         processor.refuse_marks(text)
     describer = Captioner(checkpoint, text, settings.generation_arguments())
     write_archive(describer, items, output, engine, settings.batch_size, steps, overwrite)

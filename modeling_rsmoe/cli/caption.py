@@ -81,6 +81,8 @@ def caption(
         from ..processing_rsmoe import DEFAULT_INSTRUCTION  # not at the top: it imports transformers
 
         text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
+        if text == DEFAULT_INSTRUCTION:
+            settings = settings.for_captions(loaded.folder)
         for result in shared.look_at(pictures, kept, text, settings, loaded, steps):
             texts = {"caption": result.text}
             shared.show(result, texts, loaded.name, as_json, steps)

@@ -167,7 +167,7 @@ def _predict(
     steps: shared.Steps,
 ) -> _Made:
     """By the checkpoint's model, which is loaded only if `file` lacks a prediction."""
-    from ..data.provenance import folder_sha256
+    from ..data.provenance import folder_sha256, without_selector
     from ..evaluation.predict import Predictor, System, key_of, predict, read_predictions
     from ..evaluation.run import run_id
 
@@ -175,6 +175,8 @@ def _predict(
     steps(f"hashing {checkpoint}")
     sha256 = folder_sha256(folder)
     system = System(*who)
+    if selection.task == "captioning" and system.reader.startswith("full"):
+        settings = settings.for_captions(folder)
     used = _generation_settings(folder, system.reader) | settings.generation_arguments() | {"dtype": dtype}
     run = run_id(sha256, system.name, used)
     records, device = selection.all(), "cpu"
@@ -195,7 +197,10 @@ def _predict(
                 lambda done, total: steps(told, done / total),
             )
     own = {key: lines[key] for key in (key_of(record, selection.folder) for record in records)}
-    return _Made(system.name, own, {"name": Path(checkpoint).name, "sha256": sha256}, used, device)
+    made_by: Checkpoint = {"name": Path(checkpoint).name, "sha256": sha256}
+    if before := without_selector(folder):
+        made_by["without_selector"] = before
+    return _Made(system.name, own, made_by, used, device)
 
 
 def _generation_settings(folder: Path, reader: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -37,7 +37,7 @@ _OF_CHECKPOINT = "the checkpoint's"
 _SECONDS_BETWEEN_DETAILS = 30.0
 
 RouterMode = Literal["generated", "template", "none"]
-Composition = Literal["concat", "llm"]
+Composition = Literal["concat", "llm", "choose"]
 Dtype = Literal["float32", "bfloat16", "float16", "int8", "int8-dynamic", "nf4"]
 RouterOption = Annotated[
     RouterMode | None,
@@ -53,8 +53,9 @@ ComposeOption = Annotated[
     typer.Option(
         metavar="MODE",
         help="How the experts' parts become one text. concat: one after the other, without repeated sentences; "
-        "llm: written by the LLM block, which reads them.",
-        show_default=_OF_CHECKPOINT,
+        "llm: written by the LLM block, which reads them; choose: of them and the LLM block's own caption the one that fits "
+        "the image best (needs a selector).",
+        show_default="choose for captions where the checkpoint has a selector, else the checkpoint's",
     ),
 ]
 MaxNewTokensOption = Annotated[
@@ -108,6 +109,13 @@ class Settings:
             "num_beams": self.num_beams,
         }
         return {name: value for name, value in arguments.items() if value is not None}
+
+    def for_captions(self, checkpoint: Path) -> "Settings":
+        """The same for the caption instruction: chosen by the checkpoint's selector, where it has one and nothing else is asked."""
+        from .. import RSMoEConfig
+
+        chooses = self.compose is None and RSMoEConfig.from_pretrained(checkpoint).selector_rank
+        return replace(self, compose="choose") if chooses else self
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`rsmoe train stage1|stage2`: from a start checkpoint and a data folder to a trained checkpoint, in sittings."""
+"""`rsmoe train`: from a start checkpoint and a data folder to a trained checkpoint, in two stages and in sittings."""
 
 import json
 import os
@@ -106,9 +106,46 @@ def stage2(
 
 
 @train.command()
+def selector(
+    data: DataOption,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The new checkpoint.")],
+    checkpoint: Annotated[
+        str, typer.Option(metavar="START", help="A trained checkpoint: a folder, or a name such as rs-moe-nano.")
+    ],
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A dataset of DIR. May be given more than once.", show_default="all"),
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, metavar="N", help="Rank of the selector.")] = 256,
+    buckets: Annotated[int, typer.Option(min=1, metavar="N", help="Hashed n-grams that it knows.")] = 4096,
+    features: FeaturesOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the checkpoint that --output names.")
+    ] = False,
+) -> None:
+    """Fit what chooses among the captions of LLM block and experts (--compose choose) to the train images, in closed form."""
+    with shared.Steps() as steps, shared.quiet_libraries():
+        start = shared.find_checkpoint(checkpoint, steps)
+        from ..training.selector import train_selector
+
+        train_selector(
+            data,
+            output,
+            start,
+            rank=rank,
+            buckets=buckets,
+            datasets=dataset,
+            features=features,
+            overwrite=overwrite,
+            progress=steps,
+        )
+        steps.print(f"{output} (selector fitted)")
+
+
+@train.command()
 def export(
     outputs: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Outputs of stage1 and stage2, in this order.")
+        list[Path], typer.Argument(metavar="DIR...", help="Outputs of stage1, stage2 and selector, in this order.")
     ],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The safetensors file to write.")],
 ) -> None:

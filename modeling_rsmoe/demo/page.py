@@ -30,6 +30,7 @@ _MOST_WAITING = 64  # events of all visitors
 _MOST_VISITORS = 200
 _ROUTER_MODES = [("the router's prompts", "generated"), ("fixed prompts", "template"), ("the instruction", "none")]
 _COMPOSITIONS = [("the LLM block, which reads the parts", "llm"), ("the parts, one after another", "concat")]
+_CHOICE = ("the best of all, by the selector", "choose")  # of captions, where the checkpoint has a selector
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ def make_page(viewer: Viewer, examples: Sequence[Path] = ()) -> gr.Blocks:
                 _ROUTER_MODES, min_width=300, label="Each expert is asked by", value=steps.default("router_mode")
             )
             compose = gr.Radio(
-                _COMPOSITIONS, min_width=300, label="The text is made by", value=steps.default("composition")
+                [_CHOICE, *_COMPOSITIONS] if viewer.chooses else _COMPOSITIONS,
+                min_width=300,
+                label="The text is made by",
+                value="choose" if viewer.chooses else steps.default("composition"),
             )
             bands = gr.Textbox(
                 label="Bands of a GeoTIFF (--bands)",
@@ -231,6 +235,7 @@ class _Steps:
             yield self._problem(problem), skip, skip, skip
             return
         before, shown = session, False
+        compose = "llm" if compose == "choose" else compose  # the selector knows captions, no answers
         try:
             for told in self._viewer.tell(
                 session.image, answer_prompt(question), router_mode=router, composition=compose

@@ -75,6 +75,11 @@ class Viewer:
         """The checkpoint's own settings: a generation config."""
         return self._model.generation_config
 
+    @property
+    def chooses(self) -> bool:
+        """Whether captions can be chosen by a selector."""
+        return self._model.model.selector is not None
+
     def encode(self, file: Path, bands: str = "") -> Encoded:
         """Read an image's file and encode it.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors_rsmoe import RSMoEError
-from .report import Checkpoint, Report, Result, ScoreEntry
+from .report import Report, Result, ScoreEntry, checkpoints_of
 
 
 # Scores that stand in the report but not in tables: between their neighbors, or printed by hardly any paper.
@@ -174,8 +174,8 @@ def _is_baseline(report: Report) -> bool:
 
 def _labels(reports: Sequence[Report]) -> list[str]:
     """A label for each report. Reports that would be called the same are told apart by the settings that differ."""
-    checkpoints = {report["checkpoint"]["sha256"] for report in reports if report["checkpoint"]}
-    labels = [_label(report, len(checkpoints) > 1) for report in reports]
+    several = len(checkpoints_of(reports)) > 1
+    labels = [_label(report, several) for report in reports]
     named = []
     for label, report in zip(labels, reports):
         same = [other["settings"] for one, other in zip(labels, reports) if one == label]
@@ -212,8 +212,10 @@ def _footer(reports: Sequence[Report]) -> str:
     lines += [f"{name} is missing: {reason}" for name, reason in missing]
     notes = _unique((name, note) for result in results for name, note in result["notes"].items())
     lines += [f"{name}: {note}" for name, note in notes if name not in _LEFT_OUT]
-    checkpoints: list[Checkpoint] = _unique(report["checkpoint"] for report in reports if report["checkpoint"])
-    lines += [f"Checkpoint {one['name']}: sha256 {short_hash(one['sha256'])}" for one in checkpoints]
+    for one in checkpoints_of(reports):
+        lines.append(f"Checkpoint {one['name']}: sha256 {short_hash(one['sha256'])}")
+        if "without_selector" in one:
+            lines[-1] += f", which is {short_hash(one['without_selector'])} with a selector"
     data = _unique((result["dataset"], result["split"], short_hash(result["sha256"])) for result in results)
     lines.append("Data: " + ", ".join(" ".join(one) for one in data) + " (sha256 of records and images)")
     machines = _unique((report["machine"], report["versions"]) for report in reports)

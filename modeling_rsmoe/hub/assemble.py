@@ -38,6 +38,7 @@ Files = dict[str, Path]  # a part's data files, by name
 
 TRAINED_FILE = "trained.safetensors"
 LORA_KEY = re.compile(r"llm_lora\.(layers\.\d+\..+)\.lora_([AB])")
+SELECTOR = "model.selector."
 LORA_SCALING = "llm_lora_scaling"  # in the metadata of the trained weights: alpha / rank
 # What no source gives: in the Q-Former the attention to the image, which BERT lacks.
 NEW_IN_QFORMER = r"\.crossattention\."
@@ -136,6 +137,7 @@ def build(
             merge_trained(model, trained_file, filled)
         else:
             model.model.reset_experts()
+            model.model.remove_selector()
     model.generation_config = GenerationConfig.from_pretrained(sources.folder)
     processor = _processor(sources.folder, *tokenizers)
     check_tokens(config, processor)
@@ -170,6 +172,8 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
         RSMoEError: names the first key that is unknown, unpaired, of another shape, not finite, or missing.
     """
     values, metadata = _read_trained(Path(path))
+    if not any(key.startswith(SELECTOR) for key in values):
+        model.model.remove_selector()  # trained before there was one, or without
     own = model.state_dict()
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in values.items():

@@ -8,12 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
 from ..data.files import write_whole
 from ..errors_rsmoe import RSMoEError
+from ..evaluation.report import checkpoints_of
 
 
 if TYPE_CHECKING:
@@ -127,15 +128,13 @@ def write_changed(path: Path, text: str) -> str:
 
 
 def _checkpoint_name(reports: Sequence[Report]) -> str:
-    checkpoints = {
-        report["checkpoint"]["sha256"]: report["checkpoint"]["name"] for report in reports if report["checkpoint"]
-    }
+    checkpoints = checkpoints_of(cast(Any, reports))
     if len(checkpoints) != 1:
-        found = ", ".join(f"{name} ({sha256[:12]})" for sha256, name in checkpoints.items()) or "none"
+        found = ", ".join(f"{one['name']} ({one['sha256'][:12]})" for one in checkpoints) or "none"
         raise RSMoEError(
             f"a card holds the scores of one checkpoint, these reports have: {found}; leave out the others"
         )
-    return Path(next(iter(checkpoints.values()))).name  # of a folder or a repository, without what leads to it
+    return Path(checkpoints[0]["name"]).name  # of a folder or a repository, without what leads to it
 
 
 def _measured(reports: Sequence[Report]) -> list[tuple[Report, Mapping[str, Any]]]:

@@ -52,8 +52,8 @@ class Step:
     name: str
     learned: str
     amount: str  # "38,400 rows" or "3 epochs"
-    batch: int
-    learning_rate: float
+    batch: int | None  # None: no steps, a closed form
+    learning_rate: float | None
     minutes: int | None = None
 
 
@@ -286,6 +286,9 @@ def _parts(
         "router": ("router", _kind(config.router_config), [router]),
         "experts": ("experts", _kind(config.expert_config), experts[:1]),
     }
+    if model.model.selector is not None:
+        rank = f"rank {config.selector_rank}, {config.selector_buckets:,} n-grams"
+        known["selector"] = ("selector", rank, [model.model.selector])
     own = texts.license_name or texts.license or ""
     parts = []
     for name, (label, architecture, modules) in known.items():
@@ -323,6 +326,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
 
 def _steps(folder: Path, texts: Texts, record: Mapping[str, Any] | None) -> tuple[Step, ...]:
     """Of training.json, which holds the stage before in itself; else of the settings in training.yaml."""
+    selector = record and record.get("selector")
     if record is None:
         stages = [(stage, _yaml(folder / SETTINGS).get(stage) or {}, _LEARNED[stage]) for stage in _LEARNED]
     else:
@@ -347,6 +351,9 @@ def _steps(folder: Path, texts: Texts, record: Mapping[str, Any] | None) -> tupl
             count = int(settings.get("max_steps") or 0)
             amount = f"{count * batch:,} rows" if count > 0 else f"{settings['num_train_epochs']:g} epochs"
             steps.append(Step(name, learned, amount, batch, float(settings["learning_rate"]), minutes.get(name)))
+    if selector:
+        amount = f"{selector['data']['captioned_images']:,} images"
+        steps.append(Step("selector", "selector, in closed form", amount, None, None, minutes.get("selector")))
     return tuple(steps)
 
 

@@ -65,7 +65,7 @@ class ChatRequest(BaseModel):
     stream_options: _StreamOptions | None = None
     # Ours: arguments of `generate`, and the wording of questions that are answered in a word or phrase.
     router_mode: Literal["generated", "template", "none"] | None = None
-    composition: Literal["llm", "concat"] | None = None
+    composition: Literal["llm", "concat", "choose"] | None = None
     num_beams: int | None = Field(None, ge=1, le=MAX_BEAMS)
     short_answer: bool = False
     # Only with the values that ask for nothing.

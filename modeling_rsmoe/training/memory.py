@@ -108,6 +108,8 @@ def count_parts(model: "RSMoEForConditionalGeneration", learned: bool = False) -
         "router": [model.model.router],
         "experts": [model.model.experts],
     }
+    if model.model.selector is not None:
+        parts["selector"] = [model.model.selector]
     return {
         name: sum(
             parameter.numel()

@@ -133,7 +133,7 @@ def _train(
     progress: Progress,
 ) -> Path:
     start, output = _start_folder(stage, recipe, checkpoint), Path(output).absolute()
-    before = _history(start)
+    before = history(start)
     if stage == "stage2" and not recipe.one_stage and not _has_stage1(before):
         raise RSMoEError(
             f"{start} has no finished stage 1 ({RECORD} does not say so): give the output of `rsmoe train stage1`, or set "
@@ -177,6 +177,8 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
         RSMoEError: an expert that the checkpoint does not have, or its weights are quantised.
     """
     config = RSMoEConfig.from_pretrained(start)
+    if recipe.vision != "frozen" or recipe.standardize_vision:
+        config.selector_rank = 0  # a selector belongs to the ViT that it was fitted to
     if getattr(config, "quantization_config", None) is not None:
         raise RSMoEError(f"the weights of {start} are quantised; give --checkpoint with one of float weights")
     processor = RSMoEProcessor.from_pretrained(start)
@@ -202,7 +204,7 @@ def _start_folder(stage: Stage, recipe: Recipe, checkpoint: str | Path | None) -
     return Path(given).absolute()
 
 
-def _history(start: Path) -> dict[str, Any] | None:
+def history(start: Path) -> dict[str, Any] | None:
     """The training.json of a checkpoint, or None."""
     try:
         found = json.loads((start / RECORD).read_text(encoding="utf-8"))
