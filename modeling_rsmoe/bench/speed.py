@@ -24,7 +24,10 @@ ROW_IMAGES = (1, 8)  # of the decoders: 3 and 24 rows with three experts
 
 def latency(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
     """From one picture to one text, in every mode."""
-    contenders = {BLOCK: bench.block(), **{name: bench.full(1, *mode) for name, mode in modes(bench.compositions).items()}}
+    contenders = {
+        BLOCK: bench.block(),
+        **{name: bench.full(1, *mode) for name, mode in modes(bench.compositions).items()},
+    }
     *_, composed = (name for name in contenders if name.endswith("router, llm"))
     contenders[f"{composed}, {PLAIN_SEARCH}"] = partial(_plainly, bench, contenders[composed])
     return [
