@@ -359,10 +359,14 @@ def _loaded(found: Any) -> Any:
     model.attach_experts()
     places = {str(place) for place in (getattr(whole, "hf_device_map", None) or {}).values()}
     for name, parameter in model.named_parameters():
-        if parameter.is_meta and places & {"cpu", "disk"} and ("lora_" in name or "query_tokens" in name):
+        if (
+            parameter.is_meta
+            and places & {"cpu", "disk"}
+            and any(part in name for part in ("lora_", "query_tokens", "selector"))
+        ):
             raise RSMoEError(
                 f"device_map offloads {name}, and what is offloaded comes back for its module's own forward only, which is never "
-                "called: give model.encoder, model.router and model.experts a device; model.language_model.layers may be on disk."
+                "called: give model.encoder, model.router, model.experts and model.selector a device; model.language_model.layers may be on disk."
             )
     return found
 

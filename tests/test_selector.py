@@ -12,13 +12,8 @@ from .tiny import tiny_config, tiny_model
 
 @pytest.fixture(scope="module")
 def model():
-    """With a selector whose weights are random, so that its choices differ."""
-    model = tiny_model()
-    model.model.add_selector(8, 64)
-    torch.manual_seed(0)
-    for parameter in model.model.selector.parameters():
-        parameter.normal_()
-    return model
+    """With a selector of random weights, so that its choices differ."""
+    return tiny_model(1, tiny_config(selector_rank=8, selector_buckets=64))
 
 
 def test_ngrams_are_counted_by_length():

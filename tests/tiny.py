@@ -103,8 +103,8 @@ def speaking_model() -> RSMoEForConditionalGeneration:
     return model
 
 
-def tiny_checkpoint(folder: Path) -> Path:
-    tiny_model().save_pretrained(folder)
+def tiny_checkpoint(folder: Path, **changes) -> Path:
+    tiny_model(config=tiny_config(**changes)).save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     return folder
 

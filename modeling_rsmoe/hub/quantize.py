@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HALF = ("bfloat16", "float16")
 DTYPES = ("float32", "bfloat16", "float16", "int8", "int8-dynamic", "nf4")
 # As the quantisers of transformers read them: from the start of a module's name. Low-rank weights are no linear layers.
-KEPT = [r"(?:model\.)?encoder\.(?:qformer|query_tokens|projection)", r"(?:model\.)?router", "lm_head"]
+KEPT = [r"(?:model\.)?encoder\.(?:qformer|query_tokens|projection)", r"(?:model\.)?(?:router|selector)", "lm_head"]
 
 
 def quantization_config(dtype: str, compute_dtype: str = "float32") -> Any:

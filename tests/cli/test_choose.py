@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.images_rsmoe import read_image
 from modeling_rsmoe.processing_rsmoe import DEFAULT_INSTRUCTION, answer_prompt
 from tests.cli.test_cli import errors, run
-from tests.tiny import tiny_checkpoint, tiny_model, tiny_processor
+from tests.tiny import tiny_checkpoint
 
 
 SHORT = ("--max-new-tokens", 8)
@@ -20,14 +19,7 @@ SHORT = ("--max-new-tokens", 8)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, model = tmp_path_factory.mktemp("choose") / "tiny", tiny_model()
-    selector = model.model.add_selector(8, 64)
-    torch.manual_seed(1)
-    for parameter in selector.parameters():
-        parameter.normal_()
-    model.save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
+    return tiny_checkpoint(tmp_path_factory.mktemp("choose") / "tiny", selector_rank=8, selector_buckets=64)
 
 
 @pytest.fixture(scope="module")

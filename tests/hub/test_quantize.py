@@ -42,7 +42,7 @@ INT8 = ["int8", "int8-dynamic"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("quantize") / "tiny")
+    return tiny_checkpoint(tmp_path_factory.mktemp("quantize") / "tiny", selector_rank=4, selector_buckets=32)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_half_precision_keeps_what_is_small_in_float32(dtype, folder, plain):
     model = load(folder, dtype)
     found = kinds(model)
     kept = {name for name, kind in found.items() if kind == "torch.float32"}
-    parts = ("encoder.qformer.", "encoder.query_tokens.", "encoder.projection.", "lora_")
+    parts = ("encoder.qformer.", "encoder.query_tokens.", "encoder.projection.", "lora_", "selector.")
     assert kept == {name for name in found if any(part in name for part in parts)}
     assert {kind for name, kind in found.items() if name not in kept} == {f"torch.{dtype}"}
     check_like(model, plain, 0.1 if dtype == "bfloat16" else 0.02)
@@ -208,7 +208,9 @@ class RoundingQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model, **kwargs):
         skipped = self.get_modules_to_not_convert(model, KEPT, model._keep_in_fp32_modules)
         for name, module in list(model.named_modules()):
-            if type(module) is nn.Linear and not any(part in name for part in ("qformer", "projection", *skipped)):
+            if type(module) is nn.Linear and not any(
+                part in name for part in ("qformer", "projection", "selector", *skipped)
+            ):
                 bias = module.bias is not None
                 model.set_submodule(name, RoundedLinear(module.in_features, module.out_features, bias, device="meta"))
 
@@ -285,7 +287,8 @@ def test_device_maps(arguments, folder, plain):
     assert torch.equal(logits(model), logits(plain))
 
 
-PARTS = ["encoder", "router", "experts", "language_model.embed_tokens", "language_model.layers", "language_model.norm"]
+PARTS = ["encoder", "router", "experts", "selector"]
+PARTS += ["language_model.embed_tokens", "language_model.layers", "language_model.norm"]
 
 
 def places(on_disk: str) -> dict[str, str]:
@@ -300,7 +303,7 @@ def test_llm_block_on_disk(folder, plain, tmp_path):
     assert torch.equal(logits(model), logits(plain))
 
 
-@pytest.mark.parametrize("part", ["encoder", "router", "experts"])
+@pytest.mark.parametrize("part", ["encoder", "router", "experts", "selector"])
 def test_parts_that_cannot_be_on_disk_are_refused(part, folder, tmp_path):
     with pytest.raises(RSMoEError, match=f"device_map offloads {part}.*may be on disk"):
         RSMoEForConditionalGeneration.from_pretrained(folder, device_map=places(part), offload_folder=tmp_path)
