@@ -152,7 +152,8 @@ def _describe(folder: Path, configs: Path, trained: bool | str | Path, source: S
         if (configs / file).is_file():
             shutil.copyfile(configs / file, folder / file)
     if not (folder / CARD).is_file():
-        facts = read_facts(configs, trained=trained is not False, shipped=trained is True, source=source)
+        own = RSMoEConfig.from_pretrained(folder)  # trained weights may have no selector
+        facts = read_facts(configs, trained=trained is not False, shipped=trained is True, source=source, config=own)
         (folder / CARD).write_text(card_text(facts), encoding="utf-8")
 
 

@@ -155,7 +155,12 @@ def facts_folder(name: str | Path) -> Path:
 
 
 def read_facts(
-    name: str | Path, *, trained: bool | None = None, shipped: bool = True, source: Source = "wheel"
+    name: str | Path,
+    *,
+    trained: bool | None = None,
+    shipped: bool = True,
+    source: Source = "wheel",
+    config: RSMoEConfig | None = None,
 ) -> Facts:
     """Read the files of a folder.
 
@@ -165,13 +170,14 @@ def read_facts(
         shipped: whether these are the trained weights that card.yaml is about; if not, only what it says of licences
             and parts holds.
         source: which of the two places in sources.yaml the parts were had from.
+        config: of the checkpoint, by default the folder's.
 
     Raises:
         RSMoEError: no such folder, or a file that cannot be read; the message names it.
     """
     folder = facts_folder(name)
     try:
-        config = RSMoEConfig.from_pretrained(folder)
+        config = config or RSMoEConfig.from_pretrained(folder)
         generation = GenerationConfig.from_pretrained(folder)
         image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     except (OSError, ValueError, TypeError) as error:

@@ -12,12 +12,12 @@ from PIL import Image
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration
 from modeling_rsmoe.demo.viewer import SHOWN, Encoded, Viewer
 from modeling_rsmoe.processing_rsmoe import answer_prompt
-from tests.tiny import tiny_model, tiny_processor
+from tests.tiny import tiny_config, tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")
 def model() -> RSMoEForConditionalGeneration:
-    return tiny_model()
+    return tiny_model(config=tiny_config(selector_rank=8, selector_buckets=64))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def text(viewer: Viewer, image: Encoded, *arguments: Any, **generation: Any) -> 
 
 def test_told_step_by_step_as_generate_says_it(viewer: Viewer, model: Any, tmp_path: Path) -> None:
     file, processor = noise(tmp_path / "a.png", 0), tiny_processor()
-    for composition in ("concat", "llm"):
+    for composition in ("concat", "llm", "choose"):
         inputs = processor(images=str(file), text="Describe the image.", return_tensors="pt")
         outputs = model.generate(**inputs, composition=composition, return_dict_in_generate=True)
         expected = processor.post_process_generation(outputs)[0]
@@ -47,6 +47,19 @@ def test_told_step_by_step_as_generate_says_it(viewer: Viewer, model: Any, tmp_p
         assert told[-1].text == expected["text"] and len(told) > 3
         lengths = [len(one.text) for one in told[:-1]]
         assert lengths == sorted(lengths)
+
+
+def test_captions_are_chosen_and_questions_are_not(viewer: Viewer, model: Any, tmp_path: Path) -> None:
+    """The page begins with the choice where there is a selector; an answer is composed all the same."""
+    from modeling_rsmoe.demo.page import _Steps
+
+    assert viewer.chooses and not Viewer("tiny", tiny_model(), tiny_processor()).chooses
+    looked = _Steps(viewer, []).look_at_file(str(noise(tmp_path / "a.png", 0)), "", "template", "choose")
+    session = next(looked)[1]
+    asked = list(_Steps(viewer, []).ask("Is there a road?", session, "template", "choose"))[-1][1]
+    question = answer_prompt("Is there a road?")
+    answer = text(viewer, session.image, question, router_mode="template", composition="llm")
+    assert asked.answers[0][1].text == answer
 
 
 def test_an_image_is_encoded_once(viewer: Viewer, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from modeling_rsmoe.data.provenance import folder_sha256
 from modeling_rsmoe.hub import assemble as assembling
 from modeling_rsmoe.hub.assemble import assemble, build, merge_trained
 from modeling_rsmoe.hub.convert_parts import qformer_from_bert
+from modeling_rsmoe.selector_rsmoe import RSMoESelector
 
 from .tiny_sources import NAME, TOKENS, change_json
 
@@ -189,6 +190,27 @@ class TestTrainedWeights:
             text = (folder / "README.md").read_text()
             assert words in text and "ours" not in text and ModelCard(text).data.base_model[0] == "tiny/language_model"
             assert not (folder / "stac_item.json").exists() and not (folder / "card.yaml").exists()
+
+    def test_there_is_a_selector_where_they_hold_one(self, tiny_sources, configs, state, tmp_path):
+        """Of a configuration that has one: the start of a training and older weights are without."""
+        change_json(configs / NAME / "config.json", selector_rank=4, selector_buckets=16)
+        tensors = trained_tensors(state)
+        path = write_trained(tmp_path / "without.safetensors", tensors)
+        for trained in (False, path):
+            folder = assemble(
+                NAME, tmp_path / f"{trained is path}", tiny_sources.wheels, trained=trained, hub_configs=configs
+            )
+            assert RSMoEForConditionalGeneration.from_pretrained(folder).model.selector is None
+            assert "selector" not in (folder / "README.md").read_text()
+        own = RSMoESelector(state["model.encoder.vision_model.layernorm.weight"].numel(), 4, 16)
+        tensors |= {
+            f"model.selector.{name}": torch.randn_like(value).half() for name, value in own.state_dict().items()
+        }
+        path = write_trained(tmp_path / "with.safetensors", tensors)
+        folder = assemble(NAME, tmp_path / "with", tiny_sources.wheels, trained=path, hub_configs=configs)
+        result = RSMoEForConditionalGeneration.from_pretrained(folder).model.selector.state_dict()
+        assert all(torch.equal(value, tensors[f"model.selector.{name}"].float()) for name, value in result.items())
+        assert 'composition="choose"' in (folder / "README.md").read_text()
 
     def test_a_file_given_by_path(self, tiny_sources, state, tmp_path):
         tensors = {name: value for name, value in trained_tensors(state).items() if "llm_lora" not in name}
