@@ -56,7 +56,7 @@ class RSMoEGenerateOutput(ModelOutput):
         How many tokens of `sequences` are the prompt.
     scores (`tuple[torch.Tensor]`, *optional*): of the composing LLM block, with `composition="llm"` and
     `output_scores`. logits (`tuple[torch.Tensor]`, *optional*): likewise, with `output_logits`.
-    sequences_scores (`torch.FloatTensor` of shape `(images,)`, *optional*):
+    sequences_scores (`torch.FloatTensor` of shape `(texts,)`, *optional*):
         With `composition="choose"`: how well the selector found the texts to fit their images.
     """
 
@@ -193,7 +193,8 @@ class RSMoEGenerationMixin(RowDecodingMixin):
         composition = settings["composition"]
         each = 1 if composition == "llm" else samples
         if composition == "choose":  # the LLM block's own row stands before the experts' of the same image
-            each = max(samples, self._argument("num_beams", dict(kwargs), given) or 1)
+            beams, draws = (self._argument(name, dict(kwargs), given) for name in ("num_beams", "do_sample"))
+            each = max(beams or 1, samples if draws else 1)
             rows = [
                 row
                 for i, own_row in enumerate(self._unpadded(input_ids))

@@ -51,6 +51,7 @@ def test_told_step_by_step_as_generate_says_it(viewer: Viewer, model: Any, tmp_p
 
 def test_captions_are_chosen_and_questions_are_not(viewer: Viewer, model: Any, tmp_path: Path) -> None:
     """The page begins with the choice where there is a selector; an answer is composed all the same."""
+    pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"')
     from modeling_rsmoe.demo.page import _Steps
 
     assert viewer.chooses and not Viewer("tiny", tiny_model(), tiny_processor()).chooses
