@@ -99,14 +99,16 @@ def test_filled_rows_equal_rows_of_text(processor, image):
     def ids(text):
         return processor.tokenizer(text)["input_ids"]
 
-    rows, _ = model._fill(whole["expert_input_ids"][0], [[ids(f" {prompt}")]] * 3)
+    rows, _ = model._padded(model._filled(whole["expert_input_ids"][0], [[ids(f" {prompt}")]] * 3), "cpu")
     for name, row in zip(processor.experts, rows.tolist()):
         text = processor.with_image_tokens(processor.render(expert_prompt(name, prompt)))
         assert [i for i in row if i] == ids(text)
-    rows, _ = model._fill(whole["compose_input_ids"], [[ids(f" {part}") for part in parts.values()]])
+    rows, _ = model._padded(
+        model._filled(whole["compose_input_ids"], [[ids(f" {part}") for part in parts.values()]]), "cpu"
+    )
     text = processor.with_image_tokens(processor.render(compose_prompt("Describe.", parts)))
     assert rows[0].tolist() == ids(text)
-    rows, _ = model._fill(whole["compose_input_ids"], [[ids(" An airport."), [], []]])
+    rows, _ = model._padded(model._filled(whole["compose_input_ids"], [[ids(" An airport."), [], []]]), "cpu")
     empty = compose_prompt("Describe.", {"theme": "An airport.", "object": "", "relation": ""})
     assert rows[0].tolist() == ids(processor.with_image_tokens(processor.render(empty)))
 

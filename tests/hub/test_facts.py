@@ -44,7 +44,7 @@ def test_parameters_are_those_of_the_estimate(name):
     counts = count_parts(without_weights(facts.config))
     found = {part.name: part.parameters * part.count for part in facts.parts}
     assert found == dict(
-        zip(["image encoder", "Q-Former", "projection", "LLM block", "router", "experts"], counts.values())
+        zip(["image encoder", "Q-Former", "projection", "LLM block", "router", "experts", "selector"], counts.values())
     )
     assert facts.parameters == sum(counts.values())
     assert facts.trained is (name == "rs-moe-nano") and facts.texts.missing == []
@@ -56,6 +56,7 @@ def test_nanos_steps_are_those_of_its_settings():
         ("warm-up", "19,200 images", 32, 3e-4),
         ("stage 1", "38,400 rows", 16, 5e-4),
         ("stage 2", "19,200 rows", 16, 5e-4),
+        ("selector", "10,403 images", None, None),
     ]
     assert facts.minutes == sum(facts.texts.training.minutes.values()) > 0
 

@@ -173,7 +173,7 @@ def test_the_composer_reads_parts_as_in_generate() -> None:
     picture = Image.new("RGB", (30, 30), (90, 0, 0))
     whole = processor(images=[picture], text=["Describe it."], return_tensors="pt")
     ids = [processor.tokenizer(f" {part}" if part else "")["input_ids"] for part in parts.values()]
-    expected, _ = model._fill(whole["compose_input_ids"], [ids])
+    expected, _ = model._padded(model._filled(whole["compose_input_ids"], [ids]), "cpu")
     row = processor.render(compose_prompt("Describe it.", parts))
     own = processor(images=[picture], text=[row], expert_inputs=False, return_tensors="pt")
     assert own["input_ids"].tolist() == expected.tolist()
