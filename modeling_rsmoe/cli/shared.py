@@ -112,9 +112,9 @@ class Settings:
 
     def for_captions(self, checkpoint: Path) -> "Settings":
         """The same for the caption instruction: chosen by the checkpoint's selector, where it has one and nothing else is asked."""
-        from .. import RSMoEConfig
-
-        chooses = self.compose is None and RSMoEConfig.from_pretrained(checkpoint).selector_rank
+        # Read as it stands: transformers is not imported where all predictions are there already.
+        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        chooses = self.compose is None and config.get("selector_rank")
         return replace(self, compose="choose") if chooses else self
 
 
