@@ -8,11 +8,10 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from .. import RSMoEForConditionalGeneration, RSMoEProcessor
 from ..configuration_rsmoe import RSMoEConfig
 from ..data.files import cache_folder, write_whole
 from ..data.provenance import TRAINING_RECORD, folder_sha256, package_versions, records_sha256
@@ -23,11 +22,13 @@ from ..hub.folders import check_output, whole_folder
 from ..selector_rsmoe import RSMoESelector, hashed_ngrams, looks
 from .checkpoints import save_tensors
 from .features import FeatureCache, Progress
-from .stages import LEARNED, STATE, history
+from .settings import Recipe
+from .stages import LEARNED, STATE, history, load_start
 
 
 if TYPE_CHECKING:
     from ..data.records import CaptionRecord
+    from ..processing_rsmoe import RSMoEProcessor
 
 RIDGES = (0.001, 0.01, 0.1, 1.0)
 TENTH = 10  # of the images, held out, chooses the ridge
@@ -65,7 +66,7 @@ def train_selector(
         `output`.
 
     Raises:
-        RSMoEError: too few images, a rank that does not fit, an image that cannot be read, `output` exists.
+        RSMoEError: too few images, a rank that does not fit, quantised weights, an image that cannot be read, `output` exists.
     """
     output, start, folder = Path(output).absolute(), Path(checkpoint).absolute(), Path(data).absolute()
     check_output(output, overwrite)
@@ -73,9 +74,8 @@ def train_selector(
     records = read_captions(folder, "train", None if datasets is None else list(datasets))
     if len(records) < FEWEST:
         raise RSMoEError(f"{len(records)} captioned images are too few to fit a selector; give {FEWEST} or more")
-    config = RSMoEConfig.from_pretrained(start)
-    model = RSMoEForConditionalGeneration.from_pretrained(start, dtype=torch.float32).eval()
-    processor = RSMoEProcessor.from_pretrained(start)
+    model, processor = load_start(start, Recipe())
+    model.eval()
     selector = model.model.add_selector(rank, buckets)
     cache = FeatureCache(features or cache_folder() / "features", model, processor)
     cache.add([record.image for record in records], progress)
@@ -89,7 +89,8 @@ def train_selector(
     record = _record(records, folder, start)
     record["selector"] |= {"rank": rank, "buckets": buckets, "datasets": datasets, "likeness": found}
     with whole_folder(output) as part:
-        model.to(config.dtype or torch.float32).save_pretrained(part, save_original_format=False)
+        dtype = RSMoEConfig.from_pretrained(start).dtype or torch.float32
+        cast(Any, model).to(dtype).save_pretrained(part, save_original_format=False)
         processor.save_pretrained(part)
         learned = {f"model.selector.{name}": value for name, value in selector.state_dict().items()}
         (part / STATE).mkdir()
@@ -131,7 +132,7 @@ def fit_selector(
     return {str(ridge): round(value, 4) for ridge, value in found.items()}
 
 
-def _token_ids(records: "Sequence[CaptionRecord]", processor: RSMoEProcessor) -> list[list[list[int]]]:
+def _token_ids(records: "Sequence[CaptionRecord]", processor: "RSMoEProcessor") -> list[list[list[int]]]:
     """Captions as the rows of a training have them."""
     texts = [f" {clean_caption(caption)}" for record in records for caption in record.captions]
     ids = iter(processor.tokenizer(texts, add_special_tokens=False)["input_ids"])

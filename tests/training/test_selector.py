@@ -1,6 +1,7 @@
 """Fitting the selector: of two captions it finds the one that fits what an image shows."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -94,6 +95,13 @@ def test_what_cannot_be_fitted_is_told_before_the_images_are_read(start, data, s
         train_selector(data, tmp_path / "a", start, features=tmp_path)
     with pytest.raises(RSMoEError, match="selector_rank is 256.*48 at most"):
         train_selector(shades, tmp_path / "a", start, features=tmp_path)
+    quantised = tmp_path / "quantised"
+    shutil.copytree(start, quantised)
+    config = json.loads((quantised / "config.json").read_text())
+    (quantised / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "torchao"}}))
+    with pytest.raises(RSMoEError, match="are quantised"):
+        train_selector(shades, tmp_path / "a", quantised, rank=6, features=tmp_path)
+    shutil.rmtree(quantised)
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
     with pytest.raises(RSMoEError, match="exists"):
