@@ -44,8 +44,9 @@ def _by_experts(bench: Workbench) -> list[tuple[str, float, Callable[[], Any]]]:
     points = [(BLOCK, 0.0, bench.block())]
     for n in EXPERTS:
         own = with_experts(bench, n)
-        points += [(f"{FULL}, {n} experts", float(n), own.full())]
-        points += [(f"{TEMPLATE}, {n} experts", float(n), own.full(1, "template"))]
+        experts = f"{n} expert{'s' if n > 1 else ''}"
+        points += [(f"{FULL}, {experts}", float(n), own.full())]
+        points += [(f"{TEMPLATE}, {experts}", float(n), own.full(1, "template"))]
     return points
 
 

@@ -58,21 +58,6 @@ def _processor() -> tuple[str, list[str]]:
     return name, [feature for feature in FEATURES if feature in own]
 
 
-def peak_memory() -> int:
-    """The most memory that this process has held, in bytes.
-
-    On Linux not `ru_maxrss`: a process that was started by a large one begins with the large one's there.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        from ..evaluation.predict import peak_memory
-
-        return peak_memory()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
-
-
 class Reading:
     """Reads memory as fast as torch can: the sum of a large tensor, or its product with one vector.
 

@@ -11,11 +11,11 @@ from .timing import Times, seconds, spread
 
 
 CURVES = (
-    ("growth: experts", "experts", "1 image"),
-    ("images", "images in one batch", "growth with images"),
-    ("growth: tokens", "new tokens a part", "1 image"),
-    ("growth: image tokens", "image tokens", "1 image"),
-    ("growth: threads", "threads", "1 image"),
+    ("growth: experts", "experts", "1 image, by number of experts"),
+    ("images", "images in one batch", "by number of images"),
+    ("growth: tokens", "new tokens a part", "1 image, by length of parts"),
+    ("growth: image tokens", "image tokens", "1 image, by its tokens"),
+    ("growth: threads", "threads", "1 image, by threads"),
 )
 WHO = {BLOCK: ("C0", "o"), FULL: ("C1", "s"), TEMPLATE: ("C2", "^")}
 Points = dict[str, list[tuple[float, Times]]]
@@ -44,7 +44,8 @@ def plot(results: Results, file: Path, clock: str = "wall") -> bool:
         _bars(places.pop(0), latency["times"], clock)
     for place, (points, x, title) in zip(places, curves):
         _curve(place, points, x, title, clock)
-    figure.suptitle(f"{results['checkpoint']['name']}, {results['machine']['threads']} thread(s)")
+    threads = results["machine"]["threads"]
+    figure.suptitle(f"{results['checkpoint']['name']}, {threads} thread{'s' if threads > 1 else ''}")
     figure.tight_layout()
     with whole_file(file) as part:
         figure.savefig(part, dpi=110, format="png", bbox_inches="tight")  # long names stand outside
@@ -95,4 +96,4 @@ def _bars(place: Any, times: dict[str, Times], clock: str) -> None:
     place.barh(list(found), middle, xerr=errors, color="C1", capsize=2)
     place.invert_yaxis()
     place.tick_params(axis="y", labelsize=7)
-    place.set(xlabel="seconds", title="1 image")
+    place.set(xlabel="seconds", title="1 image, by mode")

@@ -115,9 +115,10 @@ def evaluate(
             raise RSMoEError(f"there is no file {other}; give --against the predictions (.jsonl) of another system")
     with shared.Steps() as steps:
         steps("reading the data")
+        from ..data.provenance import peak_memory
         from ..evaluation import report, run
         from ..evaluation.differences import differences
-        from ..evaluation.predict import peak_memory, read_predictions
+        from ..evaluation.predict import read_predictions
 
         selection = run.select(data, task, split, dataset, limit, questions)
         shared.check_images(list(dict.fromkeys(str(record.image) for record in selection.all())), 0, steps)

@@ -1,8 +1,9 @@
-"""What a result came from: hashes of checkpoints and records, and versions of packages."""
+"""What a result came from and took: hashes of checkpoints and records, versions of packages, memory."""
 
 import hashlib
 import json
 import platform
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -40,6 +41,21 @@ def package_versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions | {"python": platform.python_version()}
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes.
+
+    On Linux not `ru_maxrss`: a process that was started by a large one begins with the large one's there.
+    """
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def folder_sha256(folder: str | Path) -> str:

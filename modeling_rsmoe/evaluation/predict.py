@@ -6,14 +6,13 @@ image. In float32 neither the batch size nor an interruption changes what is wri
 
 import copy
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.provenance import peak_memory
 from ..data.records import CaptionRecord, QuestionRecord
 from ..errors_rsmoe import RSMoEError
 
@@ -236,9 +235,3 @@ def read_predictions(file: Path, run: str | None = None) -> dict[Key, dict[str, 
             )
         lines[line["image"], line.get("question", "")] = line
     return lines
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -67,7 +67,7 @@ def test_curves(bench, monkeypatch, untouched):
     ]
     assert groups[0]["x"] == {
         BLOCK: 0,
-        **{f"{mode}, {n} experts": n for n in (1, 4) for mode in (FULL, TEMPLATE)},
+        **{f"{mode}, {n} expert{'s' if n > 1 else ''}": n for n in (1, 4) for mode in (FULL, TEMPLATE)},
     }
     assert groups[1]["x"][f"{FULL}, 3 tokens"] == 3 and all(one["x"].keys() == one["times"].keys() for one in groups)
     assert groups[3]["x"][f"{FULL}, 1 thread"] == 1 and torch.get_num_threads() == threads

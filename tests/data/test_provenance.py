@@ -2,6 +2,8 @@
 
 import hashlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,12 @@ def test_data_hash_changes_with_texts_names_and_pixels_only(tmp_path: Path, reco
     assert provenance.records_sha256(there, copied) == before
     there[1].image.write_bytes(b"other pixels")
     assert provenance.records_sha256(there, copied) != before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_of_the_process_itself():
+    """Not that of the large process that started it, as getrusage says."""
+    code = "from modeling_rsmoe.data.provenance import peak_memory; print(peak_memory())"
+    held = bytearray(300 << 20)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < len(held) < provenance.peak_memory()
