@@ -7,7 +7,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from modeling_rsmoe import decoding_rsmoe
-from modeling_rsmoe.decoding_rsmoe import FewRowsLinear, fast_products
+from modeling_rsmoe.decoding_rsmoe import FewRowsLinear, HalfWeightLinear, fast_products
 from modeling_rsmoe.generation_rsmoe import LOOKUP
 
 from .test_modeling import rows
@@ -43,7 +43,7 @@ def plain(monkeypatch):
     def run(generate):
         with monkeypatch.context() as patched:
             patched.setattr(decoding_rsmoe, "ROW_BY_ROW", set())
-            patched.setattr(decoding_rsmoe, "is_slow_at_few_rows", lambda layer: False)
+            patched.setattr(decoding_rsmoe, "is_slow", lambda layer: False)
             return generate()
 
     return run
@@ -143,3 +143,62 @@ def test_layers_are_torchs_own_afterwards(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     with fast_products(layer):
         assert type(layer) is nn.Linear
+
+
+@pytest.fixture
+def halved(monkeypatch):
+    """A processor of AVX2; rounds the weights of a model's linear layers to half precision, in place."""
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("torch was built without FBGEMM")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+
+    def run(model: nn.Module) -> None:
+        with torch.no_grad():
+            for layer in model.modules():
+                if isinstance(layer, nn.Linear):
+                    layer.weight.copy_(layer.weight.half())
+
+    return run
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 40])
+def test_product_of_half_weights(count, halved):
+    layer = nn.Linear(24, 40, bias=False)
+    halved(layer)
+    x = torch.randn(count, 2, 24)
+    with torch.no_grad(), fast_products(layer):
+        assert type(layer) is HalfWeightLinear
+        got = layer(x)
+    assert type(layer) is nn.Linear and got.shape == (count, 2, 40) and got.dtype == torch.float32
+    assert torch.allclose(got, F.linear(x, layer.weight), atol=1e-6)
+
+
+def test_half_weights_are_those_of_now(halved):
+    """Weights that were trained on, put in another's place or have other numbers are seen."""
+    layer, x = nn.Linear(24, 40, bias=False), torch.randn(3, 24)
+    for change in (
+        lambda: halved(layer),
+        lambda: layer.weight.data.mul_(2),  # no new version: `data` does not count them
+        lambda: setattr(layer, "weight", nn.Parameter(torch.rand(40, 24).half().float())),
+        lambda: nn.init.ones_(layer.weight).mul_(1 + 2**-20),
+    ):
+        with torch.no_grad():
+            change()
+            with fast_products(layer):
+                kind, got = type(layer), layer(x)
+        assert torch.allclose(got, F.linear(x, layer.weight), atol=1e-5)
+    assert kind is FewRowsLinear
+    layer.bias = nn.Parameter(torch.ones(40))
+    with fast_products(layer):
+        assert type(layer) is nn.Linear
+
+
+def test_half_weights_say_the_same(model, plain, halved):
+    halved(model.model.language_model)
+    halved(model.lm_head)
+    image = torch.randint(0, 255, (3, 40, 50), generator=torch.Generator().manual_seed(4)).to(torch.uint8)
+    inputs = tiny_processor()(images=[image], text=["Describe."], return_tensors="pt")
+    expected = plain(lambda: model.generate(**inputs, max_new_tokens=12))
+    assert torch.equal(model.generate(**inputs, max_new_tokens=12), expected)
+    with fast_products(model.model.language_model, model.lm_head):
+        assert type(model.lm_head) is HalfWeightLinear

@@ -17,7 +17,15 @@ from .workbench import Workbench, encoded, ends, expert_rows, modes, router_rows
 WHOLE = "whole"
 # Operations of a profile by what they are for; what is in no list is "the rest".
 KINDS = {
-    "matrix products": ("aten::addmm", "aten::mm", "aten::bmm", "aten::linear", "aten::matmul", "aten::baddbmm"),
+    "matrix products": (
+        "aten::addmm",
+        "aten::mm",
+        "aten::bmm",
+        "aten::linear",
+        "aten::matmul",
+        "aten::baddbmm",
+        "quantized::linear",
+    ),
     "attention": ("aten::_scaled_dot_product", "aten::scaled_dot_product", "aten::_softmax", "aten::softmax"),
     "cache and copies": (
         "aten::cat",
