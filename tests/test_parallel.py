@@ -55,7 +55,7 @@ for folder in sys.argv[1:]:
         except RSMoEError as error:
             assert "Tensor parallelism is for inference" in str(error)
 dist.destroy_process_group()
-print("equal", flush=True)
+os.write(1, b"equal ")  # in one piece: two processes write
 if child:
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
