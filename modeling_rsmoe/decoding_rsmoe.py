@@ -4,8 +4,7 @@ Both write the tokens that transformers' own greedy search writes; what they sav
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -88,19 +87,15 @@ class HalfWeightLinear(nn.Linear):
         return torch.ops.quantized.linear_dynamic_fp16(x, _COPIES[self].packed)
 
 
-@dataclass(frozen=True)
-class _Copied:
-    """A packed copy of a weight in half precision, None where the weight has numbers that half precision has not."""
+class _Copy(NamedTuple):
+    """Which weight was looked at, and its packed copy; None where it has numbers that half precision has not."""
 
     state: tuple[int, int]
     sample: torch.Tensor
     packed: Any
 
-    def is_of(self, state: tuple[int, int], sample: torch.Tensor) -> bool:
-        return self.state == state and torch.equal(self.sample, sample)
 
-
-_COPIES: WeakKeyDictionary[nn.Module, _Copied] = WeakKeyDictionary()
+_COPIES: WeakKeyDictionary[nn.Module, _Copy] = WeakKeyDictionary()
 SAMPLE = 997  # one number in so many is looked at, since a change of `weight.data` gives it no new version
 
 
@@ -109,11 +104,12 @@ def _half_weight(layer: nn.Linear) -> Any:
     weight = layer.weight.detach()
     state = weight.data_ptr(), 0 if weight.is_inference() else weight._version
     sample = weight.flatten()[::SAMPLE]
-    if layer not in _COPIES or not _COPIES[layer].is_of(state, sample):
-        fits = torch.equal(weight.half().float(), weight)
+    known = _COPIES.get(layer)
+    if known is None or known.state != state or not torch.equal(known.sample, sample):
+        fits = all(torch.equal(some.half().float(), some) for some in (sample, weight))  # a few tell of most others
         packed = torch.ops.quantized.linear_prepack_fp16(weight, None) if fits else None
-        _COPIES[layer] = _Copied(state, sample.clone(), packed)
-    return _COPIES[layer].packed
+        known = _COPIES[layer] = _Copy(state, sample.clone(), packed)
+    return known.packed
 
 
 def is_slow(layer: nn.Module) -> bool:
