@@ -9,6 +9,7 @@ from transformers import DynamicCache
 from modeling_rsmoe import decoding_rsmoe
 from modeling_rsmoe.decoding_rsmoe import FewRowsLinear, HalfWeightLinear, fast_products
 from modeling_rsmoe.generation_rsmoe import LOOKUP
+from modeling_rsmoe.hub.assemble import round_to_half
 
 from .test_modeling import rows
 from .tiny import tiny_model, tiny_processor
@@ -146,25 +147,17 @@ def test_layers_are_torchs_own_afterwards(monkeypatch):
 
 
 @pytest.fixture
-def halved(monkeypatch):
-    """A processor of AVX2; rounds the weights of a model's linear layers to half precision, in place."""
+def has_half_products(monkeypatch):
+    """A processor of AVX2 whose torch has products of weights in half precision."""
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         pytest.skip("torch was built without FBGEMM")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
 
-    def run(model: nn.Module) -> None:
-        with torch.no_grad():
-            for layer in model.modules():
-                if isinstance(layer, nn.Linear):
-                    layer.weight.copy_(layer.weight.half())
-
-    return run
-
 
 @pytest.mark.parametrize("count", [0, 1, 3, 40])
-def test_product_of_half_weights(count, halved):
+def test_product_of_half_weights(count, has_half_products):
     layer = nn.Linear(24, 40, bias=False)
-    halved(layer)
+    round_to_half(layer)
     x = torch.randn(count, 2, 24)
     with torch.no_grad(), fast_products(layer):
         assert type(layer) is HalfWeightLinear
@@ -173,11 +166,11 @@ def test_product_of_half_weights(count, halved):
     assert torch.allclose(got, F.linear(x, layer.weight), atol=1e-6)
 
 
-def test_half_weights_are_those_of_now(halved):
+def test_half_weights_are_those_of_now(has_half_products):
     """Weights that were trained on, put in another's place or have other numbers are seen."""
     layer, x = nn.Linear(24, 40, bias=False), torch.randn(3, 24)
     for change in (
-        lambda: halved(layer),
+        lambda: round_to_half(layer),
         lambda: layer.weight.data.mul_(2),  # no new version: `data` does not count them
         lambda: setattr(layer, "weight", nn.Parameter(torch.rand(40, 24).half().float())),
         lambda: nn.init.ones_(layer.weight).mul_(1 + 2**-20),
@@ -193,9 +186,8 @@ def test_half_weights_are_those_of_now(halved):
         assert type(layer) is nn.Linear
 
 
-def test_half_weights_say_the_same(model, plain, halved):
-    halved(model.model.language_model)
-    halved(model.lm_head)
+def test_half_weights_say_the_same(model, plain, has_half_products):
+    round_to_half(model.model.language_model, model.lm_head)
     image = torch.randint(0, 255, (3, 40, 50), generator=torch.Generator().manual_seed(4)).to(torch.uint8)
     inputs = tiny_processor()(images=[image], text=["Describe."], return_tensors="pt")
     expected = plain(lambda: model.generate(**inputs, max_new_tokens=12))

@@ -21,7 +21,7 @@ from modeling_rsmoe.processing_rsmoe import answer_prompt, expert_prompt
 from modeling_rsmoe.training.parts import part_of
 from modeling_rsmoe.training.rows import RowCollator
 
-from .tiny import tiny_checkpoint, tiny_model, tiny_processor
+from .tiny import tiny_checkpoint, tiny_processor
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -44,15 +44,6 @@ def example(name: str):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="module")
-def tiny_start(tmp_path_factory) -> Path:
-    """Saved under the names that the model itself has, as assembled checkpoints are."""
-    folder = tmp_path_factory.mktemp("start")
-    tiny_model().save_pretrained(folder, save_original_format=False)
-    tiny_processor().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +144,9 @@ def test_sizes_in_the_documents_are_counted(capsys):
     assert all(line in document for line in capsys.readouterr().out.splitlines())
 
 
-def test_train_own_images(tiny_start, image_folder, tmp_path, capsys):
+def test_train_own_images(checkpoint, image_folder, tmp_path, capsys):
     main = example("train_own_images").main
-    command = [str(tiny_start), str(image_folder), str(tmp_path / "out"), "--epochs", "1", "--batch", "4"]
+    command = [str(checkpoint), str(image_folder), str(tmp_path / "out"), "--epochs", "1", "--batch", "4"]
     result = main(command)
     assert capsys.readouterr().out.strip().endswith(str(result["parts"]))
     assert list(result["parts"]) == ["theme", "object"]  # no caption speaks of a relation
@@ -167,29 +158,29 @@ def test_train_own_images(tiny_start, image_folder, tmp_path, capsys):
     assert "eval_loss" in (stage1 / "trainer_state.json").read_text()
     old, new = load_file(stage1 / "model.safetensors"), load_file(stage2 / "model.safetensors")
     assert {part_of(name) for name in new if not torch.equal(old[name], new[name])} == {"router", "experts"}
-    assert moved(tiny_start, stage1) == {"qformer", "projection", "llm"}
+    assert moved(checkpoint, stage1) == {"qformer", "projection", "llm"}
     weights = (stage2 / "model.safetensors").stat().st_mtime_ns
     assert main(command)["text"] == result["text"]
     assert (stage2 / "model.safetensors").stat().st_mtime_ns == weights  # what is finished is not trained again
 
 
-def test_train_own_images_says_what_is_wrong(tiny_start, image_folder, data, tmp_path):
+def test_train_own_images_says_what_is_wrong(checkpoint, image_folder, data, tmp_path):
     main = example("train_own_images").main
     with pytest.raises(SystemExit, match=r"^error: data folder .*nowhere does not exist"):
-        main([str(tiny_start), str(tmp_path / "nowhere"), str(tmp_path / "out")])
+        main([str(checkpoint), str(tmp_path / "nowhere"), str(tmp_path / "out")])
     with pytest.raises(SystemExit, match=r"^error: .*own\d+ is no checkpoint folder"):
         main([str(image_folder), str(data), str(tmp_path / "out")])
     assert example("train_own_images").with_splits(data, tmp_path / "copy") == data
 
 
-def test_finetune_with_trainer(tiny_start, image_folder, tmp_path):
+def test_finetune_with_trainer(checkpoint, image_folder, tmp_path):
     script, output = EXAMPLES / "finetune_with_trainer.py", tmp_path / "out"
     code = "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     options = ["--epochs", "20", "--batch", "5", "--learning-rate", "0.01"]
-    said = without_package(code, script, tiny_start, image_folder, output, *options)
+    said = without_package(code, script, checkpoint, image_folder, output, *options)
     losses = [float(loss) for loss in re.findall(r"'loss': '?([0-9.]+)", said)]
     assert len(losses) == 4 and losses[-1] < 0.95 * losses[0]
-    assert moved(tiny_start, output) == {"qformer", "projection"}
+    assert moved(checkpoint, output) == {"qformer", "projection"}
     names = {file.name for file in output.rglob("*")}
     assert "modeling_rsmoe.py" in names and not [
         name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))
@@ -222,19 +213,19 @@ def test_collator_of_the_plain_trainer(image_folder):
     assert (found["labels"] != -100).sum() == sum(len(f" {text}") + 1 for text in texts)  # bytes, and the end token
 
 
-def test_finetune_with_trainer_says_what_is_wrong(tiny_start, image_folder, tmp_path, capsys):
+def test_finetune_with_trainer_says_what_is_wrong(checkpoint, image_folder, tmp_path, capsys):
     main = example("finetune_with_trainer").main
     with pytest.raises(SystemExit):
-        main([str(tiny_start), str(image_folder), str(tmp_path)])
+        main([str(checkpoint), str(image_folder), str(tmp_path)])
     assert f"{tmp_path} exists; give a new folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main([str(tiny_start), str(tmp_path / "nowhere"), str(tmp_path / "out")])
+        main([str(checkpoint), str(tmp_path / "nowhere"), str(tmp_path / "out")])
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_add_expert(tiny_start, data, tmp_path, capsys):
+def test_add_expert(checkpoint, data, tmp_path, capsys):
     output = tmp_path / "out"
-    result = example("add_expert").main([str(tiny_start), str(data), str(output), "--epochs", "2", "--batch", "3"])
+    result = example("add_expert").main([str(checkpoint), str(data), str(output), "--epochs", "2", "--batch", "3"])
     assert list(result["parts"]) == ["theme", "object", "relation", "counting"]
     assert f"counting: {result['parts']['counting']}" in capsys.readouterr().out
     rows = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
@@ -245,7 +236,7 @@ def test_add_expert(tiny_start, data, tmp_path, capsys):
     ]
 
     trained = output / "trained"
-    before, after = load_file(tiny_start / "model.safetensors"), load_file(trained / "model.safetensors")
+    before, after = load_file(checkpoint / "model.safetensors"), load_file(trained / "model.safetensors")
     new = [name for name in after if name.startswith("model.experts.counting.")]
     assert new and before.keys() == after.keys() - set(new)
     embeddings = "model.language_model.embed_tokens.weight"
@@ -262,14 +253,14 @@ def test_add_expert(tiny_start, data, tmp_path, capsys):
     assert processor.batch_decode(written, skip_special_tokens=True)[0].strip() == result["parts"]["counting"]
 
 
-def test_add_expert_says_what_is_wrong(tiny_start, image_folder, data, tmp_path, capsys):
+def test_add_expert_says_what_is_wrong(checkpoint, image_folder, data, tmp_path, capsys):
     main = example("add_expert").main
     with pytest.raises(SystemExit, match="^error: .*metadata.jsonl"):
-        main([str(tiny_start), str(image_folder), str(tmp_path / "out")])
+        main([str(checkpoint), str(image_folder), str(tmp_path / "out")])
     with pytest.raises(SystemExit, match=r"^error: .*config.json"):
         main([str(data), str(data), str(tmp_path / "out")])
     with pytest.raises(SystemExit):
-        main([str(tiny_start), str(data), str(tmp_path)])
+        main([str(checkpoint), str(data), str(tmp_path)])
     assert f"{tmp_path} exists; give a new folder" in capsys.readouterr().err
 
 
@@ -301,14 +292,14 @@ def test_merge_expert_says_what_is_wrong(checkpoint, tmp_path):
     assert not (tmp_path / "llm").exists()
 
 
-def test_probe_vision(tiny_start, data, capsys):
+def test_probe_vision(checkpoint, data, capsys):
     main = example("probe_vision").main
-    found = main([str(tiny_start), str(data), "--sizes", "28", "56", "--images", "12"])
+    found = main([str(checkpoint), str(data), "--sizes", "28", "56", "--images", "12"])
     assert set(found) == {(28, 2), (56, 2)} and all(0 <= share <= 1 for share in found.values())
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 4 and lines[0] == "| size | ms / image | layer 2 |"
     with pytest.raises(SystemExit):
-        main([str(tiny_start), str(data), "--layers", "3"])
+        main([str(checkpoint), str(data), "--layers", "3"])
     assert "layers 1 to 2" in capsys.readouterr().err
 
 

@@ -104,7 +104,8 @@ def speaking_model() -> RSMoEForConditionalGeneration:
 
 
 def tiny_checkpoint(folder: Path, **changes) -> Path:
-    tiny_model(config=tiny_config(**changes)).save_pretrained(folder)
+    """With the names that the model itself has, as assembled checkpoints."""
+    tiny_model(config=tiny_config(**changes)).save_pretrained(folder, save_original_format=False)
     tiny_processor().save_pretrained(folder)
     return folder
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..decoding_rsmoe import HalfWeightLinear, fast_products
 from .names import BLOCK, FULL, INSTRUCTBLIP, ONE_AFTER_ANOTHER, ONE_BATCH, ONE_BY_ONE, OURS, PLAIN_SEARCH
 from .names import images as _counted
 from .names import tokens as _tokens
@@ -166,12 +167,17 @@ def against_llama_cpp(
 
 def step_bytes(bench: Workbench, experts: bool) -> int:
     """Bytes of weights that a decoding step reads: the decoder's layers, the head, and all low-rank weights (they are
-    one masked product). Of the embeddings it reads a row for each token, which is nothing."""
+    one masked product). Of the embeddings it reads a row for each token, which is nothing; of weights that have a copy in
+    half precision, that copy."""
     model = bench.model
+    block = model.model.language_model, model.lm_head
     read = [*model.model.language_model.layers.parameters(), *model.lm_head.parameters()]
     if experts:
         read += [*model.model.router.parameters(), *model.model.experts.parameters()]
-    return sum(parameter.numel() * parameter.element_size() for parameter in read)
+    with fast_products(*block):
+        layers = [layer for part in block for layer in part.modules()]
+        halved = {id(layer.weight) for layer in layers if isinstance(layer, HalfWeightLinear)}
+    return sum(weight.numel() * (2 if id(weight) in halved else weight.element_size()) for weight in read)
 
 
 def _part(tell: Tell, index: int, parts: int, prefix: str) -> Tell:

@@ -168,7 +168,7 @@ def _predict(
     steps: shared.Steps,
 ) -> _Made:
     """By the checkpoint's model, which is loaded only if `file` lacks a prediction."""
-    from ..data.provenance import folder_sha256, without_selector
+    from ..data.provenance import folder_sha256
     from ..evaluation.predict import Predictor, System, key_of, predict, read_predictions
     from ..evaluation.run import run_id
 
@@ -199,8 +199,6 @@ def _predict(
             )
     own = {key: lines[key] for key in (key_of(record, selection.folder) for record in records)}
     made_by: Checkpoint = {"name": Path(checkpoint).name, "sha256": sha256}
-    if before := without_selector(folder):
-        made_by["without_selector"] = before
     return _Made(system.name, own, made_by, used, device)
 
 

@@ -82,15 +82,6 @@ def folder_sha256(folder: str | Path) -> str:
     return _sha256_of_lines(f"{sha256_of(root / name)}  {name}" for name in names)
 
 
-def without_selector(folder: str | Path) -> str | None:
-    """The `folder_sha256` of the checkpoint that the selector of this one was added to, as its record of training says."""
-    try:
-        record = json.loads((Path(folder) / TRAINING_RECORD).read_text(encoding="utf-8"))
-        return str(record["selector"]["start"]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def records_sha256(records: Sequence[CaptionRecord | QuestionRecord], folder: str | Path) -> str:
     """A hash of records: their texts and image names and the bytes of the images, whatever their order.
 

@@ -214,8 +214,6 @@ def _footer(reports: Sequence[Report]) -> str:
     lines += [f"{name}: {note}" for name, note in notes if name not in _LEFT_OUT]
     for one in checkpoints_of(reports):
         lines.append(f"Checkpoint {one['name']}: sha256 {short_hash(one['sha256'])}")
-        if "without_selector" in one:
-            lines[-1] += f", which is {short_hash(one['without_selector'])} with a selector"
     data = _unique((result["dataset"], result["split"], short_hash(result["sha256"])) for result in results)
     lines.append("Data: " + ", ".join(" ".join(one) for one in data) + " (sha256 of records and images)")
     machines = _unique((report["machine"], report["versions"]) for report in reports)

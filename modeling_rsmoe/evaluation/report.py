@@ -31,15 +31,10 @@ class ScoreEntry(TypedDict):
 
 
 class Checkpoint(TypedDict):
-    """The model that was evaluated, and the sha256 of its folder (`folder_sha256`).
-
-    `without_selector` is that of the checkpoint which its selector was added to: all other weights are the same, and so are
-    the texts of all systems that do not choose.
-    """
+    """The model that was evaluated, and the sha256 of its folder (`folder_sha256`)."""
 
     name: str
     sha256: str
-    without_selector: NotRequired[str]
 
 
 class Result(TypedDict):
@@ -95,10 +90,8 @@ class Report(TypedDict):
 
 
 def checkpoints_of(reports: Sequence[Report]) -> list[Checkpoint]:
-    """The different checkpoints of reports; one that lacks nothing but another's selector is no other."""
-    every = {one["sha256"]: one for report in reports if (one := report["checkpoint"])}
-    same = {one["without_selector"] for one in every.values() if "without_selector" in one}
-    return [one for sha256, one in every.items() if sha256 not in same]
+    """The different checkpoints of reports."""
+    return list({one["sha256"]: one for report in reports if (one := report["checkpoint"])}.values())
 
 
 def make_report(

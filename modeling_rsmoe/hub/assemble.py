@@ -15,6 +15,7 @@ from typing import Any, cast, get_args
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoImageProcessor, GenerationConfig, PreTrainedConfig
 
 import modeling_rsmoe
@@ -163,8 +164,9 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
 
     The file holds tensors under the names of the model's state dict, which replace the model's, and low-rank pairs for
     the LLM block under ``llm_lora.layers.{i}.{path}.lora_A`` [r, in] and ``.lora_B`` [out, r], which are added to its
-    weights in float32, times ``llm_lora_scaling`` of the file's metadata. Experts of kind ``full`` then start as
-    copies of that block.
+    weights in float32, times ``llm_lora_scaling`` of the file's metadata. The block's matrices are then rounded to
+    numbers that half precision has, which processors read in half the time (docs/performance.md) [our decision].
+    Experts of kind ``full`` then start as copies of that block.
 
     Args:
         filled: names that the sources gave. If given, every other weight (except low-rank pairs) must be in the file.
@@ -198,6 +200,7 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
                 f"{path} lacks {len(missing)} weights that no source gives, such as {missing[0]}. Save every trained weight."
             )
     _merge_lora(model, pairs, metadata, path)
+    round_to_half(model.model.language_model, model.lm_head)
     model.model.reset_experts()
     for key, value in values.items():
         if key in own:
@@ -385,3 +388,12 @@ def _merge_lora(
                 f"{list(weight.shape)}."
             )
         weight += scaling * (b @ a)
+
+
+@torch.no_grad()
+def round_to_half(*parts: nn.Module) -> None:
+    """Round the matrices of linear layers to numbers that half precision has, in place; one that goes beyond its range stays."""
+    for part in parts:
+        for layer in part.modules():
+            if isinstance(layer, nn.Linear) and torch.isfinite(rounded := layer.weight.half().float()).all():
+                layer.weight.copy_(rounded)

@@ -1,6 +1,7 @@
 """Every contender runs and is timed, over the rows and tokens that its name says."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from modeling_rsmoe.bench.instructblip import InstructBlip
 from modeling_rsmoe.bench.names import BLOCK, FULL, INSTRUCTBLIP, OURS, TEMPLATE
 from modeling_rsmoe.bench.peers import DECODERS, Decoders
 from modeling_rsmoe.bench.workbench import Workbench, encoded, expert_rows, made_pictures
+from modeling_rsmoe.hub.assemble import round_to_half
+from tests.tiny import tiny_model, tiny_processor
 
 
 def quiet(name, share):
@@ -62,6 +65,20 @@ def test_a_step_s_bytes_are_counted(bench, decoders):
     pairs = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 48), (32, 48), (48, 32)]
     ranks = 2 + 3 * 4
     assert facts["bytes"][OURS] - facts["bytes"][BLOCK] == 4 * 2 * ranks * sum(map(sum, pairs)) and facts["rows"] == 3
+
+
+def test_a_copy_in_half_precision_is_half_as_many_bytes(monkeypatch):
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("torch was built without FBGEMM")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    bench = Workbench(tiny_model(), tiny_processor(), Path("nowhere"), tokens=2, router_tokens=2)
+    block = bench.model.model.language_model, bench.model.lm_head
+    before = [speed.step_bytes(bench, experts) for experts in (False, True)]
+    round_to_half(*block)
+    matrices = {weight for part in block for weight in part.parameters() if weight.ndim == 2}
+    saved = 2 * sum(weight.numel() for weight in matrices)
+    assert before[0] - 4 * 32 * 4 == 2 * saved  # all but the norms
+    assert [speed.step_bytes(bench, experts) for experts in (False, True)] == [size - saved for size in before]
 
 
 def test_instructblip_has_our_shapes(bench):

@@ -10,7 +10,7 @@ from PIL import Image
 from modeling_rsmoe.bench.names import OURS_SETTINGS, OURS_SINGLE, TRL
 from modeling_rsmoe.bench.training import Course, training
 from modeling_rsmoe.errors_rsmoe import RSMoEError
-from tests.tiny import tiny_model, tiny_processor
+from tests.tiny import tiny_checkpoint
 
 
 CAPTIONS = ["it is an airport with many planes .", "many planes are parked near the terminal .", "two white planes ."]
@@ -19,8 +19,7 @@ CAPTIONS = ["it is an airport with many planes .", "many planes are parked near 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory) -> Course:
     folder = tmp_path_factory.mktemp("course")
-    tiny_model().save_pretrained(folder / "start", save_original_format=False)
-    tiny_processor().save_pretrained(folder / "start")
+    tiny_checkpoint(folder / "start")
     generator, lines = np.random.default_rng(0), []
     (folder / "data").mkdir()
     for i in range(6):

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration
 from modeling_rsmoe.data.provenance import folder_sha256
 from modeling_rsmoe.hub import assemble as assembling
-from modeling_rsmoe.hub.assemble import assemble, build, merge_trained
+from modeling_rsmoe.hub.assemble import assemble, build, merge_trained, round_to_half
 from modeling_rsmoe.hub.convert_parts import qformer_from_bert
 from modeling_rsmoe.selector_rsmoe import RSMoESelector
 
@@ -171,6 +171,9 @@ class TestTrainedWeights:
                 assert (expected - before).abs().max() > 0.1
             else:
                 expected = before
+            if expected.ndim == 2 and name.startswith(("model.language_model.", "lm_head.")):
+                assert torch.equal(result[name], result[name].half().float()), name
+                expected = expected.half().float()
             torch.testing.assert_close(result[name], expected, rtol=0, atol=1e-6, msg=name)
 
     def test_what_describes_them_comes_along(self, tiny_sources, configs, state, tmp_path):
@@ -235,6 +238,13 @@ class TestTrainedWeights:
         merged = model.model.language_model.layers[0].self_attn.q_proj.weight
         assert not torch.equal(merged, state["model.language_model.layers.0.self_attn.q_proj.weight"])
         assert torch.equal(model.model.experts["theme"].layers[0].self_attn.q_proj.weight, merged)
+
+    def test_what_half_precision_cannot_hold_is_not_rounded(self):
+        large, small = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+        torch.nn.init.constant_(large.weight, 1e5 + 1)
+        torch.nn.init.constant_(small.weight, 1 + 2**-12)
+        round_to_half(torch.nn.Sequential(large, small))
+        assert bool((large.weight == 1e5 + 1).all()) and bool((small.weight == 1).all())
 
     @pytest.mark.parametrize(
         ("change", "message"),

@@ -162,17 +162,6 @@ def test_a_card_without_a_place_for_scores_is_refused_and_left_alone(card: Path,
     assert card.read_text() == text and [path.name for path in card.parent.iterdir()] == ["README.md"]
 
 
-def test_scores_from_before_a_selector_was_added_are_of_the_same_checkpoint(card: Path) -> None:
-    """What does not choose says the same; of another checkpoint's selector they are not."""
-    chosen, asked = report(), report("vqa", checkpoint="before", scores={"accuracy": 70.0})
-    chosen["checkpoint"]["without_selector"] = "before"
-    write_scores(card, [chosen, asked], "table")
-    assert {key[4] for key in indexed(card)} >= {"cider", "accuracy"}
-    chosen["checkpoint"]["without_selector"] = "another"
-    with pytest.raises(RSMoEError, match="scores of one checkpoint"):
-        write_scores(card, [chosen, asked], "table")
-
-
 @pytest.mark.parametrize(
     ("reports", "benchmarks", "message"),
     [

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from ..tiny import tiny_model, tiny_processor
+from ..tiny import tiny_checkpoint
 
 
 CAPTIONS = [
@@ -35,11 +35,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory) -> Path:
-    """With the names that the model itself has, as assembled checkpoints."""
-    folder = tmp_path_factory.mktemp("start")
-    tiny_model().save_pretrained(folder, save_original_format=False)
-    tiny_processor().save_pretrained(folder)
-    return folder
+    return tiny_checkpoint(tmp_path_factory.mktemp("start"))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from modeling_rsmoe import RSMoEConfig
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
 from modeling_rsmoe.training import memory, read_settings, train_stage1, train_stage2
 
-from ..tiny import tiny_config, tiny_model, tiny_processor
+from ..tiny import tiny_checkpoint
 from .runs import ENVIRONMENT
 
 
@@ -57,11 +57,8 @@ main()
 @pytest.fixture(scope="module")
 def eva(tmp_path_factory):
     """With a ViT of InstructBLIP's kind, as the sizes that are spread."""
-    folder = tmp_path_factory.mktemp("eva")
     vision = {"model_type": "instructblip_vision_model", "intermediate_size": 24}
-    tiny_model(config=tiny_config(vision_config=vision)).save_pretrained(folder, save_original_format=False)
-    tiny_processor().save_pretrained(folder)
-    return folder
+    return tiny_checkpoint(tmp_path_factory.mktemp("eva"), vision_config=vision)
 
 
 def spread(count: int, folder, command) -> subprocess.CompletedProcess:
