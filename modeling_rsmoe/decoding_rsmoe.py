@@ -5,11 +5,11 @@ Both write the tokens that transformers' own greedy search writes; what they sav
 
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers.generation import (
     EosTokenCriteria,
     GenerationMixin,
@@ -81,34 +81,36 @@ class HalfWeightLinear(nn.Linear):
     """A linear layer whose float32 weight is made of numbers that half precision has, as of a checkpoint that was written in
     float16: products read a copy in half precision, half as many bytes, and compute in float32 (FBGEMM)."""
 
+    packed: Any  # the copy, set by `fast_products`
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():
             return super().forward(x)
-        return torch.ops.quantized.linear_dynamic_fp16(x, _COPIES[self].packed)
+        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
 
 
 class _Copy(NamedTuple):
-    """Which weight was looked at, and its packed copy; None where it has numbers that half precision has not."""
+    """Of which numbers of a weight, and packed; None where it has numbers that half precision has not."""
 
     state: tuple[int, int]
     sample: torch.Tensor
     packed: Any
 
 
-_COPIES: WeakKeyDictionary[nn.Module, _Copy] = WeakKeyDictionary()
+_COPIES = WeakIdKeyDictionary()  # weight -> _Copy: layers and models that share a weight share its copy
 SAMPLE = 997  # one number in so many is looked at, since a change of `weight.data` gives it no new version
 
 
-def _half_weight(layer: nn.Linear) -> Any:
-    """The packed copy of the layer's weight, made once, and again when the weight has changed."""
-    weight = layer.weight.detach()
+def _half_weight(parameter: nn.Parameter) -> Any:
+    """The packed copy of a weight, made once, and again when the weight has changed."""
+    weight = parameter.detach()
     state = weight.data_ptr(), 0 if weight.is_inference() else weight._version
     sample = weight.flatten()[::SAMPLE]
-    known = _COPIES.get(layer)
+    known = _COPIES.get(parameter)
     if known is None or known.state != state or not torch.equal(known.sample, sample):
         fits = all(torch.equal(some.half().float(), some) for some in (sample, weight))  # a few tell of most others
         packed = torch.ops.quantized.linear_prepack_fp16(weight, None) if fits else None
-        known = _COPIES[layer] = _Copy(state, sample.clone(), packed)
+        known = _COPIES[parameter] = _Copy(state, sample.clone(), packed)
     return known.packed
 
 
@@ -123,22 +125,20 @@ def is_slow(layer: nn.Module) -> bool:
     )
 
 
-def _fast_class(layer: nn.Linear) -> type[nn.Linear]:
-    halved = "fbgemm" in torch.backends.quantized.supported_engines and _half_weight(layer) is not None
-    return HalfWeightLinear if halved else FewRowsLinear
-
-
 @contextmanager
 def fast_products(*models: nn.Module):
     """Within: the linear layers of `models` are [`HalfWeightLinear`] or [`FewRowsLinear`]. Only where no gradient is taken."""
     layers: list[Any] = [layer for model in models for layer in model.modules() if is_slow(layer)]
+    halves = "fbgemm" in torch.backends.quantized.supported_engines
     try:
         for layer in layers:
-            layer.__class__ = _fast_class(layer)
+            layer.packed = _half_weight(layer.weight) if halves else None
+            layer.__class__ = FewRowsLinear if layer.packed is None else HalfWeightLinear
         yield
     finally:
         for layer in layers:
             layer.__class__ = nn.Linear
+            vars(layer).pop("packed", None)
 
 
 class RowDecodingMixin(GenerationMixin):

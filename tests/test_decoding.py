@@ -186,6 +186,18 @@ def test_half_weights_are_those_of_now(has_half_products):
         assert type(layer) is nn.Linear
 
 
+def test_a_weight_is_copied_once(has_half_products):
+    """Whatever layers it is in; none of them keeps the copy."""
+    first, second = nn.Linear(24, 40, bias=False), nn.Linear(24, 40, bias=False)
+    second.weight = first.weight
+    round_to_half(first)
+    with fast_products(first):
+        packed = first.packed
+    with fast_products(second):
+        assert second.packed is packed
+    assert "packed" not in vars(first) | vars(second)
+
+
 def test_half_weights_say_the_same(model, plain, has_half_products):
     round_to_half(model.model.language_model, model.lm_head)
     image = torch.randint(0, 255, (3, 40, 50), generator=torch.Generator().manual_seed(4)).to(torch.uint8)
