@@ -33,7 +33,7 @@ def growth(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
         def told(contender: str, share: float, index: int = index, name: str = name) -> None:
             tell(f"{name}: {contender}", (index + share) / len(curves))
 
-        times = in_turns({label: run for label, _, run in points}, repeats, told, warm=False)
+        times = in_turns({label: run for label, _, run in points}, repeats, told)
         x = {label: value for label, value, _ in points}
         groups.append({"key": f"growth: {name}", "title": title, "base": points[0][0], "times": times, "x": x})
     return groups
