@@ -2,8 +2,7 @@
 
     python examples/add_expert.py CHECKPOINT DATA OUTPUT [--epochs 3] [--batch 16]
 
-DATA is a folder with vqa.jsonl; the expert learns the train questions of question_type "count". It starts at the LLM
-block. OUTPUT/trained is an ordinary checkpoint with four experts; one question is then asked with it.
+DATA is a folder with vqa.jsonl; the expert learns the train questions of question_type "count". It starts at the base LM. OUTPUT/trained is an ordinary checkpoint with four experts; one question is then asked with it.
 """
 
 import argparse
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.data.records import QuestionRecord, read_questions
-from modeling_rsmoe.processing_rsmoe import answer_prompt, expert_prompt
+from modeling_rsmoe.processing_rsmoe import expert_prompt, question_instruction
 from modeling_rsmoe.training import Recipe, TrainArguments, train_stage2
 
 
@@ -20,7 +19,7 @@ NAME, INSTRUCTION = "counting", "How many objects of each kind are in this image
 
 
 def with_expert(checkpoint: Path, output: Path) -> None:
-    """Write the checkpoint with the further expert: a token, a row of embeddings for it, weights at the LLM block."""
+    """Write the checkpoint with the further expert: a token, a row of embeddings for it, weights at the base LM."""
     processor = RSMoEProcessor.from_pretrained(checkpoint)
     model = RSMoEForConditionalGeneration.from_pretrained(checkpoint)
     model.add_expert(NAME, processor.add_expert(NAME, INSTRUCTION))
@@ -36,7 +35,7 @@ def write_rows(questions: list[QuestionRecord], data: Path, file: Path) -> None:
                 "image": question.image.relative_to(data.absolute()).as_posix(),
                 "kind": "expert",
                 "expert": NAME,
-                "prompt": expert_prompt(NAME, answer_prompt(question.question)),
+                "prompt": expert_prompt(NAME, question_instruction(question.question)),
                 "completions": [question.answer],
             }
             stream.write(json.dumps(row) + "\n")
@@ -81,7 +80,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     model, processor = RSMoEForConditionalGeneration.from_pretrained(trained), RSMoEProcessor.from_pretrained(trained)
     asked = questions[0]
-    inputs = processor(images=asked.image, text=answer_prompt(asked.question), return_tensors="pt")
+    inputs = processor(images=asked.image, text=question_instruction(asked.question), return_tensors="pt")
     # The router never learned to ask the new expert: each expert is asked the question itself.
     outputs = model.generate(**inputs, router_mode="none", return_dict_in_generate=True)
     result = processor.post_process_generation(outputs)[0]

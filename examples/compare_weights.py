@@ -65,7 +65,7 @@ def in_a_fresh_process(checkpoint: str, tokens: int) -> dict[str, float]:
 
 
 def measure(checkpoint: str, tokens: int) -> dict[str, float]:
-    """One load, one caption of the LLM block and one of the full model, of a made image."""
+    """One load, one caption of the base LM and one of the full model, of a made image."""
     folder, _, dtype = checkpoint.partition(":")
     torch.set_num_threads(1)
     imported = peak_memory()
@@ -76,7 +76,7 @@ def measure(checkpoint: str, tokens: int) -> dict[str, float]:
     image = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
     lengths = {"min_new_tokens": tokens, "max_new_tokens": tokens, "router_max_new_tokens": tokens}
     seconds = {}
-    for reader in ("llm", "full"):
+    for reader in ("base", "full"):
         inputs = processor(
             images=image, text="Describe the image.", expert_inputs=reader == "full", return_tensors="pt"
         )
@@ -102,11 +102,11 @@ def show_sizes() -> dict[str, dict[str, float]]:
 
 def show(medians: dict[str, dict[str, float]]) -> None:
     first = next(iter(medians.values()))
-    print("| checkpoint | weights, MB | peak memory, MB | loading, s | LLM block, s | full, s | full, ratio |")
+    print("| checkpoint | weights, MB | peak memory, MB | loading, s | base LM, s | full, s | full, ratio |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, one in medians.items():
         sizes = f"{one['disk'] / 1e6:.0f} | {one['memory'] / 1e6:.0f} | {one['loading']:.1f}"
-        times = f"{one['llm']:.1f} | {one['full']:.1f} | {one['full'] / first['full']:.2f}"
+        times = f"{one['base']:.1f} | {one['full']:.1f} | {one['full'] / first['full']:.2f}"
         print(f"| {Path(name).name} | {sizes} | {times} |")
     imported = statistics.median(one["imported"] for one in medians.values())
     print(f"\nOf the memory, {imported / 1e6:.0f} MB are Python and the libraries.")

@@ -4,7 +4,7 @@
 
 DATASET is what `datasets.load_dataset` takes, with the columns image and text: an ImageFolder (images and a
 metadata.jsonl with lines such as {"file_name": "a.png", "text": "many boats are in a harbor ."}) or a name on the Hub.
-The Q-Former and the projection learn, as in InstructBLIP; ViT, LLM block, router and experts stay as they are, and
+The Q-Former and the projection learn, as in InstructBLIP; ViT, base LM, router and experts stay as they are, and
 all readers see what the encoder learned. The result is saved, loaded again and asked.
 """
 

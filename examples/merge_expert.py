@@ -1,4 +1,4 @@
-"""Merge one expert into the LLM block and save it as a plain LLM, which loads without this package.
+"""Merge one expert into the base LM and save it as a plain LLM, which loads without this package.
 
     python examples/merge_expert.py CHECKPOINT OUTPUT [--expert object] [--text "Which objects are at an airport?"]
 

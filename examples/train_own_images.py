@@ -5,7 +5,7 @@
 
 IMAGES is an ImageFolder of Hugging Face datasets: images and a metadata.jsonl with lines such as
 {"file_name": "a.png", "text": "many boats are in a harbor ."}; or a data folder with captions.jsonl. Where it has no
-splits, every tenth image is held out. Stage 1 trains the encoder and the LLM block, stage 2 the router and the
+splits, every tenth image is held out. Stage 1 trains the encoder and the base LM, stage 2 the router and the
 experts. Stopped, the same command goes on; OUTPUT/stage2 is an ordinary checkpoint, OUTPUT/*/loss.png its curves.
 """
 

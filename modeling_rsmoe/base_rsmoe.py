@@ -23,9 +23,9 @@ class RSMoEPreTrainedModel(PreTrainedModel):
         r"encoder\.qformer",
         r"encoder\.query_tokens",
         r"encoder\.projection",
-        "lora_[AB]|selector",  # one entry: each must be in every model
+        "lora_[AB]|reranker",  # one entry: each must be in every model
     ]
-    _keep_in_fp32_modules = [r"(?:model\.)?(?:encoder\.(?:qformer|query_tokens|projection)|selector)"]
+    _keep_in_fp32_modules = [r"(?:model\.)?(?:encoder\.(?:qformer|query_tokens|projection)|reranker)"]
 
 
 class RSMoEPart(RSMoEPreTrainedModel):

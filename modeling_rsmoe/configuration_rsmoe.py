@@ -1,4 +1,4 @@
-"""Configuration of RS-MoE: vision encoder, Q-Former, LLM block, instruction router and experts."""
+"""Configuration of RS-MoE: vision encoder, Q-Former, base LM, instruction router and experts."""
 
 from typing import Any, Literal, cast
 
@@ -37,18 +37,18 @@ class _OwnModelType:
 @strict
 class RSMoEExpertConfig(_OwnModelType, PreTrainedConfig):
     r"""
-    How one expert differs from the LLM block. Saved by itself (with `text_config`), it describes an expert's own
+    How one expert differs from the base LM. Saved by itself (with `text_config`), it describes an expert's own
     folder.
 
     Args:
-        kind (`str`, *optional*, defaults to `"lora"`):
-            `"lora"`: low-rank weights over the shared, frozen LLM block [our decision: memory of one LLM]. `"full"`:
+        expert_type (`str`, *optional*, defaults to `"lora"`):
+            `"lora"`: low-rank weights over the shared, frozen base LM [our decision: memory of one LLM]. `"full"`:
             its own copy of the decoder's layers, as in the paper's text [paper]. Embeddings and `lm_head` are shared
             in both.
-        rank (`int`, *optional*, defaults to 8):
+        r (`int`, *optional*, defaults to 8):
             Rank of the low-rank weights [paper: 8 in the authors' Q-Former code].
-        alpha (`float`, *optional*, defaults to 16.0):
-            The low-rank product is scaled by `alpha / rank` [paper: 16, same place].
+        lora_alpha (`float`, *optional*, defaults to 16.0):
+            The low-rank product is scaled by `lora_alpha / r` [paper: 16, same place].
         target_modules (`list[str]`, *optional*):
             Leaf names of the linear layers that get low-rank weights, in this order. Defaults to all linear layers of
             a Llama-style decoder layer [our decision].
@@ -59,9 +59,9 @@ class RSMoEExpertConfig(_OwnModelType, PreTrainedConfig):
     model_type = "rsmoe_expert"
     base_config_key = "expert_config"
 
-    kind: Literal["lora", "full"] = "lora"
-    rank: int = 8
-    alpha: float | int = 16.0
+    expert_type: Literal["lora", "full"] = "lora"
+    r: int = 8
+    lora_alpha: float | int = 16.0
     target_modules: list[str] | tuple[str, ...] = LINEAR_LAYERS
     text_config: Any = None
 
@@ -73,10 +73,10 @@ class RSMoEExpertConfig(_OwnModelType, PreTrainedConfig):
         super().__post_init__(**kwargs)
         field = self.base_config_key
         self.target_modules = list(self.target_modules)
-        if self.rank < 1:
-            raise RSMoEError(f"{field}.rank is {self.rank}; give a rank of 1 or more.")
-        if self.alpha <= 0:
-            raise RSMoEError(f"{field}.alpha is {self.alpha}; give a number above 0.")
+        if self.r < 1:
+            raise RSMoEError(f"{field}.r is {self.r}; give a rank of 1 or more.")
+        if self.lora_alpha <= 0:
+            raise RSMoEError(f"{field}.lora_alpha is {self.lora_alpha}; give a number above 0.")
         if not self.target_modules or len(set(self.target_modules)) != len(self.target_modules):
             raise RSMoEError(
                 f"{field}.target_modules is {self.target_modules}; name each linear layer once, and at least one."
@@ -85,7 +85,7 @@ class RSMoEExpertConfig(_OwnModelType, PreTrainedConfig):
 
 @strict
 class RSMoERouterConfig(RSMoEExpertConfig):
-    """The instruction router's weights over the LLM block: same fields as [`RSMoEExpertConfig`]."""
+    """The instruction router's weights over the base LM: same fields as [`RSMoEExpertConfig`]."""
 
     model_type = "rsmoe_router"
     base_config_key = "router_config"
@@ -103,7 +103,7 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
         qformer_config (`InstructBlipQFormerConfig`, *optional*):
             The instruction-aware Q-Former [paper: InstructBLIP's].
         text_config (`PreTrainedConfig`, *optional*):
-            The decoder of the LLM block (Llama, Qwen2, Qwen3, Mistral, SmolLM3, ...).
+            The decoder of the base LM (Llama, Qwen2, Qwen3, Mistral, SmolLM3, ...).
         router_config (`RSMoERouterConfig`, *optional*):
             Weights of the instruction router, which writes one text prompt for each expert [paper].
         expert_config (`RSMoEExpertConfig`, *optional*):
@@ -119,10 +119,10 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
         sentence_end_token_ids (`list[int]`, *optional*):
             Tokens that end a sentence: composing by `concat` drops a sentence that was said before. Empty: whole parts
             are compared.
-        selector_rank (`int`, *optional*, defaults to 0):
-            Rank of the selector, which composes by `choose` [our decision]. 0: the model has none.
-        selector_buckets (`int`, *optional*, defaults to 4096):
-            Number of hashed n-grams that the selector knows.
+        reranker_rank (`int`, *optional*, defaults to 0):
+            Rank of the reranker, which composes by `rerank` [our decision]. 0: the model has none.
+        reranker_buckets (`int`, *optional*, defaults to 4096):
+            Number of hashed n-grams that the reranker knows.
 
     Example:
 
@@ -160,8 +160,8 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
     router_token_id: int | None = None
     expert_token_ids: list[int] | tuple[int, ...] | None = None
     sentence_end_token_ids: list[int] | tuple[int, ...] = ()
-    selector_rank: int = 0
-    selector_buckets: int = 4096
+    reranker_rank: int = 0
+    reranker_buckets: int = 4096
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -195,10 +195,10 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
             )
         if self.num_query_tokens < 1:
             raise RSMoEError(f"num_query_tokens is {self.num_query_tokens}; give 1 or more.")
-        if self.selector_rank < 0 or self.selector_buckets < 1:
+        if self.reranker_rank < 0 or self.reranker_buckets < 1:
             raise RSMoEError(
-                f"selector_rank is {self.selector_rank} and selector_buckets {self.selector_buckets}; give a rank of 0 (no "
-                "selector) or more, and 1 bucket or more."
+                f"reranker_rank is {self.reranker_rank} and reranker_buckets {self.reranker_buckets}; give a rank of 0 (no "
+                "reranker) or more, and 1 bucket or more."
             )
 
     def _check_names(self) -> None:
@@ -227,7 +227,7 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
             raise RSMoEError(
                 f"expert_token_ids has {len(self.expert_token_ids)} ids for {count} expert_names; give one for each."
             )
-        ids = cast(list[int], [self.image_token_id, self.prompt_token_id, *self.reader_token_ids])
+        ids = cast(list[int], [self.image_token_id, self.prompt_token_id, *self.adapter_token_ids])
         if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) >= vocab_size:
             raise RSMoEError(
                 f"image_token_id, prompt_token_id, router_token_id and expert_token_ids are {ids}; they must differ from each "
@@ -235,7 +235,7 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
             )
 
     @property
-    def reader_token_ids(self) -> list[int]:
+    def adapter_token_ids(self) -> list[int]:
         """The tokens that select who reads a row: the router's first, then each expert's in the order of `expert_names`."""
         return cast(list[int], [self.router_token_id, *(self.expert_token_ids or ())])
 

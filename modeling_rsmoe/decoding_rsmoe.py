@@ -219,7 +219,7 @@ def _processed(scores: torch.Tensor, input_ids: torch.Tensor, processors) -> tor
 def _kept_rows(model_kwargs: dict, keep: torch.Tensor) -> dict:
     """Of what goes with each row, the rows of `keep` (mask [rows]); the images were read at the first step."""
     model_kwargs["past_key_values"].batch_select_indices(keep.nonzero().flatten())
-    by_row = ("attention_mask", "position_ids", "expert_ids")
+    by_row = ("attention_mask", "position_ids", "adapter_ids")
     given = {name: model_kwargs[name] for name in by_row if model_kwargs.get(name) is not None}
     kept = {name: value[keep] for name, value in given.items() if len(value) == len(keep)}  # else one for all rows
     return {**model_kwargs, **kept, "mm_encoder_outputs": None}

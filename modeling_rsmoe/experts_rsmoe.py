@@ -1,6 +1,6 @@
 """Experts, and the hooks by which the rows of one batch are read by several experts at once.
 
-An LLM call in RS-MoE is one row of a batch, seen by one reader: the LLM block itself, the router or an expert. The
+An LLM call in RS-MoE is one row of a batch, seen by one reader: the base LM itself, the router or an expert. The
 decoder's own layers run once over all rows; forward hooks on their linear layers add what each row's reader changes.
 Nothing here knows about images, prompts or tokens.
 """
@@ -48,7 +48,7 @@ def decoder_layers(language_model: PreTrainedModel) -> nn.ModuleList:
 def check_float(language_model: PreTrainedModel) -> None:
     """Raise if a decoder's weights are quantised, where they are to be read or written as numbers."""
     if getattr(language_model.config, "_is_quantized", False):
-        raise RSMoEError("The LLM block is quantised: load a checkpoint of float weights for this.")
+        raise RSMoEError("The base LM is quantised: load a checkpoint of float weights for this.")
 
 
 def target_linears(layer: nn.Module, target_modules: Sequence[str]) -> dict[str, nn.Linear]:
@@ -81,7 +81,7 @@ def _mirror(paths: Mapping[str, nn.Module]) -> nn.Module:
 
 
 class RSMoEExpert(RSMoEPart):
-    """One lightweight expert: what it changes in the LLM block, layer by layer.
+    """One lightweight expert: what it changes in the base LM, layer by layer.
 
     Kind `lora` holds a [`LowRank`] pair for each target layer; kind `full` holds the decoder's own layers. It is read
     through the hooks of an `RSMoEModel` and has no forward of its own: `merge_into` turns it into a plain decoder.
@@ -100,13 +100,13 @@ class RSMoEExpert(RSMoEPart):
                 )
             with torch.device("meta"):
                 layers = decoder_layers(AutoModel.from_config(config.text_config))
-        if config.kind == "full":
+        if config.expert_type == "full":
             self.layers = nn.ModuleList(type(layer)(config.text_config, i) for i, layer in enumerate(layers))
         else:
             self.layers = nn.ModuleList(
                 _mirror(
                     {
-                        path: LowRank(linear.in_features, linear.out_features, config.rank)
+                        path: LowRank(linear.in_features, linear.out_features, config.r)
                         for path, linear in target_linears(layer, config.target_modules).items()
                     }
                 )
@@ -120,7 +120,7 @@ class RSMoEExpert(RSMoEPart):
         split width: `lora_B` where the outputs are split, `lora_A` where the inputs are."""
         decoder = getattr(self.config.text_config, "base_model_tp_plan", None) or {}
         plan = {rule: style for rule, style in decoder.items() if rule.startswith("layers.")}
-        if self.config.kind == "full":
+        if self.config.expert_type == "full":
             return plan
         sides = {"colwise": "lora_B", "rowwise": "lora_A"}
         return {
@@ -133,7 +133,7 @@ class RSMoEExpert(RSMoEPart):
     def _init_weights(self, module: nn.Module):
         if isinstance(module, LowRank):
             init.kaiming_uniform_(module.lora_A, a=5**0.5)
-            init.zeros_(module.lora_B)  # an expert starts exactly at the LLM block
+            init.zeros_(module.lora_B)  # an expert starts exactly at the base LM
         else:
             super()._init_weights(module)
 
@@ -142,13 +142,13 @@ class RSMoEExpert(RSMoEPart):
 
     @property
     def scaling(self) -> float:
-        """Factor on the low-rank product: alpha / rank."""
-        return self.config.alpha / self.config.rank
+        """Factor on the low-rank product: lora_alpha / r."""
+        return self.config.lora_alpha / self.config.r
 
     @torch.no_grad()
     def reset_to(self, language_model: PreTrainedModel) -> None:
-        """Start at the LLM block exactly: B = 0, or copied layers. The beginning of stage 2 [paper]."""
-        if self.config.kind == "full":
+        """Start at the base LM exactly: B = 0, or copied layers. The beginning of stage 2 [paper]."""
+        if self.config.expert_type == "full":
             check_float(language_model)
             self.layers.load_state_dict(decoder_layers(language_model).state_dict())
             return
@@ -162,7 +162,7 @@ class RSMoEExpert(RSMoEPart):
         """Write this expert into a decoder's own weights (in place), which makes it a plain LLM. Returns that decoder."""
         check_float(language_model)
         layers = decoder_layers(language_model)
-        if self.config.kind == "full":
+        if self.config.expert_type == "full":
             for layer, own in zip(layers, self.layers):
                 for name, parameter in own.named_parameters():
                     layer.get_parameter(name).copy_(parameter)
@@ -183,10 +183,10 @@ class RSMoEExpert(RSMoEPart):
         """
         other = type(self).from_pretrained(folder)
         theirs, ours = other.state_dict(), self.state_dict()
-        if other.config.kind != self.config.kind or other.scaling != self.scaling:
+        if other.config.expert_type != self.config.expert_type or other.scaling != self.scaling:
             raise RSMoEError(
-                f"{folder} holds an expert of kind {other.config.kind!r} and scaling {other.scaling}; "
-                f"this model's are {self.config.kind!r} and {self.scaling}."
+                f"{folder} holds an expert of kind {other.config.expert_type!r} and scaling {other.scaling}; "
+                f"this model's are {self.config.expert_type!r} and {self.scaling}."
             )
         for key in sorted(ours.keys() | theirs.keys()):
             shapes = [tuple(state[key].shape) if key in state else None for state in (theirs, ours)]
@@ -202,7 +202,7 @@ class RowContext:
 
     def __init__(self) -> None:
         self.gate: torch.Tensor | None = None  # [rows, 1, sum of ranks]: the reader's scaling, 0 elsewhere
-        self.readers: torch.Tensor | None = None  # [rows]: index of the reader, 0 = the LLM block
+        self.readers: torch.Tensor | None = None  # [rows]: index of the reader, 0 = the base LM
         self.before_norm: torch.Tensor | None = None  # [rows, tokens, hidden_size]: input of the layer's first norm
         self._stacks: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
 
@@ -239,7 +239,7 @@ class SetRows:
 
     def __call__(self, module, args, kwargs):
         kwargs = dict(kwargs)  # attention backends never see our arguments
-        self.context.gate = kwargs.pop("expert_gate", None)
+        self.context.gate = kwargs.pop("adapter_gate", None)
         self.context.readers = kwargs.pop("expert_rows", None)
         if self.first_norms and self.context.readers is not None:
             # The first norm ran before the readers were known here: rows of `full` experts get their own norm now.
@@ -336,9 +336,9 @@ def gate_columns(readers: dict[int, RSMoEExpert]) -> dict[int, range]:
     """Columns of the gate that belong to each reader with low-rank weights: one for each of its ranks."""
     columns, start = {}, 0
     for index, reader in readers.items():
-        if reader.config.kind == "lora":
-            columns[index] = range(start, start + reader.config.rank)
-            start += reader.config.rank
+        if reader.config.expert_type == "lora":
+            columns[index] = range(start, start + reader.config.r)
+            start += reader.config.r
     return columns
 
 
@@ -352,7 +352,7 @@ def attach(language_model: PreTrainedModel, context: RowContext, readers: dict[i
             for path, module in reader.layers[i].named_modules():
                 if isinstance(module, LowRank):
                     pairs.setdefault(path, {})[index] = module
-                elif reader.config.kind == "full" and module._parameters:
+                elif reader.config.expert_type == "full" and module._parameters:
                     members.setdefault(path, {})[index] = module
         first_norms = members.pop(FIRST_NORM, {})
         attention = layer.get_submodule("self_attn")
@@ -382,7 +382,7 @@ def detach(language_model: PreTrainedModel) -> None:
 
 
 def check_attached(language_model: PreTrainedModel, readers: dict[int, RSMoEExpert]) -> None:
-    """Raise if a layer was swapped for one without our hook: its rows would silently be the LLM block's."""
+    """Raise if a layer was swapped for one without our hook: its rows would silently be the base LM's."""
     for i, layer in enumerate(decoder_layers(language_model)):
         for reader in readers.values():
             for path, module in reader.layers[i].named_modules():

@@ -1,7 +1,7 @@
 """Generation: the router writes, all experts of all images answer in one batched decode, and their parts become one text.
 
 Works on token ids only: the processor prepares every row, so the model needs no tokenizer. The paper did not tell how
-the experts' texts become one answer; the compositions here are [our decision].
+the experts' texts become one answer; the fusions here are [our decision].
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from .errors_rsmoe import RSMoEError
 
 
 ROUTER_MODES = ("generated", "template", "none")
-COMPOSITIONS = ("concat", "llm", "choose")
+FUSIONS = ("concat", "rewrite", "rerank")
 # Settings of the whole path: keyword arguments of `generate`, else entries of a generation config, else these.
-DEFAULTS = {"router_mode": "generated", "composition": "concat", "router_max_new_tokens": 24}
-# Tokens that a step of the composing LLM block may take over from its prompt, which holds the parts: it copies much of
+DEFAULTS = {"router_mode": "generated", "fusion": "concat", "router_max_new_tokens": 24}
+# Tokens that a step of the composing base LM may take over from its prompt, which holds the parts: it copies much of
 # them. A step over so many more costs little, and the text stays the same (prompt lookup).
 LOOKUP = 3
 PLAIN_GREEDY = {  # what decoding arguments may be where every step takes its likeliest token
@@ -33,11 +33,11 @@ PLAIN_GREEDY = {  # what decoding arguments may be where every step takes its li
     "assistant_model": (None,),
 }
 # Made by the processor for the whole path; a model's own forward ignores them.
-COMPOSED_INPUTS = (
+EXPERT_INPUTS = (
     "router_input_ids",  # [images, experts, tokens]: the router's row for each expert
     "expert_input_ids",  # [images, experts, tokens]: each expert's row, with one <prompt> token where its prompt goes
     "expert_qformer_input_ids",  # [images, experts, Q-Former tokens]: each expert's sub-task instruction
-    "compose_input_ids",  # [images, tokens]: the LLM block's row, with a <prompt> token for each expert's part
+    "rewrite_input_ids",  # [images, tokens]: the base LM's row, with a <prompt> token for each expert's part
     "template_prompt_ids",  # [images, experts, tokens]: each expert's fixed prompt
     "instruction_ids",  # [images, tokens]: the global instruction
 )
@@ -54,10 +54,10 @@ class RSMoEGenerateOutput(ModelOutput):
         What each expert wrote.
     prompt_length (`int`):
         How many tokens of `sequences` are the prompt.
-    scores (`tuple[torch.Tensor]`, *optional*): of the composing LLM block, with `composition="llm"` and
+    scores (`tuple[torch.Tensor]`, *optional*): of the composing base LM, with `fusion="rewrite"` and
     `output_scores`. logits (`tuple[torch.Tensor]`, *optional*): likewise, with `output_logits`.
     sequences_scores (`torch.FloatTensor` of shape `(texts,)`, *optional*):
-        With `composition="choose"`: how well the selector found the texts to fit their images.
+        With `fusion="rerank"`: how well the reranker found the texts to fit their images.
     """
 
     sequences: torch.LongTensor | None = None
@@ -92,9 +92,8 @@ class RSMoEGenerationMixin(RowDecodingMixin):
         Args:
             router_mode (`str`, *optional*): `"generated"`: the router writes each expert's prompt [paper];
                 `"template"`: fixed prompts; `"none"`: every expert gets the global instruction.
-            composition (`str`, *optional*): `"concat"`: the parts in the experts' order, repeated sentences dropped;
-                `"llm"`: the frozen LLM block reads the parts and writes the text; `"choose"`, for captions: of the LLM
-                block's own text and the parts (all beams or samples of them) the one that the model's selector finds to
+            fusion (`str`, *optional*): `"concat"`: the parts in the experts' order, repeated sentences dropped;
+                `"rewrite"`: the frozen base LM reads the parts and writes the text; `"rerank"`, for captions: of the base LM's own text and the parts (all beams or samples of them) the one that the model's reranker finds to
                 fit the image best, or the `num_return_sequences` best.
             router_max_new_tokens (`int`, *optional*, defaults to 24): limit of a router prompt.
             return_dict_in_generate (`bool`, *optional*): return [`RSMoEGenerateOutput`] with prompts and parts.
@@ -106,10 +105,10 @@ class RSMoEGenerationMixin(RowDecodingMixin):
             `torch.LongTensor` of shape `(images, tokens)` (prompt and text), or [`RSMoEGenerateOutput`].
 
         Raises:
-            RSMoEError: an unknown router mode or composition (the known ones are listed), or `"choose"` of a model without a
-                selector.
+            RSMoEError: an unknown router mode or fusion (the known ones are listed), or `"rerank"` of a model without a
+                reranker.
         """
-        composed = {name: kwargs.pop(name, None) for name in COMPOSED_INPUTS}
+        composed = {name: kwargs.pop(name, None) for name in EXPERT_INPUTS}
         kwargs.pop(
             "mm_token_type_ids", None
         )  # of servers that ask the processor for it; it says what `input_ids` says
@@ -143,13 +142,13 @@ class RSMoEGenerationMixin(RowDecodingMixin):
     def _setting(self, name: str, kwargs: dict, generation_config):
         value = self._argument(name, kwargs, generation_config)
         value = DEFAULTS[name] if value is None else value
-        known = {"router_mode": ROUTER_MODES, "composition": COMPOSITIONS}.get(name)
+        known = {"router_mode": ROUTER_MODES, "fusion": FUSIONS}.get(name)
         if known and value not in known:
             raise RSMoEError(f"Unknown {name} {value!r}; known are {', '.join(known)}.")
-        if value == "choose" and self.model.selector is None:
+        if value == "rerank" and self.model.reranker is None:
             raise RSMoEError(
-                "composition 'choose' needs a selector, and this checkpoint has none: fit one by `rsmoe train selector`, or give "
-                "'llm' or 'concat'."
+                "fusion 'rerank' needs a reranker, and this checkpoint has none: fit one by `rsmoe train reranker`, or give "
+                "'rewrite' or 'concat'."
             )
         return value
 
@@ -190,9 +189,9 @@ class RSMoEGenerationMixin(RowDecodingMixin):
             return_dict=True,
         ).pooler_output  # [images x experts, queries, hidden_size]: read under each expert's sub-task instruction
         rows = self._filled(composed["expert_input_ids"].flatten(0, 1), [[prompt] for prompt in prompts])
-        composition = settings["composition"]
-        each = 1 if composition == "llm" else samples
-        if composition == "choose":  # the LLM block's own row stands before the experts' of the same image
+        fusion = settings["fusion"]
+        each = 1 if fusion == "rewrite" else samples
+        if fusion == "rerank":  # the base LM's own row stands before the experts' of the same image
             beams, draws = (self._argument(name, dict(kwargs), given) for name in ("num_beams", "do_sample"))
             each = max(beams or 1, samples if draws else 1)
             rows = [
@@ -207,19 +206,19 @@ class RSMoEGenerationMixin(RowDecodingMixin):
         parts = [
             [written[(image * readers + reader) * each + sample] for reader in range(readers - experts, readers)]
             for image in range(images)
-            for sample in range(1 if composition == "choose" else each)
+            for sample in range(1 if fusion == "rerank" else each)
         ]
         self._put_step(streamer, "parts", parts[0])
         extra = {}
-        if composition == "concat":
+        if fusion == "concat":
             texts = [self._concat(of_image) for of_image in parts]
             self._stream(streamer, input_ids, texts)
-        elif composition == "choose":
+        elif fusion == "rerank":
             texts, found = self._choose(image_embeds, written, samples)
             extra = {"sequences_scores": found}
             self._stream(streamer, input_ids, texts)
         else:
-            rows = self._padded(self._filled(composed["compose_input_ids"], parts), input_ids.device)
+            rows = self._padded(self._filled(composed["rewrite_input_ids"], parts), input_ids.device)
             # transformers looks up for one row only.
             alone = len(parts) == 1 and streamer is None and not scores and self._is_plain_greedy(kwargs)
             lookup = {"prompt_lookup_num_tokens": LOOKUP} if alone else {}
@@ -287,7 +286,7 @@ class RSMoEGenerationMixin(RowDecodingMixin):
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             past_key_values=cache,
-            expert_ids=self.model.expert_ids_of(ids),
+            adapter_ids=self.model.get_adapter_ids(ids),
             mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=whole)},
             use_cache=True,
             logits_to_keep=1,
@@ -352,13 +351,13 @@ class RSMoEGenerationMixin(RowDecodingMixin):
     def _choose(
         self, image_embeds: torch.Tensor, written: list[list[int]], number: int
     ) -> tuple[list[list[int]], torch.Tensor]:
-        """The `number` texts of each image that the selector finds best, best first, and its scores [images x number]. Where
+        """The `number` texts of each image that the reranker finds best, best first, and its scores [images x number]. Where
         fewer differ, they come again."""
         count = len(written) // len(image_embeds)
         starts = range(0, len(written), count)
         different = [list(map(list, dict.fromkeys(map(tuple, written[start : start + count])))) for start in starts]
         chosen, found = [], []
-        for some, scores in zip(different, self.model.selector(image_embeds, different)):
+        for some, scores in zip(different, self.model.reranker(image_embeds, different)):
             order = scores.argsort(descending=True, stable=True).tolist()
             for place in range(number):
                 index = order[place % len(order)]
@@ -419,8 +418,8 @@ class RSMoEGenerationMixin(RowDecodingMixin):
     ):
         """Who reads each row is settled here, once for each `generate`, from the whole prompt; later steps carry it along,
         because a row's new tokens do not hold its expert token."""
-        if model_kwargs.get("expert_ids") is None and input_ids is not None and input_ids.shape[1]:
-            model_kwargs["expert_ids"] = self.model.expert_ids_of(input_ids)
+        if model_kwargs.get("adapter_ids") is None and input_ids is not None and input_ids.shape[1]:
+            model_kwargs["adapter_ids"] = self.model.get_adapter_ids(input_ids)
         expand = super()._expand_inputs_for_generation  # type: ignore[misc]  # transformers annotates `self`
         return expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
 

@@ -1,6 +1,6 @@
-"""RS-MoE: a vision-language encoder, one LLM block, an instruction router and several lightweight experts.
+"""RS-MoE: a vision-language encoder, one base LM, an instruction router and several lightweight experts.
 
-Every LLM call is one row of a batch, seen by one reader: an expert token in `input_ids` says whether the LLM block (no
+Every LLM call is one row of a batch, seen by one reader: an expert token in `input_ids` says whether the base LM (no
 such token), the router or an expert reads the row. A batch may mix them, in training as in generation.
 """
 
@@ -34,9 +34,9 @@ from .experts_rsmoe import (
     detach,
     gate_columns,
 )
-from .generation_rsmoe import COMPOSED_INPUTS, RSMoEGenerationMixin
+from .generation_rsmoe import EXPERT_INPUTS, RSMoEGenerationMixin
+from .reranker_rsmoe import RSMoEReranker
 from .router_rsmoe import RSMoEInstructionRouter
-from .selector_rsmoe import RSMoESelector
 
 
 @dataclass
@@ -71,7 +71,7 @@ class RSMoECausalLMOutputWithPast(ModelOutput):
 
 
 class RSMoEModel(RSMoEPreTrainedModel):
-    """RS-MoE without a language modeling head: encoder, LLM block, router and experts."""
+    """RS-MoE without a language modeling head: encoder, base LM, router and experts."""
 
     config_class = RSMoEConfig
     base_model_prefix = "model"
@@ -84,9 +84,9 @@ class RSMoEModel(RSMoEPreTrainedModel):
         _check_keyword_arguments(self.language_model)
         self.router = RSMoEInstructionRouter(config.router_config, layers)
         self.experts = nn.ModuleDict({name: RSMoEExpert(config.expert_config, layers) for name in config.expert_names})
-        self.selector: RSMoESelector | None = None
-        if config.selector_rank:
-            self.add_selector(config.selector_rank, config.selector_buckets)
+        self.reranker: RSMoEReranker | None = None
+        if config.reranker_rank:
+            self.add_reranker(config.reranker_rank, config.reranker_buckets)
         self.rows = RowContext()
         self.attach_experts()
         self.post_init()
@@ -128,31 +128,31 @@ class RSMoEModel(RSMoEPreTrainedModel):
 
     @property
     def readers(self) -> dict[int, RSMoEExpert]:
-        """Who can read a row besides the LLM block (index 0): 1 the router, from 2 on the experts in order."""
+        """Who can read a row besides the base LM (index 0): 1 the router, from 2 on the experts in order."""
         experts = cast(Iterable[RSMoEExpert], self.experts.values())
         return dict(enumerate([self.router, *experts], start=1))
 
     def attach_experts(self) -> None:
-        """Hook router and experts into the LLM block. Call it after replacing layers of the language model."""
+        """Hook router and experts into the base LM. Call it after replacing layers of the language model."""
         attach(self.language_model, self.rows, self.readers)
 
     def reset_experts(self) -> None:
-        """Start router and experts at the LLM block exactly: the beginning of stage 2 [paper]."""
+        """Start router and experts at the base LM exactly: the beginning of stage 2 [paper]."""
         for reader in self.readers.values():
             reader.reset_to(self.language_model)
 
-    def add_selector(self, rank: int, buckets: int) -> RSMoESelector:
-        """Put a new selector in place, to be fitted (`modeling_rsmoe.training.selector`).
+    def add_reranker(self, rank: int, buckets: int) -> RSMoEReranker:
+        """Put a new reranker in place, to be fitted (`modeling_rsmoe.training.reranker`).
 
         Args:
-            rank, buckets (`int`): as `selector_rank` and `selector_buckets` of the configuration.
+            rank, buckets (`int`): as `reranker_rank` and `reranker_buckets` of the configuration.
         """
-        self.selector = selector = RSMoESelector(self.config.vision_config.hidden_size, rank, buckets)
-        self.config.selector_rank, self.config.selector_buckets = rank, buckets
-        return selector
+        self.reranker = reranker = RSMoEReranker(self.config.vision_config.hidden_size, rank, buckets)
+        self.config.reranker_rank, self.config.reranker_buckets = rank, buckets
+        return reranker
 
-    def remove_selector(self) -> None:
-        self.selector, self.config.selector_rank = None, 0
+    def remove_reranker(self) -> None:
+        self.reranker, self.config.reranker_rank = None, 0
 
     def expert(self, name: str) -> RSMoEExpert:
         """The expert `name`; an unknown name raises with the known ones."""
@@ -160,8 +160,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
             raise RSMoEError(f"Unknown expert {name!r}; this model has {', '.join(self.experts)}.")
         return cast(RSMoEExpert, self.experts[name])
 
-    def expert_ids_of(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        """Who reads each row, from its first expert token: 0 the LLM block, 1 the router, 2... the experts.
+    def get_adapter_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """Who reads each row, from its first expert token: 0 the base LM, 1 the router, 2... the experts.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(rows, tokens)`).
@@ -169,20 +169,20 @@ class RSMoEModel(RSMoEPreTrainedModel):
         Returns:
             `torch.LongTensor` of shape `(rows,)`.
         """
-        tokens = torch.tensor(self.config.reader_token_ids, device=input_ids.device)
+        tokens = torch.tensor(self.config.adapter_token_ids, device=input_ids.device)
         found = input_ids.unsqueeze(-1) == tokens  # [rows, tokens, readers]
         first = found.any(-1).int().argmax(-1)  # [rows]; 0 where there is none
         at_first = found[torch.arange(len(input_ids), device=input_ids.device), first]  # [rows, readers]
         return torch.where(at_first.any(-1), at_first.int().argmax(-1) + 1, 0)
 
-    def gate_of(self, expert_ids: torch.Tensor) -> torch.Tensor:
+    def get_adapter_gate(self, adapter_ids: torch.Tensor) -> torch.Tensor:
         """[rows, 1, sum of ranks]: the scaling of the row's reader in that reader's columns, 0 elsewhere."""
         owners, scales = [], []
         for index, columns in gate_columns(self.readers).items():
             owners += [index] * len(columns)
             scales += [self.readers[index].scaling] * len(columns)
-        mine = expert_ids.unsqueeze(-1) == torch.tensor(owners, device=expert_ids.device)  # [rows, sum of ranks]
-        return (mine * torch.tensor(scales, device=expert_ids.device)).unsqueeze(1)
+        mine = adapter_ids.unsqueeze(-1) == torch.tensor(owners, device=adapter_ids.device)  # [rows, sum of ranks]
+        return (mine * torch.tensor(scales, device=adapter_ids.device)).unsqueeze(1)
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """ViT features of images, to be given as `image_embeds` in place of `pixel_values` (see the encoder)."""
@@ -236,24 +236,24 @@ class RSMoEModel(RSMoEPreTrainedModel):
             )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
-    def _readers_of_rows(self, input_ids, expert_ids, past_key_values, rows: int, device) -> torch.Tensor:
+    def _readers_of_rows(self, input_ids, adapter_ids, past_key_values, rows: int, device) -> torch.Tensor:
         """Given ids win; then what the cache remembers of its rows; then the tokens of a row read from its start."""
-        if expert_ids is not None:
-            if expert_ids.shape != (rows,):
+        if adapter_ids is not None:
+            if adapter_ids.shape != (rows,):
                 raise ValueError(
-                    f"expert_ids has shape {tuple(expert_ids.shape)}; expected ({rows},): one for each row."
+                    f"adapter_ids has shape {tuple(adapter_ids.shape)}; expected ({rows},): one for each row."
                 )
-            return expert_ids.to(device)
+            return adapter_ids.to(device)
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            remembered = getattr(past_key_values, "expert_ids", None)
+            remembered = getattr(past_key_values, "adapter_ids", None)
             if remembered is None or len(remembered) != rows:
                 raise ValueError(
-                    "past_key_values was not filled by this model for these rows: pass `expert_ids` as well."
+                    "past_key_values was not filled by this model for these rows: pass `adapter_ids` as well."
                 )
             return remembered.to(device)
         if input_ids is not None:
-            return self.expert_ids_of(input_ids)
-        return torch.zeros(rows, dtype=torch.long, device=device)  # embeddings alone: the LLM block reads them
+            return self.get_adapter_ids(input_ids)
+        return torch.zeros(rows, dtype=torch.long, device=device)  # embeddings alone: the base LM reads them
 
     @can_return_tuple
     def forward(  # type: ignore[misc]  # transformers' own idiom: position_ids is a key of TransformersKwargs too
@@ -267,7 +267,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        expert_ids: torch.LongTensor | None = None,
+        adapter_ids: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | RSMoEModelOutputWithPast:
@@ -280,8 +280,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
             pixels. qformer_input_ids, qformer_attention_mask (`torch.LongTensor` of shape `(images, tokens)`,
             *optional*):
                 The instruction that each image is read under.
-            expert_ids (`torch.LongTensor` of shape `(rows,)`, *optional*):
-                Readers by index (see `expert_ids_of`) in place of expert tokens.
+            adapter_ids (`torch.LongTensor` of shape `(rows,)`, *optional*):
+                Readers by index (see `get_adapter_ids`) in place of expert tokens.
             mm_encoder_outputs (`dict`, *optional*): `{"image": get_image_features(...)}` in place of images.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -304,15 +304,15 @@ class RSMoEModel(RSMoEPreTrainedModel):
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
         rows, device = inputs_embeds.shape[0], inputs_embeds.device
-        readers = self._readers_of_rows(input_ids, expert_ids, past_key_values, rows, device)
+        readers = self._readers_of_rows(input_ids, adapter_ids, past_key_values, rows, device)
         # Where experts train, the gate is always there: every expert stays in the graph (DDP needs no search for
         # absent ones).
         trains = self.training and any(
             p.requires_grad for part in (self.router, self.experts) for p in part.parameters()
         )
         if trains or torch.compiler.is_compiling() or bool(readers.any()):
-            kwargs["expert_gate"] = self.gate_of(readers).to(inputs_embeds.dtype)
-            if any(reader.config.kind == "full" for reader in self.readers.values()):
+            kwargs["adapter_gate"] = self.get_adapter_gate(readers).to(inputs_embeds.dtype)
+            if any(reader.config.expert_type == "full" for reader in self.readers.values()):
                 kwargs["expert_rows"] = readers
             self._check_hooks(past_key_values)
         self.rows.gate = None
@@ -323,14 +323,14 @@ class RSMoEModel(RSMoEPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        if "expert_gate" in kwargs and self.rows.gate is None:
+        if "adapter_gate" in kwargs and self.rows.gate is None:
             raise RSMoEError(
                 f"The decoder {self.language_model.config.model_type!r} did not pass keyword arguments on to its attention, so no "
                 "expert could be selected; choose a decoder such as 'llama', 'qwen2', 'qwen3', 'mistral' or 'smollm3'."
             )
         if outputs.past_key_values is not None:
             # For a decoding loop of one's own that carries only the cache.
-            outputs.past_key_values.expert_ids = readers
+            outputs.past_key_values.adapter_ids = readers
         return RSMoEModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -362,11 +362,11 @@ def _loaded(found: Any) -> Any:
         if (
             parameter.is_meta
             and places & {"cpu", "disk"}
-            and any(part in name for part in ("lora_", "query_tokens", "selector"))
+            and any(part in name for part in ("lora_", "query_tokens", "reranker"))
         ):
             raise RSMoEError(
                 f"device_map offloads {name}, and what is offloaded comes back for its module's own forward only, which is never "
-                "called: give model.encoder, model.router, model.experts and model.selector a device; model.language_model.layers may be on disk."
+                "called: give model.encoder, model.router, model.experts and model.reranker a device; model.language_model.layers may be on disk."
             )
     return found
 
@@ -416,7 +416,7 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         return self.model.encode_image(pixel_values)
 
     def add_expert(self, name: str, token_id: int) -> RSMoEExpert:
-        """Add an expert that starts at the LLM block. All other weights stay as they are, bit for bit.
+        """Add an expert that starts at the base LM. All other weights stay as they are, bit for bit.
 
         Args:
             name (`str`): a Python identifier that no expert has.
@@ -457,7 +457,7 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
             weight[old:] = weight[self.config.expert_token_ids].mean(0)
 
     def merged_llm(self, expert: str) -> PreTrainedModel:
-        """The LLM block with the weights of `expert` merged into it, as a causal LM of transformers (a copy).
+        """The base LM with the weights of `expert` merged into it, as a causal LM of transformers (a copy).
 
         It reads text as that expert's rows do; image tokens are only words to it.
 
@@ -471,7 +471,7 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
 
     @torch.no_grad()
     def plain_llm(self) -> PreTrainedModel:
-        """The LLM block alone, as a causal LM of transformers (a copy)."""
+        """The base LM alone, as a causal LM of transformers (a copy)."""
         check_float(self.model.language_model)
         config = copy.deepcopy(self.config.text_config)
         config.tie_word_embeddings = self.config.tie_word_embeddings
@@ -494,7 +494,7 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        expert_ids: torch.LongTensor | None = None,
+        adapter_ids: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -503,7 +503,7 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         """Arguments as of [`RSMoEModel`]; `labels` [rows, tokens] with -100 where no loss is taken; `logits_to_keep`: the
         last so many tokens, or places [places], or a mask [rows, tokens] whose logits then are [true tokens, vocab_size].
         """
-        for name in COMPOSED_INPUTS:  # the processor makes them for `generate`
+        for name in EXPERT_INPUTS:  # the processor makes them for `generate`
             kwargs.pop(name, None)
         outputs = self.model(
             input_ids=input_ids,
@@ -515,7 +515,7 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            expert_ids=expert_ids,
+            adapter_ids=adapter_ids,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )

@@ -1,6 +1,6 @@
 """Processor of RS-MoE: images and instructions -> everything that `generate` or training needs, in one call.
 
-Knows how every kind of row is written down (LLM block, router, experts, composer); training and generation use the
+Knows how every kind of row is written down (base LM, router, experts, composer); training and generation use the
 same functions, so that a row reads the same in both.
 """
 
@@ -14,7 +14,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .configuration_rsmoe import EXPERT_NAMES
 from .errors_rsmoe import RSMoEError
-from .generation_rsmoe import COMPOSED_INPUTS
+from .generation_rsmoe import EXPERT_INPUTS
 from .images_rsmoe import read_images
 
 
@@ -54,7 +54,7 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 """
 
 
-def answer_prompt(question: str) -> str:
+def question_instruction(question: str) -> str:
     """A question as the model is asked it: `question? Answer the question using a single word or phrase.`"""
     question = " ".join(question.split())
     return f"{question if question.endswith(('?', '.', '!')) else question + '?'} {ANSWER_WORDING}"
@@ -75,8 +75,8 @@ def expert_prompt(name: str, prompt: str) -> str:
     return f"{expert_token(name)} {prompt}"
 
 
-def compose_prompt(instruction: str, parts: dict[str, str]) -> str:
-    """User text of the row in which the LLM block reads the experts' parts; an absent part is left empty."""
+def rewrite_request(instruction: str, parts: dict[str, str]) -> str:
+    """User text of the row in which the base LM reads the experts' parts; an absent part is left empty."""
     return instruction + "".join(f"\n{name}:{' ' + part if part else ''}" for name, part in parts.items())
 
 
@@ -195,7 +195,7 @@ class RSMoEProcessor(ProcessorMixin):
         Returns:
             `BatchFeature`: `input_ids`, `attention_mask` [texts, tokens]; `pixel_values` [images, 3, height, width];
             `qformer_input_ids`, `qformer_attention_mask` [images, tokens]; and the expert inputs (see
-            `generation_rsmoe.COMPOSED_INPUTS`).
+            `generation_rsmoe.EXPERT_INPUTS`).
 
         Raises:
             RSMoEError: an image that cannot be read. ValueError: other numbers of images and marks (both are named).
@@ -263,7 +263,7 @@ class RSMoEProcessor(ProcessorMixin):
         every = [(instruction, name) for instruction in instructions for name in self.experts]
         fixed = [self.expert_instructions[name] for _, name in every]
         slots = dict.fromkeys(self.experts, "")
-        compose = [compose_prompt(instruction, slots) for instruction in instructions]
+        compose = [rewrite_request(instruction, slots) for instruction in instructions]
         for name in self.experts:
             compose = [re.sub(rf"\n{name}:", rf"\n{name}:{PROMPT_TOKEN}", prompt) for prompt in compose]
 
@@ -276,7 +276,7 @@ class RSMoEProcessor(ProcessorMixin):
             "router_input_ids": _fold(rows([router_prompt(name, instruction) for instruction, name in every]), shape),
             "expert_input_ids": _fold(rows([expert_token(name) + PROMPT_TOKEN for _, name in every]), shape),
             "expert_qformer_input_ids": _fold(self.tokenize_qformer(fixed, tensors)["input_ids"], shape),
-            "compose_input_ids": rows(compose),
+            "rewrite_input_ids": rows(compose),
             "template_prompt_ids": _fold(self._tokenize([" " + text for text in fixed], tensors), shape),
             "instruction_ids": self._tokenize([" " + text for text in instructions], tensors),
         }
@@ -325,7 +325,7 @@ class RSMoEProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         own = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
         qformer = ["qformer_input_ids", "qformer_attention_mask"]
-        return list(dict.fromkeys([*own, *qformer, *COMPOSED_INPUTS]))
+        return list(dict.fromkeys([*own, *qformer, *EXPERT_INPUTS]))
 
 
 def _add_marks(tokenizer: Any, marks: list[str]) -> None:

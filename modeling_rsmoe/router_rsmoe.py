@@ -8,7 +8,7 @@ from .experts_rsmoe import RSMoEExpert
 
 
 class RSMoEInstructionRouter(RSMoEExpert):
-    """Weights by which the LLM block becomes the router [our decision: the paper's router model was not recovered]."""
+    """Weights by which the base LM becomes the router [our decision: the paper's router model was not recovered]."""
 
     config_class = RSMoERouterConfig
 

@@ -18,8 +18,8 @@ from .tiny import tiny_config
         ({"expert_names": ["keys"]}, "expert_names: 'keys' cannot name an expert"),
         ({"expert_names": ["two words"]}, "'two words' cannot name"),
         ({"expert_names": ["router"]}, "'router' cannot name"),
-        ({"expert_config": {"rank": 0}}, "expert_config.rank is 0"),
-        ({"router_config": {"alpha": -1.0}}, "router_config.alpha is -1.0"),
+        ({"expert_config": {"r": 0}}, "expert_config.r is 0"),
+        ({"router_config": {"lora_alpha": -1.0}}, "router_config.alpha is -1.0"),
         ({"expert_config": {"target_modules": []}}, r"expert_config.target_modules is \[\]"),
         ({"expert_token_ids": [1, 2]}, "expert_token_ids has 2 ids for 3 expert_names"),
         ({"image_token_id": 999}, "vocabulary of text_config.vocab_size 265"),
@@ -40,8 +40,8 @@ def test_vision_encoder_without_patches_is_refused():
 
 
 def test_unknown_kind_is_refused():
-    with pytest.raises(Exception, match="kind"):
-        tiny_config(expert_config={"kind": "sparse"})
+    with pytest.raises(Exception, match="expert_type"):
+        tiny_config(expert_config={"expert_type": "sparse"})
 
 
 @pytest.mark.parametrize("decoder", ["gpt2", "opt"])
@@ -60,7 +60,7 @@ def test_one_to_eight_experts():
     for count in (1, 8):
         config = tiny_config(expert_names=[f"e{i}" for i in range(count)])
         assert len(RSMoEForConditionalGeneration(config).model.experts) == count
-        assert config.reader_token_ids == list(range(265 - count - 1, 265))
+        assert config.adapter_token_ids == list(range(265 - count - 1, 265))
 
 
 def test_saved_configuration_holds_the_decoder_once(tmp_path):

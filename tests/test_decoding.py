@@ -83,12 +83,12 @@ def test_rows_stay_where_others_may_be_counted(model, batches):
 
 
 @pytest.mark.parametrize("router_mode", ["generated", "template"])
-@pytest.mark.parametrize("composition", ["concat", "llm"])
-def test_whole_path_says_the_same(model, plain, monkeypatch, router_mode, composition):
+@pytest.mark.parametrize("fusion", ["concat", "rewrite"])
+def test_whole_path_says_the_same(model, plain, monkeypatch, router_mode, fusion):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     images = list(torch.randint(0, 255, (2, 3, 40, 50), generator=torch.Generator().manual_seed(4)).to(torch.uint8))
     inputs = tiny_processor()(images=images, text=["Describe.", "Where?"], return_tensors="pt")
-    settings = {"router_mode": router_mode, "composition": composition, "return_dict_in_generate": True}
+    settings = {"router_mode": router_mode, "fusion": fusion, "return_dict_in_generate": True}
     settings |= {"eos_token_id": ENDS}
     model.generation_config.eos_token_id = ENDS
     expected = plain(lambda: model.generate(**inputs, **settings))
@@ -109,15 +109,15 @@ def test_composing_looks_up_in_the_parts(model, monkeypatch):
         return generate_rows(rows, features, **kwargs)
 
     monkeypatch.setattr(model, "_generate_rows", told)
-    found = model.generate(**inputs, composition="llm")
+    found = model.generate(**inputs, fusion="rewrite")
     assert asked == [None, None, LOOKUP]
     for other in ({"num_beams": 2}, {"do_sample": True}, {"cache_implementation": "static"}, {"use_cache": False}):
         asked.clear()
-        model.generate(**inputs, composition="llm", **other)
+        model.generate(**inputs, fusion="rewrite", **other)
         assert set(asked) == {None}, other
     with monkeypatch.context() as patched:
         patched.setattr(model, "_is_plain_greedy", lambda kwargs: False)
-        assert torch.equal(model.generate(**inputs, composition="llm"), found)
+        assert torch.equal(model.generate(**inputs, fusion="rewrite"), found)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 7, 8, 9])

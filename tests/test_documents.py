@@ -32,7 +32,7 @@ SCORES = ROOT / "docs" / "scores"
 def folder(tmp_path_factory) -> Path:
     """A folder as the examples find it: the checkpoint `nano` and `tile.png`."""
     folder = tmp_path_factory.mktemp("user")
-    tiny_checkpoint(folder / "nano", selector_rank=4, selector_buckets=32)
+    tiny_checkpoint(folder / "nano", reranker_rank=4, reranker_buckets=32)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / "tile.png")
     return folder
 
@@ -94,7 +94,7 @@ def test_nano_builds_and_has_the_parameters_of_its_card():
     parts = {
         "image encoder": model.encoder.vision_model,
         "Q-Former": model.encoder.qformer,
-        "LLM block": model.language_model,
+        "base LM": model.language_model,
         "router": model.router,
     }
     card = (ROOT / "model_card.md").read_text()
@@ -140,8 +140,8 @@ def test_what_the_card_says_of_scores_is_so():
         found = {against["name"]: against["differences"] for against in read_report(SCORES / report)["against"]}
         return {one["dataset"]: one["scores"][score] for one in found[other]}
 
-    assert "Its captions are better than those of its LLM block alone **because a selector chooses**" in limits
-    found = difference("captioning-val-full.json", "captioning-val-llm", "CIDEr-D")
+    assert "Its captions are better than those of its base LM alone **because a reranker chooses**" in limits
+    found = difference("captioning-val-full.json", "captioning-val-base", "CIDEr-D")
     assert min(found[dataset]["low"] for dataset in ("RSICD", "UCM-Captions", "all")) > 0
     assert "Of RSVQA-LR's questions it answers fewer than a guess from their words" in limits
     assert difference("vqa-val-full.json", "vqa-val-question-only", "accuracy")["RSVQA-LR"]["high"] < 0

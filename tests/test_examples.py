@@ -17,7 +17,7 @@ from transformers import logging
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.data.records import read_captions
-from modeling_rsmoe.processing_rsmoe import answer_prompt, expert_prompt
+from modeling_rsmoe.processing_rsmoe import expert_prompt, question_instruction
 from modeling_rsmoe.training.parts import part_of
 from modeling_rsmoe.training.rows import RowCollator
 
@@ -158,7 +158,7 @@ def test_train_own_images(checkpoint, image_folder, tmp_path, capsys):
     assert "eval_loss" in (stage1 / "trainer_state.json").read_text()
     old, new = load_file(stage1 / "model.safetensors"), load_file(stage2 / "model.safetensors")
     assert {part_of(name) for name in new if not torch.equal(old[name], new[name])} == {"router", "experts"}
-    assert moved(checkpoint, stage1) == {"qformer", "projection", "llm"}
+    assert moved(checkpoint, stage1) == {"qformer", "projection", "language_model"}
     weights = (stage2 / "model.safetensors").stat().st_mtime_ns
     assert main(command)["text"] == result["text"]
     assert (stage2 / "model.safetensors").stat().st_mtime_ns == weights  # what is finished is not trained again
@@ -229,7 +229,7 @@ def test_add_expert(checkpoint, data, tmp_path, capsys):
     assert list(result["parts"]) == ["theme", "object", "relation", "counting"]
     assert f"counting: {result['parts']['counting']}" in capsys.readouterr().out
     rows = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
-    prompt = f"<counting> {answer_prompt('How many planes?')}"
+    prompt = f"<counting> {question_instruction('How many planes?')}"
     assert rows == [
         {"image": f"{i}.png", "kind": "expert", "expert": "counting", "prompt": prompt, "completions": [str(i)]}
         for i in range(6)
@@ -247,7 +247,7 @@ def test_add_expert(checkpoint, data, tmp_path, capsys):
 
     model, processor = RSMoEForConditionalGeneration.from_pretrained(trained), RSMoEProcessor.from_pretrained(trained)
     assert model.config.expert_names == processor.experts == ["theme", "object", "relation", "counting"]
-    asked = processor.render(expert_prompt("counting", answer_prompt("How many planes?")))
+    asked = processor.render(expert_prompt("counting", question_instruction("How many planes?")))
     inputs = processor(images=data / "0.png", text=asked, return_tensors="pt")
     written = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
     assert processor.batch_decode(written, skip_special_tokens=True)[0].strip() == result["parts"]["counting"]
@@ -279,7 +279,7 @@ with torch.no_grad():
     ids, logits = (torch.tensor(values) for values in json.loads(without_package(code, output)))
     model = RSMoEForConditionalGeneration.from_pretrained(checkpoint)
     with torch.no_grad():
-        expected, block = (model(input_ids=ids, expert_ids=torch.tensor([reader])).logits for reader in (4, 0))
+        expected, block = (model(input_ids=ids, adapter_ids=torch.tensor([reader])).logits for reader in (4, 0))
     torch.testing.assert_close(logits, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
     assert (logits - block).abs().max() > 0.1
     assert not [file for file in output.iterdir() if file.suffix in (".py", ".bin")]

@@ -61,9 +61,9 @@ def test_cached_equals_a_plain_loop(model):
 
 
 @pytest.mark.parametrize("router_mode", ["generated", "template", "none"])
-@pytest.mark.parametrize("composition", ["concat", "llm"])
-def test_batch_equals_image_by_image(model, processor, inputs, router_mode, composition):
-    settings = {"router_mode": router_mode, "composition": composition}
+@pytest.mark.parametrize("fusion", ["concat", "rewrite"])
+def test_batch_equals_image_by_image(model, processor, inputs, router_mode, fusion):
+    settings = {"router_mode": router_mode, "fusion": fusion}
     together = describe(model, processor, inputs, **settings)
     assert together == [describe(model, processor, part(inputs, i), **settings)[0] for i in range(3)]
     assert len({result["text"] for result in together}) > 1
@@ -95,10 +95,10 @@ def test_concat_keeps_order_and_drops_repeated_sentences(model):
 
 
 def test_composing_llm_reads_the_parts(model, processor, inputs):
-    """Other parts, other text: with the parts taken out, the LLM block writes something else."""
-    whole = describe(model, processor, inputs, composition="llm")
-    deaf = {**inputs, "compose_input_ids": inputs["input_ids"]}
-    assert [r["text"] for r in whole] != [r["text"] for r in describe(model, processor, deaf, composition="llm")]
+    """Other parts, other text: with the parts taken out, the base LM writes something else."""
+    whole = describe(model, processor, inputs, fusion="rewrite")
+    deaf = {**inputs, "rewrite_input_ids": inputs["input_ids"]}
+    assert [r["text"] for r in whole] != [r["text"] for r in describe(model, processor, deaf, fusion="rewrite")]
 
 
 def test_router_reads_an_image_once(model, inputs, monkeypatch):
@@ -132,21 +132,21 @@ def test_vit_runs_once(model, inputs, monkeypatch):
     monkeypatch.setattr(
         model.model.encoder.vision_model, "forward", lambda *a, **k: (calls.append(1), forward(*a, **k))[1]
     )
-    model.generate(**inputs, composition="llm")
+    model.generate(**inputs, fusion="rewrite")
     assert len(calls) == 1
 
 
 def test_beams_and_sampling(model, processor, inputs):
     for decoding in ({"num_beams": 3}, {"do_sample": True, "top_k": 5}):
-        for composition in ("concat", "llm"):
-            results = describe(model, processor, inputs, composition=composition, **decoding)
+        for fusion in ("concat", "rewrite"):
+            results = describe(model, processor, inputs, fusion=fusion, **decoding)
             assert len(results) == 3 and all(results[0]["parts"])
 
 
-@pytest.mark.parametrize("composition", ["concat", "llm"])
-def test_several_samples_stay_apart(model, processor, inputs, composition):
+@pytest.mark.parametrize("fusion", ["concat", "rewrite"])
+def test_several_samples_stay_apart(model, processor, inputs, fusion):
     """Two samples of an image are two texts, never one glued text."""
-    decoding = {"num_beams": 2, "num_return_sequences": 2, "composition": composition}
+    decoding = {"num_beams": 2, "num_return_sequences": 2, "fusion": fusion}
     two = describe(model, processor, inputs, **decoding)
     assert len(two) == 6
     for i in range(3):
@@ -155,17 +155,17 @@ def test_several_samples_stay_apart(model, processor, inputs, composition):
     assert any(two[2 * i]["text"] != two[2 * i + 1]["text"] for i in range(3))
 
 
-@pytest.mark.parametrize("composition", ["concat", "llm"])
-def test_streamer_gets_the_final_text(model, processor, inputs, composition, capsys):
+@pytest.mark.parametrize("fusion", ["concat", "rewrite"])
+def test_streamer_gets_the_final_text(model, processor, inputs, fusion, capsys):
     alone = part(inputs, 0)
-    expected = describe(model, processor, alone, composition=composition)[0]["text"]
+    expected = describe(model, processor, alone, fusion=fusion)[0]["text"]
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    model.generate(**alone, composition=composition, streamer=streamer)
+    model.generate(**alone, fusion=fusion, streamer=streamer)
     assert capsys.readouterr().out.strip() == expected
 
 
-@pytest.mark.parametrize("composition", ["concat", "llm"])
-def test_streamer_is_told_each_step_before_the_text(model, processor, inputs, composition):
+@pytest.mark.parametrize("fusion", ["concat", "rewrite"])
+def test_streamer_is_told_each_step_before_the_text(model, processor, inputs, fusion):
     class Steps(TextStreamer):
         told = []
 
@@ -176,9 +176,7 @@ def test_streamer_is_told_each_step_before_the_text(model, processor, inputs, co
             self.told.append(("text", text))
 
     streamer = Steps(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    outputs = model.generate(
-        **part(inputs, 0), composition=composition, streamer=streamer, return_dict_in_generate=True
-    )
+    outputs = model.generate(**part(inputs, 0), fusion=fusion, streamer=streamer, return_dict_in_generate=True)
     expected = processor.post_process_generation(outputs)[0]
     assert streamer.told[:2] == [(name, expected[name]) for name in ("router_prompts", "parts")]
     assert "".join(text for _, text in streamer.told[2:]).strip() == expected["text"]
@@ -199,12 +197,12 @@ def test_sequences_begin_with_the_prompt(model, inputs):
     assert torch.equal(outputs[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
 
 
-@pytest.mark.parametrize("composition", ["concat", "llm"])
-def test_everything_empty(processor, inputs, composition):
+@pytest.mark.parametrize("fusion", ["concat", "rewrite"])
+def test_everything_empty(processor, inputs, fusion):
     """A model that says nothing at all gives empty texts, not an error."""
     model = tiny_model()
     model.generation_config.suppress_tokens = [i for i in range(265) if i != 2]
-    result = describe(model, processor, inputs, composition=composition)[0]
+    result = describe(model, processor, inputs, fusion=fusion)[0]
     assert result["text"] == "" and set(result["parts"].values()) == {""}
     assert result["router_prompts"]["theme"] == "theme?"  # a router that says nothing leaves the fixed prompt
 
@@ -222,7 +220,7 @@ def test_one_expert():
     ("kwargs", "message"),
     [
         ({"router_mode": "softmax"}, "Unknown router_mode 'softmax'; known are generated, template, none"),
-        ({"composition": "vote"}, "Unknown composition 'vote'; known are concat, llm"),
+        ({"fusion": "vote"}, "Unknown fusion 'vote'; known are concat, llm"),
         ({"pixel_values": None}, "without images; pass pixel_values or image_embeds"),
         ({"input_ids": None}, "without input_ids"),
         ({"pixel_values": torch.zeros(2, 3, 28, 28)}, "2 images were given for 3 rows"),
@@ -240,4 +238,4 @@ def test_typo_is_noticed(model, inputs):
 
 def test_streamer_refuses_a_batch(model, processor, inputs):
     with pytest.raises(ValueError, match="batch size 1|one text"):
-        model.generate(**inputs, composition="concat", streamer=TextStreamer(processor.tokenizer))
+        model.generate(**inputs, fusion="concat", streamer=TextStreamer(processor.tokenizer))

@@ -12,7 +12,7 @@ from modeling_rsmoe import RSMoEConfig, RSMoEError, RSMoEExpert, RSMoEForConditi
 from .tiny import TEXT, tiny_config, tiny_model
 
 
-READERS = [None, 261, 262, 263, 264, 263, None, 264]  # the LLM block, the router, theme, object, relation, ...
+READERS = [None, 261, 262, 263, 264, 263, None, 264]  # the base LM, the router, theme, object, relation, ...
 DECODERS = ["llama", "qwen2", "qwen3", "mistral", "smollm3"]
 VISIONS = ["dinov2", "vit", "clip_vision_model", "siglip_vision_model", "instructblip_vision_model"]
 
@@ -46,7 +46,7 @@ def one(inputs, i, unpadded=True):
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_mixed_batch_equals_row_by_row(kind):
     # In double precision (but for norms and positions): what float32 rounds away depends on the processor.
-    model = tiny_model(config=tiny_config(expert_config={"kind": kind, "rank": 4})).double()
+    model = tiny_model(config=tiny_config(expert_config={"expert_type": kind, "r": 4})).double()
     inputs = rows()
     with torch.no_grad():
         together = model(**inputs).logits
@@ -62,7 +62,7 @@ def test_readers_differ():
     for reader in range(5):
         inputs = one(rows(readers=[None]), 0)
         with torch.no_grad():
-            outputs.append(model(**inputs, expert_ids=torch.tensor([reader])).logits)
+            outputs.append(model(**inputs, adapter_ids=torch.tensor([reader])).logits)
     for i in range(5):
         for j in range(i):
             assert (outputs[i] - outputs[j]).abs().max() > 0.01, (i, j)
@@ -71,7 +71,7 @@ def test_readers_differ():
 def test_expert_ids_of_takes_the_first_token():
     model = tiny_model().model
     ids = torch.tensor([[5, 6, 7], [5, 264, 261], [261, 262, 263], [7, 8, 263]])
-    assert model.expert_ids_of(ids).tolist() == [0, 4, 1, 3]
+    assert model.get_adapter_ids(ids).tolist() == [0, 4, 1, 3]
 
 
 def test_rows_without_an_expert_equal_the_stock_decoder():
@@ -87,17 +87,17 @@ def test_rows_without_an_expert_equal_the_stock_decoder():
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_reset_experts_are_the_llm_block(kind):
     """The beginning of stage 2: B = 0, or copied layers."""
-    model = tiny_model(config=tiny_config(expert_config={"kind": kind}, router_config={"kind": kind}))
+    model = tiny_model(config=tiny_config(expert_config={"expert_type": kind}, router_config={"expert_type": kind}))
     model.model.reset_experts()
     inputs = rows(images=False)
     with torch.no_grad():
         ours = model(**inputs).logits
-        llm = model(**inputs, expert_ids=torch.zeros(len(READERS), dtype=torch.long)).logits
+        llm = model(**inputs, adapter_ids=torch.zeros(len(READERS), dtype=torch.long)).logits
     torch.testing.assert_close(ours, llm, atol=1e-6, rtol=0)
 
 
 def test_full_experts_equal_lora_experts_at_the_start():
-    lora, full = (tiny_model(config=tiny_config(expert_config={"kind": kind})) for kind in ("lora", "full"))
+    lora, full = (tiny_model(config=tiny_config(expert_config={"expert_type": kind})) for kind in ("lora", "full"))
     for part in ("language_model", "encoder"):
         getattr(full.model, part).load_state_dict(getattr(lora.model, part).state_dict())
     lora.model.reset_experts()
@@ -242,7 +242,7 @@ def test_decoders(decoder):
         for i in (0, 2, 4):
             alone = model(**one(inputs, i)).logits
             torch.testing.assert_close(together[i, -alone.shape[1] :], alone[0], atol=1e-4, rtol=1e-4)
-        llm = model(**inputs, expert_ids=torch.zeros(len(READERS), dtype=torch.long)).logits
+        llm = model(**inputs, adapter_ids=torch.zeros(len(READERS), dtype=torch.long)).logits
     assert (together - llm)[2].abs().max() > 0.01
 
 
@@ -258,7 +258,7 @@ def test_vision_encoders(vision):
 
 def test_full_experts_of_qwen3_replace_its_norms_too():
     model = tiny_model(
-        config=tiny_config(text_config={"model_type": "qwen3", "head_dim": 8}, expert_config={"kind": "full"})
+        config=tiny_config(text_config={"model_type": "qwen3", "head_dim": 8}, expert_config={"expert_type": "full"})
     )
     inputs = rows()
     with torch.no_grad():
@@ -271,7 +271,7 @@ def test_full_experts_of_qwen3_replace_its_norms_too():
         model.model.experts["theme"].merge_into(expert)
         merged = copy.deepcopy(model)
         merged.model.language_model = expert
-        alone = merged(**one(inputs, 2), expert_ids=torch.zeros(1, dtype=torch.long)).logits
+        alone = merged(**one(inputs, 2), adapter_ids=torch.zeros(1, dtype=torch.long)).logits
     torch.testing.assert_close(together[2, -alone.shape[1] :], alone[0], atol=1e-4, rtol=1e-4)
 
 
@@ -290,13 +290,13 @@ def test_merged_expert_is_a_plain_decoder():
 def test_merged_llm(kind, tied):
     """A causal LM of transformers that reads text as the expert's rows do; the model stays as it was."""
     text = {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": tied}
-    model = tiny_model(config=tiny_config(text_config=text, expert_config={"kind": kind, "rank": 4}))
+    model = tiny_model(config=tiny_config(text_config=text, expert_config={"expert_type": kind, "r": 4}))
     before = copy.deepcopy(model.state_dict())
     llm = model.merged_llm("object")
     inputs = rows(readers=[263, 263], images=False)
     with torch.no_grad():
         found, expected = llm(**inputs).logits, model(**inputs).logits
-        block = model(**inputs, expert_ids=torch.zeros(2, dtype=torch.long)).logits
+        block = model(**inputs, adapter_ids=torch.zeros(2, dtype=torch.long)).logits
         kept = inputs["attention_mask"] == 1
         torch.testing.assert_close(found[kept], expected[kept], atol=1e-4, rtol=1e-4)
         assert (found - block)[kept].abs().max() > 0.1
@@ -310,8 +310,8 @@ def test_merged_llm(kind, tied):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_added_expert(kind, tied, tmp_path):
-    """It starts at the LLM block and moves its own rows only; every other weight is the same, bit for bit."""
-    config = tiny_config(text_config={"tie_word_embeddings": tied}, expert_config={"kind": kind, "rank": 4})
+    """It starts at the base LM and moves its own rows only; every other weight is the same, bit for bit."""
+    config = tiny_config(text_config={"tie_word_embeddings": tied}, expert_config={"expert_type": kind, "r": 4})
     model, inputs = tiny_model(config=config), rows()
     new = rows(readers=[265])
     before = copy.deepcopy(model.state_dict())
@@ -320,7 +320,7 @@ def test_added_expert(kind, tied, tmp_path):
         expert = model.add_expert("counting", 265)
         torch.testing.assert_close(model(**inputs).logits[..., :265], others, atol=1e-5, rtol=1e-5)
         start = model(**new).logits
-        block = model(**new, expert_ids=torch.zeros(1, dtype=torch.long)).logits
+        block = model(**new, adapter_ids=torch.zeros(1, dtype=torch.long)).logits
         torch.testing.assert_close(start, block, atol=1e-5, rtol=1e-5)
         for parameter in expert.parameters():
             parameter.normal_(0, 0.3)
@@ -333,7 +333,7 @@ def test_added_expert(kind, tied, tmp_path):
         assert torch.equal(value[: len(before[name])], before[name])
         if len(value) > len(before[name]):
             torch.testing.assert_close(value[265:], before[name][[262, 263, 264]].mean(0, keepdim=True))
-    assert model.model.expert_ids_of(new["input_ids"]).tolist() == [5]
+    assert model.model.get_adapter_ids(new["input_ids"]).tolist() == [5]
     assert model.generation_config.suppress_tokens[-1] == 265
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
 
@@ -379,7 +379,10 @@ def test_deepcopy_is_independent():
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_replaced_layer_is_noticed_and_can_be_attached_again(kind):
-    model, inputs = tiny_model(config=tiny_config(expert_config={"kind": kind}, router_config={"kind": kind})), rows()
+    model, inputs = (
+        tiny_model(config=tiny_config(expert_config={"expert_type": kind}, router_config={"expert_type": kind})),
+        rows(),
+    )
     with torch.no_grad():
         before = model(**inputs).logits
     layer = model.model.language_model.layers[1].self_attn
@@ -399,7 +402,7 @@ def test_foreign_cache_without_readers_is_refused():
     with torch.no_grad():
         cache = model.model.language_model(**inputs, use_cache=True).past_key_values
         step = {"input_ids": torch.tensor([[7], [8]]), "past_key_values": cache}
-        with pytest.raises(ValueError, match="pass `expert_ids`"):
+        with pytest.raises(ValueError, match="pass `adapter_ids`"):
             model(**step)
 
 
@@ -429,7 +432,7 @@ def test_image_counts_must_match():
 
 
 def test_expert_of_another_shape_is_refused(tmp_path):
-    tiny_model(config=tiny_config(expert_config={"rank": 2, "alpha": 4})).model.expert("theme").save_pretrained(
+    tiny_model(config=tiny_config(expert_config={"r": 2, "lora_alpha": 4})).model.expert("theme").save_pretrained(
         tmp_path
     )
     with pytest.raises(RSMoEError, match=r"lora_A has shape \(2, 48\); this model needs \(4, 48\)"):
@@ -474,8 +477,8 @@ def test_frozen_encoder_stays_in_evaluation_mode():
 def test_parts_of_other_ranks_and_targets_mix():
     """Router and experts may have other ranks and other layers."""
     config = tiny_config(
-        router_config={"rank": 3, "target_modules": ["down_proj", "q_proj"]},
-        expert_config={"rank": 5, "target_modules": ["q_proj", "v_proj"]},
+        router_config={"r": 3, "target_modules": ["down_proj", "q_proj"]},
+        expert_config={"r": 5, "target_modules": ["q_proj", "v_proj"]},
     )
     model, inputs = tiny_model(config=config), rows()
     with torch.no_grad():

@@ -54,10 +54,10 @@ def test_python_of_the_card_captions_the_demo_tile(nano, tmp_path):
 
 
 def test_experts_and_router_learned_something(nano):
-    """Template prompts and the router's own lead to other texts; experts say other things than the LLM block."""
+    """Template prompts and the router's own lead to other texts; experts say other things than the base LM."""
     model, processor = RSMoEForConditionalGeneration.from_pretrained(nano), RSMoEProcessor.from_pretrained(nano)
     inputs = processor(images=demo_image(), text="Describe the image.", return_tensors="pt")
-    outputs = model.generate(**inputs, return_dict_in_generate=True, composition="concat")
+    outputs = model.generate(**inputs, return_dict_in_generate=True, fusion="concat")
     result = processor.post_process_generation(outputs)[0]
     assert len(set(result["parts"].values())) > 1
     assert result["router_prompts"]["relation"].startswith("Where")

@@ -33,7 +33,7 @@ for folder in sys.argv[1:]:
     layer = shared.model.language_model.layers[0]
     assert layer.self_attn.q_proj.weight.to_local().shape == (16, 32), "the decoder is not shared"
     expert = shared.model.experts["theme"].layers[0]
-    if alone.config.expert_config.kind == "full":
+    if alone.config.expert_config.expert_type == "full":
         assert expert.mlp.down_proj.weight.to_local().shape == (32, 24), "the expert is not shared"
     else:
         assert expert.self_attn.q_proj.lora_B.to_local().shape == (16, 4), "the expert is not shared"
@@ -48,7 +48,7 @@ for folder in sys.argv[1:]:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert (ours[1:, -1] - ours[0, -1]).abs().amax(-1).min() > 1, "all readers read the same"
     assert torch.equal(shared.generate(**whole), alone.generate(**whole))
-    if alone.config.expert_config.kind == "lora":
+    if alone.config.expert_config.expert_type == "lora":
         try:
             shared(**rows)
             raise SystemExit("a gradient would have been wrong")
@@ -66,7 +66,7 @@ def folders(tmp_path_factory) -> list[Path]:
     made = []
     for kind in ("lora", "full"):
         folder = tmp_path_factory.mktemp(kind)
-        config = tiny_config(expert_config={"kind": kind}, router_config={"kind": kind})
+        config = tiny_config(expert_config={"expert_type": kind}, router_config={"expert_type": kind})
         tiny_model(config=config).save_pretrained(folder)
         tiny_processor().save_pretrained(folder)
         made.append(folder)

@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from modeling_rsmoe import RSMoEError, RSMoEProcessor
-from modeling_rsmoe.processing_rsmoe import compose_prompt, expert_prompt, router_prompt
+from modeling_rsmoe.processing_rsmoe import expert_prompt, rewrite_request, router_prompt
 
 from .tiny import tiny_model, tiny_processor
 
@@ -68,7 +68,7 @@ def test_left_padding(processor, image):
         ("Describe the image.", "Describe the image."),
         (router_prompt("theme", "Is it rural?"), "Is it rural?"),
         (expert_prompt("object", "Where are the planes?"), "object?"),
-        (compose_prompt("Describe.", {"theme": "An airport.", "object": "", "relation": "Near."}), "Describe."),
+        (rewrite_request("Describe.", {"theme": "An airport.", "object": "", "relation": "Near."}), "Describe."),
         ("Two lines:\nwhat and where?", "Two lines:\nwhat and where?"),
     ],
 )
@@ -104,12 +104,12 @@ def test_filled_rows_equal_rows_of_text(processor, image):
         text = processor.with_image_tokens(processor.render(expert_prompt(name, prompt)))
         assert [i for i in row if i] == ids(text)
     rows, _ = model._padded(
-        model._filled(whole["compose_input_ids"], [[ids(f" {part}") for part in parts.values()]]), "cpu"
+        model._filled(whole["rewrite_input_ids"], [[ids(f" {part}") for part in parts.values()]]), "cpu"
     )
-    text = processor.with_image_tokens(processor.render(compose_prompt("Describe.", parts)))
+    text = processor.with_image_tokens(processor.render(rewrite_request("Describe.", parts)))
     assert rows[0].tolist() == ids(text)
-    rows, _ = model._padded(model._filled(whole["compose_input_ids"], [[ids(" An airport."), [], []]]), "cpu")
-    empty = compose_prompt("Describe.", {"theme": "An airport.", "object": "", "relation": ""})
+    rows, _ = model._padded(model._filled(whole["rewrite_input_ids"], [[ids(" An airport."), [], []]]), "cpu")
+    empty = rewrite_request("Describe.", {"theme": "An airport.", "object": "", "relation": ""})
     assert rows[0].tolist() == ids(processor.with_image_tokens(processor.render(empty)))
 
 

@@ -204,11 +204,11 @@ def test_encoder_alone_gives_the_same_features(work: Path, expected: dict):
 
 
 def test_full_expert_alone(tmp_path: Path):
-    model = RSMoEModel(tiny_config(expert_config={"kind": "full"}))
+    model = RSMoEModel(tiny_config(expert_config={"expert_type": "full"}))
     model.experts["object"].save_pretrained(tmp_path)
     again = RSMoEExpert.from_pretrained(tmp_path)
     ours = model.experts["object"].state_dict()
-    assert again.config.kind == "full"
+    assert again.config.expert_type == "full"
     assert ours.keys() == again.state_dict().keys()
     assert all(torch.equal(tensor, ours[key]) for key, tensor in again.state_dict().items())
 

@@ -73,13 +73,13 @@ def tiny_processor(num_query_tokens: int = 4, **kwargs) -> RSMoEProcessor:
 def tiny_config(**changes) -> RSMoEConfig:
     """`text_config`, `vision_config`, `qformer_config`, `expert_config`, `router_config` are merged, the rest replaces."""
     parts = {"text_config": TEXT, "vision_config": VISION, "qformer_config": QFORMER}
-    parts |= {"expert_config": {"rank": 4, "alpha": 8}, "router_config": {"rank": 2, "alpha": 4}}
+    parts |= {"expert_config": {"r": 4, "lora_alpha": 8}, "router_config": {"r": 2, "lora_alpha": 4}}
     merged = {name: {**part, **changes.pop(name, {})} for name, part in parts.items()}
     return RSMoEConfig(**merged, **{"num_query_tokens": 4, "sentence_end_token_ids": [17], **changes})
 
 
 def tiny_model(seed: int = 0, config: RSMoEConfig | None = None) -> RSMoEForConditionalGeneration:
-    """Weights are large and experts differ from the LLM block, so that a wrong row shows in every output."""
+    """Weights are large and experts differ from the base LM, so that a wrong row shows in every output."""
     set_seed(seed)
     model = RSMoEForConditionalGeneration(config or tiny_config())
     with torch.no_grad():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # What a process does after loading: name in tables -> argument.
 MEMORY = {
-    "LLM block alone, 1 image": "block:1",
+    "base LM alone, 1 image": "block:1",
     "full, 1 image": "full:1",
     "full, 8 images": "full:8",
     "full, 32 images": "full:32",
@@ -30,7 +30,7 @@ MEMORY = {
     "InstructBLIP, 1 image": "instructblip:1",
 }
 COLD_TURNS = 3  # at most
-COLD = ("LLM block alone, 1 image", "full, 1 image")
+COLD = ("base LM alone, 1 image", "full, 1 image")
 PARTS = ("import", "load", "first caption")
 HELP = "rsmoe --help"
 
@@ -127,7 +127,7 @@ def main(folder: str, what: str, tokens: int, threads: int) -> None:
 
 
 def _ours(bench: "Workbench", kind: str, images: int) -> Callable[[], Any]:
-    """One caption of each image: by the LLM block, by the whole path, or the parts by full LLMs."""
+    """One caption of each image: by the base LM, by the whole path, or the parts by full LLMs."""
     if kind != "merged":
         return {"block": bench.block, "full": bench.full}[kind](images)
     from .peers import Merged

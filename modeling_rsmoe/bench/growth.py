@@ -110,7 +110,7 @@ def sharing_weights(bench: Workbench, embeddings: bool = True) -> Workbench:
 
 
 def with_experts(bench: Workbench, count: int) -> Workbench:
-    """With so many experts: the first ones, or new ones that begin at the LLM block (they cost what trained ones cost)."""
+    """With so many experts: the first ones, or new ones that begin at the base LM (they cost what trained ones cost)."""
     from ..experts_rsmoe import detach
 
     own = sharing_weights(bench, embeddings=count <= len(bench.processor.experts))

@@ -49,7 +49,7 @@ def instructblip_like(own: "RSMoEConfig", image_size: int, dtype: torch.dtype) -
 
 
 class InstructBlip:
-    """One caption by InstructBLIP's `generate`, beside one by the LLM block alone, from the same tensors."""
+    """One caption by InstructBLIP's `generate`, beside one by the base LM alone, from the same tensors."""
 
     def __init__(self, bench: Workbench):
         model: Any = bench.model

@@ -1,6 +1,6 @@
-"""(f): the LLM block's decode by llama.cpp, from a GGUF file of the same LLM.
+"""(f): the base LM's decode by llama.cpp, from a GGUF file of the same LLM.
 
-What a program without Python between its steps reaches on this processor. It is the original LLM, not the LLM block that
+What a program without Python between its steps reaches on this processor. It is the original LLM, not the base LM that
 stage 1 made of it (same shapes, so the same work); a prompt of words takes the place of the image's features.
 """
 

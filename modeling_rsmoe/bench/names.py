@@ -1,6 +1,6 @@
 """What contenders are called, in results, tables and plots. Imports nothing, so that results can be read without torch."""
 
-BLOCK = "LLM block alone"
+BLOCK = "base LM alone"
 FULL, TEMPLATE = "full, router, concat", "full, template, concat"
 OURS, ONE_BY_ONE = "RS-MoE, one batch", "RS-MoE, row by row"
 PEFT, MERGED = "PEFT adapter_names", "an LLM for each expert"

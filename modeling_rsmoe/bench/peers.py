@@ -95,7 +95,7 @@ class Ours:
         self.model: Any = bench.model
 
     def readers(self, rows: Rows) -> dict[str, Any]:
-        return {"expert_ids": rows.readers}
+        return {"adapter_ids": rows.readers}
 
     @torch.no_grad()
     def generate(self, rows: Rows, **more) -> torch.Tensor:
@@ -137,14 +137,14 @@ class OneByOne(Ours):
 
 
 class Block(Ours):
-    """The same rows read by the LLM block, none of them by an expert."""
+    """The same rows read by the base LM, none of them by an expert."""
 
     def readers(self, rows: Rows) -> dict[str, Any]:
-        return {"expert_ids": torch.zeros_like(rows.readers)}
+        return {"adapter_ids": torch.zeros_like(rows.readers)}
 
 
 class Plain(Ours):
-    """transformers' own causal LM with the LLM block's weights: no experts at all."""
+    """transformers' own causal LM with the base LM's weights: no experts at all."""
 
     def __init__(self, bench: Workbench, llm: Any = None):
         super().__init__(bench)
@@ -178,7 +178,7 @@ class Peft(Ours):
 
 
 class Merged(Ours):
-    """A full LLM for each expert (its weights merged into the LLM block), one after the other over that expert's rows."""
+    """A full LLM for each expert (its weights merged into the base LM), one after the other over that expert's rows."""
 
     def __init__(self, bench: Workbench):
         super().__init__(bench)

@@ -147,7 +147,7 @@ def lengths(bench: Workbench) -> dict[str, Any]:
     inputs, stop = bench.inputs(1, expert_inputs=True), ends(bench)
     prompts = trimmed(bench.full_of(inputs)(return_dict_in_generate=True).router_prompts[0], stop)
     return {
-        "LLM block's row": bench.inputs(1, expert_inputs=False)["input_ids"].shape[1],
+        "base LM's row": bench.inputs(1, expert_inputs=False)["input_ids"].shape[1],
         "router's rows": router_rows(bench, inputs).mask.sum(1).tolist(),
         "router's prompts": [len(prompt) for prompt in prompts],
         "experts' rows": expert_rows(bench, inputs, prompts if all(prompts) else None).mask.sum(1).tolist(),
@@ -156,7 +156,7 @@ def lengths(bench: Workbench) -> dict[str, Any]:
 
 def phases(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
     """Phases of one caption in every mode, in turn."""
-    run, every = Phases(bench), modes(bench.compositions)
+    run, every = Phases(bench), modes(bench.fusions)
     found: dict[str, dict[str, Times]] = {name: {} for name in every}
     runs = [(turn, name) for turn in range(repeats + 1) for name in every]
     for index, (turn, name) in enumerate(runs):
@@ -177,7 +177,7 @@ def phases(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
 
 def products(bench: Workbench, repeats: int, tell: Tell, images: int = 1) -> list[Group]:
     """The matrix products of one decoding step alone, by the model's own linear layers, without what is between them: of
-    one row by the LLM block, and of the experts' rows with and without the low-rank products."""
+    one row by the base LM, and of the experts' rows with and without the low-rank products."""
     from ..decoding_rsmoe import fast_products
 
     model, rows = bench.model, images * len(bench.processor.experts)
@@ -185,7 +185,7 @@ def products(bench: Workbench, repeats: int, tell: Tell, images: int = 1) -> lis
     contenders = {
         f"{BLOCK}, 1 row": _products(bench, 1, None),
         f"{BLOCK}, {rows} rows": _products(bench, rows, None),
-        f"with experts, {rows} rows": _products(bench, rows, model.model.gate_of(readers)),
+        f"with experts, {rows} rows": _products(bench, rows, model.model.get_adapter_gate(readers)),
     }
     with (
         torch.inference_mode(),

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ..data.files import whole_file
-from ..extras import require
+from ..utils.extras import require
+from ..utils.files import whole_file
 from .names import BLOCK, FULL, TEMPLATE
 from .results import Results, group_of
 from .timing import Times, seconds, spread

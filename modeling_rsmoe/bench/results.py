@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
-from ..data.files import write_whole
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import write_whole
 from .timing import Group
 
 

@@ -27,9 +27,9 @@ def latency(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
     """From one picture to one text, in every mode."""
     contenders = {
         BLOCK: bench.block(),
-        **{name: bench.full(1, *mode) for name, mode in modes(bench.compositions).items()},
+        **{name: bench.full(1, *mode) for name, mode in modes(bench.fusions).items()},
     }
-    *_, composed = (name for name in contenders if name.endswith("router, llm"))
+    *_, composed = (name for name in contenders if name.endswith("router, rewrite"))
     contenders[f"{composed}, {PLAIN_SEARCH}"] = partial(_plainly, bench, contenders[composed])
     return [
         {
@@ -89,7 +89,7 @@ def _plainly(bench: Workbench, run: Callable[[], Any]) -> None:
 def decoding(
     bench: Workbench, decoders: Decoders, repeats: int, tell: Tell, images: Sequence[int] = ROW_IMAGES
 ) -> list[Group]:
-    """(a), (c), (d): who decodes the experts' rows; also the LLM block alone, over one row and over as many rows."""
+    """(a), (c), (d): who decodes the experts' rows; also the base LM alone, over one row and over as many rows."""
     groups: list[Group] = []
     for index, count in enumerate(images):
         rows = expert_rows(bench, bench.inputs(count, expert_inputs=True))
@@ -125,7 +125,7 @@ def steps(bench: Workbench, decoders: Decoders, repeats: int, tell: Tell) -> tup
 
 
 def against_instructblip(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
-    """(e): transformers' own InstructBLIP at the same shapes, its one caption beside the LLM block's one."""
+    """(e): transformers' own InstructBLIP at the same shapes, its one caption beside the base LM's one."""
     from .instructblip import InstructBlip
 
     peer = InstructBlip(bench)
@@ -136,7 +136,7 @@ def against_instructblip(bench: Workbench, repeats: int, tell: Tell) -> list[Gro
 def against_llama_cpp(
     bench: Workbench, decoders: Decoders, gguf: Path, threads: int, repeats: int, tell: Tell
 ) -> tuple[list[Group], dict[str, Any]]:
-    """(f): llama.cpp beside transformers' own causal LM and our LLM block, after a prompt of as many tokens; from the file as
+    """(f): llama.cpp beside transformers' own causal LM and our base LM, after a prompt of as many tokens; from the file as
     it is and from one of float32 weights."""
     from .llama_cpp import decode, file_facts, llama, write_float
 

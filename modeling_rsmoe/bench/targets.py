@@ -69,13 +69,13 @@ def bandwidth(results: Results) -> Spread:
 
 TARGETS = (
     Target(
-        "full (router, 3 experts, concat) against the LLM block alone, 1 image",
+        "full (router, 3 experts, concat) against the base LM alone, 1 image",
         2.2,
         False,
         _of("latency", FULL, BLOCK),
     ),
     Target("the same with `router=template`, 1 image", 1.5, False, _of("latency", TEMPLATE, BLOCK)),
-    Target("full against the LLM block alone, 8 images", 3.0, False, _of("images: 8", FULL, BLOCK)),
+    Target("full against the base LM alone, 8 images", 3.0, False, _of("images: 8", FULL, BLOCK)),
     Target("the same with `router=template`, 8 images", 1.9, False, _of("images: 8", TEMPLATE, BLOCK)),
     Target(
         "against router and experts one after another (b), 1 image",
@@ -87,7 +87,7 @@ TARGETS = (
     Target("against PEFT's `adapter_names` (c), 3 rows", 1.4, True, _of("rows: 1", PEFT, OURS)),
     Target("the same, 24 rows", 1.2, True, _of("rows: 8", PEFT, OURS)),
     Target(
-        "LLM block's caption against InstructBLIP's of the same shapes (e)",
+        "base LM's caption against InstructBLIP's of the same shapes (e)",
         1.2,
         True,
         _of("instructblip", INSTRUCTBLIP, BLOCK),
@@ -102,7 +102,7 @@ TARGETS = (
         "the same with `router=template`, 5 to 8 experts", 1 / 3, False, lambda r, c: _experts_share(r, c, TEMPLATE)
     ),
     Target(
-        "decoding step over the bandwidth floor (g), LLM block alone, 1 row",
+        "decoding step over the bandwidth floor (g), base LM alone, 1 row",
         2.0,
         False,
         lambda r, c: steps_over_floor(r, c, BLOCK),

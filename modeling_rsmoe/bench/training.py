@@ -16,7 +16,6 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from ..data.files import cache_folder
 from ..errors_rsmoe import RSMoEError
 from ..training import Recipe, read_settings
 from ..training.features import FeatureCache
@@ -24,6 +23,7 @@ from ..training.parts import halve_llm, select_parts
 from ..training.rows import RowCollator, TrainingData, read_data, training_rows
 from ..training.stages import load_start
 from ..training.trainer import RowTrainer
+from ..utils.files import cache_folder
 from .names import OURS_SETTINGS, OURS_SINGLE, TRL
 from .timing import Group, Tell, Times
 
@@ -100,7 +100,7 @@ class StepTimes(TrainerCallback):
         self.ends: list[tuple[float, float]] = []
         self.parts: Counter[str] = Counter()
         encoder, llm = model.model.encoder, model.model.language_model
-        for name, module in (("ViT", encoder.vision_model), ("Q-Former", encoder.qformer), ("LLM block", llm)):
+        for name, module in (("ViT", encoder.vision_model), ("Q-Former", encoder.qformer), ("base LM", llm)):
             module.forward = self.timed(name, module.forward)
         trainer.data_collator = self.timed("images and texts to tensors", trainer.data_collator)
         trainer.accelerator.backward = self.timed("backward", trainer.accelerator.backward)

@@ -44,9 +44,9 @@ class Workbench:
         return {"min_new_tokens": self.tokens, "max_new_tokens": self.tokens, "do_sample": False, "num_beams": 1}
 
     @property
-    def compositions(self) -> list[str]:
+    def fusions(self) -> list[str]:
         """Those that the model has."""
-        return ["concat", "llm"] + (["choose"] if self.model.model.selector is not None else [])
+        return ["concat", "rewrite"] + (["rerank"] if self.model.model.reranker is not None else [])
 
     def some(self, images: int) -> list[Image.Image]:
         return [self.pictures[i % len(self.pictures)] for i in range(images)]
@@ -64,27 +64,23 @@ class Workbench:
         return made.to(self.model.device, self.model.dtype)
 
     def block(self, images: int = 1) -> Callable[[], Any]:
-        """From pictures to the captions of the LLM block alone."""
+        """From pictures to the captions of the base LM alone."""
         return lambda: self.model.generate(**self.inputs(images, False), **self.lengths)
 
-    def full(self, images: int = 1, router: str = "generated", composition: str = "concat") -> Callable[[], Any]:
+    def full(self, images: int = 1, router: str = "generated", fusion: str = "concat") -> Callable[[], Any]:
         """From pictures to the captions of the whole path."""
-        return lambda: self.full_of(self.inputs(images, True), router, composition)()
+        return lambda: self.full_of(self.inputs(images, True), router, fusion)()
 
-    def full_of(self, inputs: Any, router: str = "generated", composition: str = "concat") -> Callable[..., Any]:
+    def full_of(self, inputs: Any, router: str = "generated", fusion: str = "concat") -> Callable[..., Any]:
         """The same from what the processor made."""
-        settings = {"router_mode": router, "composition": composition, "router_max_new_tokens": self.router_tokens}
+        settings = {"router_mode": router, "fusion": fusion, "router_max_new_tokens": self.router_tokens}
         return lambda **more: self.model.generate(**inputs, **settings, **self.lengths, **more)
 
 
-def modes(compositions: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """The whole path's modes, router and composition, by the name that tables give them."""
+def modes(fusions: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The whole path's modes, router and fusion, by the name that tables give them."""
     routers = {"router": "generated", "template": "template"}
-    return {
-        f"full, {name}, {composition}": (router, composition)
-        for composition in compositions
-        for name, router in routers.items()
-    }
+    return {f"full, {name}, {fusion}": (router, fusion) for fusion in fusions for name, router in routers.items()}
 
 
 def made_pictures(count: int, side: int = SIDE) -> list[Image.Image]:
@@ -118,7 +114,7 @@ class Rows:
 
     Attributes:
         embeds: [rows, tokens, hidden_size], padded on the left. mask: [rows, tokens].
-        readers: [rows]: who reads each row, as of `RSMoEModel.expert_ids_of`. names: the same by expert.
+        readers: [rows]: who reads each row, as of `RSMoEModel.get_adapter_ids`. names: the same by expert.
     """
 
     embeds: torch.Tensor
@@ -175,7 +171,7 @@ def _rows(bench: Workbench, inputs: Any, ids: list[list[int]], asked: torch.Tens
     places = (padded == model.config.image_token_id).unsqueeze(-1)
     embeds = embeds.masked_scatter(places, features.to(embeds.dtype))
     names = list(bench.processor.experts) * (len(ids) // experts)
-    return Rows(embeds, mask, model.model.expert_ids_of(padded), names)
+    return Rows(embeds, mask, model.model.get_adapter_ids(padded), names)
 
 
 def without_padding(rows: torch.Tensor, pad: int) -> list[list[int]]:

@@ -13,9 +13,9 @@ from . import shared
 
 
 if TYPE_CHECKING:
-    from ..scenes.archive.describers import Checkpoint, Describer
-    from ..scenes.archive.engines import Engine
-    from ..scenes.archive.items import Item
+    from ..collection.describers import Checkpoint, Describer
+    from ..collection.engines import Engine
+    from ..collection.items import Item
 
 EngineName = Literal["local", "ray"]
 EngineOption = Annotated[
@@ -51,7 +51,7 @@ def make_engine(engine: EngineName | None, workers: int | None, address: str | N
         for option, value in (("--workers", workers), ("--address", address)):
             if value is not None:
                 raise RSMoEError(f"{option} is of the Ray engine: add --engine ray, or leave it out")
-    from ..scenes.archive import engines
+    from ..collection import engines
 
     if engine != "ray":
         return engines.LocalEngine()
@@ -66,7 +66,7 @@ def is_meant(images: list[str], engine: EngineName | None, as_json: bool, of_sce
     Raises:
         RSMoEError: they are, beside options that are of other inputs.
     """
-    from ..scenes.archive.items import is_archive
+    from ..collection.items import is_archive
 
     if engine is None and not any(map(is_archive, images)):
         return False
@@ -84,8 +84,8 @@ def checkpoint_of(
     Args:
         load: gives what is run, and the processor, out of the checkpoint's folder; by default the whole model.
     """
+    from ..collection.describers import Checkpoint
     from ..data.provenance import folder_sha256
-    from ..scenes.archive.describers import Checkpoint
 
     name = model or shared.DEFAULT_CHECKPOINT
     folder = shared.find_checkpoint(name, steps)
@@ -120,7 +120,7 @@ def caption_archive(
     steps: shared.Steps,
 ) -> None:
     """Captions of many images into one Parquet."""
-    from ..scenes.archive.items import find_items, is_archive
+    from ..collection.items import find_items, is_archive
 
     if output is None or output.suffix != ".parquet":
         named = ", ".join(image for image in images if is_archive(image)) or "what --engine describes"
@@ -128,7 +128,7 @@ def caption_archive(
         raise RSMoEError(
             f"{named}: captions of an archive (a folder, a list) go into a Parquet: give --output NAME.parquet{found}"
         )
-    from ..scenes.archive.store import check_output
+    from ..collection.store import check_output
 
     check_output(output, overwrite)
     shared.check_outputs(output)
@@ -137,8 +137,8 @@ def caption_archive(
     checkpoint = checkpoint_of(settings.model, steps)
     with shared.quiet_libraries():
         from .. import RSMoEProcessor
+        from ..collection.describers import Captioner
         from ..processing_rsmoe import DEFAULT_INSTRUCTION
-        from ..scenes.archive.describers import Captioner
 
         text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
         folder = checkpoint.find()
@@ -160,8 +160,8 @@ def write_archive(
     overwrite: bool = False,
 ) -> None:
     """Make the archive with a bar, and say on stdout what it holds."""
+    from ..collection.run import run
     from ..hub.download import disk_errors
-    from ..scenes.archive.run import run
 
     doing = f"{'captions' if describer.kind == 'captions' else 'features'} of {len(items):,} images"
 
@@ -189,7 +189,7 @@ def holds_features(path: str, of_scenes: bool) -> bool:
     Raises:
         RSMoEError: it is, beside options that are of other inputs.
     """
-    from ..scenes.archive.features import holds_features
+    from ..collection.features import holds_features
 
     if not holds_features(path):
         return False
@@ -205,14 +205,14 @@ def ask_features(
     path: str, question: str, settings: shared.Settings, dtype: shared.Dtype | None, as_json: bool, steps: shared.Steps
 ) -> None:
     """Ask every image whose features are in a file; each answer is printed as it comes."""
-    from ..scenes.archive.features import FeatureFile
+    from ..collection.features import FeatureFile
 
     file = FeatureFile(path)
     loaded = shared.load(settings.model, steps, dtype)
     with shared.quiet_libraries():
+        from ..collection.features import predict_features
         from ..data.encoder import encoder_sha256, load_encoder
-        from ..processing_rsmoe import answer_prompt
-        from ..scenes.archive.features import speak_of
+        from ..processing_rsmoe import question_instruction
 
         loaded.processor.refuse_marks(question)
         # As it is stored: on a GPU it is loaded in another precision.
@@ -222,7 +222,7 @@ def ask_features(
         done, generation = 0, settings.generation_arguments()
         for batch in file.batches(settings.batch_size):
             steps(f"asking {file.images:,} images", done / file.images, f"{done:,} of {file.images:,}")
-            said = speak_of(batch, answer_prompt(question), loaded.model, loaded.processor, generation)
+            said = predict_features(batch, question_instruction(question), loaded.model, loaded.processor, generation)
             done += len(said)
             for image, one in zip(batch.images, said, strict=True):
                 result = shared.Result(image, one["text"], one["router_prompts"], one["parts"])

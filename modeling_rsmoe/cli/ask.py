@@ -26,7 +26,7 @@ def ask(
     output: scenes.OutputOption = None,
     overwrite: scenes.OverwriteOption = False,
     router: shared.RouterOption = None,
-    compose: shared.ComposeOption = "llm",
+    compose: shared.FusionOption = "rewrite",
     max_new_tokens: shared.MaxNewTokensOption = None,
     num_beams: shared.NumBeamsOption = None,
     batch_size: shared.BatchSizeOption = shared.BATCH_SIZE,
@@ -36,7 +36,7 @@ def ask(
 ) -> None:
     """Answer a question about an image in a word or phrase.
 
-    The experts look at the image under the question; the LLM block reads what they found and answers. Every tile of a
+    The experts look at the image under the question; the base LM reads what they found and answers. Every tile of a
     large GeoTIFF is asked, and the answer says how the tiles' answers were combined. Of features, every image is asked.
     """
     question = question.strip()
@@ -54,9 +54,9 @@ def ask(
         rasters = scenes.open_scenes(large, options, steps)
         kept = shared.check_images(pictures, batch_size, steps)
         loaded = shared.load(model, steps, dtype)
-        from ..processing_rsmoe import answer_prompt  # not at the top: it imports transformers
+        from ..processing_rsmoe import question_instruction  # not at the top: it imports transformers
 
-        text = answer_prompt(question)
+        text = question_instruction(question)
         for result in shared.look_at(pictures, kept, text, settings, loaded, steps):
             texts = {"question": question, "answer": result.text}
             shared.show(result, texts, loaded.name, as_json, steps)

@@ -130,7 +130,7 @@ def _sections(quick: bool, only: list[str] | None, data: Path | None) -> list[st
 
 def _check_needs(sections: list[str], output: Path | None, quick: bool, data: Path | None, gguf: Path | None) -> None:
     """Before any work: what is missing at the end of a long run would cost it."""
-    from ..extras import require
+    from ..utils.extras import require
 
     if gguf is not None:
         from ..bench.llama_cpp import check_file

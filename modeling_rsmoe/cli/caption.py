@@ -34,7 +34,7 @@ def caption(
     picture: sheets.PictureOption = None,
     overwrite: scenes.OverwriteOption = False,
     router: shared.RouterOption = None,
-    compose: shared.ComposeOption = None,
+    compose: shared.FusionOption = None,
     max_new_tokens: shared.MaxNewTokensOption = None,
     num_beams: shared.NumBeamsOption = None,
     batch_size: shared.BatchSizeOption = shared.BATCH_SIZE,

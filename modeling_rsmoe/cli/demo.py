@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from ..extras import require
+from ..utils.extras import require
 from . import shared
 
 

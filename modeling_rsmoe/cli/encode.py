@@ -37,9 +37,9 @@ def encode(
     with shared.Steps() as steps:
         chosen = archive.make_engine(engine, workers, address)
         steps("finding the images")
-        from ..scenes.archive.describers import Encoder
-        from ..scenes.archive.items import find_items
-        from ..scenes.archive.store import check_output
+        from ..collection.describers import Encoder
+        from ..collection.items import find_items
+        from ..collection.store import check_output
 
         check_output(output, overwrite)
         shared.check_outputs(output)

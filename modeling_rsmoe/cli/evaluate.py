@@ -52,7 +52,7 @@ def evaluate(
         typer.Option(
             "--as",
             metavar="WHO",
-            help="full: router, experts, composer; full:theme,object: with these experts only; llm: the LLM block "
+            help="full: router, experts, composer; full:theme,object: with these experts only; base: the base LM "
             "alone; experts:NAME: one expert alone.",
         ),
     ] = "full",
@@ -83,7 +83,7 @@ def evaluate(
         ),
     ] = None,
     router: shared.RouterOption = None,
-    compose: shared.ComposeOption = None,
+    compose: shared.FusionOption = None,
     max_new_tokens: shared.MaxNewTokensOption = None,
     num_beams: shared.NumBeamsOption = None,
     batch_size: shared.BatchSizeOption = 16,
@@ -211,8 +211,8 @@ def _generation_settings(folder: Path, reader: str) -> dict[str, Any]:
             f"{folder}/generation_config.json cannot be read ({error}): assemble or download it again"
         ) from error
     names = ["num_beams", "max_new_tokens", "do_sample"]
-    names += [] if reader == "llm" else ["router_mode", "router_max_new_tokens"]
-    names += ["composition"] if reader.startswith("full") else []
+    names += [] if reader == "base" else ["router_mode", "router_max_new_tokens"]
+    names += ["fusion"] if reader.startswith("full") else []
     return {name: found[name] for name in names if name in found}
 
 

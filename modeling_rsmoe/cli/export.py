@@ -21,7 +21,7 @@ DtypeOption = Annotated[str, typer.Option(metavar="DTYPE", help="Of the weights:
 
 @export.command()
 def peft(checkpoint: CheckpointArgument, output: OutputOption, dtype: DtypeOption = "float32") -> None:
-    """PEFT adapters: DIR/base is the LLM block, DIR/NAME an adapter of it for the router and each expert."""
+    """PEFT adapters: DIR/base is the base LM, DIR/NAME an adapter of it for the router and each expert."""
     with shared.Steps() as steps:
         loaded, folder = _load(checkpoint, output, dtype, steps)
         with shared.quiet_libraries():
@@ -33,7 +33,7 @@ def peft(checkpoint: CheckpointArgument, output: OutputOption, dtype: DtypeOptio
 
 @export.command()
 def llm(checkpoint: CheckpointArgument, output: OutputOption, dtype: DtypeOption = "float32") -> None:
-    """Plain LLMs: DIR/NAME is the LLM block with the router's or an expert's weights merged into it."""
+    """Plain LLMs: DIR/NAME is the base LM with the router's or an expert's weights merged into it."""
     with shared.Steps() as steps:
         loaded, folder = _load(checkpoint, output, dtype, steps)
         with shared.quiet_libraries():
@@ -45,7 +45,7 @@ def llm(checkpoint: CheckpointArgument, output: OutputOption, dtype: DtypeOption
 
 @export.command()
 def vllm(checkpoint: CheckpointArgument, output: OutputOption, dtype: DtypeOption = "bfloat16") -> None:
-    """For vLLM: the LLM block, an adapter for the router and each expert, a client that makes prompt embeddings of images
+    """For vLLM: the base LM, an adapter for the router and each expert, a client that makes prompt embeddings of images
     and texts, and the line that starts the server."""
     with shared.Steps() as steps:
         loaded, folder = _load(checkpoint, output, dtype, steps)

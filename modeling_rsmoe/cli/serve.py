@@ -46,7 +46,7 @@ def serve(
 
     With $RSMOE_API_KEY set, clients must give that key.
     """
-    from ..extras import require
+    from ..utils.extras import require
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         require(module, "serve")

@@ -37,7 +37,7 @@ _OF_CHECKPOINT = "the checkpoint's"
 _SECONDS_BETWEEN_DETAILS = 30.0
 
 RouterMode = Literal["generated", "template", "none"]
-Composition = Literal["concat", "llm", "choose"]
+Fusion = Literal["concat", "rewrite", "rerank"]
 Dtype = Literal["float32", "bfloat16", "float16", "int8", "int8-dynamic", "nf4"]
 RouterOption = Annotated[
     RouterMode | None,
@@ -48,14 +48,14 @@ RouterOption = Annotated[
         show_default=_OF_CHECKPOINT,
     ),
 ]
-ComposeOption = Annotated[
-    Composition | None,
+FusionOption = Annotated[
+    Fusion | None,
     typer.Option(
         metavar="MODE",
         help="How the experts' parts become one text. concat: one after the other, without repeated sentences; "
-        "llm: written by the LLM block, which reads them; choose: of them and the LLM block's own caption the one that fits "
-        "the image best (needs a selector).",
-        show_default="choose for captions where the checkpoint has a selector, else the checkpoint's",
+        "rewrite: written by the base LM, which reads them; rerank: of them and the base LM's own caption the one that fits "
+        "the image best (needs a reranker).",
+        show_default="rerank for captions where the checkpoint has a reranker, else the checkpoint's",
     ),
 ]
 MaxNewTokensOption = Annotated[
@@ -95,7 +95,7 @@ class Settings:
     """The options of a command that runs the model; None is the checkpoint's own setting."""
 
     router: RouterMode | None
-    compose: Composition | None
+    compose: Fusion | None
     max_new_tokens: int | None
     num_beams: int | None
     batch_size: int
@@ -104,18 +104,18 @@ class Settings:
     def generation_arguments(self) -> dict[str, Any]:
         arguments = {
             "router_mode": self.router,
-            "composition": self.compose,
+            "fusion": self.compose,
             "max_new_tokens": self.max_new_tokens,
             "num_beams": self.num_beams,
         }
         return {name: value for name, value in arguments.items() if value is not None}
 
     def for_captions(self, checkpoint: Path) -> "Settings":
-        """The same for the caption instruction: chosen by the checkpoint's selector, where it has one and nothing else is asked."""
+        """The same for the caption instruction: chosen by the checkpoint's reranker, where it has one and nothing else is asked."""
         # Read as it stands: transformers is not imported where all predictions are there already.
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-        chooses = self.compose is None and config.get("selector_rank")
-        return replace(self, compose="choose") if chooses else self
+        chooses = self.compose is None and config.get("reranker_rank")
+        return replace(self, compose="rerank") if chooses else self
 
 
 @dataclass(frozen=True)
@@ -382,9 +382,9 @@ def _assembled(name: str, steps: Steps) -> Path:
     from filelock import FileLock
 
     from .. import __version__
-    from ..data.files import cache_folder, sha256_of
     from ..hub.download import disk_errors
     from ..hub.sources import HUB_CONFIGS
+    from ..utils.files import cache_folder, sha256_of
 
     folder = cache_folder() / "checkpoints" / name
     recipe_file = folder.with_name(f"{name}.recipe")

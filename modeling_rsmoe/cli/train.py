@@ -86,7 +86,7 @@ def stage1(
     features: FeaturesOption = None,
     settings: SettingsOption = False,
 ) -> None:
-    """Train the vision-language encoder and the LLM block. Settings may follow as options, such as --max_steps 100."""
+    """Train the vision-language encoder and the base LM. Settings may follow as options, such as --max_steps 100."""
     _run("stage1", context.args, config, data, output, resume, checkpoint, features)
 
 
@@ -101,12 +101,12 @@ def stage2(
     features: FeaturesOption = None,
     settings: SettingsOption = False,
 ) -> None:
-    """Train router and experts from the LLM block of stage 1. Settings may follow as options, such as --experts theme."""
+    """Train router and experts from the base LM of stage 1. Settings may follow as options, such as --experts theme."""
     _run("stage2", context.args, config, data, output, resume, checkpoint, features)
 
 
 @train.command()
-def selector(
+def reranker(
     data: DataOption,
     output: Annotated[Path, typer.Option(metavar="DIR", help="The new checkpoint.")],
     checkpoint: Annotated[
@@ -116,19 +116,19 @@ def selector(
         list[str] | None,
         typer.Option(metavar="NAME", help="A dataset of DIR. May be given more than once.", show_default="all"),
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, metavar="N", help="Rank of the selector.")] = 256,
+    rank: Annotated[int, typer.Option(min=1, metavar="N", help="Rank of the reranker.")] = 256,
     buckets: Annotated[int, typer.Option(min=1, metavar="N", help="Hashed n-grams that it knows.")] = 4096,
     features: FeaturesOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the checkpoint that --output names.")
     ] = False,
 ) -> None:
-    """Fit what chooses among the captions of LLM block and experts (--compose choose) to the train images, in closed form."""
+    """Fit what chooses among the captions of base LM and experts (--fusion rerank) to the train images, in closed form."""
     with shared.Steps() as steps, shared.quiet_libraries():
         start = shared.find_checkpoint(checkpoint, steps)
-        from ..training.selector import train_selector
+        from ..training.reranker import train_reranker
 
-        train_selector(
+        train_reranker(
             data,
             output,
             start,
@@ -139,13 +139,13 @@ def selector(
             overwrite=overwrite,
             progress=steps,
         )
-        steps.print(f"{output} (selector fitted)")
+        steps.print(f"{output} (reranker fitted)")
 
 
 @train.command()
 def export(
     outputs: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Outputs of stage1, stage2 and selector, in this order.")
+        list[Path], typer.Argument(metavar="DIR...", help="Outputs of stage1, stage2 and reranker, in this order.")
     ],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The safetensors file to write.")],
 ) -> None:

@@ -34,7 +34,7 @@ def encoder_sha256(encoder: "RSMoEVisionLanguageEncoder", processor: "RSMoEProce
 
 
 def load_encoder(folder: str | Path) -> "RSMoEVisionLanguageEncoder":
-    """The encoder of a whole checkpoint's folder in float32; router, experts and LLM block are left on the disk.
+    """The encoder of a whole checkpoint's folder in float32; router, experts and base LM are left on the disk.
 
     Raises:
         RSMoEError: a file is missing or damaged, or holds no encoder.

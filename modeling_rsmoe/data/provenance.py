@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ..errors_rsmoe import RSMoEError
-from .files import sha256_of
+from ..utils.files import sha256_of
 from .records import CaptionRecord, QuestionRecord
 
 

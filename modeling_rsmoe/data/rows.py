@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from ..errors_rsmoe import RSMoEError
-from ..processing_rsmoe import DEFAULT_INSTRUCTION, answer_prompt, compose_prompt, expert_prompt
+from ..processing_rsmoe import DEFAULT_INSTRUCTION, expert_prompt, question_instruction, rewrite_request
 from ..processing_rsmoe import router_prompt as router_row_prompt
 from .aspects import ASPECTS, distinct, router_prompt, split_aspects
 from .records import CaptionRecord, QuestionRecord
 from .text import clean_caption
 
 
-Kind = Literal["caption", "answer", "compose", "router", "expert"]
+Kind = Literal["caption", "answer", "rewrite", "router", "expert"]
 T = TypeVar("T")
 
 OTHER_INSTRUCTIONS = (
@@ -38,16 +38,16 @@ OTHER_INSTRUCTIONS = (
 )
 
 # Shares of an epoch's rows.
-STAGE1_MIX: Mapping[str, float] = {"caption": 0.55, "answer": 0.25, "compose": 0.2}
+STAGE1_MIX: Mapping[str, float] = {"caption": 0.55, "answer": 0.25, "rewrite": 0.2}
 STAGE2_MIX: Mapping[str, float] = {"router": 0.4, "expert": 0.6}
 
 OTHER_INSTRUCTION_SHARE = 0.3  # of global instructions are not the default one
-PART_NOISE = 0.15  # of a composition's parts are left out or belong to another image
-# Composition rows by the image's distinct captions: one (every part is noise), some, or enough for every part.
+PART_NOISE = 0.15  # of a fusion's parts are left out or belong to another image
+# Fusion rows by the image's distinct captions: one (every part is noise), some, or enough for every part.
 # Generation always has every part, so half of the rows should.
 COMPOSE_SHARES: Mapping[str, float] = {"one": 0.15, "some": 0.35, "many": 0.5}
 QUESTION_PARTS_SHARE = 0.2  # of answer rows hold parts, so that the composer has read parts under a question too
-SIMILAR_SHARE = 0.7  # of composition rows have parts out of similar images' captions, where those are known
+SIMILAR_SHARE = 0.7  # of fusion rows have parts out of similar images' captions, where those are known
 TEMPLATE_SHARE = 0.25  # of expert rows are asked the expert's fixed prompt, for router mode "template"
 GLOBAL_SHARE = 0.1  # of expert rows are asked the global instruction, for router mode "none"
 QUESTION_SHARE = 0.15  # of router rows read a question instead of an instruction
@@ -78,7 +78,7 @@ def stage1_rows(
     references: int = 1,
     similar: Mapping[Path, Sequence[CaptionRecord]] | None = None,
 ) -> list[Row]:
-    """One epoch of rows for the LLM block: captions, answers and compositions, shuffled.
+    """One epoch of rows for the base LM: captions, answers and fusions, shuffled.
 
     Args:
         captions, questions: the records; either may be empty when its rows have no share in ``mix``.
@@ -86,7 +86,7 @@ def stage1_rows(
         epoch: rows of another epoch are drawn anew; each kind goes on through its records where the last epoch ended.
         count: rows of the epoch; by default so many that each captioned image (or, without caption rows, each record)
             has one caption row.
-        mix: share of each kind, ``caption``, ``answer`` and ``compose``, of any sum; 0 or absent for none.
+        mix: share of each kind, ``caption``, ``answer`` and ``rewrite``, of any sum; 0 or absent for none.
         references: so many captions of its image, or all where it has fewer, are the completions of a caption row.
         similar: for each captioned image others that look like it. Their sentences are parts as wrong as an expert's:
             a composer that only ever read other references of the same image would believe every part.
@@ -94,7 +94,7 @@ def stage1_rows(
     Raises:
         RSMoEError: for an unknown kind or a negative share in ``mix``, or a kind that has no record to draw from.
     """
-    shares = _shares(mix, ("caption", "answer", "compose"))
+    shares = _shares(mix, ("caption", "answer", "rewrite"))
     if count is None:
         kind = "caption" if "caption" in shares else max(shares, key=lambda name: shares[name])
         count = round(len(questions if kind == "answer" else captions) / shares[kind])
@@ -105,7 +105,7 @@ def stage1_rows(
     captioned = {record.image: record for record in captions}
     for place, question in enumerate(_draw(questions, numbers.get("answer", 0), "answer", seed, epoch)):
         rows.append(_answer_row(question, captioned, captions, random.Random(f"{seed}/{epoch}/answer/{place}")))
-    composed = numbers.get("compose", 0)
+    composed = numbers.get("rewrite", 0)
     doubted = round(composed * SIMILAR_SHARE) if similar else 0
     for place, record in enumerate(_draw(captions, doubted, "compose similar", seed, epoch)):
         rng = random.Random(f"{seed}/{epoch}/compose similar/{place}")
@@ -186,10 +186,10 @@ def _answer_row(
     rng: random.Random,
 ) -> Row:
     """Some with parts, as the composer reads a question: out of the image's captions, or noise where it has none."""
-    prompt = answer_prompt(question.question)
+    prompt = question_instruction(question.question)
     if others and rng.random() < QUESTION_PARTS_SHARE:
         record = captioned.get(question.image)
-        prompt = compose_prompt(prompt, _parts(record.captions if record else (), others, rng))
+        prompt = rewrite_request(prompt, _parts(record.captions if record else (), others, rng))
     return Row(question.image, "answer", None, prompt, (question.answer.strip(),))
 
 
@@ -204,7 +204,7 @@ def _compose_row(record: CaptionRecord, others: Sequence[CaptionRecord], rng: ra
     parts = _parts(references, others, rng)
     # Another image may have the very same caption.
     parts = {aspect: "" if part == target else part for aspect, part in parts.items()}
-    return Row(record.image, "compose", None, compose_prompt(_instruction(rng), parts), (target,))
+    return Row(record.image, "rewrite", None, rewrite_request(_instruction(rng), parts), (target,))
 
 
 def _similar_compose_row(
@@ -215,8 +215,8 @@ def _similar_compose_row(
     for aspect in ASPECTS:
         some = [sentences for other in similar if (sentences := split_aspects(other.captions)[aspect])]
         parts[aspect] = clean_caption(rng.choice(rng.choice(some))) if some else ""
-    prompt = compose_prompt(_instruction(rng), parts)
-    return Row(record.image, "compose", None, prompt, _targets(record.captions, references, rng))
+    prompt = rewrite_request(_instruction(rng), parts)
+    return Row(record.image, "rewrite", None, prompt, _targets(record.captions, references, rng))
 
 
 def _parts(sentences: Sequence[str], others: Sequence[CaptionRecord], rng: random.Random) -> dict[str, str]:
@@ -239,7 +239,7 @@ def _router_row(record: CaptionRecord, name: str, rng: random.Random) -> Row:
 
 def _question_router_row(record: QuestionRecord, name: str) -> Row:
     target = router_prompt(name, [record.question])
-    return Row(record.image, "router", name, router_row_prompt(name, answer_prompt(record.question)), (target,))
+    return Row(record.image, "router", name, router_row_prompt(name, question_instruction(record.question)), (target,))
 
 
 def _expert_row(record: CaptionRecord, name: str, fixed: str, references: int, rng: random.Random) -> Row:

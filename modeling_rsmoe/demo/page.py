@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.html import render
 from ..errors_rsmoe import RSMoEError
-from ..extras import require
 from ..generation_rsmoe import DEFAULTS
-from ..processing_rsmoe import answer_prompt
+from ..processing_rsmoe import question_instruction
+from ..utils.extras import require
+from ..utils.html import render
 from .viewer import Encoded, Told, Viewer
 
 
@@ -29,8 +29,8 @@ _COLUMNS = 3  # of example images
 _MOST_WAITING = 64  # events of all visitors
 _MOST_VISITORS = 200
 _ROUTER_MODES = [("the router's prompts", "generated"), ("fixed prompts", "template"), ("the instruction", "none")]
-_COMPOSITIONS = [("the LLM block, which reads the parts", "llm"), ("the parts, one after another", "concat")]
-_CHOICE = ("the best of all, by the selector", "choose")  # of captions, where the checkpoint has a selector
+_FUSIONS = [("the base LM, which reads the parts", "rewrite"), ("the parts, one after another", "concat")]
+_CHOICE = ("the best of all, by the reranker", "rerank")  # of captions, where the checkpoint has a reranker
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ def make_page(viewer: Viewer, examples: Sequence[Path] = ()) -> gr.Blocks:
                 _ROUTER_MODES, min_width=300, label="Each expert is asked by", value=steps.default("router_mode")
             )
             compose = gr.Radio(
-                [_CHOICE, *_COMPOSITIONS] if viewer.chooses else _COMPOSITIONS,
+                [_CHOICE, *_FUSIONS] if viewer.chooses else _FUSIONS,
                 min_width=300,
                 label="The text is made by",
-                value="choose" if viewer.chooses else steps.default("composition"),
+                value="rerank" if viewer.chooses else steps.default("fusion"),
             )
             bands = gr.Textbox(
                 label="Bands of a GeoTIFF (--bands)",
@@ -224,7 +224,7 @@ class _Steps:
     def _caption(self, session: Session, router: str, compose: str, picture: Any) -> Iterator[tuple]:
         skip, calm = gr.skip(), self._problem(None)
         yield calm, session, picture, self._render([("Caption", Told(), True)]), self._answers(session)
-        for told in self._viewer.tell(session.image, router_mode=router, composition=compose):
+        for told in self._viewer.tell(session.image, router_mode=router, fusion=compose):
             yield skip, skip, skip, self._render([("Caption", told, True)]), skip
 
     def ask(self, question: str, session: Session | None, router: str, compose: str) -> Iterator[tuple]:
@@ -235,10 +235,10 @@ class _Steps:
             yield self._problem(problem), skip, skip, skip
             return
         before, shown = session, False
-        compose = "llm" if compose == "choose" else compose  # the selector knows captions, no answers
+        compose = "rewrite" if compose == "rerank" else compose  # the reranker knows captions, no answers
         try:
             for told in self._viewer.tell(
-                session.image, answer_prompt(question), router_mode=router, composition=compose
+                session.image, question_instruction(question), router_mode=router, fusion=compose
             ):
                 session = replace(before, answers=((question, told), *before.answers))
                 yield (

@@ -77,8 +77,8 @@ class Viewer:
 
     @property
     def chooses(self) -> bool:
-        """Whether captions can be chosen by a selector."""
-        return self._model.model.selector is not None
+        """Whether captions can be chosen by a reranker."""
+        return self._model.model.reranker is not None
 
     def encode(self, file: Path, bands: str = "") -> Encoded:
         """Read an image's file and encode it.
@@ -104,7 +104,7 @@ class Viewer:
         """Follow an instruction about an encoded image, step by step: prompts, then parts, then the text word by word.
 
         Args:
-            generation: arguments of `generate`, such as `router_mode` and `composition`.
+            generation: arguments of `generate`, such as `router_mode` and `fusion`.
 
         Yields:
             What is known so far, more each time; the last is `done`.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors_rsmoe import RSMoEError
-from ..extras import require
+from ..utils.extras import require
 from . import meteor, ptb
 from .intervals import Array, interval, means
 from .scores import Scored, Scores

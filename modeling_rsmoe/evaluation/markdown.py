@@ -18,7 +18,7 @@ from .report import Report, Result, ScoreEntry, checkpoints_of
 _LEFT_OUT = ("BLEU-2", "BLEU-3", "CIDEr")
 _NO_IMAGE = ", no image"
 _HEADLINE = {"captioning": "CIDEr-D", "vqa": "accuracy"}  # the one score of a task in a short table
-_SYSTEMS = {"full": "full model", "llm": "LLM block alone"}
+_SYSTEMS = {"full": "full model", "base": "base LM alone"}
 _BASELINES = {
     ("constant", "captioning"): "the most frequent training caption",
     ("constant", "vqa"): "the most frequent training answer to the type",
@@ -61,7 +61,7 @@ def markdown_table(reports: Sequence[Report]) -> str:
 
 def summary_table(reports: Sequence[Report]) -> str:
     """One short table of reports of any tasks: a row for each set of images, with the headline score of the full
-    model, of its LLM block alone, and of the best that does not look at the image.
+    model, of its base LM alone, and of the best that does not look at the image.
     """
     groups: dict[tuple[str, str, str, str], list[tuple[Report, Result]]] = defaultdict(list)
     for report in reports:

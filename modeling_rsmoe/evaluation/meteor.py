@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors_rsmoe import RSMoEError
-from ..extras import require
+from ..utils.extras import require
 from .intervals import Array
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.files import write_whole
-from ..data.html import COLORS, data_url, render
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import write_whole
+from ..utils.html import COLORS, data_url, render
 from .markdown import headline, rows_of, shown_scores
 from .report import Report
 

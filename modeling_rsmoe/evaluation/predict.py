@@ -1,6 +1,6 @@
 """What a system says about each image or question, batch by batch, into a JSONL that a later run goes on with.
 
-A system is the full model, its LLM block alone or one of its experts alone; each can also be run without seeing the
+A system is the full model, its base LM alone or one of its experts alone; each can also be run without seeing the
 image. In float32 neither the batch size nor an interruption changes what is written.
 """
 
@@ -31,7 +31,7 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class System:
-    """Who speaks: `full`, `full:NAME,NAME` (the whole path with some of the experts), `llm` (the LLM block alone) or
+    """Who speaks: `full`, `full:NAME,NAME` (the whole path with some of the experts), `base` (the base LM alone) or
     `experts:NAME`, with or without seeing the image."""
 
     reader: str = FULL
@@ -61,7 +61,7 @@ class Predictor:
         system: System,
         generation: Mapping[str, Any],
     ):
-        known = [FULL, "llm", *(EXPERT + name for name in processor.experts)]
+        known = [FULL, "base", *(EXPERT + name for name in processor.experts)]
         some = _some_experts(system.reader, processor.experts)
         if system.reader not in known and not some:
             known.insert(1, f"{FULL}:NAME,NAME")
@@ -70,7 +70,7 @@ class Predictor:
         if system.reader.startswith(EXPERT):  # rows for this expert alone; its part is the whole text
             self.processor = copy.copy(processor)
             self.processor.experts = [system.reader.removeprefix(EXPERT)]
-            self.generation["composition"] = "concat"
+            self.generation["fusion"] = "concat"
         if some:
             self.processor = copy.copy(processor)
             self.processor.experts = some
@@ -81,7 +81,7 @@ class Predictor:
 
         with torch.inference_mode():
             inputs = self._inputs(records)
-            if self.system.reader == "llm":
+            if self.system.reader == "base":
                 new = self.model.generate(**inputs, **self.generation)[:, inputs["input_ids"].shape[1] :]
                 texts = self.processor.batch_decode(new, skip_special_tokens=True)
                 return [{"text": text.strip()} for text in texts]
@@ -98,7 +98,7 @@ class Predictor:
         inputs = self.processor(
             images=[pictures[row] for row in rows],
             text=[instruction_of(record) for record in records],
-            expert_inputs=self.system.reader != "llm",
+            expert_inputs=self.system.reader != "base",
             return_tensors="pt",
         ).to(self.model.device, self.model.dtype)
         first = [rows.index(index) for index in range(len(pictures))]
@@ -124,9 +124,9 @@ def _some_experts(reader: str, experts: Sequence[str]) -> list[str]:
 
 def instruction_of(record: Record) -> str:
     """What a system is told to do for a record."""
-    from ..processing_rsmoe import DEFAULT_INSTRUCTION, answer_prompt
+    from ..processing_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 
-    return answer_prompt(record.question) if isinstance(record, QuestionRecord) else DEFAULT_INSTRUCTION
+    return question_instruction(record.question) if isinstance(record, QuestionRecord) else DEFAULT_INSTRUCTION
 
 
 def key_of(record: Record, folder: Path) -> Key:

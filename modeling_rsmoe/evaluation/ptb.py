@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..errors_rsmoe import RSMoEError
-from ..extras import require
+from ..utils.extras import require
 
 
 # Words that pycocoevalcap drops. Of the brackets it drops none, as they are in lower case by then.

@@ -10,10 +10,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from ..data.files import write_whole
 from ..data.provenance import package_versions, records_sha256
 from ..data.records import CaptionRecord, QuestionRecord
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import write_whole
 from .scores import Scored, Scores
 
 
@@ -75,7 +75,7 @@ class Report(TypedDict):
 
     format: int
     task: str  # one of TASKS
-    system: str  # "full", "full:NAME,NAME", "llm", "experts:NAME", or the name of a baseline
+    system: str  # "full", "full:NAME,NAME", "base", "experts:NAME", or the name of a baseline
     checkpoint: Checkpoint | None  # None for a baseline without a model
     settings: dict[str, Any]
     versions: dict[str, str]

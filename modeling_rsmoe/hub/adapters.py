@@ -49,7 +49,7 @@ def reader_of(model: RSMoEForConditionalGeneration, name: str) -> RSMoEExpert:
 
 
 def save_peft(model: RSMoEForConditionalGeneration, name: str, folder: str | Path, base: str | None = None) -> None:
-    """Write the router or an expert as a PEFT adapter of the LLM block (`model.plain_llm()`).
+    """Write the router or an expert as a PEFT adapter of the base LM (`model.plain_llm()`).
 
     Args:
         base: where that LLM is to be found, for `AutoPeftModel`.
@@ -58,12 +58,14 @@ def save_peft(model: RSMoEForConditionalGeneration, name: str, folder: str | Pat
         RSMoEError: an unknown name, or an expert of kind `full`, which is no adapter.
     """
     reader, folder = reader_of(model, name), Path(folder)
-    if reader.config.kind != "lora":
-        raise RSMoEError(f"{name} is of kind {reader.config.kind!r}, which is no adapter: export it as a plain LLM.")
+    if reader.config.expert_type != "lora":
+        raise RSMoEError(
+            f"{name} is of kind {reader.config.expert_type!r}, which is no adapter: export it as a plain LLM."
+        )
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        r=reader.config.rank,
-        lora_alpha=reader.config.alpha,  # type: ignore[arg-type]  # PEFT only divides by the rank
+        r=reader.config.r,
+        lora_alpha=reader.config.lora_alpha,  # type: ignore[arg-type]  # PEFT only divides by the rank
         target_modules=list(reader.config.target_modules),
         inference_mode=True,
         base_model_name_or_path=base,
@@ -79,7 +81,7 @@ def load_peft(model: RSMoEForConditionalGeneration, name: str, folder: str | Pat
     """Put a PEFT LoRA adapter into the router or an expert, in place, without any loss.
 
     A lower rank is filled up with directions of zero effect, another scaling goes into the weights, layers that the
-    adapter leaves alone stay the LLM block's. For a new expert, call `add_expert` of processor and model first.
+    adapter leaves alone stay the base LM's. For a new expert, call `add_expert` of processor and model first.
 
     Args:
         folder: with adapter_config.json and adapter_model.safetensors.
@@ -89,13 +91,13 @@ def load_peft(model: RSMoEForConditionalGeneration, name: str, folder: str | Pat
             layers, or values that are not finite. Then nothing is changed.
     """
     reader, folder = reader_of(model, name), Path(folder)
-    if reader.config.kind != "lora":
-        raise RSMoEError(f"{name} is of kind {reader.config.kind!r}; an adapter goes into experts of kind 'lora'.")
-    config, weights = _read_adapter(folder)
-    if config.r > reader.config.rank:
+    if reader.config.expert_type != "lora":
         raise RSMoEError(
-            f"{folder} has rank {config.r}; this model's experts have {reader.config.rank}: give them more."
+            f"{name} is of kind {reader.config.expert_type!r}; an adapter goes into experts of kind 'lora'."
         )
+    config, weights = _read_adapter(folder)
+    if config.r > reader.config.r:
+        raise RSMoEError(f"{folder} has rank {config.r}; this model's experts have {reader.config.r}: give them more.")
     pairs: dict[LowRank, dict[str, torch.Tensor]] = {}
     for key, value in weights.items():
         match = KEY.fullmatch(key)
@@ -123,7 +125,7 @@ def load_peft(model: RSMoEForConditionalGeneration, name: str, folder: str | Pat
 def save_llm(
     model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, name: str | None, folder: str | Path
 ) -> None:
-    """Write the LLM block, or the router or an expert merged into it, as a plain causal LM with its tokenizer."""
+    """Write the base LM, or the router or an expert merged into it, as a plain causal LM with its tokenizer."""
     llm = model.plain_llm()
     if name is not None:
         reader_of(model, name).merge_into(cast(PreTrainedModel, llm.base_model))
@@ -132,7 +134,7 @@ def save_llm(
 
 
 def export_peft(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> list[str]:
-    """`output`/base: the LLM block; `output`/NAME: the router and each expert as an adapter of it. Returns the names."""
+    """`output`/base: the base LM; `output`/NAME: the router and each expert as an adapter of it. Returns the names."""
     with whole_folder(output) as folder:
         for name in readers_of(model):
             save_peft(model, name, folder / name, base=str(output / "base"))
@@ -158,7 +160,7 @@ def export_vllm(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor,
         The line that starts the server; it stands in `output`/serve.sh too.
     """
     readers = readers_of(model)
-    line = serve_line(output, {name: reader.config.rank for name, reader in readers.items()})
+    line = serve_line(output, {name: reader.config.r for name, reader in readers.items()})
     with whole_folder(output) as folder:
         for name in readers:
             save_peft(model, name, folder / "adapters" / name, base=str(output / "base"))

@@ -39,11 +39,11 @@ Files = dict[str, Path]  # a part's data files, by name
 
 TRAINED_FILE = "trained.safetensors"
 LORA_KEY = re.compile(r"llm_lora\.(layers\.\d+\..+)\.lora_([AB])")
-SELECTOR = "model.selector."
-LORA_SCALING = "llm_lora_scaling"  # in the metadata of the trained weights: alpha / rank
+SELECTOR = "model.reranker."
+LORA_SCALING = "language_model_lora_scaling"  # in the metadata of the trained weights: alpha / rank
 # What no source gives: in the Q-Former the attention to the image, which BERT lacks.
 NEW_IN_QFORMER = r"\.crossattention\."
-# Low-rank pairs start at zero effect (B = 0), so a checkpoint without trained ones is complete: it is the LLM block.
+# Low-rank pairs start at zero effect (B = 0), so a checkpoint without trained ones is complete: it is the base LM.
 MAY_STAY_NEW = r"\.lora_[AB]$"
 SEED = 0
 # Added tokens start at the mean of all tokens, nudged by this share towards a token each: equal rows could not be told
@@ -138,7 +138,7 @@ def build(
             merge_trained(model, trained_file, filled)
         else:
             model.model.reset_experts()
-            model.model.remove_selector()
+            model.model.remove_reranker()
     model.generation_config = GenerationConfig.from_pretrained(sources.folder)
     processor = _processor(sources.folder, *tokenizers)
     check_tokens(config, processor)
@@ -153,7 +153,7 @@ def _describe(folder: Path, configs: Path, trained: bool | str | Path, source: S
         if (configs / file).is_file():
             shutil.copyfile(configs / file, folder / file)
     if not (folder / CARD).is_file():
-        own = RSMoEConfig.from_pretrained(folder)  # trained weights may have no selector
+        own = RSMoEConfig.from_pretrained(folder)  # trained weights may have no reranker
         facts = read_facts(configs, trained=trained is not False, shipped=trained is True, source=source, config=own)
         (folder / CARD).write_text(card_text(facts), encoding="utf-8")
 
@@ -163,8 +163,8 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
     """Put trained weights into `model`, in place.
 
     The file holds tensors under the names of the model's state dict, which replace the model's, and low-rank pairs for
-    the LLM block under ``llm_lora.layers.{i}.{path}.lora_A`` [r, in] and ``.lora_B`` [out, r], which are added to its
-    weights in float32, times ``llm_lora_scaling`` of the file's metadata. The block's matrices are then rounded to
+    the base LM under ``llm_lora.layers.{i}.{path}.lora_A`` [r, in] and ``.lora_B`` [out, r], which are added to its
+    weights in float32, times ``language_model_lora_scaling`` of the file's metadata. The block's matrices are then rounded to
     numbers that half precision has, which processors read in half the time (docs/performance.md) [our decision].
     Experts of kind ``full`` then start as copies of that block.
 
@@ -176,7 +176,7 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
     """
     values, metadata = _read_trained(Path(path))
     if not any(key.startswith(SELECTOR) for key in values):
-        model.model.remove_selector()  # trained before there was one, or without
+        model.model.remove_reranker()  # trained before there was one, or without
     own = model.state_dict()
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in values.items():
@@ -373,13 +373,13 @@ def _merge_lora(
         scaling = float(metadata[LORA_SCALING])
     except (KeyError, ValueError) as error:
         raise RSMoEError(
-            f"{path} has low-rank pairs for the LLM block but no number {LORA_SCALING!r} (alpha / rank) in its metadata."
+            f"{path} has low-rank pairs for the base LM but no number {LORA_SCALING!r} (alpha / rank) in its metadata."
         ) from error
     weights = dict(model.model.language_model.named_parameters())
     for target, pair in pairs.items():
         weight = weights.get(f"{target}.weight")
         if weight is None or pair.keys() != {"A", "B"}:
-            problem = "the LLM block has no such layer" if weight is None else "only one of lora_A and lora_B is there"
+            problem = "the base LM has no such layer" if weight is None else "only one of lora_A and lora_B is there"
             raise RSMoEError(f"{path}: llm_lora.{target}: {problem}.")
         a, b = pair["A"].float(), pair["B"].float()  # [r, in], [out, r]
         if (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:

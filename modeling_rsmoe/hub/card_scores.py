@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
-from ..data.files import write_whole
 from ..errors_rsmoe import RSMoEError
 from ..evaluation.report import checkpoints_of
+from ..utils.files import write_whole
 
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _TASKS = {"captioning": "image-to-text", "vqa": "visual-question-answering"}
 _METRICS = {f"BLEU-{n}": "bleu" for n in range(1, 5)} | {"METEOR": "meteor", "ROUGE-L": "rouge", "SPICE": "spice"}
 _METRICS |= {"CIDEr-D": "cider", "accuracy": "accuracy", "average": "accuracy", "exact": "accuracy"}
 _HEADLINE = {"captioning": "CIDEr-D", "vqa": "accuracy"}
-_SYSTEMS = ("full", "llm")  # the better answer to "how good is this model" first
+_SYSTEMS = ("full", "base")  # the better answer to "how good is this model" first
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 _TABLE = re.compile(rf"^{START}$.*?^{END}$", re.DOTALL | re.MULTILINE)
 _MARK = re.compile(rf"^(?:{START}|{END})$", re.MULTILINE)
@@ -60,7 +60,7 @@ class HubScores:
 
 
 def hub_scores(reports: Sequence[Report], benchmarks: Mapping[str, str] | None = None) -> HubScores:
-    """The scores of the system `full`; of `llm` where there is no `full` on the same data.
+    """The scores of the system `full`; of `base` where there is no `full` on the same data.
 
     Args:
         reports: of one checkpoint, as `evaluation.report.read_report` gives them.
@@ -212,7 +212,7 @@ def _eval_results(report: Report, result: Mapping[str, Any]) -> "list[EvalResult
             dataset_name=result["dataset"],
             dataset_split=result["split"],
             metric_type=_METRICS[name.partition(":")[0]],
-            metric_name=name if report["system"] == "full" else f"{name} (LLM block alone)",
+            metric_name=name if report["system"] == "full" else f"{name} (base LM alone)",
             metric_value=round(score["value"], 2),
         )
         for name, score in result["scores"].items()

@@ -319,7 +319,7 @@ def _wanted(model: RSMoEForConditionalGeneration) -> dict[str, torch.Tensor]:
 
 
 def _complete(tensors: Tensors, wanted: dict[str, torch.Tensor], config: RSMoEConfig) -> None:
-    """Add what no source gives: router and experts at the LLM block, and a projection of another width."""
+    """Add what no source gives: router and experts at the base LM, and a projection of another width."""
     generator = torch.Generator().manual_seed(SEED)
     projection = [f"{ENCODER}projection.weight", f"{ENCODER}projection.bias"]
     if any(key not in tensors or tensors[key].shape != tuple(wanted[key].shape) for key in projection):
@@ -333,7 +333,7 @@ def _complete(tensors: Tensors, wanted: dict[str, torch.Tensor], config: RSMoECo
             tensors[key] = _drawn(key, value, uniform)
         elif reader and key.endswith("lora_B"):
             tensors[key] = _drawn(key, value, torch.Tensor.zero_)
-        elif reader and LLM + reader[1] in tensors:  # kind `full`: a copy of the LLM block's layer
+        elif reader and LLM + reader[1] in tensors:  # kind `full`: a copy of the base LM's layer
             tensors[key] = tensors[LLM + reader[1]]
 
 

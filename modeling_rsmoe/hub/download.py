@@ -19,8 +19,8 @@ import huggingface_hub
 from filelock import BaseFileLock, FileLock, Timeout
 from huggingface_hub.errors import HfHubHTTPError
 
-from ..data.files import CACHE_VARIABLE, cache_folder, sha256_of
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import CACHE_VARIABLE, cache_folder, sha256_of
 from .sources import DataFile, HubSource, WheelSource, read_sources
 
 

@@ -28,9 +28,14 @@ RECORDS = (TRAINING_RECORD, "trained.json")  # of a checkpoint, and of the train
 INSTRUCTBLIP, LLM = "instructblip", "language_model"  # the entries of parts.yaml
 HUB = "https://huggingface.co/"
 # Fields of a training's recipe, and what of the model they let learn.
-_LEARNABLE = {"vision": "image encoder", "qformer": "Q-Former", "projection": "projection", "llm": "LLM block"}
+_LEARNABLE = {
+    "vision": "image encoder",
+    "qformer": "Q-Former",
+    "projection": "projection",
+    "language_model": "base LM",
+}
 _LEARNABLE |= {"router": "router", "experts": "experts"}
-_LEARNED = {"stage1": "Q-Former, projection, LoRA on the LLM block", "stage2": "router and experts"}  # [paper]
+_LEARNED = {"stage1": "Q-Former, projection, LoRA on the base LM", "stage2": "router and experts"}  # [paper]
 
 
 @dataclass(frozen=True)
@@ -288,13 +293,13 @@ def _parts(
         "vision_model": ("image encoder", _layers(config.vision_config), [encoder.vision_model]),
         "qformer": ("Q-Former", queries, [encoder.qformer, encoder.query_tokens]),
         "projection": ("projection", "", [encoder.projection]),
-        "language_model": ("LLM block", _layers(config.text_config), [model.model.language_model, model.lm_head]),
+        "language_model": ("base LM", _layers(config.text_config), [model.model.language_model, model.lm_head]),
         "router": ("router", _kind(config.router_config), [router]),
         "experts": ("experts", _kind(config.expert_config), experts[:1]),
     }
-    if model.model.selector is not None:
-        rank = f"rank {config.selector_rank}, {config.selector_buckets:,} n-grams"
-        known["selector"] = ("selector", rank, [model.model.selector])
+    if model.model.reranker is not None:
+        rank = f"rank {config.reranker_rank}, {config.reranker_buckets:,} n-grams"
+        known["reranker"] = ("reranker", rank, [model.model.reranker])
     own = texts.license_name or texts.license or ""
     parts = []
     for name, (label, architecture, modules) in known.items():
@@ -312,7 +317,7 @@ def _layers(config: Any) -> str:
 
 
 def _kind(config: Any) -> str:
-    return f"low-rank (rank {config.rank})" if config.kind == "lora" else "layers of its own"
+    return f"low-rank (rank {config.r})" if config.expert_type == "lora" else "layers of its own"
 
 
 # ---- training
@@ -332,7 +337,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
 
 def _steps(folder: Path, texts: Texts, record: Mapping[str, Any] | None) -> tuple[Step, ...]:
     """Of training.json, which holds the stage before in itself; else of the settings in training.yaml."""
-    selector = record and record.get("selector")
+    reranker = record and record.get("reranker")
     if record is None:
         stages = [(stage, _yaml(folder / SETTINGS).get(stage) or {}, _LEARNED[stage]) for stage in _LEARNED]
     else:
@@ -357,9 +362,9 @@ def _steps(folder: Path, texts: Texts, record: Mapping[str, Any] | None) -> tupl
             count = int(settings.get("max_steps") or 0)
             amount = f"{count * batch:,} rows" if count > 0 else f"{settings['num_train_epochs']:g} epochs"
             steps.append(Step(name, learned, amount, batch, float(settings["learning_rate"]), minutes.get(name)))
-    if selector:
-        amount = f"{selector['data']['captioned_images']:,} images"
-        steps.append(Step("selector", "selector, in closed form", amount, None, None, minutes.get("selector")))
+    if reranker:
+        amount = f"{reranker['data']['captioned_images']:,} images"
+        steps.append(Step("reranker", "reranker, in closed form", amount, None, None, minutes.get("reranker")))
     return tuple(steps)
 
 

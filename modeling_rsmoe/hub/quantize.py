@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors_rsmoe import RSMoEError
-from ..extras import require
+from ..utils.extras import require
 from .folders import check_output, check_space, whole_folder
 
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 HALF = ("bfloat16", "float16")
 DTYPES = ("float32", "bfloat16", "float16", "int8", "int8-dynamic", "nf4")
 # As the quantisers of transformers read them: from the start of a module's name. Low-rank weights are no linear layers.
-KEPT = [r"(?:model\.)?encoder\.(?:qformer|query_tokens|projection)", r"(?:model\.)?(?:router|selector)", "lm_head"]
+KEPT = [r"(?:model\.)?encoder\.(?:qformer|query_tokens|projection)", r"(?:model\.)?(?:router|reranker)", "lm_head"]
 
 
 def quantization_config(dtype: str, compute_dtype: str = "float32") -> Any:
-    """For `from_pretrained(..., quantization_config=...)`: the linear layers of ViT and LLM block in 8 or 4 bits.
+    """For `from_pretrained(..., quantization_config=...)`: the linear layers of ViT and base LM in 8 or 4 bits.
 
     Args:
         dtype: `"int8"`, weights alone, one scale for each row, computed in the type of the model (torchao);

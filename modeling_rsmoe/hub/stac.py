@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from ..data.provenance import STAC_ITEM
-from ..extras import require
 from ..generation_rsmoe import DEFAULTS
+from ..utils.extras import require
 from .facts import Facts
 
 
@@ -135,12 +135,12 @@ def _hyperparameters(facts: Facts) -> dict[str, Any]:
     found = {
         "num_query_tokens": config.num_query_tokens,
         "experts": config.expert_names,
-        "expert_kind": config.expert_config.kind,
+        "expert_type": config.expert_config.expert_type,
         "max_new_tokens": generation.max_new_tokens,
         **{name: getattr(generation, name, default) for name, default in DEFAULTS.items()},
     }
-    if config.expert_config.kind == "lora":
-        found |= {"expert_rank": config.expert_config.rank, "expert_alpha": config.expert_config.alpha}
+    if config.expert_config.expert_type == "lora":
+        found |= {"expert_r": config.expert_config.r, "expert_lora_alpha": config.expert_config.lora_alpha}
     return {name: value for name, value in found.items() if value is not None}
 
 

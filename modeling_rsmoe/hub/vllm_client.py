@@ -4,7 +4,7 @@
 
 `rsmoe export vllm` puts this file beside encoder/, processor/ and base/. Needs torch, transformers and safetensors, not
 the rsmoe package: encoder and processor carry their code. Asks the router for each expert's prompt, the experts for
-their parts and the LLM block for the text, as `generate` does.
+their parts and the base LM for the text, as `generate` does.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class PromptEmbeddings:
 
 
 def caption(embeddings: PromptEmbeddings, image: Any, text: str, server: str) -> dict[str, Any]:
-    """Router, experts and LLM block, one after the other: `{"text", "router_prompts", "parts"}`."""
+    """Router, experts and base LM, one after the other: `{"text", "router_prompts", "parts"}`."""
     names = embeddings.processor.experts
     asked = {name: f"<router> {name}: {text}" for name in names}
     prompts = {
@@ -66,7 +66,7 @@ def caption(embeddings: PromptEmbeddings, image: Any, text: str, server: str) ->
 
 
 def ask(server: str, model: str, embeds: torch.Tensor, max_tokens: int = 48) -> str:
-    """What the adapter `model` ("base": the LLM block) says after a prompt of embeddings, greedily."""
+    """What the adapter `model` ("base": the base LM) says after a prompt of embeddings, greedily."""
     buffer = io.BytesIO()
     torch.save(embeds.contiguous(), buffer)  # the format that vLLM asks for
     encoded = base64.b64encode(buffer.getvalue()).decode()

@@ -58,13 +58,13 @@ class Describer:
         return self.processor.post_process_generation(outputs)
 
     def compose(self, picture: "Image.Image", parts: Mapping[str, str]) -> str:
-        """What the LLM block makes of a picture and parts that were found in it."""
-        from ..processing_rsmoe import compose_prompt
+        """What the base LM makes of a picture and parts that were found in it."""
+        from ..processing_rsmoe import rewrite_request
 
-        row = self.processor.render(compose_prompt(self.instruction, dict(parts)))
+        row = self.processor.render(rewrite_request(self.instruction, dict(parts)))
         inputs = self.processor(images=[picture], text=[row], expert_inputs=False, return_tensors="pt")
         inputs = inputs.to(self.model.device, self.model.dtype)
-        own = {name: value for name, value in self.generation.items() if name not in ("router_mode", "composition")}
+        own = {name: value for name, value in self.generation.items() if name not in ("router_mode", "fusion")}
         new = self.model.generate(**inputs, **own)[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..extras import require
+from ..utils.extras import require
 from .grid import Window
 from .raster import EXTRA
 

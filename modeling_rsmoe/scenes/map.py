@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.files import write_whole
-from ..data.html import COLORS, data_url, render
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import write_whole
+from ..utils.html import COLORS, data_url, render
 from .sheet import Sheet
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..data.files import whole_file
 from ..errors_rsmoe import RSMoEError
-from ..extras import require
+from ..utils.extras import require
+from ..utils.files import whole_file
 from .answers import Combined
 from .footprint import footprint, outline
 from .grid import Grid, Window

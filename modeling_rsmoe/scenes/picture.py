@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.files import whole_file
-from ..data.html import COLORS
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import whole_file
+from ..utils.html import COLORS
 from .sheet import Sheet
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ..errors_rsmoe import RSMoEError
-from ..extras import require
+from ..utils.extras import require
 from .bands import bands_of, choose
 from .files import driver_of, is_gdal_path, is_remote
 from .grid import MIN_SIDE, Window

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from ..errors_rsmoe import RSMoEError
-from ..extras import require
+from ..utils.extras import require
 from .files import is_remote
 from .raster import EXTRA
 

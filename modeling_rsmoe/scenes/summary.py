@@ -1,7 +1,7 @@
 """A caption of a whole scene, from its tiles.
 
 [our decision] For each expert, the part of the most typical tile is chosen: the one whose words are nearest to the words
-of all tiles' parts. The LLM block then looks at the whole scene made small and reads these parts, as it reads the parts
+of all tiles' parts. The base LM then looks at the whole scene made small and reads these parts, as it reads the parts
 of one image, and writes the caption. Beside it stands what the tiles' captions mention, with the share of tiles that do,
 because a caption names only a few things. Of a scene of one tile, the tile's own caption is the scene's.
 """

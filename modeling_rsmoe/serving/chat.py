@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..processing_rsmoe import DEFAULT_INSTRUCTION, answer_prompt
+from ..processing_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 from .errors import ApiError
 from .limits import Limits
 
@@ -65,7 +65,7 @@ class ChatRequest(BaseModel):
     stream_options: _StreamOptions | None = None
     # Ours: arguments of `generate`, and the wording of questions that are answered in a word or phrase.
     router_mode: Literal["generated", "template", "none"] | None = None
-    composition: Literal["llm", "concat", "choose"] | None = None
+    fusion: Literal["rewrite", "concat", "rerank"] | None = None
     num_beams: int | None = Field(None, ge=1, le=MAX_BEAMS)
     short_answer: bool = False
     # Only with the values that ask for nothing.
@@ -92,12 +92,12 @@ class Decoding:
     top_p: float | None = None
     num_beams: int | None = None
     router_mode: str | None = None
-    composition: str | None = None
+    fusion: str | None = None
     seed: int | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Of `generate`. What is not asked for is the checkpoint's own setting."""
-        given = {name: getattr(self, name) for name in ("num_beams", "router_mode", "composition")}
+        given = {name: getattr(self, name) for name in ("num_beams", "router_mode", "fusion")}
         given |= {"max_new_tokens": self.max_new_tokens}
         if self.temperature == 0:
             given["do_sample"] = False
@@ -221,7 +221,7 @@ def _instruction(text: str, short_answer: bool, marks: list[str]) -> str:
         raise ApiError(400, reason, "invalid_request", "messages")
     if short_answer and not text:
         raise ApiError(400, "short_answer needs a question", "invalid_request", "messages")
-    return answer_prompt(text) if short_answer else text or DEFAULT_INSTRUCTION
+    return question_instruction(text) if short_answer else text or DEFAULT_INSTRUCTION
 
 
 def _decoding(request: ChatRequest, limits: Limits, default_tokens: int) -> Decoding:
@@ -236,7 +236,7 @@ def _decoding(request: ChatRequest, limits: Limits, default_tokens: int) -> Deco
         top_p=request.top_p,
         num_beams=request.num_beams,
         router_mode=request.router_mode,
-        composition=request.composition,
+        fusion=request.fusion,
         seed=request.seed if samples else None,  # greedy texts do not depend on it: they may share a batch
     )
 

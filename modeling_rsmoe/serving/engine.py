@@ -141,9 +141,9 @@ class Engine:
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed)
         inputs = self.processor(images=pictures, text=[job.instruction for job in jobs], return_tensors="pt")
-        composition = decoding.composition or getattr(model.generation_config, "composition", None) or "concat"
+        fusion = decoding.fusion or getattr(model.generation_config, "fusion", None) or "concat"
         beams = decoding.num_beams or model.generation_config.num_beams or 1
-        if composition == "llm" and beams == 1 and any(job.stream for job in jobs):
+        if fusion == "rewrite" and beams == 1 and any(job.stream for job in jobs):
             arguments["streamer"] = _Pieces(self, jobs)  # in other cases a text is there at the end only
         outputs = model.generate(
             **inputs.to(model.device, model.dtype),
@@ -157,7 +157,7 @@ class Engine:
         answers = []
         for index, said in enumerate(self.processor.post_process_generation(outputs)):
             longest = written[index]
-            if composition == "concat":
+            if fusion == "concat":
                 longest = max(of_parts[index * experts : (index + 1) * experts])
             answers.append(
                 Answer(

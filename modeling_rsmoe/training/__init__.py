@@ -1,6 +1,6 @@
 """Two-stage training: TRL's SFTTrainer over rows of all kinds, its settings, cached image features and checkpoints."""
 
-from ..extras import require
+from ..utils.extras import require
 
 
 # All that a training needs, before it begins: what is missing at its end would cost hours.

@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..data.files import write_whole
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import write_whole
 from .stages import ALIGNED, LEARNED, RECORD, STANDARD, STATE
 
 
@@ -25,7 +25,7 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
 
     Args:
         outputs: folders of finished trainings, in their order: those of stage 1 and stage 2. Later weights win.
-        file: the safetensors file; low-rank pairs of the LLM block stay pairs, which keeps it small.
+        file: the safetensors file; low-rank pairs of the base LM stay pairs, which keeps it small.
 
     Returns:
         `file`.
@@ -43,15 +43,11 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
             pair = LLM_LORA.fullmatch(name)
             if pair:
                 name = f"llm_lora.{pair[1]}.{pair[2]}"
-                metadata["llm_lora_scaling"] = str(recipe["lora_alpha"] / recipe["lora_rank"])
+                metadata["language_model_lora_scaling"] = str(recipe["lora_alpha"] / recipe["lora_rank"])
             if "lora_" in name and not pair and ".default." in name:
-                raise RSMoEError(
-                    f"{output}: the LoRA {name} is not of the LLM block; train the Q-Former's own weights"
-                )
+                raise RSMoEError(f"{output}: the LoRA {name} is not of the base LM; train the Q-Former's own weights")
             if pair and name in tensors:
-                raise RSMoEError(
-                    f"{output}: the LLM block has LoRA of an earlier stage already; give one stage with it"
-                )
+                raise RSMoEError(f"{output}: the base LM has LoRA of an earlier stage already; give one stage with it")
             tensors[name] = value.to(torch.float16).contiguous()
     if not tensors:
         raise RSMoEError("nothing to export; give the folder of a finished training")

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from filelock import FileLock
 
 from ..data.encoder import encoder_sha256
-from ..data.files import write_whole
 from ..errors_rsmoe import RSMoEError
 from ..images_rsmoe import read_images
+from ..utils.files import write_whole
 
 
 if TYPE_CHECKING:

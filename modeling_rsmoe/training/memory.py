@@ -79,7 +79,7 @@ def without_weights(
     Args:
         config: of the whole model.
         recipe: which parts learn, with which LoRA.
-        bf16: as of the training's arguments: frozen weights of the LLM block in half precision.
+        bf16: as of the training's arguments: frozen weights of the base LM in half precision.
 
     Raises:
         RSMoEError: as of `select_parts`.
@@ -104,12 +104,12 @@ def count_parts(model: "RSMoEForConditionalGeneration", learned: bool = False) -
         "vision": [encoder.vision_model],
         "qformer": [encoder.qformer, encoder.query_tokens],
         "projection": [encoder.projection],
-        "llm": [model.model.language_model, model.lm_head],
+        "language_model": [model.model.language_model, model.lm_head],
         "router": [model.model.router],
         "experts": [model.model.experts],
     }
-    if model.model.selector is not None:
-        parts["selector"] = [model.model.selector]
+    if model.model.reranker is not None:
+        parts["reranker"] = [model.model.reranker]
     return {
         name: sum(
             parameter.numel()
@@ -121,7 +121,7 @@ def count_parts(model: "RSMoEForConditionalGeneration", learned: bool = False) -
 
 
 def layer_classes(model: "RSMoEForConditionalGeneration") -> list[str]:
-    """Classes of the layers of LLM block, ViT and Q-Former: FSDP's units, as in `hub_configs/accelerate/fsdp.yaml`."""
+    """Classes of the layers of base LM, ViT and Q-Former: FSDP's units, as in `hub_configs/accelerate/fsdp.yaml`."""
     return sorted({type(layer).__name__ for layer in _layers(model)})
 
 
@@ -160,8 +160,10 @@ def step_memory(
         buckets = FLOAT32 * count if processes > 1 else 0  # gradients are copied into what is sent
         return _memory(weights, count, activations, gradients=FLOAT32 * count, buffers=buckets)
     if strategy == "FSDP":
-        if any(reader.config.kind == "full" for reader in model.model.readers.values()):
-            raise RSMoEError("expert_config.kind is 'full': FSDP cannot spread such experts; use DDP, or kind 'lora'")
+        if any(reader.config.expert_type == "full" for reader in model.model.readers.values()):
+            raise RSMoEError(
+                "expert_config.expert_type is 'full': FSDP cannot spread such experts; use DDP, or kind 'lora'"
+            )
         count = sum(_shard(parameter, processes) for parameter in learned)
         weights = sum(_shard(parameter, processes) * parameter.element_size() for parameter in every)
         return _memory(weights, count, activations, gradients=FLOAT32 * count, buffers=_gathered(model, bf16))
@@ -273,8 +275,10 @@ def activation_bytes(config: "RSMoEConfig", recipe: Recipe, batch: Batch, bf16: 
     Raises:
         RSMoEError: experts of kind `full`, whose rows are only known at run time.
     """
-    if "full" in (config.expert_config.kind, config.router_config.kind):
-        raise RSMoEError("expert_config.kind is 'full': what its rows need is not known before; choose kind 'lora'")
+    if "full" in (config.expert_config.expert_type, config.router_config.expert_type):
+        raise RSMoEError(
+            "expert_config.expert_type is 'full': what its rows need is not known before; choose kind 'lora'"
+        )
     model: Any = without_weights(config, recipe, bf16)
     with FakeTensorMode(allow_non_fake_inputs=True):  # the inputs that are none: the meta tensors it begins with
         model.to_empty(device="cpu").train()  # fake: nothing is allocated
@@ -282,7 +286,7 @@ def activation_bytes(config: "RSMoEConfig", recipe: Recipe, batch: Batch, bf16: 
         kept = _peak(model, recipe, batch, bf16)
         model.zero_grad()
         model.activation_checkpointing_enable()
-        if "lora" in (recipe.llm, recipe.qformer):
+        if "lora" in (recipe.language_model, recipe.qformer):
             model.enable_input_require_grads()  # as TRL does where there is LoRA
         return kept, _peak(model, recipe, batch, bf16)
 
@@ -307,7 +311,7 @@ def _loss(model: "RSMoEForConditionalGeneration", recipe: Recipe, batch: Batch, 
         embeds = embeds.masked_scatter(places, features.to(embeds.dtype))  # [rows, tokens, hidden_size]
         readers: dict[str, Any] = {}
         if recipe.router == "train" or recipe.experts:
-            readers["expert_gate"] = whole.gate_of(torch.zeros(rows, dtype=torch.long)).to(embeds.dtype)
+            readers["adapter_gate"] = whole.get_adapter_gate(torch.zeros(rows, dtype=torch.long)).to(embeds.dtype)
         seen: torch.Tensor = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool)
         if whole.language_model.config._attn_implementation == "eager":
             seen = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)

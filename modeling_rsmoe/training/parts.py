@@ -42,7 +42,7 @@ def trained_experts(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> l
 
 
 def start_readers(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> None:
-    """Put router and experts that learn at their start: the LLM block exactly [paper], or random weights."""
+    """Put router and experts that learn at their start: the base LM exactly [paper], or random weights."""
     if recipe.expert_start == "checkpoint":
         return
     for reader in _readers(model, recipe):
@@ -73,20 +73,20 @@ def select_parts(
     if recipe.projection == "full":
         encoder.projection.requires_grad_(True)
         encoder.query_tokens.requires_grad_(True)
-    if recipe.llm == "full":
+    if recipe.language_model == "full":
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
     for reader in _readers(model, recipe):
         reader.requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise RSMoEError(
-            "nothing learns: every part is frozen; set vision, qformer, projection, llm, router or experts"
+            "nothing learns: every part is frozen; set vision, qformer, projection, language_model, router or experts"
         )
     return selected
 
 
 def halve_llm(model: "RSMoEForConditionalGeneration") -> None:
-    """Keep the frozen weights of the LLM block in bfloat16; what learns stays in float32, or small steps were lost."""
+    """Keep the frozen weights of the base LM in bfloat16; what learns stays in float32, or small steps were lost."""
     for part in (model.model.language_model, model.lm_head):
         for parameter in part.parameters():
             if not parameter.requires_grad:
@@ -115,7 +115,7 @@ def part_of(name: str) -> str:
         return "vision"
     if "crossattention" in name or ".projection." in name or ".query_tokens." in name:
         return "projection"
-    return "qformer" if ".qformer." in name else "llm"
+    return "qformer" if ".qformer." in name else "language_model"
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -132,7 +132,7 @@ def _readers(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> "Iterato
 
 def _with_lora(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> "RSMoEForConditionalGeneration | PeftModel":
     targets = []
-    if recipe.llm == "lora":
+    if recipe.language_model == "lora":
         leaves = "|".join(model.config.expert_config.target_modules)
         targets.append(rf"model\.language_model\..*\.({leaves})")
     if recipe.qformer == "lora":

@@ -33,7 +33,7 @@ R = TypeVar("R", CaptionRecord, QuestionRecord)
 SORTED_BATCHES = 32  # of a training are sorted by length together
 PAD_TO = 8  # widths are multiples of it
 PADDING, PROMPT = -1, 0  # segments of a row of tokens; its completions count from 1
-LLM_KINDS = ("caption", "answer", "compose")
+LLM_KINDS = ("caption", "answer", "rewrite")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_data(folder: str | Path, recipe: Recipe, split: str = "train") -> Train
     """
     folder = Path(folder)
     shares = recipe.shares
-    wants_captions = any(shares[kind] for kind in ("caption", "compose", "router", "expert")) or recipe.align_steps
+    wants_captions = any(shares[kind] for kind in ("caption", "rewrite", "router", "expert")) or recipe.align_steps
     wants_questions = shares["answer"] or (shares["router"] and recipe.question_share)
     captions = read_captions(folder, split, recipe.datasets) if wants_captions else []
     try:
@@ -138,7 +138,7 @@ def epoch_rows(
 def _drawn_rows(
     data: TrainingData, recipe: Recipe, instructions: dict[str, str], seed: int, epoch: int, count: int | None
 ) -> list[Row]:
-    """`count` rows of the LLM block, the router and the experts; by default as many as the first of them have."""
+    """`count` rows of the base LM, the router and the experts; by default as many as the first of them have."""
     llm = {kind: share for kind, share in recipe.shares.items() if kind in LLM_KINDS and share}
     moe = {kind: share for kind, share in recipe.shares.items() if kind not in LLM_KINDS and share}
     llm_share = sum(llm.values()) / max(sum(recipe.shares.values()), 1e-9)
@@ -243,7 +243,7 @@ class RowCollator:
 
     def __init__(self, processor: "RSMoEProcessor", features: "FeatureCache | None" = None):
         self.processor, self.features = processor, features
-        self.kinds = ["caption", "answer", "compose", "router", *processor.experts]
+        self.kinds = ["caption", "answer", "rewrite", "router", *processor.experts]
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """`input_ids`, `position_ids`, `labels` [rows, tokens]; `attention_mask` [rows, tokens], or where a row has

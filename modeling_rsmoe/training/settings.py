@@ -24,12 +24,12 @@ ALL = "all"
 STAGE2_DEFAULTS: dict[str, Any] = {
     "qformer": "frozen",
     "projection": "frozen",
-    "llm": "frozen",
+    "language_model": "frozen",
     "router": "train",
     "experts": [ALL],
     "caption_share": 0.0,
     "answer_share": 0.0,
-    "compose_share": 0.0,
+    "rewrite_share": 0.0,
     "router_share": 0.4,
     "expert_share": 0.6,
 }
@@ -61,20 +61,20 @@ class Recipe:
         "full", "The Q-Former; queries: all but the layers that only its text passes through."
     )
     projection: Literal["full", "frozen"] = _setting("full", "The query tokens and the projection to the LLM.")
-    llm: Literal["lora", "full", "frozen"] = _setting("lora", "The LLM block; LoRA is merged at the end.")
+    language_model: Literal["lora", "full", "frozen"] = _setting("lora", "The base LM; LoRA is merged at the end.")
     router: Literal["train", "frozen"] = _setting("frozen", "The instruction router.")
     experts: list[str] = _setting([], "The experts that learn, by name, or all.")
     expert_names: list[str] | None = _setting(None, "Keep only these experts of the checkpoint; by default every one.")
-    expert_start: Literal["llm", "random", "checkpoint"] = _setting(
-        "llm", "Where router and experts that learn begin: at the LLM block, at random weights, or as they are."
+    expert_start: Literal["base", "random", "checkpoint"] = _setting(
+        "base", "Where router and experts that learn begin: at the base LM, at random weights, or as they are."
     )
-    lora_rank: int = _setting(16, "Rank of the LoRA of the LLM block and the Q-Former.")
+    lora_rank: int = _setting(16, "Rank of the LoRA of the base LM and the Q-Former.")
     lora_alpha: float = _setting(32.0, "The LoRA's product is scaled by lora_alpha / lora_rank.")
     lora_dropout: float = _setting(0.0, "Dropout on the input of the LoRA.")
 
     attn_implementation: str | None = _setting(
         None,
-        "Attention of the LLM block while it trains, sdpa or eager (faster on CPUs); by default the checkpoint's.",
+        "Attention of the base LM while it trains, sdpa or eager (faster on CPUs); by default the checkpoint's.",
     )
 
     # learning rates; learning_rate is that of every part without its own
@@ -86,7 +86,7 @@ class Recipe:
     projection_learning_rate: float | None = _setting(
         None, "Learning rate of the cross-attention, the query tokens and the projection."
     )
-    llm_learning_rate: float | None = _setting(None, "Learning rate of the LLM block or its LoRA.")
+    language_model_learning_rate: float | None = _setting(None, "Learning rate of the base LM or its LoRA.")
     router_learning_rate: float | None = _setting(None, "Learning rate of the router.")
     experts_learning_rate: float | None = _setting(None, "Learning rate of the experts.")
 
@@ -97,9 +97,9 @@ class Recipe:
     question_datasets: list[str] | None = _setting(
         None, "Datasets whose questions are learned, one named twice twice as often; by default all."
     )
-    caption_share: float = _setting(0.55, "Share of rows: the LLM block captions the image.")
-    answer_share: float = _setting(0.25, "Share of rows: the LLM block answers a question.")
-    compose_share: float = _setting(0.2, "Share of rows: the LLM block composes a caption out of parts.")
+    caption_share: float = _setting(0.55, "Share of rows: the base LM captions the image.")
+    answer_share: float = _setting(0.25, "Share of rows: the base LM answers a question.")
+    rewrite_share: float = _setting(0.2, "Share of rows: the base LM composes a caption out of parts.")
     router_share: float = _setting(0.0, "Share of rows: the router writes an expert's prompt.")
     expert_share: float = _setting(0.0, "Share of rows: an expert writes its part.")
     question_share: float = _setting(0.15, "Share of the router's rows that begin from a question.")
@@ -107,7 +107,7 @@ class Recipe:
         5, "References of an image that one row of a caption or an expert learns at once, as if drawn one by one."
     )
     similar_images: int = _setting(
-        8, "Compositions also have parts of so many images that look like theirs, as wrong as an expert's; 0 for none."
+        8, "Fusions also have parts of so many images that look like theirs, as wrong as an expert's; 0 for none."
     )
     extra_rows: str | None = _setting(
         None, "JSONL of further rows for every epoch: image, kind, expert (or null), prompt, completions."
@@ -158,7 +158,7 @@ class Recipe:
     @property
     def shares(self) -> dict[str, float]:
         """Kind of row -> its share."""
-        kinds = ("caption", "answer", "compose", "router", "expert")
+        kinds = ("caption", "answer", "rewrite", "router", "expert")
         return {kind: getattr(self, f"{kind}_share") for kind in kinds}
 
 
@@ -181,7 +181,7 @@ class TrainArguments(SFTConfig):
     seed: int = _setting(17, "Seed of rows, new weights and dropout.")
     max_length: int | None = _setting(None, "Rows are never cut: cutting would lose image tokens.")
     bf16: bool = _setting(
-        False, "Compute in bfloat16; frozen weights of the LLM block are kept in it, weights that learn in float32."
+        False, "Compute in bfloat16; frozen weights of the base LM are kept in it, weights that learn in float32."
     )
     activation_checkpointing: bool | None = _setting(
         None, "Recompute activations in the backward pass: slower, less memory."

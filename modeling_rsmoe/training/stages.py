@@ -22,10 +22,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 
 from .. import RSMoEConfig, RSMoEForConditionalGeneration, RSMoEProcessor
-from ..data.files import cache_folder, write_whole
 from ..data.provenance import TRAINING_RECORD as RECORD
 from ..data.provenance import folder_sha256, package_versions, records_sha256
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import cache_folder, write_whole
 from .checkpoints import last_checkpoint, load_parameters, save_tensors
 from .features import FeatureCache, Progress, similar_images
 from .logs import LossPicture, RowBar, tensorboard
@@ -54,7 +54,7 @@ def train_stage1(
     features: str | Path | None = None,
     progress: Progress = lambda message, share: None,
 ) -> Path:
-    """Train the vision-language encoder and the LLM block [paper], and write the checkpoint.
+    """Train the vision-language encoder and the base LM [paper], and write the checkpoint.
 
     Args:
         recipe, arguments: the settings; `arguments.output_dir` is set here.
@@ -85,7 +85,7 @@ def train_stage2(
     features: str | Path | None = None,
     progress: Progress = lambda message, share: None,
 ) -> Path:
-    """Train router and experts, which begin at the LLM block of stage 1 [paper], and write the checkpoint.
+    """Train router and experts, which begin at the base LM of stage 1 [paper], and write the checkpoint.
 
     Arguments and errors as of `train_stage1`; `checkpoint` must have a finished stage 1 behind it, unless
     `recipe.one_stage`.
@@ -178,7 +178,7 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
     """
     config = RSMoEConfig.from_pretrained(start)
     if recipe.vision != "frozen" or recipe.standardize_vision:
-        config.selector_rank = 0  # a selector belongs to the ViT that it was fitted to
+        config.reranker_rank = 0  # a reranker belongs to the ViT that it was fitted to
     if getattr(config, "quantization_config", None) is not None:
         raise RSMoEError(f"the weights of {start} are quantised; give --checkpoint with one of float weights")
     processor = RSMoEProcessor.from_pretrained(start)
@@ -310,7 +310,7 @@ def _learn(job: _Job) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
 
 def _prepare_encoder(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor) -> FeatureCache:
     """What comes before rows, each once: the ViT's last norm, features of the images, the Q-Former's warm-up."""
-    from .warmup import standardize_vision
+    from .alignment import standardize_vision
 
     model.eval()
     if job.recipe.standardize_vision:
@@ -340,7 +340,7 @@ def _once(job: _Job, model: RSMoEForConditionalGeneration, name: str, change: Ca
 
 def _align(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, cache: FeatureCache) -> None:
     """Warm the Q-Former up."""
-    from .warmup import CaptionPairs, QueryWarmup, WarmupTrainer, select_queries
+    from .alignment import CaptionPairs, QueryWarmup, WarmupTrainer, select_queries
 
     recipe, arguments = job.recipe, job.arguments
     pairs = CaptionPairs(model, processor, job.data.captions, cache, job.state / "captions.safetensors", job.progress)
@@ -427,7 +427,7 @@ def _row_trainer(
 
 
 def _looks_for_similar(recipe: Recipe) -> bool:
-    return bool(recipe.compose_share and recipe.similar_images)
+    return bool(recipe.rewrite_share and recipe.similar_images)
 
 
 def _show(trainer: Any, name: str, rows_per_step: int, picture: Path, events: Path) -> None:

@@ -75,7 +75,7 @@ class RowTrainer(SafeCheckpoints, SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _mask(self, seen: torch.Tensor) -> torch.Tensor:
-        """The mask of several completions as the LLM block's attention takes it."""
+        """The mask of several completions as the base LM's attention takes it."""
         implementation = cast(Any, self.model).config.text_config._attn_implementation
         if implementation == "sdpa":
             return seen

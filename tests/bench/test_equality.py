@@ -45,7 +45,7 @@ class WrongReaders(Ours):
     """Every row is read by the expert after its own."""
 
     def readers(self, rows):
-        return {"expert_ids": (rows.readers - 1) % 3 + 2}
+        return {"adapter_ids": (rows.readers - 1) % 3 + 2}
 
 
 class WrongScores(Ours):

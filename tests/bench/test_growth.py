@@ -36,7 +36,7 @@ def test_with_experts(bench, untouched, count):
     first = bench.full_of(bench.inputs(1, expert_inputs=True))(return_dict_in_generate=True)
     shared = min(3, count)
     assert torch.equal(said.expert_sequences[:, :shared], first.expert_sequences[:, :shared])
-    gate = own.model.model.gate_of(torch.tensor([0]))
+    gate = own.model.model.get_adapter_gate(torch.tensor([0]))
     assert gate.shape[-1] == 2 + 4 * count  # the router's rank and each expert's: what a step computes
 
 

@@ -23,14 +23,14 @@ def test_phases_add_up(bench):
             assert sum(parts) == pytest.approx(times[WHOLE]["wall"][turn], rel=0.1, abs=5e-3)
     router, template = (groups[f"full, {name}, concat"]["router"]["wall"] for name in ("router", "template"))
     assert min(router) > max(template)  # a template is not written
-    concat, llm = (groups[f"full, router, {name}"]["composing"]["wall"] for name in ("concat", "llm"))
+    concat, llm = (groups[f"full, router, {name}"]["composing"]["wall"] for name in ("concat", "rewrite"))
     assert min(llm) > max(concat)
 
 
 def test_lengths(bench):
     found = lengths(bench)
     assert len(found["router's prompts"]) == len(found["experts' rows"]) == len(found["router's rows"]) == 3
-    assert found["LLM block's row"] == bench.inputs(1, expert_inputs=False)["input_ids"].shape[1]
+    assert found["base LM's row"] == bench.inputs(1, expert_inputs=False)["input_ids"].shape[1]
     assert max(found["router's prompts"]) <= bench.router_tokens
 
 

@@ -17,7 +17,7 @@ from .results import made_results, times
 
 def test_targets_are_ratios_of_turns():
     rows = {row[0]: row[1:] for row in targets(made_results()).rows}
-    assert rows["full (router, 3 experts, concat) against the LLM block alone, 1 image"] == [
+    assert rows["full (router, 3 experts, concat) against the base LM alone, 1 image"] == [
         "at most 2.2 x",
         "2.00 (2.00 to 3.00)",
         "yes",

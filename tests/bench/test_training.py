@@ -28,7 +28,7 @@ def course(tmp_path_factory) -> Course:
         record = {"image": f"{i}.png", "dataset": "Tiny", "split": "train", "captions": CAPTIONS}
         lines.append(json.dumps(record))
     (folder / "data" / "captions.jsonl").write_text("\n".join(lines))
-    settings = {"lora_rank": 2, "compose_share": 0, "answer_share": 0, "learning_rate": 1e-4}
+    settings = {"lora_rank": 2, "rewrite_share": 0, "answer_share": 0, "learning_rate": 1e-4}
     (folder / "training.yaml").write_text(yaml.safe_dump({"stage1": settings}))
     return Course(
         folder / "start", folder / "training.yaml", folder / "data", (), folder / "features", rows=2, steps=2
@@ -44,7 +44,7 @@ def test_three_loops_take_turns(course):
     assert ["ViT" in own for own in shares.values()] == [True, False, False]  # ours has its features cached
     for own in shares.values():
         assert sum(own.values()) == pytest.approx(1) and min(own.values()) >= 0
-        assert {"backward", "optimizer", "LLM block"} <= own.keys()
+        assert {"backward", "optimizer", "base LM"} <= own.keys()
     completions = facts["completions in a row"]
     assert completions[TRL] == completions[OURS_SINGLE] == 1 < completions[OURS_SETTINGS]
 

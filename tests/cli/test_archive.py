@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from modeling_rsmoe.cli import shared
-from modeling_rsmoe.scenes.archive import run as archive_run
+from modeling_rsmoe.collection import run as archive_run
 from tests.cli.test_cli import errors, run
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_processor
 

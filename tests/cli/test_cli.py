@@ -80,15 +80,15 @@ def test_help_names_every_command_and_option() -> None:
     everything = run("--help").stdout
     assert all(command in everything for command in ("caption", "ask", "assemble"))
     caption = run("caption", "-h").stdout
-    options = "--router --compose --instruction --json --max-new-tokens --num-beams --batch-size --model --demo"
+    options = "--router --fusion --instruction --json --max-new-tokens --num-beams --batch-size --model --demo"
     assert all(option in caption for option in options.split())
 
 
 def test_what_help_promises_is_what_the_model_has() -> None:
-    from modeling_rsmoe.generation_rsmoe import COMPOSITIONS, ROUTER_MODES
+    from modeling_rsmoe.generation_rsmoe import FUSIONS, ROUTER_MODES
     from modeling_rsmoe.processing_rsmoe import DEFAULT_INSTRUCTION
 
-    assert get_args(shared.RouterMode) == ROUTER_MODES and get_args(shared.Composition) == COMPOSITIONS
+    assert get_args(shared.RouterMode) == ROUTER_MODES and get_args(shared.Fusion) == FUSIONS
     assert DEFAULT_INSTRUCTION in " ".join(run("caption", "--help").stdout.replace("│", " ").split())
 
 
@@ -99,7 +99,7 @@ def test_what_help_promises_is_what_the_model_has() -> None:
         (["caption", "a.png", "--demo"], "give images or --demo, not both"),
         (["caption", "a.png", "--instruction", " "], "the instruction is empty"),
         (["caption", "a.png", "--router", "random"], "'random' is not one of 'generated', 'template', 'none'"),
-        (["caption", "a.png", "--compose", "vote"], "'vote' is not one of 'concat', 'llm'"),
+        (["caption", "a.png", "--fusion", "vote"], "'vote' is not one of 'concat', 'rewrite'"),
         (["caption", "a.png", "--max-new-tokens", "0"], "greater than or equal to 1. See `rsmoe caption --help`."),
         (["caption", "a.png", "--colour"], "No such option: --colour"),
         (["ask", "a.png"], "Missing argument 'QUESTION'. See `rsmoe ask --help`."),
@@ -186,7 +186,7 @@ def test_options_reach_the_model(tiles: list[Path], checkpoint: Path) -> None:
     plain = caption("--router", "none")
     assert set(plain["router_prompts"].values()) == {DEFAULT_INSTRUCTION}
     assert set(caption("--router", "none", "--instruction", " Say it. ")["router_prompts"].values()) == {"Say it."}
-    composed = caption("--router", "none", "--compose", "llm")
+    composed = caption("--router", "none", "--fusion", "rewrite")
     assert composed["parts"] == plain["parts"] and composed["caption"] != plain["caption"]
     short = caption("--router", "none", "--max-new-tokens", 1)
     assert all(len(short["parts"][name]) < len(part) for name, part in plain["parts"].items())
@@ -202,8 +202,8 @@ def test_ask(tiles: list[Path], checkpoint: Path) -> None:
     assert list(told) == ["image", "question", "answer", "router_prompts", "parts", "model"]
     assert told["question"] == "Is there a road?"
     assert set(told["router_prompts"].values()) == {f"Is there a road? {ANSWER_WORDING}"}
-    joined = json.loads(run(*command, "--json", "--compose", "concat").stdout)
-    assert told["parts"] == joined["parts"] and told["answer"] != joined["answer"]  # the LLM block answers by itself
+    joined = json.loads(run(*command, "--json", "--fusion", "concat").stdout)
+    assert told["parts"] == joined["parts"] and told["answer"] != joined["answer"]  # the base LM answers by itself
     shown = run(*command).stdout
     assert "question" in shown and "Is there a road?" in shown and "answer" in shown
 

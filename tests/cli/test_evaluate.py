@@ -81,7 +81,7 @@ def test_a_second_run_makes_the_same_report_without_the_model(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "report.json"
-    arguments = ("evaluate", checkpoint, "--data", data, "--output", output, "--task", "vqa", "--as", "llm", *SHORT)
+    arguments = ("evaluate", checkpoint, "--data", data, "--output", output, "--task", "vqa", "--as", "base", *SHORT)
     assert run(*arguments).exit_code == 0
     first = output.read_text()
     with monkeypatch.context() as patch:
@@ -98,7 +98,7 @@ def test_a_second_run_makes_the_same_report_without_the_model(
 
 
 def test_predictions_of_other_settings_are_not_mixed(checkpoint: Path, data: Path, tmp_path: Path) -> None:
-    arguments = ("evaluate", checkpoint, "--data", data, "--output", tmp_path / "report.json", "--as", "llm")
+    arguments = ("evaluate", checkpoint, "--data", data, "--output", tmp_path / "report.json", "--as", "base")
     assert run(*arguments, *SHORT).exit_code == 0
     (message,) = errors(run(*arguments, "--max-new-tokens", 5))
     assert "report.jsonl:1 was written by another checkpoint, system or setting" in message

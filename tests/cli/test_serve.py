@@ -16,8 +16,8 @@ import openai
 import pytest
 from typer.testing import CliRunner
 
-from modeling_rsmoe import extras
 from modeling_rsmoe.cli import app, shared
+from modeling_rsmoe.utils import extras
 
 from ..serving.conftest import noise, user
 from ..tiny import tiny_checkpoint

@@ -76,10 +76,10 @@ def test_settings_are_explained(rsmoe):
     assert code == 0 and "stage1" in out and "stage2" in out
 
 
-def test_selector(rsmoe, start, data, features, tmp_path):  # noqa: F811
-    """Of a data folder with too few images it says so; how a selector is fitted is tested with the training."""
+def test_reranker(rsmoe, start, data, features, tmp_path):  # noqa: F811
+    """Of a data folder with too few images it says so; how a reranker is fitted is tested with the training."""
     arguments = ("--checkpoint", start, "--data", data, "--features", features, "--output", tmp_path / "out")
-    code, out, err = rsmoe("train", "selector", *arguments)
+    code, out, err = rsmoe("train", "reranker", *arguments)
     assert code == 2 and not out and "8 captioned images are too few" in err and not (tmp_path / "out").exists()
     lines = (data / "captions.jsonl").read_text().splitlines()
     (tmp_path / "data").mkdir()
@@ -87,7 +87,7 @@ def test_selector(rsmoe, start, data, features, tmp_path):  # noqa: F811
     for file in data.glob("*.png"):
         (tmp_path / "data" / file.name).symlink_to(file)
     arguments = ("--checkpoint", start, "--data", tmp_path / "data", "--features", features, "--rank", 4)
-    code, out, err = rsmoe("train", "selector", *arguments, "--output", tmp_path / "out")
-    assert (code, out) == (0, f"{tmp_path / 'out'} (selector fitted)\n"), err
+    code, out, err = rsmoe("train", "reranker", *arguments, "--output", tmp_path / "out")
+    assert (code, out) == (0, f"{tmp_path / 'out'} (reranker fitted)\n"), err
     assert "fitting to 24 images" in err and "Warning" not in err and "Loading weights" not in err
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["selector_rank"] == 4
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["reranker_rank"] == 4

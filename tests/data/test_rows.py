@@ -17,7 +17,7 @@ from modeling_rsmoe.data.rows import (
 )
 from modeling_rsmoe.data.text import clean_caption
 from modeling_rsmoe.errors_rsmoe import RSMoEError
-from modeling_rsmoe.processing_rsmoe import ANSWER_WORDING, DEFAULT_INSTRUCTION, answer_prompt, compose_prompt
+from modeling_rsmoe.processing_rsmoe import ANSWER_WORDING, DEFAULT_INSTRUCTION, question_instruction, rewrite_request
 
 
 FIXED = {name: f"fixed prompt of {name}?" for name in ASPECTS}
@@ -51,18 +51,18 @@ def of_kind(rows: list[Row], kind: str) -> list[Row]:
 
 
 def parts_of(row: Row) -> dict[str, str]:
-    """The parts that a composition's prompt holds, checked against the prompt that generation would make of them."""
+    """The parts that a fusion's prompt holds, checked against the prompt that generation would make of them."""
     instruction, *lines = row.prompt.split("\n")
     parts = {name: text.strip() for name, _, text in (line.partition(":") for line in lines)}
     assert instruction in (DEFAULT_INSTRUCTION, *OTHER_INSTRUCTIONS)
-    assert row.prompt == compose_prompt(instruction, parts)
+    assert row.prompt == rewrite_request(instruction, parts)
     assert list(parts) == list(ASPECTS)
     return {name: text for name, text in parts.items() if text}
 
 
 def test_answer_prompt():
-    assert answer_prompt("Is it a river") == f"Is it a river? {ANSWER_WORDING}"
-    assert answer_prompt(" Count the\nroads. ") == f"Count the roads. {ANSWER_WORDING}"
+    assert question_instruction("Is it a river") == f"Is it a river? {ANSWER_WORDING}"
+    assert question_instruction(" Count the\nroads. ") == f"Count the roads. {ANSWER_WORDING}"
 
 
 @pytest.mark.parametrize("make", [stage1_rows, lambda *args, **kwargs: stage2_rows(*args[:2], FIXED, **kwargs)])
@@ -75,8 +75,8 @@ def test_an_epoch_depends_on_seed_and_number_only(make):
 
 
 def test_stage1_shares_and_texts():
-    rows = stage1_rows(RECORDS, QUESTIONS, seed=0, mix={"caption": 2, "answer": 1, "compose": 1})
-    assert Counter(row.kind for row in rows) == {"caption": 80, "answer": 40, "compose": 40}
+    rows = stage1_rows(RECORDS, QUESTIONS, seed=0, mix={"caption": 2, "answer": 1, "rewrite": 1})
+    assert Counter(row.kind for row in rows) == {"caption": 80, "answer": 40, "rewrite": 40}
     assert all(row.expert is None for row in rows)
     captions = of_kind(rows, "caption")
     assert Counter(row.image for row in captions) == Counter(list(BY_IMAGE))
@@ -100,11 +100,11 @@ def test_some_answers_are_asked_with_parts():
     assert said[True] > 2 * said[False] > 0
     assert {row.completions for row in rows} == {("yes",)}
     bare = stage1_rows([], [asked], seed=0, count=20, mix={"answer": 1})
-    assert {row.prompt for row in bare} == {answer_prompt("Is there a pond?")}
+    assert {row.prompt for row in bare} == {question_instruction("Is there a pond?")}
 
 
 def test_a_composition_never_holds_its_target_and_is_not_always_true():
-    rows = stage1_rows(RECORDS, [], seed=0, count=400, mix={"compose": 1})
+    rows = stage1_rows(RECORDS, [], seed=0, count=400, mix={"rewrite": 1})
     own = strange = missing = 0
     for row in rows:
         parts = parts_of(row)
@@ -125,13 +125,13 @@ def test_a_composition_never_holds_its_target_and_is_not_always_true():
 
 def test_compositions_prefer_images_with_a_reference_for_every_part():
     some = [caption_record(f"some_{place}", f"pond {place} .", f"two cars {place} .") for place in range(40)]
-    rows = stage1_rows(RECORDS + some, [], seed=0, count=400, mix={"compose": 1})
+    rows = stage1_rows(RECORDS + some, [], seed=0, count=400, mix={"rewrite": 1})
     counted = Counter(row.image.name.split("_")[0] for row in rows)
     assert counted == {"single": 60, "some": 140, "several": 200}
 
 
 def test_a_composition_of_one_caption_is_noise_only():
-    rows = stage1_rows(SINGLE[:1], [], seed=0, count=20, mix={"compose": 1})
+    rows = stage1_rows(SINGLE[:1], [], seed=0, count=20, mix={"rewrite": 1})
     assert [parts_of(row) for row in rows] == [{}] * 20
 
 
@@ -148,7 +148,7 @@ def test_all_references_of_an_image_at_once():
 
 def test_parts_of_similar_images():
     similar = {record.image: [other for other in SEVERAL if other != record][:3] for record in RECORDS}
-    rows = stage1_rows(RECORDS, [], seed=0, count=200, mix={"compose": 1}, references=2, similar=similar)
+    rows = stage1_rows(RECORDS, [], seed=0, count=200, mix={"rewrite": 1}, references=2, similar=similar)
     doubted = [row for row in rows if len(row.completions) > 1]
     assert len(doubted) == round(200 * SIMILAR_SHARE)
     for row in doubted:
@@ -176,7 +176,7 @@ def test_stage2_rows():
         assert row.expert is not None
         if row.image in questions:
             question = questions[row.image].question
-            assert row.prompt == f"<router> {row.expert}: {answer_prompt(question)}"
+            assert row.prompt == f"<router> {row.expert}: {question_instruction(question)}"
             assert row.completions == (router_prompt(row.expert, [question]),)
             continue
         sentences = split_aspects(BY_IMAGE[row.image].captions)[row.expert]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from modeling_rsmoe.demo.viewer import Viewer
-from modeling_rsmoe.processing_rsmoe import answer_prompt
+from modeling_rsmoe.processing_rsmoe import question_instruction
 from tests.browser import Person, chromium, needs_chromium
 from tests.tiny import INSTRUCTIONS, speaking_model, tiny_processor
 
@@ -79,7 +79,7 @@ def answer(person: Person, question: str) -> Any:
 
 
 def told(viewer: Viewer, file: Path, question: str | None = None, bands: str = "", **generation: Any) -> Any:
-    arguments = [answer_prompt(question)] if question else []
+    arguments = [question_instruction(question)] if question else []
     return list(viewer.tell(viewer.encode(file, bands), *arguments, **generation))[-1]
 
 
@@ -126,12 +126,12 @@ def test_switches(person: Person, viewer: Viewer, images: list[Path]) -> None:
     caption(person).wait_for()
     person.page.get_by_label("fixed prompts").check()
     caption(person).filter(has_text=INSTRUCTIONS["theme"]).wait_for()
-    expected = told(viewer, images[0], router_mode="template", composition="llm").text
-    person.page.get_by_label("the LLM block, which reads the parts").check()
+    expected = told(viewer, images[0], router_mode="template", fusion="rewrite").text
+    person.page.get_by_label("the base LM, which reads the parts").check()
     caption(person).filter(has_text=words(expected)).wait_for()
     one = answer(person, "Is there a road?").locator(".rsmoe-final")
     one.wait_for()
-    settings = {"router_mode": "template", "composition": "llm"}
+    settings = {"router_mode": "template", "fusion": "rewrite"}
     assert words(one.inner_text()) == words(told(viewer, images[0], "Is there a road?", **settings).text)
 
 
@@ -217,7 +217,7 @@ def test_who_leaves_does_not_hold_the_model(
 
     def endless(image: Any, *arguments: Any, **generation: Any) -> Iterator[Any]:
         if image.name == "0.png":
-            generation |= {"composition": "llm", "min_new_tokens": 440, "max_new_tokens": 440}
+            generation |= {"fusion": "rewrite", "min_new_tokens": 440, "max_new_tokens": 440}
         for one in tell(image, *arguments, **generation):
             started.set()
             yield one

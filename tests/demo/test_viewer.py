@@ -11,13 +11,13 @@ from PIL import Image
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration
 from modeling_rsmoe.demo.viewer import SHOWN, Encoded, Viewer
-from modeling_rsmoe.processing_rsmoe import answer_prompt
+from modeling_rsmoe.processing_rsmoe import question_instruction
 from tests.tiny import tiny_config, tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")
 def model() -> RSMoEForConditionalGeneration:
-    return tiny_model(config=tiny_config(selector_rank=8, selector_buckets=64))
+    return tiny_model(config=tiny_config(reranker_rank=8, reranker_buckets=64))
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,11 @@ def text(viewer: Viewer, image: Encoded, *arguments: Any, **generation: Any) -> 
 
 def test_told_step_by_step_as_generate_says_it(viewer: Viewer, model: Any, tmp_path: Path) -> None:
     file, processor = noise(tmp_path / "a.png", 0), tiny_processor()
-    for composition in ("concat", "llm", "choose"):
+    for fusion in ("concat", "rewrite", "rerank"):
         inputs = processor(images=str(file), text="Describe the image.", return_tensors="pt")
-        outputs = model.generate(**inputs, composition=composition, return_dict_in_generate=True)
+        outputs = model.generate(**inputs, fusion=fusion, return_dict_in_generate=True)
         expected = processor.post_process_generation(outputs)[0]
-        told = list(viewer.tell(viewer.encode(file), composition=composition))
+        told = list(viewer.tell(viewer.encode(file), fusion=fusion))
         assert [one.done for one in told] == [False] * (len(told) - 1) + [True]
         assert (told[0].router_prompts, told[0].parts, told[0].text) == (expected["router_prompts"], {}, "")
         assert (told[1].parts, told[1].text) == (expected["parts"], "")
@@ -50,16 +50,16 @@ def test_told_step_by_step_as_generate_says_it(viewer: Viewer, model: Any, tmp_p
 
 
 def test_captions_are_chosen_and_questions_are_not(viewer: Viewer, model: Any, tmp_path: Path) -> None:
-    """The page begins with the choice where there is a selector; an answer is composed all the same."""
+    """The page begins with the choice where there is a reranker; an answer is composed all the same."""
     pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"')
     from modeling_rsmoe.demo.page import _Steps
 
     assert viewer.chooses and not Viewer("tiny", tiny_model(), tiny_processor()).chooses
-    looked = _Steps(viewer, []).look_at_file(str(noise(tmp_path / "a.png", 0)), "", "template", "choose")
+    looked = _Steps(viewer, []).look_at_file(str(noise(tmp_path / "a.png", 0)), "", "template", "rerank")
     session = next(looked)[1]
-    asked = list(_Steps(viewer, []).ask("Is there a road?", session, "template", "choose"))[-1][1]
-    question = answer_prompt("Is there a road?")
-    answer = text(viewer, session.image, question, router_mode="template", composition="llm")
+    asked = list(_Steps(viewer, []).ask("Is there a road?", session, "template", "rerank"))[-1][1]
+    question = question_instruction("Is there a road?")
+    answer = text(viewer, session.image, question, router_mode="template", fusion="rewrite")
     assert asked.answers[0][1].text == answer
 
 
@@ -67,7 +67,7 @@ def test_an_image_is_encoded_once(viewer: Viewer, model: Any, tmp_path: Path, mo
     calls, encode = [], model.model.encode_image
     monkeypatch.setattr(model.model, "encode_image", lambda pixels: calls.append(pixels.shape) or encode(pixels))
     image = viewer.encode(noise(tmp_path / "a.png", 0))
-    answers = {text(viewer, image, answer_prompt(question)) for question in ("Is there a road?", "How many?")}
+    answers = {text(viewer, image, question_instruction(question)) for question in ("Is there a road?", "How many?")}
     answers.add(text(viewer, image, router_mode="template"))
     assert calls == [torch.Size([1, 3, 28, 28])] and len(answers) == 3
 
@@ -99,7 +99,7 @@ def test_who_leaves_stops_the_generation(
 
     monkeypatch.setattr(model, "generate", recorded)
     image = viewer.encode(noise(tmp_path / "a.png", 0))
-    telling = viewer.tell(image, composition="llm", min_new_tokens=300, max_new_tokens=300)
+    telling = viewer.tell(image, fusion="rewrite", min_new_tokens=300, max_new_tokens=300)
     next(telling)
     telling.close()
     assert text(viewer, image)  # the model is free again
@@ -108,8 +108,8 @@ def test_who_leaves_stops_the_generation(
 
 def test_an_error_of_generate_reaches_who_listens(viewer: Viewer, tmp_path: Path) -> None:
     image = viewer.encode(noise(tmp_path / "a.png", 0))
-    with pytest.raises(RSMoEError, match="Unknown composition 'vote'"):
-        list(viewer.tell(image, composition="vote"))
+    with pytest.raises(RSMoEError, match="Unknown fusion 'vote'"):
+        list(viewer.tell(image, fusion="vote"))
     with pytest.raises(RSMoEError, match="holds <theme>, which only the model's own rows may"):
         list(viewer.tell(image, "Is this <theme> yours?"))
     assert text(viewer, image)

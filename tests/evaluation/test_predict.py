@@ -48,14 +48,14 @@ FULL = System()
 
 
 def predictor(parts, system=FULL, **generation):
-    return Predictor(*parts, system, {"composition": "llm", "max_new_tokens": 6, **generation})
+    return Predictor(*parts, system, {"fusion": "rewrite", "max_new_tokens": 6, **generation})
 
 
 def texts_of(lines):
     return {key: {k: v for k, v in line.items() if k not in ("seconds", "peak_memory")} for key, line in lines.items()}
 
 
-@pytest.mark.parametrize("system", [System("full"), System("llm"), System("experts:object"), System("full", False)])
+@pytest.mark.parametrize("system", [System("full"), System("base"), System("experts:object"), System("full", False)])
 @pytest.mark.parametrize("kind", ["captions", "questions"])
 def test_batch_size_and_second_run_change_nothing(kind, system, parts, folder, tmp_path, request):
     records = request.getfixturevalue(kind)
@@ -97,7 +97,7 @@ def test_some_of_the_experts(parts, folder, captions, tmp_path):
 
 def test_llm_is_the_plain_generate_of_the_model(parts, folder, captions, tmp_path):
     model, processor = parts
-    lines = predict(predictor(parts, System("llm")), captions, folder, tmp_path / "llm.jsonl", "run", 4)
+    lines = predict(predictor(parts, System("base")), captions, folder, tmp_path / "llm.jsonl", "run", 4)
     inputs = processor(
         images=[str(captions[4].image)], text=["Describe the image."], expert_inputs=False, return_tensors="pt"
     )

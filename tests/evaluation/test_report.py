@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from modeling_rsmoe.data.files import write_whole
 from modeling_rsmoe.data.records import CaptionRecord, QuestionRecord
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 from modeling_rsmoe.evaluation import report
 from modeling_rsmoe.evaluation.markdown import markdown_table
 from modeling_rsmoe.evaluation.scores import Score, Scored
+from modeling_rsmoe.utils.files import write_whole
 
 
 SCORED = Scored({"BLEU-1": Score(61.7, 60.1, 63.2), "CIDEr-D": Score(153.84, 146.1, 161.94)}, [{}])
@@ -83,7 +83,7 @@ def test_questions_have_seconds_per_item(records: list[CaptionRecord]) -> None:
         (("results", 0, "baselines", "constant"), [], "a score without value, low and high"),
         (("results", 0, "parts"), [], '"parts" of result 1'),
         (("checkpoint", "name"), 7, '"name" of its checkpoint'),
-        (("against",), [{"name": "llm", "differences": [{"dataset": "all"}]}], '"against" is no list of differences'),
+        (("against",), [{"name": "base", "differences": [{"dataset": "all"}]}], '"against" is no list of differences'),
     ],
 )
 def test_a_wrong_file_is_refused(
@@ -135,7 +135,7 @@ def lines_of(text: str, start: str) -> list[str]:
 
 def test_table_has_each_system_and_baseline_once(records: list[CaptionRecord]) -> None:
     full = captioning(records, parts={"theme": CONSTANT})
-    llm = captioning(records, "llm", seconds=1.0)
+    llm = captioning(records, "base", seconds=1.0)
     blind = captioning(records, "full, no image", scored=CONSTANT)
     constant = captioning(records, "constant", scored=CONSTANT, seconds=None)
     table = markdown_table([full, blind, llm, constant])
@@ -143,7 +143,7 @@ def test_table_has_each_system_and_baseline_once(records: list[CaptionRecord]) -
         "| system | BLEU-1 | CIDEr-D | s / image |",
         "|---|---:|---:|---:|",
         "| full model | 61.7 [60.1, 63.2] | 153.8 [146.1, 161.9] | 1.60 |",
-        "| LLM block alone | 61.7 [60.1, 63.2] | 153.8 [146.1, 161.9] | 0.50 |",
+        "| base LM alone | 61.7 [60.1, 63.2] | 153.8 [146.1, 161.9] | 0.50 |",
         "| full model: part of the theme expert | 25.6 [25.0, 26.2] | 27.0 [22.5, 31.4] |  |",
         "| full model without the image | 25.6 [25.0, 26.2] | 27.0 [22.5, 31.4] | 1.60 |",
         "| the most frequent training caption | 25.6 [25.0, 26.2] | 27.0 [22.5, 31.4] |  |",
@@ -155,7 +155,7 @@ def test_table_has_each_system_and_baseline_once(records: list[CaptionRecord]) -
 
 def test_other_data_is_another_table(records: list[CaptionRecord]) -> None:
     """The same split with one image less was scored: its scores must not stand beside those of the whole."""
-    tables = markdown_table([captioning(records), captioning(records[:1], "llm", limit=1)])
+    tables = markdown_table([captioning(records), captioning(records[:1], "base", limit=1)])
     assert lines_of(tables, "**") == ["**RSICD, val (2 images)**", "**RSICD, val (1 image, limited to 1)**"]
     assert len(lines_of(tables, "| system")) == 2
 

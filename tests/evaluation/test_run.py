@@ -160,7 +160,7 @@ def test_run_id_depends_on_everything():
     ids = {
         run_id("a", "full", {"num_beams": 1}),
         run_id("b", "full", {"num_beams": 1}),
-        run_id("a", "llm", {"num_beams": 1}),
+        run_id("a", "base", {"num_beams": 1}),
         run_id("a", "full", {"num_beams": 2}),
     }
     assert len(ids) == 4

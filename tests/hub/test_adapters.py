@@ -42,7 +42,7 @@ def tokens() -> torch.Tensor:
 
 def logits_as(model, reader: int) -> torch.Tensor:
     with torch.no_grad():
-        return model(tokens(), expert_ids=torch.full((2,), reader)).logits
+        return model(tokens(), adapter_ids=torch.full((2,), reader)).logits
 
 
 def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -161,7 +161,7 @@ def test_other_wrong_input(peft_folder, tmp_path):
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
     with pytest.raises(RSMoEError, match="pickles .* are not opened"):
         load_peft(model, "theme", pickled)
-    full = tiny_model(config=tiny_config(expert_config={"kind": "full"}))
+    full = tiny_model(config=tiny_config(expert_config={"expert_type": "full"}))
     for call in (
         lambda: save_peft(full, "theme", tmp_path / "f"),
         lambda: load_peft(full, "theme", peft_folder / "theme"),
@@ -176,7 +176,7 @@ def test_other_wrong_input(peft_folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_plain_llms(tmp_path, kind):
-    model = tiny_model(config=tiny_config(expert_config={"kind": kind}))
+    model = tiny_model(config=tiny_config(expert_config={"expert_type": kind}))
     model.save_pretrained(tmp_path / "model")
     tiny_processor().save_pretrained(tmp_path / "model")
     result = run("export", "llm", tmp_path / "model", "--output", tmp_path / "out")
@@ -215,7 +215,7 @@ def image(seed: int) -> torch.Tensor:
 
 
 def test_a_peft_batch_over_prompt_embeddings_gives_our_tokens(checkpoint, vllm_folder, client):
-    """Rows of the LLM block, the router and two experts, of different lengths, in one batch: what a server does."""
+    """Rows of the base LM, the router and two experts, of different lengths, in one batch: what a server does."""
     texts = {"__base__": TEXT, "router": f"<router> theme: {TEXT}", "object": "<object> how many?", "relation": "<relation> where is it?"}  # fmt: skip
     model = RSMoEForConditionalGeneration.from_pretrained(checkpoint).eval()
     processor = RSMoEProcessor.from_pretrained(checkpoint)
@@ -287,7 +287,7 @@ def test_client_asks_router_experts_and_llm(vllm_folder, client, tmp_path, monke
 def test_client_and_package_write_rows_alike():
     """The client stands alone, so its wordings are its own: they must stay the processor's."""
     from modeling_rsmoe.hub import vllm_client
-    from modeling_rsmoe.processing_rsmoe import compose_prompt, expert_prompt, router_prompt
+    from modeling_rsmoe.processing_rsmoe import expert_prompt, rewrite_request, router_prompt
 
     seen = []
 
@@ -307,7 +307,7 @@ def test_client_and_package_write_rows_alike():
     names, fixed = READERS[1:], Embeddings.processor.expert_instructions["relation"]
     expected = [router_prompt(name, TEXT) for name in names]
     expected += [expert_prompt(name, prompt) for name, prompt in zip(names, ["p", "q", fixed])]
-    assert seen == [*expected, compose_prompt(TEXT, {"theme": "a", "object": "", "relation": "c"})]
+    assert seen == [*expected, rewrite_request(TEXT, {"theme": "a", "object": "", "relation": "c"})]
 
 
 def test_serve_line(tmp_path):
@@ -327,7 +327,7 @@ def test_refused_and_nothing_left(checkpoint, tmp_path):
     assert result.exit_code == 2 and "exists: choose another folder" in result.stderr
     result = run("export", "peft", checkpoint, "--output", tmp_path / "new", "--dtype", "int8")
     assert result.exit_code == 2 and "unknown dtype 'int8'" in result.stderr
-    tiny_model(config=tiny_config(expert_config={"kind": "full"})).save_pretrained(tmp_path / "full")
+    tiny_model(config=tiny_config(expert_config={"expert_type": "full"})).save_pretrained(tmp_path / "full")
     tiny_processor().save_pretrained(tmp_path / "full")
     result = run("export", "peft", tmp_path / "full", "--output", tmp_path / "new")
     assert result.exit_code == 2 and "export it as a plain LLM" in result.stderr

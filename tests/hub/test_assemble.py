@@ -17,7 +17,7 @@ from modeling_rsmoe.data.provenance import folder_sha256
 from modeling_rsmoe.hub import assemble as assembling
 from modeling_rsmoe.hub.assemble import assemble, build, merge_trained, round_to_half
 from modeling_rsmoe.hub.convert_parts import qformer_from_bert
-from modeling_rsmoe.selector_rsmoe import RSMoESelector
+from modeling_rsmoe.reranker_rsmoe import RSMoEReranker
 
 from .tiny_sources import NAME, TOKENS, change_json
 
@@ -44,7 +44,7 @@ def run(tiny_sources, cache, output, **kwargs):
 
 
 def trained_tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a training changes and no source gives, and two low-rank pairs for the LLM block, in half precision."""
+    """What a training changes and no source gives, and two low-rank pairs for the base LM, in half precision."""
     torch.manual_seed(7)
     trained = ("projection", "query_tokens", "crossattention", "router", "experts", "vision_model.layernorm")
     tensors = {
@@ -57,7 +57,7 @@ def trained_tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def write_trained(path: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> Path:
-    save_file(tensors, path, metadata=metadata or {"llm_lora_scaling": str(SCALING)})
+    save_file(tensors, path, metadata=metadata or {"language_model_lora_scaling": str(SCALING)})
     return path
 
 
@@ -196,24 +196,24 @@ class TestTrainedWeights:
 
     def test_there_is_a_selector_where_they_hold_one(self, tiny_sources, configs, state, tmp_path):
         """Of a configuration that has one: the start of a training and older weights are without."""
-        change_json(configs / NAME / "config.json", selector_rank=4, selector_buckets=16)
+        change_json(configs / NAME / "config.json", reranker_rank=4, reranker_buckets=16)
         tensors = trained_tensors(state)
         path = write_trained(tmp_path / "without.safetensors", tensors)
         for trained in (False, path):
             folder = assemble(
                 NAME, tmp_path / f"{trained is path}", tiny_sources.wheels, trained=trained, hub_configs=configs
             )
-            assert RSMoEForConditionalGeneration.from_pretrained(folder).model.selector is None
-            assert "selector" not in (folder / "README.md").read_text()
-        own = RSMoESelector(state["model.encoder.vision_model.layernorm.weight"].numel(), 4, 16)
+            assert RSMoEForConditionalGeneration.from_pretrained(folder).model.reranker is None
+            assert "reranker" not in (folder / "README.md").read_text()
+        own = RSMoEReranker(state["model.encoder.vision_model.layernorm.weight"].numel(), 4, 16)
         tensors |= {
-            f"model.selector.{name}": torch.randn_like(value).half() for name, value in own.state_dict().items()
+            f"model.reranker.{name}": torch.randn_like(value).half() for name, value in own.state_dict().items()
         }
         path = write_trained(tmp_path / "with.safetensors", tensors)
         folder = assemble(NAME, tmp_path / "with", tiny_sources.wheels, trained=path, hub_configs=configs)
-        result = RSMoEForConditionalGeneration.from_pretrained(folder).model.selector.state_dict()
-        assert all(torch.equal(value, tensors[f"model.selector.{name}"].float()) for name, value in result.items())
-        assert 'composition="choose"' in (folder / "README.md").read_text()
+        result = RSMoEForConditionalGeneration.from_pretrained(folder).model.reranker.state_dict()
+        assert all(torch.equal(value, tensors[f"model.reranker.{name}"].float()) for name, value in result.items())
+        assert 'fusion="rerank"' in (folder / "README.md").read_text()
 
     def test_a_file_given_by_path(self, tiny_sources, state, tmp_path):
         tensors = {name: value for name, value in trained_tensors(state).items() if "llm_lora" not in name}
@@ -228,7 +228,7 @@ class TestTrainedWeights:
         assert not any(value.any() for name, value in model.state_dict().items() if name.endswith("lora_B"))
 
     def test_full_experts_start_as_the_merged_block(self, tiny_sources, configs, state, tmp_path):
-        change_json(configs / NAME / "config.json", expert_config__kind="full")
+        change_json(configs / NAME / "config.json", expert_config__expert_type="full")
         tensors = {k: v for k, v in trained_tensors(state).items() if "experts" not in k}
         path = write_trained(tmp_path / "stage1.safetensors", tensors)
         with pytest.raises(RSMoEError, match=r"lacks \d+ weights.*model\.experts\.theme"):
@@ -278,10 +278,10 @@ class TestTrainedWeights:
             run(tiny_sources, tiny_sources.wheels, tmp_path / "out", trained=path)
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("metadata", [{"alpha": "16"}, {"llm_lora_scaling": "two"}])
+    @pytest.mark.parametrize("metadata", [{"alpha": "16"}, {"language_model_lora_scaling": "two"}])
     def test_pairs_without_a_scaling_are_refused(self, tiny_sources, state, tmp_path, metadata):
         path = write_trained(tmp_path / "t.safetensors", trained_tensors(state), **metadata)
-        with pytest.raises(RSMoEError, match="llm_lora_scaling"):
+        with pytest.raises(RSMoEError, match="language_model_lora_scaling"):
             build(NAME, tiny_sources.wheels, trained=path, hub_configs=tiny_sources.hub_configs)
 
     def test_a_missing_file_is_named_before_anything_is_downloaded(self, tiny_sources, tmp_path):

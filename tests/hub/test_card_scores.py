@@ -101,11 +101,11 @@ def test_writing_again_changes_nothing_and_other_scores_replace_the_old(card: Pa
 
 
 def test_only_what_the_model_itself_scored_is_indexed(card: Path) -> None:
-    """Not its parts, its baselines or pooled datasets; the LLM block alone only where the full model was not run."""
+    """Not its parts, its baselines or pooled datasets; the base LM alone only where the full model was not run."""
     reports = [
-        report(system="llm", scores={"CIDEr-D": 200.0}),
+        report(system="base", scores={"CIDEr-D": 200.0}),
         report(system="full", scores={"CIDEr-D": 150.0}),
-        report(system="llm", dataset="UCM-Captions", scores={"CIDEr-D": 180.0}),
+        report(system="base", dataset="UCM-Captions", scores={"CIDEr-D": 180.0}),
         report(system="experts:theme", dataset="A"),
         report(system="full, no image", dataset="B"),
         report(system="constant", checkpoint=None, dataset="C"),
@@ -114,7 +114,7 @@ def test_only_what_the_model_itself_scored_is_indexed(card: Path) -> None:
     limited = report(dataset="NWPU-Captions", limit=20)
     lines = write_scores(card, [*reports, limited], "table")
     found = {(name[2], name[5]): value for name, value in indexed(card).items()}
-    assert found == {("RSICD", "CIDEr-D"): 150.0, ("UCM-Captions", "CIDEr-D (LLM block alone)"): 180.0}
+    assert found == {("RSICD", "CIDEr-D"): 150.0, ("UCM-Captions", "CIDEr-D (base LM alone)"): 180.0}
     assert "not in the model-index: NWPU-Captions test, which was limited to 20 items" in lines
 
 

@@ -161,8 +161,8 @@ def check_equal(folder: Path, sources: Sources) -> None:
         found = ours.model.encoder.query_states(inputs["pixel_values"], **qformer)
         torch.testing.assert_close(found, states, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(ours(**inputs).logits[..., : WORDS + 1], logits, atol=1e-5, rtol=1e-5)
-        for reader in ours.model.readers:  # router and experts start at the LLM block
-            again = ours(**inputs, expert_ids=torch.full((3,), reader)).logits
+        for reader in ours.model.readers:  # router and experts start at the base LM
+            again = ours(**inputs, adapter_ids=torch.full((3,), reader)).logits
             torch.testing.assert_close(again[..., : WORDS + 1], logits, atol=1e-5, rtol=1e-5)
 
 
@@ -176,7 +176,7 @@ def test_outputs_are_instructblips(sources, tmp_path, own_llm):
 def test_full_experts_are_copies(sources, tmp_path):
     settings = Path(shutil.copytree(sources.settings, tmp_path / "settings"))
     config = json.loads((settings / "config.json").read_text())
-    config["expert_config"]["kind"] = "full"
+    config["expert_config"]["expert_type"] = "full"
     (settings / "config.json").write_text(json.dumps(config))
     check_equal(convert(settings, sources.instructblip, sources.llm, tmp_path / "out"), sources)
 

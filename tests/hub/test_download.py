@@ -13,10 +13,10 @@ from filelock import FileLock
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from modeling_rsmoe import RSMoEError
-from modeling_rsmoe.data.files import sha256_of
 from modeling_rsmoe.hub import download
 from modeling_rsmoe.hub.download import demo_image, fetch_wheel, hub_files, wheel_files
 from modeling_rsmoe.hub.sources import DataFile, read_sources
+from modeling_rsmoe.utils.files import sha256_of
 
 from .tiny_sources import NAME
 

@@ -26,7 +26,7 @@ def record(stage: str, before: dict | None = None, **changes) -> dict:
         "vision": "frozen",
         "qformer": "queries",
         "projection": "full",
-        "llm": "lora",
+        "language_model": "lora",
         "router": "frozen",
         "datasets": ["Ships", "Ships"],
         "question_datasets": ["RSVQA-LR"],
@@ -44,7 +44,7 @@ def test_parameters_are_those_of_the_estimate(name):
     counts = count_parts(without_weights(facts.config))
     found = {part.name: part.parameters * part.count for part in facts.parts}
     assert found == dict(
-        zip(["image encoder", "Q-Former", "projection", "LLM block", "router", "experts", "selector"], counts.values())
+        zip(["image encoder", "Q-Former", "projection", "base LM", "router", "experts", "reranker"], counts.values())
     )
     assert facts.parameters == sum(counts.values())
     assert facts.trained is (name == "rs-moe-nano") and facts.texts.missing == []
@@ -56,7 +56,7 @@ def test_nanos_steps_are_those_of_its_settings():
         ("warm-up", "19,200 images", 32, 3e-4),
         ("stage 1", "38,400 rows", 16, 5e-4),
         ("stage 2", "19,200 rows", 16, 5e-4),
-        ("selector", "10,403 images", None, None),
+        ("reranker", "10,403 images", None, None),
     ]
     assert facts.minutes == sum(facts.texts.training.minutes.values()) > 0
 
@@ -70,7 +70,7 @@ def test_a_training_record(folder):
     assert facts.trained and facts.texts.missing
     assert [(step.name, step.learned, step.amount, step.batch, step.learning_rate) for step in facts.steps] == [
         ("warm-up", "queries, cross-attention, Q-Former", "80 images", 8, 1e-3),
-        ("stage 1", "Q-Former, projection, LoRA on the LLM block", "1,600 rows", 16, 5e-4),
+        ("stage 1", "Q-Former, projection, LoRA on the base LM", "1,600 rows", 16, 5e-4),
         ("stage 2", "experts ships", "3 epochs", 16, 1e-4),
     ]
     (folder / "training.json").write_text(json.dumps(last | {"finished": False}))

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
-from modeling_rsmoe.data.files import sha256_of
 from modeling_rsmoe.hub.card import write_card
 from modeling_rsmoe.hub.facts import read_facts
+from modeling_rsmoe.utils.files import sha256_of
 
 from ..tiny import tiny_checkpoint, tiny_model
 from .hub_server import TOKEN, LocalHub
@@ -159,7 +159,7 @@ def test_expert_with_the_package(hub, pushed, folder, tmp_path):
     code = (
         "import sys; from modeling_rsmoe import RSMoEExpert\n"
         "expert = RSMoEExpert.from_pretrained(sys.argv[1], subfolder='experts/theme')\n"
-        "print(type(expert).__module__, expert.config.rank)"
+        "print(type(expert).__module__, expert.config.r)"
     )
     env = environment(hub, tmp_path, TOKEN) | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code, ID], env=env, capture_output=True, text=True, timeout=300)

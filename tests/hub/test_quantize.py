@@ -42,7 +42,7 @@ INT8 = ["int8", "int8-dynamic"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("quantize") / "tiny", selector_rank=4, selector_buckets=32)
+    return tiny_checkpoint(tmp_path_factory.mktemp("quantize") / "tiny", reranker_rank=4, reranker_buckets=32)
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +56,16 @@ def load(folder, dtype, **arguments):
 
 @torch.no_grad()
 def logits(model, readers=True) -> torch.Tensor:
-    """Of the last token of rows of LLM block, router and experts, or of the same rows read by the LLM block."""
+    """Of the last token of rows of base LM, router and experts, or of the same rows read by the base LM."""
     inputs = rows()
     if not readers:
-        inputs["expert_ids"] = torch.zeros(len(inputs["input_ids"]), dtype=torch.long)
+        inputs["adapter_ids"] = torch.zeros(len(inputs["input_ids"]), dtype=torch.long)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     return model(**inputs).logits[:, -1].float()
 
 
 def changed(model) -> torch.Tensor:
-    """How much each row's reader changes of what the LLM block alone would say."""
+    """How much each row's reader changes of what the base LM alone would say."""
     return (logits(model) - logits(model, readers=False)).norm(dim=-1)
 
 
@@ -96,7 +96,7 @@ def test_half_precision_keeps_what_is_small_in_float32(dtype, folder, plain):
     model = load(folder, dtype)
     found = kinds(model)
     kept = {name for name, kind in found.items() if kind == "torch.float32"}
-    parts = ("encoder.qformer.", "encoder.query_tokens.", "encoder.projection.", "lora_", "selector.")
+    parts = ("encoder.qformer.", "encoder.query_tokens.", "encoder.projection.", "lora_", "reranker.")
     assert kept == {name for name in found if any(part in name for part in parts)}
     assert {kind for name, kind in found.items() if name not in kept} == {f"torch.{dtype}"}
     check_like(model, plain, 0.1 if dtype == "bfloat16" else 0.02)
@@ -104,7 +104,7 @@ def test_half_precision_keeps_what_is_small_in_float32(dtype, folder, plain):
 
 @pytest.mark.parametrize("dtype", INT8)
 def test_int8(dtype, folder, plain):
-    """Linear layers of ViT and LLM block, nothing else."""
+    """Linear layers of ViT and base LM, nothing else."""
     model = load(folder, dtype)
     modules = dict(model.named_modules())
     for name, kind in kinds(model).items():
@@ -165,8 +165,8 @@ def test_float_weights_are_asked_for_where_they_are_needed(folder):
 
 
 def test_int8_of_full_experts(tmp_path):
-    """Experts with layers of their own are as large as the LLM block, and quantised like it; the router is not."""
-    config = tiny_config(expert_config={"kind": "full"})
+    """Experts with layers of their own are as large as the base LM, and quantised like it; the router is not."""
+    config = tiny_config(expert_config={"expert_type": "full"})
     tiny_model(config=config).save_pretrained(tmp_path)
     model = load(tmp_path, "int8")
     found = kinds(model)
@@ -209,7 +209,7 @@ class RoundingQuantizer(HfQuantizer):
         skipped = self.get_modules_to_not_convert(model, KEPT, model._keep_in_fp32_modules)
         for name, module in list(model.named_modules()):
             if type(module) is nn.Linear and not any(
-                part in name for part in ("qformer", "projection", "selector", *skipped)
+                part in name for part in ("qformer", "projection", "reranker", *skipped)
             ):
                 bias = module.bias is not None
                 model.set_submodule(name, RoundedLinear(module.in_features, module.out_features, bias, device="meta"))
@@ -230,7 +230,7 @@ def rounding():
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_replaced_modules_are_hooked_again(kind, rounding, tmp_path):
-    tiny_model(config=tiny_config(expert_config={"kind": kind})).save_pretrained(tmp_path)
+    tiny_model(config=tiny_config(expert_config={"expert_type": kind})).save_pretrained(tmp_path)
     plain = RSMoEForConditionalGeneration.from_pretrained(tmp_path)
     model, info = RSMoEForConditionalGeneration.from_pretrained(
         tmp_path, quantization_config=rounding, output_loading_info=True
@@ -287,7 +287,7 @@ def test_device_maps(arguments, folder, plain):
     assert torch.equal(logits(model), logits(plain))
 
 
-PARTS = ["encoder", "router", "experts", "selector"]
+PARTS = ["encoder", "router", "experts", "reranker"]
 PARTS += ["language_model.embed_tokens", "language_model.layers", "language_model.norm"]
 
 
@@ -303,7 +303,7 @@ def test_llm_block_on_disk(folder, plain, tmp_path):
     assert torch.equal(logits(model), logits(plain))
 
 
-@pytest.mark.parametrize("part", ["encoder", "router", "experts", "selector"])
+@pytest.mark.parametrize("part", ["encoder", "router", "experts", "reranker"])
 def test_parts_that_cannot_be_on_disk_are_refused(part, folder, tmp_path):
     with pytest.raises(RSMoEError, match=f"device_map offloads {part}.*may be on disk"):
         RSMoEForConditionalGeneration.from_pretrained(folder, device_map=places(part), offload_folder=tmp_path)

@@ -14,7 +14,7 @@ from modeling_rsmoe import RSMoEConfig, RSMoEProcessor
 from modeling_rsmoe.hub.convert import llm_tokenizer
 from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
-from modeling_rsmoe.processing_rsmoe import compose_prompt, expert_prompt, router_prompt
+from modeling_rsmoe.processing_rsmoe import expert_prompt, rewrite_request, router_prompt
 
 from ..tiny import tiny_qformer_tokenizer
 from .test_convert import bytes_with_first_token
@@ -48,12 +48,12 @@ def test_files_fit_each_other(size):
     folder = HUB_CONFIGS / size
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES[size])
     config, generation = RSMoEConfig.from_pretrained(folder), GenerationConfig.from_pretrained(folder)
-    own = [config.image_token_id, config.prompt_token_id, *config.reader_token_ids]
+    own = [config.image_token_id, config.prompt_token_id, *config.adapter_token_ids]
     assert generation.suppress_tokens == own
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         assert getattr(generation, name) == getattr(config.text_config, name)
     assert generation.pad_token_id != generation.eos_token_id
-    assert (generation.router_mode, generation.composition) == ("generated", "llm")
+    assert (generation.router_mode, generation.fusion) == ("generated", "rewrite")
     settings = json.loads((folder / "processor_config.json").read_text())
     assert settings["num_query_tokens"] == config.num_query_tokens and settings["experts"] == config.expert_names
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
@@ -110,13 +110,13 @@ def test_rows(size, tmp_path):
     assert processor.qformer_instruction(rendered) == "Is there a river?"
     for row in (
         router_prompt("theme", "What?"),
-        compose_prompt("What?", {"theme": "a", "object": "b", "relation": ""}),
+        rewrite_request("What?", {"theme": "a", "object": "b", "relation": ""}),
     ):
         assert processor.qformer_instruction(processor.render(row)) == "What?"
     row = processor.render(expert_prompt("object", "How many?"))
     assert processor.qformer_instruction(row) == processor.expert_instructions["object"]
     inputs = processor(images=torch.zeros(3, 224, 224), text="Is there a river?", return_tensors="pt")
-    for name in ("input_ids", "router_input_ids", "expert_input_ids", "compose_input_ids"):
+    for name in ("input_ids", "router_input_ids", "expert_input_ids", "rewrite_input_ids"):
         for ids in inputs[name].flatten(0, -2):
             ids = ids[ids != tokenizer.pad_token_id]
             assert ids[0] == tokenizer.bos_token_id and (ids == tokenizer.bos_token_id).sum() == 1

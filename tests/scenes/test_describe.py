@@ -156,7 +156,7 @@ def test_the_model_looks_at_each_tile_once(monkeypatch: pytest.MonkeyPatch) -> N
         return encode(pixel_values)
 
     monkeypatch.setattr(model, "encode_image", counted)
-    describer = Describer(model, processor, "Describe the image.", {"composition": "llm"})
+    describer = Describer(model, processor, "Describe the image.", {"fusion": "rewrite"})
     assert describer.picture_side == 28
     pictures = [Image.new("RGB", (30, 30), (shade, 0, 0)) for shade in (0, 120, 240)]
     said = describer(pictures)
@@ -165,7 +165,7 @@ def test_the_model_looks_at_each_tile_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_composer_reads_parts_as_in_generate() -> None:
     """The row that sums up a scene is the row that `generate` makes of one image's parts, token by token."""
-    from modeling_rsmoe.processing_rsmoe import compose_prompt
+    from modeling_rsmoe.processing_rsmoe import rewrite_request
     from tests.tiny import tiny_model, tiny_processor
 
     model, processor = tiny_model(), tiny_processor()
@@ -173,8 +173,8 @@ def test_the_composer_reads_parts_as_in_generate() -> None:
     picture = Image.new("RGB", (30, 30), (90, 0, 0))
     whole = processor(images=[picture], text=["Describe it."], return_tensors="pt")
     ids = [processor.tokenizer(f" {part}" if part else "")["input_ids"] for part in parts.values()]
-    expected, _ = model._padded(model._filled(whole["compose_input_ids"], [ids]), "cpu")
-    row = processor.render(compose_prompt("Describe it.", parts))
+    expected, _ = model._padded(model._filled(whole["rewrite_input_ids"], [ids]), "cpu")
+    row = processor.render(rewrite_request("Describe it.", parts))
     own = processor(images=[picture], text=[row], expert_inputs=False, return_tensors="pt")
     assert own["input_ids"].tolist() == expected.tolist()
     assert own["qformer_input_ids"].tolist() == whole["qformer_input_ids"].tolist()

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from modeling_rsmoe.data.html import COLORS
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 from modeling_rsmoe.scenes import picture
 from modeling_rsmoe.scenes.picture import check_picture, write_picture
+from modeling_rsmoe.utils.html import COLORS
 from tests.scenes.sheets import image, scene
 
 

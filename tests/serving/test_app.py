@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from modeling_rsmoe.images_rsmoe import read_image
-from modeling_rsmoe.processing_rsmoe import DEFAULT_INSTRUCTION, answer_prompt
+from modeling_rsmoe.processing_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 from modeling_rsmoe.serving.limits import Limits
 
 from .conftest import Served, data_url, noise, serving, user
@@ -54,14 +54,14 @@ def test_an_answer_is_what_the_model_says_alone(served) -> None:
     assert answer.choices[0].finish_reason == "length"  # three parts of 8 tokens, none of which ended
 
 
-@pytest.mark.parametrize("composition", ["llm", "concat"])
-def test_a_streamed_text_is_the_same_text(served, composition) -> None:
-    asked = {"extra_body": {"composition": composition, "router_mode": "template"}, "max_tokens": 24}
+@pytest.mark.parametrize("fusion", ["rewrite", "concat"])
+def test_a_streamed_text_is_the_same_text(served, fusion) -> None:
+    asked = {"extra_body": {"fusion": fusion, "router_mode": "template"}, "max_tokens": 24}
     expected = served.ask(noise(1), **asked)
     chunks = list(served.ask(noise(1), **asked, stream=True, stream_options={"include_usage": True}))
     pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
     assert "".join(pieces) == expected.choices[0].message.content
-    assert len(pieces) > 2 if composition == "llm" else len(pieces) == 1
+    assert len(pieces) > 2 if fusion == "rewrite" else len(pieces) == 1
     assert chunks[0].choices[0].delta.role == "assistant"
     last, usage = chunks[-2:]
     assert last.choices[0].finish_reason == expected.choices[0].finish_reason and last.rsmoe == expected.rsmoe
@@ -81,14 +81,16 @@ def test_what_is_read_of_a_conversation(served) -> None:
     ]
     say = served.client.chat.completions.create
     answer = say(model="tiny", messages=messages, extra_body={"short_answer": True})
-    assert answer.choices[0].message.content == served.alone(noise(3), answer_prompt("How many planes?"))["text"]
+    assert (
+        answer.choices[0].message.content == served.alone(noise(3), question_instruction("How many planes?"))["text"]
+    )
     answer = say(model="tiny", messages=[user(noise(2))])
     assert answer.choices[0].message.content == served.alone(noise(2), DEFAULT_INSTRUCTION)["text"]
 
 
 def test_decoding_is_as_asked(served) -> None:
-    beams = served.alone(noise(4), num_beams=2, max_new_tokens=5, composition="llm")
-    answer = served.ask(noise(4), max_completion_tokens=5, extra_body={"num_beams": 2, "composition": "llm"})
+    beams = served.alone(noise(4), num_beams=2, max_new_tokens=5, fusion="rewrite")
+    answer = served.ask(noise(4), max_completion_tokens=5, extra_body={"num_beams": 2, "fusion": "rewrite"})
     assert answer.choices[0].message.content == beams["text"] and answer.usage.completion_tokens <= 5
     greedy = served.ask(noise(4), temperature=0).choices[0].message.content
     assert greedy == served.alone(noise(4))["text"]

@@ -74,7 +74,7 @@ def test_requests_that_decode_alike_share_a_batch(held) -> None:
 
 def test_streams_of_one_batch_are_kept_apart(held) -> None:
     def stream(index: int) -> str:
-        body = {"composition": "llm", "router_mode": "template"}
+        body = {"fusion": "rewrite", "router_mode": "template"}
         chunks = held.ask(noise(index), max_tokens=12, stream=True, extra_body=body)
         return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
@@ -86,7 +86,7 @@ def test_streams_of_one_batch_are_kept_apart(held) -> None:
         held.model.go.set()
         assert first.result().choices[0].message.content
         texts = [text.result() for text in streams]
-    asked = {"max_new_tokens": 12, "router_mode": "template", "composition": "llm"}
+    asked = {"max_new_tokens": 12, "router_mode": "template", "fusion": "rewrite"}
     held.until(lambda: held.service.inside == 0)  # the last bytes may arrive before the service counts down
     assert held.model.batches == [1, 3]
     assert texts == [held.alone(noise(i), **asked)["text"] for i in range(3)] and len(set(texts)) == 3
@@ -152,7 +152,7 @@ def test_clients_that_leave_are_forgotten(held) -> None:
 def test_a_stream_that_is_left_ends(held) -> None:
     """The rows of a client that has gone stop; 256 tokens would not have been written so soon."""
     held.model.go.set()
-    connection = post(held, stream=True, max_tokens=250, composition="llm", router_mode="template")
+    connection = post(held, stream=True, max_tokens=250, fusion="rewrite", router_mode="template")
     answer = connection.getresponse()
     while b"content" not in answer.readline():
         pass
@@ -165,7 +165,7 @@ def test_a_stream_that_is_left_ends(held) -> None:
 
 def test_64_at_once(capsys) -> None:
     """None lost, none mixed up: what is said of each image is known before."""
-    count, short = 64, {"router_mode": "template", "composition": "concat"}  # one decode instead of three: to be quick
+    count, short = 64, {"router_mode": "template", "fusion": "concat"}  # one decode instead of three: to be quick
     with serving() as served:
         served.ask(noise(0), extra_body=short)  # what is slow at first only
         began = time.monotonic()

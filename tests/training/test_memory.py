@@ -34,7 +34,7 @@ ADDED_TOKENS = 6  # image, prompt, router and three experts
 # Parameters of the LLMs as their publishers' weights have them.
 LLAMA_1B, LLAMA_3B, VICUNA_7B = 1_235_814_400, 3_212_749_824, 6_738_415_616
 STAGES = ["stage1", "stage2"]
-LEARNS = {"stage1": {"qformer", "projection", "llm"}, "stage2": {"router", "experts"}}
+LEARNS = {"stage1": {"qformer", "projection", "language_model"}, "stage2": {"router", "experts"}}
 
 
 def config_of(size: str) -> RSMoEConfig:
@@ -55,7 +55,7 @@ def test_sizes_have_the_published_parameters(size, published):
     assert all(parameter.is_meta for parameter in model.parameters())
     counts = memory.count_parts(model)
     tables = 1 if config.tie_word_embeddings else 2
-    assert counts["llm"] - tables * ADDED_TOKENS * config.text_config.hidden_size == published
+    assert counts["language_model"] - tables * ADDED_TOKENS * config.text_config.hidden_size == published
     assert round(counts["vision"] / 1e9, 2) == 0.99  # EVA ViT-g/14 as in BLIP-2 and InstructBLIP
     assert round(counts["qformer"] / 1e6) == 186
     assert counts["experts"] == 3 * counts["router"]
@@ -69,7 +69,7 @@ def test_configurations_are_as_saved(size):
     written = json.loads(file.read_text())
     assert json.loads(config.to_json_string()) == {**written, "transformers_version": config.transformers_version}
     first = config.text_config.vocab_size - ADDED_TOKENS
-    ids = [config.image_token_id, config.prompt_token_id, *config.reader_token_ids]
+    ids = [config.image_token_id, config.prompt_token_id, *config.adapter_token_ids]
     assert ids == list(range(first, first + ADDED_TOKENS))
     assert size not in known_names()  # its sources are not listed: nothing to assemble
 
@@ -174,7 +174,7 @@ def measured_training(stage, start, settings_file, output, table, **changes) -> 
 
 
 def mixed_rows(stage, data, batch: int):
-    """Rows with several completions, of the LLM block, or of router and experts."""
+    """Rows with several completions, of the base LM, or of router and experts."""
     recipe = Recipe.of(stage)
     table = training_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, batch, 1, 4)
     assert any(len(set(row["completions"])) > 1 for row in table)
@@ -320,7 +320,7 @@ def test_more_devices_need_less_each():
 
 
 def test_copied_experts_are_refused():
-    config = tiny_config(expert_config={"kind": "full"})
+    config = tiny_config(expert_config={"expert_type": "full"})
     recipe = Recipe.of("stage2")
     with pytest.raises(RSMoEError, match="FSDP cannot spread"):
         memory.step_memory(memory.without_weights(config, recipe), "FSDP", 2, bf16=False)

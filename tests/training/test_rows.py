@@ -17,7 +17,7 @@ from modeling_rsmoe.training.trainer import RowTrainer
 from ..tiny import INSTRUCTIONS, tiny_model, tiny_processor
 
 
-ONE_STAGE = {"caption_share": 0.3, "answer_share": 0.1, "compose_share": 0.1, "router_share": 0.2, "expert_share": 0.3}
+ONE_STAGE = {"caption_share": 0.3, "answer_share": 0.1, "rewrite_share": 0.1, "router_share": 0.2, "expert_share": 0.3}
 
 
 def test_shares_of_an_epoch(data):
@@ -66,9 +66,9 @@ def test_all_rows_of_a_training(data):
 
 def test_extra_rows(data, tmp_path):
     file = tmp_path / "rows.jsonl"
-    row = {"image": "0.png", "kind": "compose", "expert": None, "prompt": "Describe.\ntheme: x", "completions": ["y"]}
+    row = {"image": "0.png", "kind": "rewrite", "expert": None, "prompt": "Describe.\ntheme: x", "completions": ["y"]}
     file.write_text(json.dumps(row) + "\n")
-    recipe = Recipe(extra_rows=str(file), caption_share=0, answer_share=0, compose_share=0)
+    recipe = Recipe(extra_rows=str(file), caption_share=0, answer_share=0, rewrite_share=0)
     rows = epoch_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0)
     assert [row.completions for row in rows] == [("y",)] and rows[0].image == (data / "0.png").absolute()
     assert len(training_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 2, epochs=1, max_steps=2)) == 4
@@ -77,7 +77,7 @@ def test_extra_rows(data, tmp_path):
     assert len(rows) % 4 == 0 and sum(row.completions == ("y",) for row in rows) == 1
     for change, said in [
         ({"kind": "poem"}, r"rows.jsonl:1: kind is 'poem'"),
-        ({"expert": "theme"}, "expert is 'theme' in a row of kind compose"),
+        ({"expert": "theme"}, "expert is 'theme' in a row of kind rewrite"),
         ({"image": "none.png"}, "none.png is missing"),
         ({"image": "../0.png"}, "leaves the data folder"),
         ({"prompt": ""}, '"prompt" is'),
@@ -89,7 +89,7 @@ def test_extra_rows(data, tmp_path):
     with pytest.raises(RSMoEError, match="rows.jsonl:1: no JSON"):
         read_rows(file, data)
     with pytest.raises(RSMoEError, match="every share of rows is 0"):
-        empty = Recipe(caption_share=0, answer_share=0, compose_share=0)
+        empty = Recipe(caption_share=0, answer_share=0, rewrite_share=0)
         epoch_rows(read_data(data, empty), empty, INSTRUCTIONS, 0, 0)
 
 
@@ -116,8 +116,8 @@ def test_rows_as_tensors(data):
         assert inputs["position_ids"][i][real].tolist() == list(range(int(real.sum())))
         instruction = inputs["qformer_input_ids"][i][inputs["qformer_attention_mask"][i].bool()]
         assert torch.equal(instruction, generated["qformer_input_ids"][0])
-    readers = tiny_model().model.expert_ids_of(inputs["input_ids"])
-    expected = {"caption": 0, "answer": 0, "compose": 0, "router": 1, "theme": 2, "object": 3, "relation": 4}
+    readers = tiny_model().model.get_adapter_ids(inputs["input_ids"])
+    expected = {"caption": 0, "answer": 0, "rewrite": 0, "router": 1, "theme": 2, "object": 3, "relation": 4}
     assert [expected[collator.kinds[kind]] for kind in inputs["kinds"]] == readers.tolist()
 
 

@@ -29,7 +29,7 @@ def test_a_file_for_both_stages(tmp_path):
     )
     recipe, arguments = read_settings(file, "stage2", tmp_path, ["--max_steps", "3", "--experts", "theme", "object"])
     expected = Recipe.of("stage2", experts=["theme", "object"], expert_share=1, qformer_learning_rate=1e-5)
-    assert recipe == expected and recipe.llm == "frozen" and arguments.max_steps == 3
+    assert recipe == expected and recipe.language_model == "frozen" and arguments.max_steps == 3
 
 
 @pytest.mark.parametrize(

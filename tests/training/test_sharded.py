@@ -106,7 +106,7 @@ def test_spread_over_two_processes(eva, data, features, settings_file, tmp_path,
     first, second = (load_file(folder / "model.safetensors") for folder in (one, two))
     began = load_file(eva / "model.safetensors")
     readers = [name for name in began if "lora_" in name]
-    if stage == "stage2":  # the readers began anew: the LLM block exactly, with B = 0
+    if stage == "stage2":  # the readers began anew: the base LM exactly, with B = 0
         assert all((first[name] != began[name]).any() for name in readers)
         began |= {name: first[name] if "lora_A" in name else torch.zeros_like(first[name]) for name in readers}
     moved = sum((first[name] - began[name]).abs().sum() for name in began)

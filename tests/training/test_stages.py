@@ -41,14 +41,14 @@ def stage1(start, data, features, settings_file, tmp_path_factory):
 
 
 def test_stage1(start, stage1):
-    assert moved(start, stage1) == {"qformer", "projection", "llm"}
+    assert moved(start, stage1) == {"qformer", "projection", "language_model"}
     model = RSMoEForConditionalGeneration.from_pretrained(stage1)
     inputs = RSMoEProcessor.from_pretrained(stage1)(
         images=Image.new("RGB", (40, 40)), text="What?", return_tensors="pt"
     )
     assert model.generate(**inputs).shape[0] == 1 and model.dtype == torch.float32
     log = json.loads((stage1 / "trainer_state.json").read_text())["log_history"]
-    assert {"loss", "loss_caption", "loss_answer", "loss_compose"} <= {name for entry in log for name in entry}
+    assert {"loss", "loss_caption", "loss_answer", "loss_rewrite"} <= {name for entry in log for name in entry}
     assert Image.open(stage1 / "loss.png").size[0] > 500
     assert json.loads((stage1 / "training_args.json").read_text())["learning_rate"] == 1e-3
     record = json.loads((stage1 / "training.json").read_text())
@@ -96,11 +96,11 @@ def test_stage2_wants_stage1(start, stage1, data, features, settings_file, tmp_p
     with pytest.raises(RSMoEError, match="has no finished stage 1.*one_stage"):
         train("stage2", start, data, features, settings_file, tmp_path / "a")
     shares = {"caption_share": 0.4, "router_share": 0.2, "expert_share": 0.4}
-    learning = {"qformer": "queries", "projection": "full", "llm": "lora", "lora_rank": 2}
+    learning = {"qformer": "queries", "projection": "full", "language_model": "lora", "lora_rank": 2}
     output = train(
         "stage2", start, data, features, settings_file, tmp_path / "b", one_stage=True, **shares, **learning
     )
-    assert moved(start, output) == {"qformer", "projection", "llm", "router", "experts"}
+    assert moved(start, output) == {"qformer", "projection", "language_model", "router", "experts"}
     with pytest.raises(RSMoEError, match="no checkpoint to begin from"):
         train("stage2", None, data, features, settings_file, tmp_path / "c")
     with pytest.raises(RSMoEError, match="holds a finished training"):
@@ -154,13 +154,16 @@ def test_features_of_no_more_images_than_are_learned(start, stage1, data, settin
 @pytest.mark.parametrize(
     ("changes", "learned"),
     [
-        ({"qformer": "queries", "projection": "frozen", "llm": "frozen"}, {"qformer", "projection"}),
-        ({"qformer": "frozen", "projection": "full", "llm": "frozen"}, {"projection"}),
-        ({"qformer": "lora", "projection": "frozen", "llm": "lora"}, {"qformer", "projection", "llm"}),
-        ({"qformer": "frozen", "projection": "frozen", "llm": "full"}, {"llm"}),
-        ({"vision": "full", "qformer": "frozen", "projection": "frozen", "llm": "frozen"}, {"vision"}),
-        ({"qformer": "frozen", "projection": "frozen", "llm": "frozen", "experts": ["theme"]}, {"experts"}),
-        ({"qformer": "frozen", "projection": "frozen", "llm": "frozen", "router": "train"}, {"router"}),
+        ({"qformer": "queries", "projection": "frozen", "language_model": "frozen"}, {"qformer", "projection"}),
+        ({"qformer": "frozen", "projection": "full", "language_model": "frozen"}, {"projection"}),
+        (
+            {"qformer": "lora", "projection": "frozen", "language_model": "lora"},
+            {"qformer", "projection", "language_model"},
+        ),
+        ({"qformer": "frozen", "projection": "frozen", "language_model": "full"}, {"language_model"}),
+        ({"vision": "full", "qformer": "frozen", "projection": "frozen", "language_model": "frozen"}, {"vision"}),
+        ({"qformer": "frozen", "projection": "frozen", "language_model": "frozen", "experts": ["theme"]}, {"experts"}),
+        ({"qformer": "frozen", "projection": "frozen", "language_model": "frozen", "router": "train"}, {"router"}),
     ],
 )
 def test_which_parts_learn(changes, learned):
@@ -190,7 +193,7 @@ def test_which_parts_learn(changes, learned):
 
 
 def test_nothing_learns():
-    frozen = {"qformer": "frozen", "projection": "frozen", "llm": "frozen"}
+    frozen = {"qformer": "frozen", "projection": "frozen", "language_model": "frozen"}
     with pytest.raises(RSMoEError, match="nothing learns"):
         parts.select_parts(tiny_model(), Recipe(**frozen))
     with pytest.raises(RSMoEError, match="the model has no color; it has theme, object, relation"):
@@ -199,7 +202,7 @@ def test_nothing_learns():
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_where_experts_begin(kind):
-    model = tiny_model(config=tiny_config(expert_config={"kind": kind}))
+    model = tiny_model(config=tiny_config(expert_config={"expert_type": kind}))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     inputs = tiny_processor()(images=Image.new("RGB", (28, 28)), text="<image><theme>x", return_tensors="pt")
     plain = tiny_processor()(images=Image.new("RGB", (28, 28)), text="<image>x", return_tensors="pt")
@@ -207,12 +210,12 @@ def test_where_experts_begin(kind):
     def apart() -> float:
         ids = {**inputs, "input_ids": plain["input_ids"], "attention_mask": plain["attention_mask"]}
         with torch.no_grad():
-            logits = [model(**ids, expert_ids=torch.tensor([reader])).logits for reader in (0, 2)]
+            logits = [model(**ids, adapter_ids=torch.tensor([reader])).logits for reader in (0, 2)]
         return (logits[0] - logits[1]).abs().max().item()
 
     parts.start_readers(model, Recipe.of("stage2", expert_start="checkpoint"))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    parts.start_readers(model, Recipe.of("stage2", expert_start="llm", experts=["theme"]))
+    parts.start_readers(model, Recipe.of("stage2", expert_start="base", experts=["theme"]))
     assert apart() < 1e-5
     kept = model.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in kept.items() if ".experts.object." in name)
@@ -222,22 +225,24 @@ def test_where_experts_begin(kind):
 
 def test_learning_rates():
     model = tiny_model()
-    recipe = Recipe(llm="full", qformer_learning_rate=0.1, projection_learning_rate=0.2, llm_learning_rate=0.3)
+    recipe = Recipe(
+        llm="full", qformer_learning_rate=0.1, projection_learning_rate=0.2, language_model_learning_rate=0.3
+    )
     parts.select_parts(model, recipe)
     groups = parts.learning_rate_groups(model, recipe, default=1.0, weight_decay=0.5)
     rate = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     for name, parameter in parts.trained_parameters(model).items():
-        expected = {"qformer": 0.1, "projection": 0.2, "llm": 0.3}[parts.part_of(name)]
+        expected = {"qformer": 0.1, "projection": 0.2, "language_model": 0.3}[parts.part_of(name)]
         assert rate[id(parameter)] == (expected, 0.5 if parameter.ndim > 1 else 0.0)
 
 
 def test_half_precision(start, data, features, settings_file, tmp_path):
     """Frozen weights of the LLM are halved, what learns is not; the checkpoint keeps the start's own frozen weights."""
     model = tiny_model()
-    parts.select_parts(model, Recipe(llm="lora", lora_rank=2))
+    parts.select_parts(model, Recipe(language_model="lora", lora_rank=2))
     parts.halve_llm(model)
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
-    assert {dtypes[name] for name in dtypes if parts.part_of(name) == "llm" and "lora_" not in name} == {
+    assert {dtypes[name] for name in dtypes if parts.part_of(name) == "language_model" and "lora_" not in name} == {
         torch.bfloat16
     }
     assert all(p.dtype == torch.float32 for p in parts.trained_parameters(model).values())

@@ -43,7 +43,7 @@ class GenerationTests:
                     if parameter.dim() > 1:
                         parameter.normal_(0, 0.3)
             # As in every checkpoint, no mark is generated: without a cache, a drawn <image> is one image too many.
-            marks = [config.image_token_id, config.prompt_token_id, *config.reader_token_ids]
+            marks = [config.image_token_id, config.prompt_token_id, *config.adapter_token_ids]
             model.generation_config.suppress_tokens = marks
             model.generation_config.eos_token_id = None
             model.generation_config.pad_token_id = self.model_tester.pad_token_id

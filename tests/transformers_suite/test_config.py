@@ -11,7 +11,7 @@ from .test_model import RSMoEModelTester
 common = source.load("test_configuration_common")
 
 
-FIELDS = {"kind": "full", "rank": 4, "alpha": 8.0, "target_modules": ["q_proj"]}
+FIELDS = {"expert_type": "full", "r": 4, "lora_alpha": 8.0, "target_modules": ["q_proj"]}
 
 
 class RSMoEConfigTest(unittest.TestCase):

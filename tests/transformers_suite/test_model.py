@@ -79,8 +79,8 @@ class RSMoEModelTester:
                 "bos_token_id": BOS,
                 "eos_token_id": EOS,
             },
-            router_config={"kind": "lora", "rank": 2},
-            expert_config={"kind": self.kind, "rank": 3},
+            router_config={"expert_type": "lora", "r": 2},
+            expert_config={"expert_type": self.kind, "r": 3},
             num_query_tokens=self.num_query_tokens,
             image_token_id=IMAGE,
             prompt_token_id=PROMPT,
@@ -143,7 +143,7 @@ class RSMoEModelTest(common.ModelTesterMixin, common.GenerationTesterMixin, unit
         """Embeddings carry no expert token: who reads the rows is given with them."""
         readers = [ROUTER, THEME, OBJECT, RELATION]
         ids = [0 if reader is None else 1 + readers.index(reader) for reader in self.model_tester.readers]
-        super().test_inputs_embeds_matches_input_ids(expert_ids=torch.tensor(ids))
+        super().test_inputs_embeds_matches_input_ids(adapter_ids=torch.tensor(ids))
 
 
 class RSMoEFullExpertsModelTest(RSMoEModelTest):

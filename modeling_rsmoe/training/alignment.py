@@ -1,0 +1,243 @@
+"""Before the rows of stage 1: the ViT's last norm is set, and the Q-Former learns to look [our decision].
+
+BLIP-2 trains its Q-Former on image-text pairs before any LLM sees it; without that, nano's captions hardly look at
+the image. Here the queries learn to name the frequent words of the captions (the best query counts, which keeps
+queries apart), and their mean to lie near the captions' embedding by the Q-Former's own pretrained text path.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from transformers import Trainer
+
+from ..data.records import CaptionRecord
+from ..errors_rsmoe import RSMoEError
+from ..images_rsmoe import read_images
+from ..processing_rsmoe import DEFAULT_INSTRUCTION
+from .checkpoints import SafeCheckpoints, save_tensors
+from .features import BATCH, FeatureCache, Progress
+from .parts import part_of, select_parts, trained_parameters
+from .settings import Recipe
+
+
+if TYPE_CHECKING:
+    from ..encoder_rsmoe import RSMoEVisionLanguageEncoder
+    from ..modeling_rsmoe import RSMoEForConditionalGeneration
+    from ..processing_rsmoe import RSMoEProcessor
+
+SAMPLED = 500  # images whose features are measured
+LAST_NORMS = ("layernorm", "post_layernorm")  # of the ViTs of transformers
+TEMPERATURE = 0.05
+TOO_FREQUENT = 0.5  # words of more images say nothing of an image
+WORD_WEIGHT = 0.1  # of the words' loss, which is a sum over words
+RARE_BIAS = -4.0  # most words are not of an image
+
+
+@torch.no_grad()
+def standardize_vision(
+    model: "RSMoEForConditionalGeneration",
+    processor: "RSMoEProcessor",
+    images: Sequence[Path],
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Let each channel of the ViT's features have mean 0 and spread 1 over some of the images, by its last norm.
+
+    A ViT that was cut has no norm of its own at that layer.
+
+    Raises:
+        RSMoEError: the ViT has no last norm.
+    """
+    vision = model.model.encoder.vision_model
+    norm = next((getattr(vision, name) for name in LAST_NORMS if hasattr(vision, name)), None)
+    if not isinstance(norm, nn.LayerNorm):
+        raise RSMoEError(
+            f"vision_config.model_type {vision.config.model_type!r} has no last norm; set standardize_vision to false"
+        )
+    norm.weight.fill_(1)
+    norm.bias.zero_()
+    some = random.Random(f"{seed}/standardize").sample(list(images), min(SAMPLED, len(images)))
+    count, total, squares = 0, torch.zeros(0), torch.zeros(0)
+    for start in range(0, len(some), BATCH):
+        progress("measuring image features", start / len(some))
+        pixels = processor.image_processor(images=read_images(some[start : start + BATCH]), return_tensors="pt")
+        values = model.encode_image(pixels["pixel_values"].to(model.device)).flatten(0, 1).double().cpu()
+        count += len(values)
+        total = total + values.sum(0) if count > len(values) else values.sum(0)
+        squares = squares + values.square().sum(0) if count > len(values) else values.square().sum(0)
+    mean = total / count
+    spread = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+    norm.weight.copy_(1 / spread)
+    norm.bias.copy_(-mean / spread)
+
+
+class QueryWarmup(nn.Module):
+    """The encoder with two heads that are dropped afterwards.
+
+    Args:
+        encoder: its queries and Q-Former learn.
+        words: number of words that queries may name.
+    """
+
+    def __init__(self, encoder: "RSMoEVisionLanguageEncoder", words: int):
+        super().__init__()
+        width = encoder.config.qformer_config.hidden_size
+        self.encoder = encoder
+        self.words, self.embedding = nn.Linear(width, words), nn.Linear(width, width)
+        nn.init.constant_(self.words.bias, RARE_BIAS)
+
+    def forward(
+        self,
+        image_embeds: torch.Tensor,
+        qformer_input_ids: torch.LongTensor,
+        words: torch.Tensor,
+        texts: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            image_embeds: [images, patches, vision width]; qformer_input_ids: [images, tokens].
+            words: [images, words], 1 for those of the image's captions; texts: [images, Q-Former width], unit length.
+        """
+        with torch.autocast(image_embeds.device.type, enabled=False):  # similarities are too fine for bfloat16
+            hidden = self.encoder.query_states(image_embeds=image_embeds, qformer_input_ids=qformer_input_ids)
+            named = self.words(hidden).logsumexp(1) - math.log(hidden.shape[1])  # soft maximum over the queries
+            word = F.binary_cross_entropy_with_logits(named, words, reduction="none").sum(1).mean() * WORD_WEIGHT
+            pooled = F.normalize(self.embedding(hidden).mean(1), dim=-1)
+            same = (texts @ texts.T / TEMPERATURE).softmax(-1)  # captions that are nearly the same share the target
+            entropy = -(same * same.clamp(min=1e-30).log()).sum(-1).mean()
+            contrast = F.cross_entropy(pooled @ texts.T / TEMPERATURE, same) - entropy
+            return {"loss": word + contrast, "loss_words": word, "loss_contrast": contrast}
+
+
+class WarmupTrainer(SafeCheckpoints, Trainer):
+    """Logs both losses of `QueryWarmup`, and gives pretrained parts a learning rate of their own."""
+
+    def __init__(self, *args: Any, recipe: Recipe, **kwargs: Any):
+        self.recipe = recipe
+        self._losses: dict[str, list[float]] = {}
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            recipe = self.recipe
+            rates = {"qformer": recipe.align_qformer_learning_rate}
+            groups: dict[float, list[nn.Parameter]] = {}
+            for name, parameter in trained_parameters(self.model if model is None else model).items():
+                own = rates.get(part_of(name), recipe.align_learning_rate)
+                groups.setdefault(own, []).append(parameter)
+            self.optimizer = torch.optim.AdamW(
+                [{"params": some, "lr": rate} for rate, some in groups.items()], weight_decay=self.args.weight_decay
+            )
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        losses = model(**inputs)
+        for name, value in losses.items():
+            if name != "loss":
+                self._losses.setdefault(name, []).append(value.item())
+        return (losses["loss"], losses) if return_outputs else losses["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        logs |= {name: sum(values) / len(values) for name, values in self._losses.items()}
+        self._losses.clear()
+        super().log(logs, start_time)
+
+
+class CaptionPairs:
+    """What the warm-up learns from: images, the words of their captions, and embeddings of the captions.
+
+    Args:
+        model: as it starts; its Q-Former's text path embeds the captions.
+        records: at least two images.
+        file: safetensors that the embeddings are kept in.
+    """
+
+    def __init__(
+        self,
+        model: "RSMoEForConditionalGeneration",
+        processor: "RSMoEProcessor",
+        records: Sequence[CaptionRecord],
+        features: FeatureCache,
+        file: Path,
+        progress: Progress,
+    ):
+        if len(records) < 2:
+            raise RSMoEError(f"align_steps needs captions of two images or more, there are {len(records)}")
+        self.records, self.features = records, features
+        self.words = frequent_words(records)
+        unique = list(dict.fromkeys(caption for record in records for caption in record.captions))
+        self._place = {caption: place for place, caption in enumerate(unique)}
+        if not file.is_file():
+            save_tensors({"embeddings": _embed(model, processor, unique, progress)}, file)
+        self.embeddings = load_file(file)["embeddings"]  # [captions, Q-Former width]
+        self.instruction = processor.tokenize_qformer([DEFAULT_INSTRUCTION], "pt")["input_ids"]
+
+    def examples(self, count: int, seed: int) -> list[dict[str, int]]:
+        """`count` pairs of an image and one of its captions, in passes over all images."""
+        order: list[dict[str, int]] = []
+        while len(order) < count:
+            rng = random.Random(f"{seed}/align/{len(order)}")
+            places = rng.sample(range(len(self.records)), len(self.records))
+            order += [{"record": i, "caption": rng.randrange(len(self.records[i].captions))} for i in places]
+        return order[:count]
+
+    def collate(self, examples: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+        """The inputs of `QueryWarmup`."""
+        records = [self.records[example["record"]] for example in examples]
+        words = torch.zeros(len(records), len(self.words))
+        for row, record in enumerate(records):
+            words[row, [self.words[word] for word in _words_of(record) if word in self.words]] = 1
+        captions = [record.captions[example["caption"]] for record, example in zip(records, examples)]
+        return {
+            "image_embeds": self.features([record.image for record in records]),
+            "qformer_input_ids": self.instruction.expand(len(records), -1),
+            "words": words,
+            "texts": self.embeddings[[self._place[caption] for caption in captions]],
+        }
+
+
+def select_queries(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> None:
+    """Let the Q-Former learn as the recipe says, and the query tokens; the LLM is not there yet."""
+    frozen = Recipe(qformer=recipe.qformer, projection="full", language_model="frozen")
+    select_parts(model, frozen)
+    model.model.encoder.projection.requires_grad_(False)
+
+
+def frequent_words(records: Sequence[CaptionRecord]) -> dict[str, int]:
+    """Words of some of the images, but not of most, in alphabetical order with their places."""
+    counts = Counter(word for record in records for word in _words_of(record))
+    least, most = max(2, len(records) // 500), TOO_FREQUENT * len(records)
+    words = sorted(word for word, count in counts.items() if least <= count <= most)
+    if not words:
+        raise RSMoEError("align_steps needs captions that differ between images: no word is in some of them only")
+    return {word: place for place, word in enumerate(words)}
+
+
+def _words_of(record: CaptionRecord) -> set[str]:
+    text = " ".join(record.captions).lower()
+    return set("".join(letter if letter.isalpha() else " " for letter in text).split())
+
+
+@torch.no_grad()
+def _embed(
+    model: "RSMoEForConditionalGeneration", processor: "RSMoEProcessor", captions: list[str], progress: Progress
+) -> torch.Tensor:
+    """[captions, Q-Former width], unit length: the mean over the Q-Former's text path, as of the encoder it comes from."""
+    vectors = []
+    for start in range(0, len(captions), 64):
+        progress("embedding captions", start / len(captions))
+        encoded = processor.tokenize_qformer(captions[start : start + 64], "pt").copy()
+        encoded = {name: tensor.to(model.device) for name, tensor in encoded.items()}
+        hidden = model.model.encoder.qformer(**encoded).last_hidden_state
+        mask = encoded["attention_mask"].unsqueeze(-1)
+        vectors.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu())
+    return torch.cat(vectors)

@@ -1,0 +1,56 @@
+"""Which images an archive is of, and what their rows are called."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from modeling_rsmoe.collection.items import Item, find_items, is_archive
+from modeling_rsmoe.errors_rsmoe import RSMoEError
+
+from .conftest import NAMES
+
+
+def test_a_folder(tiles: Path) -> None:
+    items = find_items([str(tiles)])
+    assert [item.name for item in items] == NAMES
+    assert all(item.path == str(tiles / item.name) for item in items)
+
+
+def test_lists(tiles: Path) -> None:
+    """Paths are relative to the list; what stands twice has two rows."""
+    wanted = ["b/1.png", "a.png", str(tiles / "c.tif"), "https://host/x.png", "a.png"]
+    paths = [str(tiles / "b/1.png"), str(tiles / "a.png"), wanted[2], wanted[3], str(tiles / "a.png")]
+    texts, objects = tiles / "list.txt", tiles / "list.jsonl"
+    texts.write_text("\n  ".join([wanted[0], "", *wanted[1:]]))
+    objects.write_text("".join(json.dumps({"image": name, "label": 1}) + "\n" for name in wanted))
+    for file in (texts, objects):
+        assert find_items([str(file)]) == [Item(*pair) for pair in zip(wanted, paths, strict=True)]
+        file.unlink()
+
+
+def test_images_by_name(tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiles)
+    assert find_items(["a.png", "http://host/b.txt"]) == [
+        Item("a.png", str(tiles / "a.png")),
+        Item("http://host/b.txt", "http://host/b.txt"),
+    ]
+    assert is_archive("b") and is_archive("x.jsonl") and not is_archive("a.png") and not is_archive("http://h/b.txt")
+
+
+def test_what_is_no_archive(tiles: Path, tmp_path: Path) -> None:
+    (tmp_path / "lost.txt").write_text("x.png\ny.png\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "other.jsonl").write_text('{"image": "a.png"}\n{"file": "b.png"}\n')
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    for where, message in (
+        ([tmp_path], r"holds no images \(ending in .bmp"),
+        ([tmp_path / "empty.txt"], r"holds no images \(on any line"),
+        ([tmp_path / "none.txt"], "cannot be read .No such file"),
+        ([tmp_path / "lost.txt"], "none of the first 2 files of .* exists, such as .*x.png: relative paths"),
+        ([tmp_path / "other.jsonl"], r"other.jsonl:2: no image; a line is"),
+        ([tmp_path / "list.jsonl"], r"list.jsonl:1: no image"),
+        ([tiles, tiles / "a.png"], "stands beside other images"),
+    ):
+        with pytest.raises(RSMoEError, match=message):
+            find_items([str(path) for path in where])
