@@ -85,7 +85,7 @@ def captioning(folder: Path, datasets: tuple[str, ...] = ("RSICD",), caption: st
                 "parts": {"theme": "A theme .", "object": ""},
             }
             items.append(Item(prediction, records[index].captions, {"CIDEr-D": 10.0 * index}))
-    checkpoint: report.Checkpoint = {"name": "tiny", "sha256": "0" * 64}
+    checkpoint: report.CheckpointEntry = {"name": "tiny", "sha256": "0" * 64}
     made = report.make_report(
         "captioning", "full", checkpoint, {"num_beams": 1}, results, machine="cpu", seconds=3, peak_memory_bytes=1
     )

@@ -36,7 +36,7 @@ def captioning(records: list[CaptionRecord], system: str = "full", **values: Any
         "seconds": 3.2,
     }
     result = report.make_result(records, records[0].image.parent, **(settings | values))
-    checkpoint: report.Checkpoint = {"name": "tiny", "sha256": "0" * 64}
+    checkpoint: report.CheckpointEntry = {"name": "tiny", "sha256": "0" * 64}
     return report.make_report(
         "captioning", system, checkpoint, {}, [result], machine="cpu", seconds=4.0, peak_memory_bytes=5_000
     )
