@@ -111,9 +111,11 @@ def main(folder: str, what: str, tokens: int, threads: int) -> None:
     if kind == "instructblip":
         caption = _instructblip(folder, tokens)
     else:
-        checkpoint = load(folder)
+        checkpoint = load(folder, device="cpu")
         bench = Workbench(checkpoint.model, checkpoint.processor, Path(folder), tokens)
-        caption = {"base": bench.base, "full": bench.full, "merged": partial(_merged, bench)}[kind](int(images))
+        kinds: dict[str, Callable[[int], Callable[[], Any]]]
+        kinds = {"base": bench.base, "full": bench.full, "merged": partial(_merged, bench)}
+        caption = kinds[kind](int(images))
     clocks.append(now())
     with torch.no_grad():
         caption()

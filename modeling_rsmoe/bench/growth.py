@@ -81,7 +81,7 @@ def _on_threads(threads: int, run: Callable[[], Any]) -> Callable[[], None]:
 
 def with_experts(bench: Workbench, number: int) -> Workbench:
     """A copy with so many experts: the first ones, and new ones that begin at the base LM (and cost as much)."""
-    from ..experts_rsmoe import detach
+    from ..adapters_rsmoe import detach_adapters
 
     variant = bench.sharing_weights(embeddings=number <= len(bench.processor.experts))
     variant.processor.tokenizer = copy.deepcopy(bench.processor.tokenizer)
@@ -92,9 +92,9 @@ def with_experts(bench: Workbench, number: int) -> Workbench:
     names = config.expert_names[:number]
     config.expert_names, config.expert_token_ids = names, config.expert_token_ids[:number]
     variant.processor.experts = names
-    detach(model.model.language_model)
+    detach_adapters(model.model.language_model)
     model.model.experts = nn.ModuleDict({name: model.model.experts[name] for name in names})
-    model.model.attach_experts()
+    model.model.attach_adapters()
     return variant
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..adapters_rsmoe import SelectAdapters, stacked_adapters
+from ..adapters_rsmoe import SelectAdapters, clear_selection, stacked_adapters
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 from ..utils.images import read_image
 from .names import BASE, RSMOE, count
@@ -142,7 +142,7 @@ def products(bench: Workbench, images: int = 1) -> Group:
         select(None, (), {"adapter_gate": gate})  # as before a layer's attention
         for layer in layers:
             layer(inputs[layer.in_features])
-        select(None, (), {})
+        clear_selection()
 
     several = count(sequences, "sequence")
     variants = {

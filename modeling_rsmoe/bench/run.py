@@ -64,18 +64,22 @@ def measure(bench: Workbench, name: str, sections: Collection[str], progress: Pr
         "sections": {},
     }
     bench = replace(bench)
-    for section in NAMES:
-        if section not in sections:
-            continue
-
-        def report(message: str, done: int = 0, total: int | None = None, unit: str = "", prefix=section) -> None:
-            progress(f"{prefix}: {message}", done, total, unit)
-
-        bench.progress = report
+    for section in (name for name in NAMES if name in sections):
+        bench.progress = _named(section, progress)
+        began = time.perf_counter()
         if section == EQUALITY:
             results["equality"] = equality.check(bench)
-            continue
-        began = time.perf_counter()
-        groups, facts = SECTIONS[section](bench)
-        results["sections"][section] = {"seconds": time.perf_counter() - began, "groups": groups, "facts": facts}
+        else:
+            groups, facts = SECTIONS[section](bench)
+            spent = time.perf_counter() - began
+            results["sections"][section] = {"seconds": spent, "groups": groups, "facts": facts}
     return results
+
+
+def _named(section: str, progress: Progress) -> Progress:
+    """Progress whose messages begin with the section's name."""
+
+    def report(message: str, done: float = 0, total: float | None = None, unit: str = "") -> None:
+        progress(f"{section}: {message}", done, total, unit)
+
+    return report

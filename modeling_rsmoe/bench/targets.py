@@ -33,13 +33,14 @@ def times_of(results: Results, clock: str, key: str, name: str, base: str) -> Sp
 def experts_share(results: Results, clock: str, mode: str) -> Spread | None:
     """The largest share of the added experts by which the time grows, from 3 experts to 5 or more."""
     group = group_of(results, "growth: experts")
-    shares = []
-    for name, experts in group.get("x", {}).items() if group is not None else ():
+    if group is None:
+        return None
+    shares: list[Spread] = []
+    for name, experts in group["x"].items():
         if experts >= 5 and name.startswith(mode):
-            grown = times_of(results, clock, "growth: experts", name, f"{mode}, 3 experts")
-            added = experts / 3 - 1
-            low, median, high = ((grown[key] - 1) / added for key in ("low", "median", "high"))
-            shares.append(Spread(median=median, low=low, high=high))
+            grown = ratio(group["times"][name], group["times"][f"{mode}, 3 experts"], clock)
+            low, median, high = ((grown[key] - 1) / (experts / 3 - 1) for key in ("low", "median", "high"))
+            shares.append({"median": median, "low": low, "high": high})
     return max(shares, key=lambda share: share["median"], default=None)
 
 

@@ -191,8 +191,8 @@ class StepTimes(TrainerCallback):
 
         return run
 
-    def on_train_begin(self, *args: Any, optimizer: Any, **kwargs: Any) -> None:
-        optimizer.step = self._timed("optimizer", optimizer.step)
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["optimizer"].step = self._timed("optimizer", kwargs["optimizer"].step)
         self.ends.append(now())
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:

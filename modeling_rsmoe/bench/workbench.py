@@ -25,7 +25,6 @@ from .timing import Group, in_rounds
 
 if TYPE_CHECKING:
     from ..modeling_rsmoe import RSMoEForConditionalGeneration
-    from ..processing_rsmoe import RSMoEProcessor
 
 
 def made_images(number: int, side: int = 256) -> list[Image.Image]:
@@ -43,7 +42,7 @@ class Workbench:
     """A loaded checkpoint and how it is measured."""
 
     model: "RSMoEForConditionalGeneration"
-    processor: "RSMoEProcessor"
+    processor: Any
     folder: Path  # the checkpoint's, for processes that load it anew
     tokens: int = 24  # new ones of every caption and expert text, exactly
     router_tokens: int = 24  # new ones of a router prompt, at most

@@ -8,8 +8,10 @@ from rich import box
 from rich.table import Table
 
 from ..errors_rsmoe import RSMoEError
-from ..inference.checkpoint import DEFAULT_MODEL
-from . import shared
+from ..inference.checkpoint import DEFAULT_MODEL, load
+from ..utils.files import check_outputs
+from ..utils.quiet import quiet_libraries
+from . import options, terminal
 
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def bench(
             metavar="FILE", help="The LLM as GGUF, to compare with llama.cpp (llama-cpp-python).", show_default=False
         ),
     ] = None,
-    dtype: shared.DtypeOption = None,
+    dtype: options.DtypeOption = None,
     clock: Annotated[
         Literal["wall", "cpu"],
         typer.Option(metavar="CLOCK", help="Times in tables: wall, or cpu (processor time, for a busy machine)."),
@@ -94,8 +96,8 @@ def bench(
         raise RSMoEError("--from shows what was measured before: leave MODEL, --quick and --only out")
     sections = [] if earlier is not None else _sections(quick, only, data)
     plot_file = output.with_suffix(".png") if output is not None else None
-    shared.check_outputs(output, plot_file)
-    with shared.Steps() as steps:
+    check_outputs(output, plot_file)
+    with terminal.Steps() as steps:
         if earlier is not None:
             from ..bench.results import read_results
 
@@ -109,7 +111,7 @@ def bench(
         _show(results, clock, markdown, steps)
         different = [one for one in results.get("equality", ()) if one["differences"]]
         for one in different:
-            shared.print_error(f"{one['name']} differs from {one['against']}: {one['differences'][0]}")
+            terminal.print_error(f"{one['name']} differs from {one['against']}: {one['differences'][0]}")
     if different:
         raise typer.Exit(DIFFERENT)
 
@@ -146,23 +148,21 @@ def _check_needs(sections: list[str], output: Path | None, data: Path | None, gg
 
 def _measure(
     name: str | None,
-    dtype: shared.Dtype | None,
+    dtype: options.Dtype | None,
     sections: list[str],
     tokens: int | None,
     how: dict[str, Any],
-    steps: shared.Steps,
+    steps: terminal.Steps,
 ) -> "Results":
     """Load the checkpoint and measure; without `tokens`, short texts. `how` is of the `Workbench`."""
     import torch
 
     from ..bench.run import QUICK_ROUTER_TOKENS, QUICK_TOKENS, measure
     from ..bench.workbench import Workbench
-    from ..inference import checkpoint
-    from ..utils.quiet import quiet_libraries
 
     if how["threads"] is not None:
         torch.set_num_threads(how["threads"])
-    loaded = checkpoint.load(name, dtype, progress=steps)
+    loaded = load(name, dtype, progress=steps)
     settings = {**how, "threads": torch.get_num_threads(), "config": how["config"] or _training_config(loaded.folder)}
     settings["tokens"], settings["router_tokens"] = tokens or QUICK_TOKENS, tokens or QUICK_ROUTER_TOKENS
     with quiet_libraries():
@@ -177,16 +177,16 @@ def _training_config(folder: Path) -> Path:
     return of_checkpoint if of_checkpoint.is_file() else HUB_CONFIGS / DEFAULT_MODEL / "training.yaml"
 
 
-def _write(results: "Results", output: Path, plot_file: Path, clock: str, steps: shared.Steps) -> None:
+def _write(results: "Results", output: Path, plot_file: Path, clock: str, steps: terminal.Steps) -> None:
     from ..bench.plots import plot
     from ..bench.results import write_results
 
     write_results(results, output)
     drawn = plot(results, plot_file, clock)
-    steps.tell("written: " + ", ".join(map(str, [output, plot_file] if drawn else [output])))
+    steps.note("written: " + ", ".join(map(str, [output, plot_file] if drawn else [output])))
 
 
-def _show(results: "Results", clock: str, markdown: bool, steps: shared.Steps) -> None:
+def _show(results: "Results", clock: str, markdown: bool, steps: terminal.Steps) -> None:
     from ..bench import tables
 
     if markdown:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from modeling_rsmoe.inference.kernels import FastLinear, use_fast_kernels
 
 from modeling_rsmoe.bench import speed
 from modeling_rsmoe.bench.instructblip import instructblip_like
@@ -14,6 +13,7 @@ from modeling_rsmoe.bench.peers import DECODERS, decoder
 from modeling_rsmoe.bench.workbench import Workbench, expert_sequences, made_images
 from modeling_rsmoe.generation_rsmoe import LOOKUP_TOKENS
 from modeling_rsmoe.hub.assemble import round_to_half
+from modeling_rsmoe.inference.kernels import FastLinear, use_fast_kernels
 from tests.tiny import tiny_model, tiny_processor
 
 

@@ -96,9 +96,9 @@ def test_shown_again_as_markdown(tmp_path: Path) -> None:
 
 
 def test_wrong_usage(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modeling_rsmoe.inference import checkpoint as loading
+    from modeling_rsmoe.cli import bench
 
-    monkeypatch.setattr(loading, "load", lambda *arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(bench, "load", lambda *arguments: pytest.fail("the model was loaded"))
     assert error(command(checkpoint, "--only", "speed")).startswith(
         "--only speed: there is no such section; known are"
     )
