@@ -61,10 +61,10 @@ def _points(results: Results, key: str) -> Points:
         for group in section["groups"] if section else []:
             for name, times in group["times"].items():
                 points.setdefault(name, []).append((group["captions"], times))
-    elif (group_of_curve := group_of(results, key)) is not None:
-        for name, x in group_of_curve["x"].items():
-            variant = next(known for known in STYLES if name == known or name.startswith(f"{known}, "))
-            points.setdefault(variant, []).append((x, group_of_curve["times"][name]))
+    elif (curve := group_of(results, key)) is not None:
+        for name, x in curve["x"].items():
+            variant = next(known for known in STYLES if f"{name}, ".startswith(f"{known}, "))
+            points.setdefault(variant, []).append((x, curve["times"][name]))
     return points
 
 

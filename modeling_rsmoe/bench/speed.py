@@ -7,22 +7,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..inference.kernels import FastLinear
+from . import names
 from .instructblip import INPUTS, instructblip_like
 from .llama_cpp import decode, file_facts, llama, write_float
 from .machine import read_rates
-from .names import (
-    BASE,
-    FULL,
-    INSTRUCTBLIP,
-    ONE_AFTER_ANOTHER,
-    ONE_BATCH,
-    ONE_BY_ONE,
-    PLAIN_SEARCH,
-    RSMOE,
-    TEMPLATE,
-    TRANSFORMERS,
-    count,
-)
+from .names import count
 from .peers import DECODERS, decoder, one_after_another
 from .phases import phases, prompt_lengths
 from .timing import Group
@@ -38,8 +27,9 @@ Runs = dict[str, Callable[[], Any]]
 
 def latency(bench: Workbench) -> tuple[list[Group], dict[str, Any]]:
     """From one image to one text, in every mode; and its phases."""
-    variants = {BASE: bench.base(), **{name: bench.full(1, *mode) for name, mode in modes(bench.fusions).items()}}
-    variants[f"full, router, rewrite, {PLAIN_SEARCH}"] = bench.without_kernels().full(1, "generated", "rewrite")
+    variants = {names.BASE: bench.base()}
+    variants |= {name: bench.full(1, *mode) for name, mode in modes(bench.fusions).items()}
+    variants[f"full, router, rewrite, {names.PLAIN_SEARCH}"] = bench.without_kernels().full(1, "generated", "rewrite")
     group: Group = {**bench.measure("latency", "1 image", variants), "captions": 1}
     return [group, *phases(bench)], {"lengths": prompt_lengths(bench)}
 
@@ -48,11 +38,12 @@ def throughput(bench: Workbench) -> tuple[list[Group], dict[str, Any]]:
     """From some images in one batch to as many texts."""
     groups: list[Group] = []
     for images in IMAGES:
-        variants = {BASE: bench.base(images), FULL: bench.full(images), TEMPLATE: bench.full(images, "template")}
+        variants = {names.BASE: bench.base(images)}
+        variants |= {name: bench.full(images, *mode) for name, mode in modes(["concat"]).items()}
         title, warm = count(images, "image"), images <= WARM_IMAGES
         groups.append({**bench.measure(f"images: {images}", title, variants, warm=warm), "captions": images})
     key, title = f"images: {MOST_IMAGES}", count(MOST_IMAGES, "image")
-    group = bench.measure(key, title, {FULL: bench.full(MOST_IMAGES)}, repeats=1, warm=False)
+    group = bench.measure(key, title, {names.FULL: bench.full(MOST_IMAGES)}, repeats=1, warm=False)
     return [*groups, {**group, "captions": MOST_IMAGES}], {}
 
 
@@ -76,9 +67,9 @@ def sequential(bench: Workbench, images: int) -> Group:
     tensors; and what our own search and products save."""
     inputs = bench.inputs(images, expert_inputs=True)
     variants: Runs = {
-        ONE_BATCH: bench.full_of(inputs),
-        f"{ONE_BATCH}, {PLAIN_SEARCH}": bench.without_kernels().full_of(inputs),
-        ONE_AFTER_ANOTHER: partial(one_after_another, bench, inputs),
+        names.ONE_BATCH: bench.full_of(inputs),
+        f"{names.ONE_BATCH}, {names.PLAIN_SEARCH}": bench.without_kernels().full_of(inputs),
+        names.ONE_AFTER_ANOTHER: partial(one_after_another, bench, inputs),
     }
     title = f"(b) router and experts, {count(images, 'image')}"
     return bench.measure(f"sequential: {images}", title, variants, warm=images == 1)
@@ -87,10 +78,12 @@ def sequential(bench: Workbench, images: int) -> Group:
 def decoding(bench: Workbench, images: int) -> Group:
     """(a), (c), (d): decoders of the experts' sequences; also the base LM alone, of as many sequences and of one."""
     sequences = expert_sequences(bench, bench.inputs(images, expert_inputs=True))
-    names = [name for name in DECODERS if name != ONE_BY_ONE or images == 1]
-    variants = {name: partial(decoder(bench, name).generate, sequences) for name in names}
+    decoders = [name for name in DECODERS if name != names.ONE_BY_ONE or images == 1]
+    variants = {name: partial(decoder(bench, name).generate, sequences) for name in decoders}
     for several in (sequences, sequences.select([0])):
-        variants[f"{BASE}, {count(len(several), 'sequence')}"] = partial(decoder(bench, BASE).generate, several)
+        variants[f"{names.BASE}, {count(len(several), 'sequence')}"] = partial(
+            decoder(bench, names.BASE).generate, several
+        )
     title = f"(a), (c), (d) decoding {count(len(sequences), 'sequence')} of experts"
     return bench.measure(f"sequences: {images}", title, variants)
 
@@ -102,8 +95,8 @@ def against_instructblip(bench: Workbench) -> Group:
     inputs = {name: inputs[name] for name in INPUTS}
     peer = instructblip_like(model.config, inputs["pixel_values"].shape[-1], model.dtype).to(model.device)
     variants: Runs = {
-        BASE: partial(model.generate, **inputs, **bench.lengths, **bench.search),
-        INSTRUCTBLIP: partial(peer.generate, **inputs, **bench.lengths),
+        names.BASE: partial(model.generate, **inputs, **bench.lengths, **bench.search),
+        names.INSTRUCTBLIP: partial(peer.generate, **inputs, **bench.lengths),
     }
     return bench.measure("instructblip", "(e) 1 caption from the same tensors", variants)
 
@@ -111,9 +104,9 @@ def against_instructblip(bench: Workbench) -> Group:
 def steps(bench: Workbench) -> tuple[Group, dict[str, Any]]:
     """(g): the time of a decoding step, from texts of 1 and of `tokens` tokens, and the bytes of weights it reads."""
     sequences = expert_sequences(bench, bench.inputs(1, expert_inputs=True))
-    variants = {**_lengths(bench, BASE, sequences.select([0])), **_lengths(bench, RSMOE, sequences)}
+    variants = {**_lengths(bench, names.BASE, sequences.select([0])), **_lengths(bench, names.RSMOE, sequences)}
     group = bench.measure("steps", f"(g) decoding steps ({bench.tokens - 1} of them are the difference)", variants)
-    sizes = {BASE: step_bytes(bench, experts=False), RSMOE: step_bytes(bench, experts=True)}
+    sizes = {names.BASE: step_bytes(bench, experts=False), names.RSMOE: step_bytes(bench, experts=True)}
     return group, {"sequences": len(sequences), "bytes": sizes}
 
 
@@ -131,7 +124,7 @@ def against_llama_cpp(bench: Workbench, gguf: Path) -> tuple[Group, dict[str, An
     file as it is and from one of float32 weights."""
     one = expert_sequences(bench, bench.inputs(1, expert_inputs=True)).select([0])
     prompt, types, facts = one.embeds.shape[1], file_facts(gguf)["types"], {}
-    variants: Runs = {**_lengths(bench, TRANSFORMERS, one), **_lengths(bench, BASE, one)}
+    variants: Runs = {**_lengths(bench, names.TRANSFORMERS, one), **_lengths(bench, names.BASE, one)}
     with TemporaryDirectory() as folder:
         as_float = Path(folder) / "float32.gguf"
         write_float(gguf, as_float)
@@ -144,7 +137,7 @@ def against_llama_cpp(bench: Workbench, gguf: Path) -> tuple[Group, dict[str, An
         group = bench.measure(
             "llama.cpp", f"(f) decoding 1 sequence after {prompt} tokens, by the LLM alone", variants
         )
-    return {**group, "base": f"{TRANSFORMERS}, {count(bench.tokens, 'token')}"}, facts
+    return {**group, "base": f"{names.TRANSFORMERS}, {count(bench.tokens, 'token')}"}, facts
 
 
 def step_bytes(bench: Workbench, experts: bool) -> int:
