@@ -164,10 +164,10 @@ def operations(bench: Workbench) -> dict[str, dict[str, float]]:
     sequences = expert_sequences(bench, bench.inputs(1, expert_inputs=True))
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes to stderr that it begins and ends
     shares = {}
-    for name, some in ((BASE, sequences.select([0])), (RSMOE, sequences)):
+    for name, decoded in ((BASE, sequences.select([0])), (RSMOE, sequences)):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
             began = time.perf_counter()
-            decoder(bench, name).generate(some)
+            decoder(bench, name).generate(decoded)
             total = time.perf_counter() - began
         spent: dict[str, float] = defaultdict(float)
         for event in profiled.key_averages():

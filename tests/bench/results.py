@@ -62,7 +62,7 @@ def made_results() -> Results:
         "machine": {"processor": "A processor", "features": ["avx2"], "cores": 2, "threads": 1},
         "versions": {"torch": "2.13.0"},
         "date": "2026-01-01T00:00:00+00:00",
-        "sections": {name: {"seconds": 1.0, "groups": own, "facts": facts[name]} for name, own in groups.items()},
+        "sections": {name: {"seconds": 1.0, "groups": made, "facts": facts[name]} for name, made in groups.items()},
         "equality": [
             {"name": "one", "against": "two", "texts": 6, "ties": 0, "differences": []},
             {"name": "three", "against": "two", "texts": 6, "ties": 1, "differences": [], "logits": 2e-6},

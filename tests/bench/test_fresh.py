@@ -1,4 +1,4 @@
-"""Cold starts and memory, in processes of their own."""
+"""Cold starts and memory, each in a new process."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def small(folder) -> Workbench:
 
 
 def test_a_fresh_process(folder, monkeypatch):
-    """One, in which all is told that cold starts and memory need."""
+    """One, which prints all that cold starts and memory need."""
     monkeypatch.setattr(fresh, "MEMORY", {"full, 1 image": "full:1"})
     seen = []
 
@@ -48,9 +48,9 @@ def test_cold_starts(folder, monkeypatch):
     monkeypatch.setattr(fresh, "COLD", ("full, 1 image",))
     said = {phase: [2.0, 1.0] for phase in fresh.PHASES}
     monkeypatch.setattr(fresh, "in_a_fresh_process", lambda *arguments: (said, np.array([7.0, 4.0])))
-    told = []
-    groups, _ = fresh.cold(replace(small(folder), progress=lambda name, done, total: told.append(name)))
-    assert told == [fresh.HELP, "full, 1 image"] * 2 and [one["base"] for one in groups] == ["whole process"] * 2
+    reported = []
+    groups, _ = fresh.cold(replace(small(folder), progress=lambda name, done, total: reported.append(name)))
+    assert reported == [fresh.HELP, "full, 1 image"] * 2 and [one["base"] for one in groups] == ["whole process"] * 2
     answer, caption = (group["times"] for group in groups)
     assert caption["load"] == {"first": 2, "wall": [2], "cpu": [1]} and caption["whole process"]["wall"] == [7]
     assert 0 < answer["whole process"]["cpu"][0] < 3

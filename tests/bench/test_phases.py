@@ -14,8 +14,8 @@ def test_phases_add_up(bench):
     assert [list(times) for times in groups.values()] == [[*names, "fusion", TOTAL]] * 4
     for times in groups.values():
         for index in range(2):
-            parts = [own["wall"][index] for name, own in times.items() if name != TOTAL]
-            assert sum(parts) == pytest.approx(times[TOTAL]["wall"][index], rel=0.1, abs=5e-3)
+            spent = [of_phase["wall"][index] for name, of_phase in times.items() if name != TOTAL]
+            assert sum(spent) == pytest.approx(times[TOTAL]["wall"][index], rel=0.1, abs=5e-3)
     router, template = (groups[f"full, {name}, concat"]["router"]["wall"] for name in ("router", "template"))
     assert min(router) > max(template)  # a template is not written
     concat, rewrite = (groups[f"full, router, {name}"]["fusion"]["wall"] for name in ("concat", "rewrite"))
@@ -39,7 +39,7 @@ def test_hooks_do_not_stay(bench):
 def test_products_and_operations(bench):
     group = products(bench)
     assert list(group["times"]) == [f"{BASE}, 1 sequence", f"{BASE}, 3 sequences", "with experts, 3 sequences"]
-    assert all(min(own["wall"]) > 0 for own in group["times"].values())
+    assert all(min(times["wall"]) > 0 for times in group["times"].values())
     found = operations(bench)
     assert list(found) == [BASE, RSMOE]
     for shares in found.values():

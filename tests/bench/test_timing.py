@@ -11,12 +11,12 @@ from .results import group, times
 
 
 def test_variants_run_in_rounds_and_the_first_round_does_not_count():
-    order, told = [], []
+    order, reported = [], []
     variants = {name: lambda name=name: order.append(name) for name in "abc"}
-    found = in_rounds(variants, 2, lambda name, done, total: told.append((name, done / total)))
+    found = in_rounds(variants, 2, lambda name, done, total: reported.append((name, done / total)))
     assert order == list("abc") * 3
-    assert [len(own["wall"]) for own in found.values()] == [2, 2, 2] and list(found) == list("abc")
-    assert [name for name, _ in told] == order and told[0][1] == 0 and told[-1][1] == pytest.approx(8 / 9)
+    assert [len(times["wall"]) for times in found.values()] == [2, 2, 2] and list(found) == list("abc")
+    assert [name for name, _ in reported] == order and reported[0][1] == 0 and reported[-1][1] == pytest.approx(8 / 9)
 
 
 def test_without_warming_every_round_counts():

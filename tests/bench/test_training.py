@@ -40,7 +40,9 @@ def test_three_loops_run_in_rounds(small):
     bench = replace(small, progress=lambda name, done, total: reported.append(name))
     (group,), facts = training(bench, batch_size=2, steps=2, features=small.folder.parent / "features")
     assert reported == list(group["times"]) == [TRL, ONE_REFERENCE, ALL_REFERENCES] and group["base"] == TRL
-    assert all(own["first"] > 0 and len(own["wall"]) == 1 and own["cpu"][0] > 0 for own in group["times"].values())
+    assert all(
+        times["first"] > 0 and len(times["wall"]) == 1 and times["cpu"][0] > 0 for times in group["times"].values()
+    )
     shares = facts["shares"]
     assert ["ViT" in of_loop for of_loop in shares.values()] == [True, False, False]  # ours has its features cached
     for of_loop in shares.values():
