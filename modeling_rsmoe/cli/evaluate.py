@@ -177,9 +177,8 @@ def _print(report: "Report", markdown: bool, steps: terminal.Steps) -> None:
             for name, score in difference["scores"].items()
         ]
         steps.print(_table(f"minus {against['name']}", columns, rows, texts=2))
-    for name, reason in {
-        name: text for result in report["results"] for name, text in result["missing"].items()
-    }.items():
+    missing = {name: reason for result in report["results"] for name, reason in result["missing"].items()}
+    for name, reason in missing.items():
         steps.print(f"{name} is missing: {reason}.")
 
 

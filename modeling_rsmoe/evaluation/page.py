@@ -26,8 +26,8 @@ class ScoredItem:
     """One captioned image or answered question.
 
     Attributes:
-        prediction: as in the predictions file: `image` (relative to the data folder), `dataset`, `split`, and `caption`
-            or `question` and `answer`, with `router_prompts` and `expert_texts` by expert where experts wrote.
+        prediction: as in the predictions file: `image` (relative to the data folder), `dataset`, `split`, and
+            `caption` or `question` and `answer`, with `router_prompts` and `expert_texts` where experts wrote.
         references: the published captions, or the one published answer.
         scores: of this item alone.
     """

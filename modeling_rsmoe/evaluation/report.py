@@ -5,7 +5,7 @@ from the file alone. Knows nothing about metrics or models.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -249,30 +249,29 @@ def read_report(path: str | Path) -> Report:
     return report
 
 
-_PLAIN = {float: (int, float)}  # JSON writes 2.0 as 2, if it likes
-
-
-def _problem(value: Any, expected: Any, where: str) -> str | None:
+def _problem(content: Any, expected: Any, where: str) -> str | None:
     """The first thing in a JSON value that is not of the expected type; None if all is right.
 
     The types are those of `Report`: typed dicts, `list[...]`, `dict[str, ...]`, unions with None, plain types.
     """
     origin, arguments = get_origin(expected), get_args(expected)
-    inner: Iterable[tuple[Any, Any, str]] = ()  # values, their types, where they stand
+    if expected is Any or (content is None and type(None) in arguments):
+        return None
     if type(None) in arguments:
-        inner = [(value, arguments[0], where)] if value is not None else []
-    elif is_typeddict(expected) and isinstance(value, dict):
-        missing = sorted(expected.__required_keys__ - value.keys())
+        return _problem(content, arguments[0], where)
+    json_type: Any = dict if is_typeddict(expected) else origin or expected
+    json_type = (int, float) if json_type is float else json_type  # JSON may write 2.0 as 2
+    if not isinstance(content, json_type):
+        return f"{where} is {content!r}"
+    inner: list[tuple[Any, Any, str]] = []  # values, their types, where they stand
+    if is_typeddict(expected):
+        missing = sorted(expected.__required_keys__ - content.keys())
         if missing:
             return f'{where} has no "{missing[0]}"'
         hints = get_type_hints(expected)
-        inner = [(value[name], hint, f'"{name}" of {where}') for name, hint in hints.items() if name in value]
-    elif origin is list and isinstance(value, list):
-        inner = [(item, arguments[0], f"item {number} of {where}") for number, item in enumerate(value, start=1)]
-    elif origin is dict and isinstance(value, dict):
-        inner = [(item, arguments[1], f'"{name}" of {where}') for name, item in value.items()]
-    elif (
-        is_typeddict(expected) or origin or not (expected is Any or isinstance(value, _PLAIN.get(expected, expected)))
-    ):
-        return f"{where} is {value!r}"
-    return next(filter(None, (_problem(*one) for one in inner)), None)
+        inner = [(content[name], hint, f'"{name}" of {where}') for name, hint in hints.items() if name in content]
+    elif origin is list:
+        inner = [(item, arguments[0], f"item {number} of {where}") for number, item in enumerate(content, start=1)]
+    elif origin is dict:
+        inner = [(item, arguments[1], f'"{name}" of {where}') for name, item in content.items()]
+    return next(filter(None, (_problem(*item) for item in inner)), None)

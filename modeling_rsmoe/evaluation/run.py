@@ -158,8 +158,8 @@ def _check_images(records: Sequence[Record], train: Sequence[Record], folder: Pa
     in_both = [record for record in records if (record.dataset, record.image) in trained]
     if in_both:
         raise RSMoEError(
-            f'image "{key_of(in_both[0], folder)[0]}" of {in_both[0].dataset} stands in split "{in_both[0].split}" and '
-            f'in "{TRAIN}" ({len(in_both)} such lines): scores would say nothing; keep it in one split'
+            f'image "{key_of(in_both[0], folder)[0]}" of {in_both[0].dataset} stands in split "{in_both[0].split}" '
+            f'and in "{TRAIN}" ({len(in_both)} such lines): scores would say nothing; keep it in one split'
         )
 
 
@@ -218,8 +218,10 @@ def predictions_by_model(
 
 
 def generation_settings(folder: Path, system: str, instruction: str, settings: "GenerationSettings") -> dict[str, Any]:
-    """The generation settings that a system's texts depend on. The fusion `auto` is resolved by the instruction's task,
-    so that a run with `auto` and one with what it comes to are the same run [our decision].
+    """The generation settings that a system's texts depend on.
+
+    The fusion `auto` is resolved by the instruction's task, so that a run with `auto` and one with what it comes to
+    are the same run [our decision].
 
     Args:
         folder: of the checkpoint.

@@ -1,4 +1,4 @@
-"""METEOR: its formula worked by hand, and the protocol of its Java program. test_captions compares it with the program."""
+"""METEOR: its formula worked by hand, and the protocol of its Java program (test_captions compares with it)."""
 
 import sys
 from pathlib import Path
@@ -11,8 +11,8 @@ from modeling_rsmoe.evaluation import meteor
 
 
 # What the program wrote about "a dog was running", which fits "the dog ran home" best: of four words each, the
-# prediction's "a" and "was" and the reference's "the" are function words; "dog" is the same word in both, "was running"
-# paraphrases "ran", in one chunk.
+# prediction's "a" and "was" and the reference's "the" are function words; "dog" is the same word in both,
+# "was running" paraphrases "ran", in one chunk.
 LINE = "4.0 4.0 2.0 1.0 1.0 1.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 1.0 1.0 1.0 0.0 1.0 3.0 2.0"
 IDENTICAL = "2.0 2.0 1.0 1.0 1.0 1.0 1.0 1.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 1.0 2.0 2.0"
 NOTHING = " ".join(["0.0", "2.0", "0.0", "1.0"] + 19 * ["0.0"])
