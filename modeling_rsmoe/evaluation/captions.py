@@ -77,7 +77,7 @@ def score_captions(
         references: raw reference captions by image, at least one each. Pass them as published: both CIDErs weigh
             n-grams by these very references, so their scores of different sets of images cannot be compared.
         predictions: one raw caption by image, of the same images. An empty one scores 0.
-        train_captions: raw captions that the model was trained on, for ``novel``.
+        train_captions: that the model was trained on, raw, for ``novel``.
         metrics: names out of ``METRICS``; all of them by default. METEOR takes most of the time.
         samples: bootstrap samples of images.
         seed: of the bootstrap.
@@ -113,7 +113,7 @@ def score_captions(
         scores |= {name: interval(float(values[i]), resampled[:, i]) for i, name in enumerate(names)}
         if names[0] not in DIVERSITY:
             of_images |= dict(zip(names, np.moveaxis(scale * formula(numbers), -1, 0)))
-    place = {image: index for index, image in enumerate(images)}
+    place = dict(zip(images, range(len(images))))
     per_image = [name for name in names_to_score if name in of_images]
     return Scored(
         scores={name: scores[name] for name in names_to_score if name in scores},
@@ -170,7 +170,7 @@ def _check(references: Mapping[str, Sequence[str]], predictions: Mapping[str, st
 def _known(metrics: Collection[str]) -> list[str]:
     unknown = {metrics} if isinstance(metrics, str) else set(metrics).difference(METRICS)
     if unknown:
-        raise RSMoEError(f"unknown metrics {sorted(unknown)}; known: {', '.join(METRICS)}")
+        raise RSMoEError(f"unknown metrics {sorted(unknown)}; give a list of some of {', '.join(METRICS)}")
     return [name for name in METRICS if name in metrics]
 
 
