@@ -166,8 +166,8 @@ class Predictor:
             return self._predict_base(inputs, arguments)
         if is_greedy(self.model.generation_config, **arguments):
             arguments["custom_generate"] = shrinking_greedy
-        if on_change is not None and self._can_stream(inputs, arguments):
-            arguments["streamer"] = _Changes(self.processor, num_images, on_change)
+        if on_change is not None:
+            arguments |= self._streaming(inputs, arguments, on_change)
         outputs = self.model.generate(**inputs, **arguments, return_dict_in_generate=True)
         return self._predictions(inputs, outputs)
 
@@ -252,14 +252,18 @@ class Predictor:
         stops = [stop] * num_images if callable(stop) else list(stop)
         return {"stopping_criteria": StoppingCriteriaList([_Stopped(stops)])}
 
-    def _can_stream(self, inputs: dict[str, Any], arguments: dict[str, Any]) -> bool:
-        """A single image's steps always; texts of several images only where all are written token by token."""
-        num_images = len(inputs["input_ids"])
-        if not is_greedy(self.model.generation_config, **arguments):
-            return False
-        fusion = arguments.get("fusion") or getattr(self.model.generation_config, "fusion", None) or "auto"
-        fusions = self.model.resolve_fusion(fusion, inputs.get("task_ids"), num_images)
-        return num_images == 1 or set(fusions) == {"rewrite"}
+    def _streaming(
+        self, inputs: dict[str, Any], arguments: dict[str, Any], on_change: Callable[[int, Prediction], None]
+    ) -> dict[str, Any]:
+        """A single image's steps always; texts only where all are written token by token."""
+        num_images, config = len(inputs["input_ids"]), self.model.generation_config
+        if (arguments.get("num_beams") or config.num_beams or 1) > 1:  # transformers' search streams no beams
+            return {}
+        fusion = arguments.get("fusion") or getattr(config, "fusion", None) or "auto"
+        fusions = set(self.model.resolve_fusion(fusion, inputs.get("task_ids"), num_images))
+        if num_images > 1 and fusions != {"rewrite"}:
+            return {}
+        return {"streamer": _Changes(self.processor, num_images, on_change, has_tokens=fusions == {"rewrite"})}
 
     def _predictions(self, inputs: dict[str, Any], outputs: Any) -> list[Prediction]:
         num_images = len(inputs["input_ids"])
@@ -325,10 +329,23 @@ class _Stopped(StoppingCriteria):
 
 
 class _Changes(BaseStreamer):
-    """Tells what is known of each image whenever there is more."""
+    """Tells what is known of each image whenever there is more.
 
-    def __init__(self, processor: "RSMoEProcessor", num_images: int, on_change: Callable[[int, Prediction], None]):
-        self.processor, self.on_change = processor, on_change
+    Args:
+        processor: of the checkpoint.
+        num_images: of the batch.
+        on_change: as of `Predictor.predict`.
+        has_tokens: whether texts come token by token as they are written; else they are left to the prediction.
+    """
+
+    def __init__(
+        self,
+        processor: "RSMoEProcessor",
+        num_images: int,
+        on_change: Callable[[int, Prediction], None],
+        has_tokens: bool,
+    ):
+        self.processor, self.on_change, self.has_tokens = processor, on_change, has_tokens
         self.predictions = [Prediction() for _ in range(num_images)]
         self.tokens: list[list[int]] = [[] for _ in range(num_images)]
         self.has_prompts = False
@@ -338,6 +355,8 @@ class _Changes(BaseStreamer):
             self._change(0, **{name: self.processor.decode_by_expert(ids)})
 
     def put(self, value: torch.Tensor) -> None:
+        if not self.has_tokens:
+            return
         if not self.has_prompts:
             self.has_prompts = True
             return
