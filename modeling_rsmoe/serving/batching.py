@@ -145,11 +145,9 @@ class RequestBatcher:
                 self._send(pending, prediction)
         except Exception as error:
             logger.exception("a batch of %d failed", len(readable))
-            reason = ApiError(500, "the model failed", "internal_error")
-            if isinstance(error, torch.OutOfMemoryError):
-                reason = ApiError(503, "the model is out of memory", "out_of_memory", None, 10)
+            answer = _answer_to(error)
             for pending in readable:
-                self._send(pending, reason)
+                self._send(pending, answer)
 
     def _predict(self, batch: list[PendingRequest], images: list[Image.Image]) -> list[Prediction]:
         first = batch[0].request
@@ -168,6 +166,15 @@ class RequestBatcher:
             stop=[pending.cancelled.is_set for pending in batch],
             on_change=stream if any(pending.request.stream for pending in batch) else None,
         )
+
+
+def _answer_to(error: Exception) -> ApiError:
+    """What clients are told of an error of a batch."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return ApiError(503, "the model is out of memory", "out_of_memory", None, 10)
+    if isinstance(error, RSMoEError):  # such as fusion "rerank" of a checkpoint without a reranker
+        return ApiError(400, str(error), "invalid_request")
+    return ApiError(500, "the model failed", "internal_error")
 
 
 def _may_join(request: ImageRequest, batch: list[ImageRequest]) -> bool:

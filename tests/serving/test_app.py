@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from modeling_rsmoe.inference import Predictor
 from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 from modeling_rsmoe.serving.limits import Limits
 from modeling_rsmoe.utils.images import read_image
@@ -67,6 +68,39 @@ def test_a_streamed_text_is_the_same_text(served, fusion) -> None:
     assert last.choices[0].finish_reason == expected.choices[0].finish_reason and last.rsmoe == expected.rsmoe
     assert usage.choices == [] and usage.usage == expected.usage
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+@pytest.fixture(scope="module")
+def reranking():
+    """A server of a model that has a reranker."""
+    with serving(reranker_rank=8, reranker_buckets=64) as served:
+        yield served
+
+
+def test_the_text_is_the_predictors(reranking) -> None:
+    """`fusion="auto"` by default: a caption is reranked, an answer is rewritten."""
+    predictor = Predictor(reranking.model.model, reranking.processor)
+    for text in (DEFAULT_INSTRUCTION, question_instruction("How many planes?")):
+        (expected,) = predictor.predict([noise(8)], text)
+        answer = reranking.ask(noise(8), text)
+        assert answer.choices[0].message.content == expected.text
+        assert answer.rsmoe == {"router_prompts": expected.router_prompts, "expert_texts": expected.expert_texts}
+        assert bool(expected.scores) == (text == DEFAULT_INSTRUCTION)
+
+
+@pytest.mark.parametrize(("text", "is_by_token"), [("Describe the image.", False), ("How many planes?", True)])
+def test_a_reranked_caption_is_streamed_as_one_piece(reranking, text, is_by_token) -> None:
+    chunks = list(reranking.ask(noise(9), text, stream=True))
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
+    assert "".join(pieces) == reranking.ask(noise(9), text).choices[0].message.content
+    assert len(pieces) > 2 if is_by_token else len(pieces) == 1
+
+
+def test_a_sampled_text_is_streamed(served) -> None:
+    asked = {"temperature": 1.5, "seed": 3, "extra_body": {"fusion": "rewrite"}}
+    chunks = list(served.ask(noise(9), **asked, stream=True))
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
+    assert "".join(pieces) == served.ask(noise(9), **asked).choices[0].message.content and len(pieces) > 2
 
 
 def test_what_is_read_of_a_conversation(served) -> None:
@@ -150,6 +184,11 @@ def test_bad_requests_name_what_is_wrong(served, body, place, message) -> None:
     error = refused(served, body)
     assert isinstance(error, openai.BadRequestError)
     assert message in error.message and error.param == place and error.type == "invalid_request_error"
+
+
+def test_a_fusion_that_the_model_does_not_have(served) -> None:
+    error = refused(served, {"messages": [PLAIN], "extra_body": {"fusion": "rerank"}})
+    assert error.status_code == 400 and "needs a reranker" in error.message
 
 
 def test_no_json_and_no_model_of_that_name(served) -> None:

@@ -92,6 +92,22 @@ def test_streams_of_one_batch_are_kept_apart(held) -> None:
     assert texts == [held.alone(noise(i), **asked)["text"] for i in range(3)] and len(set(texts)) == 3
 
 
+def test_streams_share_a_batch_with_their_task_only(held) -> None:
+    """Else the captions of a model with a reranker would keep the answers beside them from growing token by token."""
+    texts = ["Describe the image.", "How many planes?", "Is there a road?", "Describe this image."]
+    asked = [{"image": noise(i), "text": text, "stream": text == "How many planes?"} for i, text in enumerate(texts)]
+    with ThreadPoolExecutor(5) as pool:
+        answers = ask_all(held, pool, [{"image": noise(9)}])
+        held.until(lambda: held.model.batches == [1])
+        answers += ask_all(held, pool, asked)
+        held.model.go.set()
+        for answer in answers:
+            answer.result()
+    held.until(lambda: held.service.in_flight == 0)
+    # the two captions with the question that is not streamed, then the streamed one
+    assert held.model.batches == [1, 3, 1]
+
+
 def test_a_full_queue_is_said_at_once(held) -> None:
     with ThreadPoolExecutor(12) as pool:
         answers = ask_all(held, pool, [{"image": noise(i)} for i in range(12)])
