@@ -7,7 +7,7 @@ Every door goes through here: command line, server, demo, scenes, image collecti
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -176,7 +176,7 @@ class Predictor:
         image: ImageInput | None = None,
         instruction: str = DEFAULT_INSTRUCTION,
         image_embeds: torch.Tensor | None = None,
-    ) -> Iterator[Prediction]:
+    ) -> Generator[Prediction, None, None]:
         """One prediction as it grows: router prompts, then expert texts, then the text word by word.
 
         Args:

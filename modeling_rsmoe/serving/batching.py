@@ -178,9 +178,11 @@ def _answer_to(error: Exception) -> ApiError:
 
 
 def _may_join(request: ImageRequest, batch: list[ImageRequest]) -> bool:
-    """Whether a request may share a batch: all are decoded alike, and a sampled one with a seed is alone, since its text
-    depends on its batch. Where one is streamed all have the same task, by which `fusion="auto"` decides whether a text is
-    written token by token."""
+    """Whether a request may share a batch.
+
+    All are decoded alike. A sampled one with a seed is alone, since its text depends on its batch. Where one is
+    streamed all have the same task: by it `fusion="auto"` decides whether texts are written token by token.
+    """
     if not batch:
         return True
     if request.generation != batch[0].generation or request.seed is not None or batch[0].seed is not None:

@@ -8,8 +8,8 @@ from starlette.requests import ClientDisconnect, Request
 from .errors import ApiError
 
 
-# Of a refused request: closing a connection that still sends loses the answer, and clients then see a broken connection
-# where they should see why. As nginx's lingering_close.
+# Of a refused request: closing a connection that still sends loses the answer, and clients then see a broken
+# connection where they should see why. As nginx's lingering_close.
 LINGER_BYTES, LINGER_SECONDS = 64 * 2**20, 10.0
 
 

@@ -1,8 +1,8 @@
 """The chat-completions shapes of OpenAI's API: what a request means to RS-MoE, and predictions in their form.
 
-RS-MoE describes one image under one instruction, so of a conversation it reads [our decision]: the text of the last user
-message as the instruction, and the last image that any user message holds. Earlier messages and system messages are
-taken and not read: a follow-up question about the same image works, one about an earlier answer does not.
+RS-MoE describes one image under one instruction, so of a conversation it reads [our decision]: the text of the last
+user message as the instruction, and the last image that any user message holds. Earlier messages and system messages
+are taken and not read: a follow-up question about the same image works, one about an earlier answer does not.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The image of a request: out of its data URL, or fetched where that is allowed; its size is known before it is decoded."""
+"""The image of a request: from its data URL or an allowed host. Its size is known before it is decoded."""
 
 from io import BytesIO
 from urllib.parse import urlsplit

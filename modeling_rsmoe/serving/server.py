@@ -32,7 +32,7 @@ def take_address(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """On SIGTERM: refuses new requests, finishes those in flight and ends with 0. Ctrl-C: likewise, as an interruption."""
+    """On SIGTERM: refuses new requests, finishes those in flight, ends with 0. Ctrl-C: likewise, but with 130."""
 
     def __init__(self, service: Service, level: str):
         self.service = service
