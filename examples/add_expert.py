@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> dict:
             expert_start="checkpoint",  # where with_expert put it
             router_share=0,
             expert_share=0,  # the captions' rows are of the other experts
-            extra_rows=str(rows),
+            extra_examples=str(rows),
             one_stage=True,  # the checkpoint is trained, though it may have come without its training.json
         )
         arguments = TrainArguments(

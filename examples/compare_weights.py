@@ -22,9 +22,9 @@ import torch
 from tqdm import tqdm
 
 from modeling_rsmoe import RSMoEConfig, RSMoEForConditionalGeneration, RSMoEProcessor
-from modeling_rsmoe.data.provenance import peak_memory
 from modeling_rsmoe.hub.quantize import loading_arguments, weight_bytes
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
+from modeling_rsmoe.utils.provenance import peak_memory
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:

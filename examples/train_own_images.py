@@ -42,7 +42,7 @@ def train(checkpoint: Path, data: Path, output: Path, epochs: float, batch: int)
     spoken = [name for name in ASPECTS if any(split_aspects(r.captions)[name] for r in captions if r.split == "train")]
     tell(f"experts: {', '.join(spoken)}", None)
     stages = [
-        ("stage1", train_stage1, Recipe.of("stage1", answer_share=0, eval_rows=64 if val else 0)),
+        ("stage1", train_stage1, Recipe.of("stage1", answer_share=0, eval_examples=64 if val else 0)),
         ("stage2", train_stage2, Recipe.of("stage2", question_share=0, expert_names=spoken)),
     ]
     for stage, run, recipe in stages:

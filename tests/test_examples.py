@@ -18,8 +18,8 @@ from transformers import logging
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.data.records import read_captions
 from modeling_rsmoe.processing_rsmoe import expert_prompt, question_instruction
-from modeling_rsmoe.training.parts import part_of
-from modeling_rsmoe.training.rows import RowCollator
+from modeling_rsmoe.training.examples import ExampleCollator
+from modeling_rsmoe.training.modules import module_of
 
 from .tiny import tiny_checkpoint, tiny_processor
 
@@ -100,7 +100,7 @@ def moved(before: Path, after: Path) -> set[str]:
     """Names of the parts whose weights are not the same in two checkpoints."""
     old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
     assert old.keys() == new.keys()
-    return {part_of(name) for name in old if not torch.equal(old[name], new[name])}
+    return {module_of(name) for name in old if not torch.equal(old[name], new[name])}
 
 
 def test_every_example_is_tested():
@@ -157,7 +157,7 @@ def test_train_own_images(checkpoint, image_folder, tmp_path, capsys):
     assert [record.split for record in read_captions(tmp_path / "out" / "data")] == ["train"] * 9 + ["val"]
     assert "eval_loss" in (stage1 / "trainer_state.json").read_text()
     old, new = load_file(stage1 / "model.safetensors"), load_file(stage2 / "model.safetensors")
-    assert {part_of(name) for name in new if not torch.equal(old[name], new[name])} == {"router", "experts"}
+    assert {module_of(name) for name in new if not torch.equal(old[name], new[name])} == {"router", "experts"}
     assert moved(checkpoint, stage1) == {"qformer", "projection", "language_model"}
     weights = (stage2 / "model.safetensors").stat().st_mtime_ns
     assert main(command)["text"] == result["text"]
@@ -202,7 +202,7 @@ def test_collator_of_the_plain_trainer(image_folder):
     )
     row = {"kind": "caption", "expert": None, "prompt": "Describe the image."}
     rows = [{**row, "image": str(image_folder / f"{i}.png"), "completions": [texts[i]]} for i in range(2)]
-    expected = RowCollator(processor)(rows)
+    expected = ExampleCollator(processor)(rows)
     assert set(found) <= set(expected)  # what only generation needs is not made
     for name in ("pixel_values", "qformer_input_ids", "qformer_attention_mask"):
         assert torch.equal(found[name], expected[name])

@@ -107,7 +107,7 @@ def main(folder: str, what: str, tokens: int, threads: int) -> None:
     import torch
 
     from .. import RSMoEForConditionalGeneration, RSMoEProcessor
-    from ..data.provenance import peak_memory
+    from ..utils.provenance import peak_memory
     from .workbench import Workbench, made_pictures
 
     torch.set_num_threads(threads)

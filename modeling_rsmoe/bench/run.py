@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..data.provenance import folder_sha256, package_versions
 from ..errors_rsmoe import RSMoEError
+from ..utils.provenance import folder_sha256, package_versions
 from .equality import check
 from .peers import Decoders
 from .results import FORMAT, Results, Section

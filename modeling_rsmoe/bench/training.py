@@ -18,11 +18,11 @@ from transformers import PrinterCallback, TrainerCallback
 
 from ..errors_rsmoe import RSMoEError
 from ..training import Recipe, read_settings
+from ..training.examples import ExampleCollator, TrainingData, read_data, training_examples
 from ..training.features import FeatureCache
-from ..training.parts import halve_llm, select_parts
-from ..training.rows import RowCollator, TrainingData, read_data, training_rows
+from ..training.modules import cast_base_lm, select_modules
 from ..training.stages import load_start
-from ..training.trainer import RowTrainer
+from ..training.trainer import ExampleTrainer
 from ..utils.files import cache_folder
 from .names import OURS_SETTINGS, OURS_SINGLE, TRL
 from .timing import Group, Tell, Times
@@ -59,7 +59,7 @@ def training(course: Course, repeats: int, tell: Tell) -> tuple[list[Group], dic
         recipe, arguments = read_settings(course.config, "stage1", folder, [*course.changes, *sizes])
         arguments.save_strategy, arguments.eval_strategy = "no", "no"
         data = read_data(course.data.absolute(), recipe)
-        single = replace(recipe, references_per_row=1)
+        single = replace(recipe, references_per_example=1)
         loops: dict[str, tuple[Callable[..., Any], Recipe]] = {
             TRL: (plain_trainer, single),
             OURS_SINGLE: (our_trainer, single),
@@ -149,16 +149,16 @@ def our_trainer(course: Course, recipe: Recipe, arguments: Any, data: TrainingDa
     """The recipe's own: the trainer, its table of rows, and the model without PEFT around it."""
     model, processor = load_start(course.checkpoint, recipe)
     cache = FeatureCache(course.features or cache_folder() / "features", model.eval(), processor)
-    table = training_rows(data, recipe, processor.expert_instructions, seed, course.rows, 1, arguments.max_steps)
+    table = training_examples(data, recipe, processor.expert_instructions, seed, course.rows, 1, arguments.max_steps)
     cache.add([Path(image) for image in table["image"]])
     selected = _prepared(model, recipe, arguments)
-    trainer = RowTrainer(
+    trainer = ExampleTrainer(
         model=selected,
         args=arguments,
         recipe=recipe,
         train_dataset=table,
         processing_class=processor,
-        data_collator=RowCollator(processor, cache),
+        data_collator=ExampleCollator(processor, cache),
     )
     return trainer, table, model
 
@@ -172,7 +172,7 @@ def plain_trainer(
 
     model, processor = load_start(course.checkpoint, recipe)
     processor.makes_expert_inputs = False
-    table = training_rows(data, recipe, processor.expert_instructions, seed, course.rows, 1, arguments.max_steps)
+    table = training_examples(data, recipe, processor.expert_instructions, seed, course.rows, 1, arguments.max_steps)
     table = table.shuffle(seed=seed)  # ours are sorted by length
     examples = Dataset.from_list(
         [
@@ -203,7 +203,7 @@ def plain_trainer(
 
 def _prepared(model: Any, recipe: Recipe, arguments: Any) -> Any:
     """The same weights learn in both loops, in the same precision."""
-    selected = select_parts(model, recipe)
+    selected = select_modules(model, recipe)
     if arguments.bf16:
-        halve_llm(model)
+        cast_base_lm(model)
     return selected

@@ -115,10 +115,10 @@ def evaluate(
             raise RSMoEError(f"there is no file {other}; give --against the predictions (.jsonl) of another system")
     with shared.Steps() as steps:
         steps("reading the data")
-        from ..data.provenance import peak_memory
         from ..evaluation import report, run
         from ..evaluation.differences import differences
         from ..evaluation.predict import read_predictions
+        from ..utils.provenance import peak_memory
 
         selection = run.select(data, task, split, dataset, limit, questions)
         shared.check_images(list(dict.fromkeys(str(record.image) for record in selection.all())), 0, steps)
@@ -168,9 +168,9 @@ def _predict(
     steps: shared.Steps,
 ) -> _Made:
     """By the checkpoint's model, which is loaded only if `file` lacks a prediction."""
-    from ..data.provenance import folder_sha256
     from ..evaluation.predict import Predictor, System, key_of, predict, read_predictions
     from ..evaluation.run import run_id
+    from ..utils.provenance import folder_sha256
 
     folder = shared.find_checkpoint(checkpoint, steps)
     steps(f"hashing {checkpoint}")

@@ -320,7 +320,7 @@ def load(model: str | None, steps: Steps, dtype: Dtype | None = None) -> Loaded:
         import torch
 
         from .. import RSMoEForConditionalGeneration, RSMoEProcessor
-        from ..data.loading import check_complete, loading_errors
+        from ..inference.loading import check_complete, loading_errors
         from ..hub.quantize import loading_arguments
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -353,7 +353,7 @@ def find_checkpoint(name: str, steps: Steps) -> Path:
 
 def revision_of(folder: Path, sha256: str | None = None) -> str:
     """The commit of a checkpoint's folder in the Hub's cache, else the first 12 digits of its hash, which may be known."""
-    from ..data.provenance import folder_sha256
+    from ..utils.provenance import folder_sha256
 
     from_hub = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
     return folder.name if from_hub else (sha256 or folder_sha256(folder))[:12]

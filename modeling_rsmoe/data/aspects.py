@@ -23,9 +23,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from ..errors_rsmoe import RSMoEError
+from .cleaning import words
 from .lexicon import PLACING, PRONOUNS, Mention, Noun, mentions, spatial_spans
 from .records import CaptionRecord, read_captions
-from .text import words
 
 
 ASPECTS = ("theme", "object", "relation")

@@ -11,12 +11,14 @@ write).
 """
 
 import json
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import sha256_of
+from ..utils.provenance import sha256_of_lines
 
 
 CAPTIONS_FILE = "captions.jsonl"
@@ -115,6 +117,25 @@ def read_image_folder(
     wanted = known if splits is None else splits
     _check_known("split", wanted, known, Path(folder) / METADATA_FILE)
     return [record for record in records if record.split in wanted]
+
+
+def records_sha256(records: Sequence[CaptionRecord | QuestionRecord], folder: str | Path) -> str:
+    """A hash of records: their texts and image names and the bytes of the images, whatever their order.
+
+    Two results with the same hash saw the same images and texts.
+
+    Args:
+        records: captions, questions or both.
+        folder: their data folder; image names are relative to it.
+    """
+    root = Path(folder).absolute()
+    images = {record.image: sha256_of(record.image) for record in records}
+    lines = []
+    for record in records:
+        texts = {name: value for name, value in asdict(record).items() if name != "image"}
+        name = record.image.relative_to(root).as_posix()
+        lines.append(json.dumps([name, images[record.image], texts], ensure_ascii=False, sort_keys=True))
+    return sha256_of_lines(sorted(lines))
 
 
 @dataclass(frozen=True)

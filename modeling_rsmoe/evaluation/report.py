@@ -10,10 +10,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from ..data.provenance import package_versions, records_sha256
-from ..data.records import CaptionRecord, QuestionRecord
+from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import write_whole
+from ..utils.provenance import package_versions
 from .scores import Scored, Scores
 
 

@@ -21,10 +21,10 @@ from transformers import AutoImageProcessor, GenerationConfig, PreTrainedConfig
 import modeling_rsmoe
 
 from ..configuration_rsmoe import RSMoEConfig
-from ..data.provenance import STAC_ITEM, TRAINING_RECORD
 from ..errors_rsmoe import RSMoEError
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
+from ..utils.provenance import STAC_ITEM, TRAINING_RECORD
 from . import convert_parts
 from .card import CARD, card_text
 from .download import Progress, hub_files, wheel_files

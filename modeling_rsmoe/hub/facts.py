@@ -17,9 +17,9 @@ from torch import nn
 from transformers import AutoImageProcessor, GenerationConfig
 
 from ..configuration_rsmoe import RSMoEConfig
-from ..data.provenance import TRAINING_RECORD
 from ..errors_rsmoe import RSMoEError
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
+from ..utils.provenance import TRAINING_RECORD
 from .sources import HUB_CONFIGS, SOURCES_FILE, Source, read_sources
 
 
@@ -350,15 +350,15 @@ def _steps(folder: Path, texts: Texts, record: Mapping[str, Any] | None) -> tupl
     steps = []
     for stage, settings, learned in stages:
         name = f"stage {stage.removeprefix('stage')}"
-        if settings.get("align_steps"):
-            batch = int(settings["align_batch_size"])
-            images, rate = int(settings["align_steps"]) * batch, float(settings["align_learning_rate"])
+        if settings.get("alignment_steps"):
+            batch = int(settings["alignment_batch_size"])
+            images, rate = int(settings["alignment_steps"]) * batch, float(settings["alignment_learning_rate"])
             amount = f"{images:,} images"
             steps.append(
                 Step("warm-up", "queries, cross-attention, Q-Former", amount, batch, rate, minutes.get("warm-up"))
             )
         if settings:
-            batch = int(settings.get("rows_per_step") or settings["per_device_train_batch_size"])
+            batch = int(settings.get("examples_per_step") or settings["per_device_train_batch_size"])
             count = int(settings.get("max_steps") or 0)
             amount = f"{count * batch:,} rows" if count > 0 else f"{settings['num_train_epochs']:g} epochs"
             steps.append(Step(name, learned, amount, batch, float(settings["learning_rate"]), minutes.get(name)))

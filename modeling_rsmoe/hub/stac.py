@@ -6,9 +6,9 @@ Everything in it is a fact of the checkpoint's folder (`facts`); nothing is meas
 import json
 from typing import Any
 
-from ..data.provenance import STAC_ITEM
 from ..generation_rsmoe import DEFAULTS
 from ..utils.extras import require
+from ..utils.provenance import STAC_ITEM
 from .facts import Facts
 
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration
-from modeling_rsmoe.data.provenance import folder_sha256
 from modeling_rsmoe.hub import assemble as assembling
 from modeling_rsmoe.hub.assemble import assemble, build, merge_trained, round_to_half
 from modeling_rsmoe.hub.convert_parts import qformer_from_bert
 from modeling_rsmoe.reranker_rsmoe import RSMoEReranker
+from modeling_rsmoe.utils.provenance import folder_sha256
 
 from .tiny_sources import NAME, TOKENS, change_json
 

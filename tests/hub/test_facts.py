@@ -8,7 +8,7 @@ import pytest
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.hub.facts import read_facts, read_texts
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
-from modeling_rsmoe.training.memory import count_parts, without_weights
+from modeling_rsmoe.training.memory import count_parameters, without_weights
 
 from ..tiny import tiny_checkpoint
 
@@ -31,7 +31,7 @@ def record(stage: str, before: dict | None = None, **changes) -> dict:
         "datasets": ["Ships", "Ships"],
         "question_datasets": ["RSVQA-LR"],
     } | changes
-    arguments = {"learning_rate": 5e-4, "max_steps": 100, "num_train_epochs": 3.0, "rows_per_step": 16}
+    arguments = {"learning_rate": 5e-4, "max_steps": 100, "num_train_epochs": 3.0, "examples_per_step": 16}
     data = {"sha256": "d" * 64, "captioned_images": 1200, "questions": 0}
     made = {"stage": stage, "finished": True, "recipe": recipe, "arguments": arguments, "data": data}
     return made | {"start": {"name": "start", "sha256": "5" * 64}, "versions": {"torch": "2"}, "before": before}
@@ -41,7 +41,7 @@ def record(stage: str, before: dict | None = None, **changes) -> dict:
 def test_parameters_are_those_of_the_estimate(name):
     """Two ways of counting; that of `rsmoe train estimate` is held against the published sizes."""
     facts = read_facts(name)
-    counts = count_parts(without_weights(facts.config))
+    counts = count_parameters(without_weights(facts.config))
     found = {part.name: part.parameters * part.count for part in facts.parts}
     assert found == dict(
         zip(["image encoder", "Q-Former", "projection", "base LM", "router", "experts", "reranker"], counts.values())
@@ -62,7 +62,7 @@ def test_nanos_steps_are_those_of_its_settings():
 
 
 def test_a_training_record(folder):
-    before = record("stage1", align_steps=10, align_batch_size=8, align_learning_rate=1e-3)
+    before = record("stage1", alignment_steps=10, alignment_batch_size=8, alignment_learning_rate=1e-3)
     last = record("stage2", before, qformer="frozen", projection="frozen", llm="frozen", experts=["ships"])
     last["arguments"] |= {"max_steps": -1, "learning_rate": 1e-4}
     (folder / "training.json").write_text(json.dumps(last))

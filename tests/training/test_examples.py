@@ -10,9 +10,16 @@ import torch
 
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.training import Recipe, TrainArguments
-from modeling_rsmoe.training.parts import select_parts
-from modeling_rsmoe.training.rows import RowCollator, by_length, epoch_rows, read_data, read_rows, training_rows
-from modeling_rsmoe.training.trainer import RowTrainer
+from modeling_rsmoe.training.examples import (
+    ExampleCollator,
+    by_length,
+    epoch_examples,
+    read_data,
+    read_examples,
+    training_examples,
+)
+from modeling_rsmoe.training.modules import select_modules
+from modeling_rsmoe.training.trainer import ExampleTrainer
 
 from ..tiny import INSTRUCTIONS, tiny_model, tiny_processor
 
@@ -22,7 +29,7 @@ ONE_STAGE = {"caption_share": 0.3, "answer_share": 0.1, "rewrite_share": 0.1, "r
 
 def test_shares_of_an_epoch(data):
     recipe = Recipe.of("stage2", **ONE_STAGE)
-    rows = epoch_rows(read_data(data, recipe), recipe, INSTRUCTIONS, seed=0, epoch=0, multiple=10)
+    rows = epoch_examples(read_data(data, recipe), recipe, INSTRUCTIONS, seed=0, epoch=0, multiple=10)
     kinds = Counter(row.kind for row in rows)
     assert len(rows) % 10 == 0 and kinds.total() == len(rows)
     for kind, share in recipe.shares.items():
@@ -33,14 +40,14 @@ def test_shares_of_an_epoch(data):
 def test_an_epoch_is_a_multiple_and_the_same_again(data, multiple):
     recipe = Recipe()
     found = read_data(data, recipe)
-    rows = [epoch_rows(found, recipe, INSTRUCTIONS, 3, epoch, multiple) for epoch in (0, 0, 1)]
+    rows = [epoch_examples(found, recipe, INSTRUCTIONS, 3, epoch, multiple) for epoch in (0, 0, 1)]
     assert len(rows[0]) % multiple == 0 and len(rows[0]) == len(rows[2])
     assert rows[0] == rows[1] != rows[2]
 
 
 def test_similar_lengths_stand_together(data):
     recipe = Recipe()
-    rows = epoch_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0, 4)
+    rows = epoch_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0, 4)
     rows = rows * 20
     ordered = by_length(rows, 4, "seed")
     assert Counter(ordered) == Counter(rows)
@@ -55,11 +62,11 @@ def test_similar_lengths_stand_together(data):
 def test_all_rows_of_a_training(data):
     recipe = Recipe()
     found = read_data(data, recipe)
-    per_epoch = len(epoch_rows(found, recipe, INSTRUCTIONS, 5, 0, 4))
-    table = training_rows(found, recipe, INSTRUCTIONS, 5, 4, epochs=2)
+    per_epoch = len(epoch_examples(found, recipe, INSTRUCTIONS, 5, 0, 4))
+    table = training_examples(found, recipe, INSTRUCTIONS, 5, 4, epochs=2)
     assert len(table) == 2 * per_epoch
-    assert len(training_rows(found, recipe, INSTRUCTIONS, 5, 4, epochs=0.5)) == pytest.approx(per_epoch / 2, abs=4)
-    steps = training_rows(found, recipe, INSTRUCTIONS, 5, 4, epochs=1, max_steps=9)
+    assert len(training_examples(found, recipe, INSTRUCTIONS, 5, 4, epochs=0.5)) == pytest.approx(per_epoch / 2, abs=4)
+    steps = training_examples(found, recipe, INSTRUCTIONS, 5, 4, epochs=1, max_steps=9)
     assert len(steps) == 36 and steps[:per_epoch] == table[:per_epoch]
     assert steps.column_names == ["image", "kind", "expert", "prompt", "completions"]
 
@@ -68,38 +75,38 @@ def test_extra_rows(data, tmp_path):
     file = tmp_path / "rows.jsonl"
     row = {"image": "0.png", "kind": "rewrite", "expert": None, "prompt": "Describe.\ntheme: x", "completions": ["y"]}
     file.write_text(json.dumps(row) + "\n")
-    recipe = Recipe(extra_rows=str(file), caption_share=0, answer_share=0, rewrite_share=0)
-    rows = epoch_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0)
+    recipe = Recipe(extra_examples=str(file), caption_share=0, answer_share=0, rewrite_share=0)
+    rows = epoch_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0)
     assert [row.completions for row in rows] == [("y",)] and rows[0].image == (data / "0.png").absolute()
-    assert len(training_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 2, epochs=1, max_steps=2)) == 4
+    assert len(training_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 2, epochs=1, max_steps=2)) == 4
     recipe = replace(recipe, caption_share=1.0)
-    rows = epoch_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0, 4)
+    rows = epoch_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0, 4)
     assert len(rows) % 4 == 0 and sum(row.completions == ("y",) for row in rows) == 1
     for change, said in [
         ({"kind": "poem"}, r"rows.jsonl:1: kind is 'poem'"),
-        ({"expert": "theme"}, "expert is 'theme' in a row of kind rewrite"),
+        ({"expert": "theme"}, "expert is 'theme' in an example of kind rewrite"),
         ({"image": "none.png"}, "none.png is missing"),
         ({"image": "../0.png"}, "leaves the data folder"),
         ({"prompt": ""}, '"prompt" is'),
     ]:
         file.write_text(json.dumps({**row, **change}))
         with pytest.raises(RSMoEError, match=said):
-            read_rows(file, data)
+            read_examples(file, data)
     file.write_text("no json")
     with pytest.raises(RSMoEError, match="rows.jsonl:1: no JSON"):
-        read_rows(file, data)
-    with pytest.raises(RSMoEError, match="every share of rows is 0"):
+        read_examples(file, data)
+    with pytest.raises(RSMoEError, match="every share of examples is 0"):
         empty = Recipe(caption_share=0, answer_share=0, rewrite_share=0)
-        epoch_rows(read_data(data, empty), empty, INSTRUCTIONS, 0, 0)
+        epoch_examples(read_data(data, empty), empty, INSTRUCTIONS, 0, 0)
 
 
 def test_rows_as_tensors(data):
     """Labels are the completions and their ends; a row alone reads as generation reads it."""
     processor = tiny_processor()
-    recipe = Recipe.of("stage2", **ONE_STAGE, references_per_row=1)
-    rows = training_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 4, epochs=1)
+    recipe = Recipe.of("stage2", **ONE_STAGE, references_per_example=1)
+    rows = training_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 4, epochs=1)
     batch = [rows[i] for i in range(12)]
-    collator = RowCollator(processor)
+    collator = ExampleCollator(processor)
     inputs = collator(batch)
     assert inputs["input_ids"].shape[1] % 8 == 0 and inputs["pixel_values"].shape == (12, 3, 28, 28)
     for i, row in enumerate(batch):
@@ -122,8 +129,8 @@ def test_rows_as_tensors(data):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("row_weight", [0.0, 0.5, 1.0])
-def test_completions_of_one_row_are_learned_as_if_alone(data, attention, row_weight):
+@pytest.mark.parametrize("example_weight", [0.0, 0.5, 1.0])
+def test_completions_of_one_row_are_learned_as_if_alone(data, attention, example_weight):
     """Loss and gradients of a row with several completions are the mean of rows with one each, repeats counted."""
     texts = ["many green trees", "a plane", "many green trees", "the long runway is beside a terminal"]
     kind = {"kind": "expert", "expert": "object", "prompt": "<object> What is there?"}
@@ -137,10 +144,10 @@ def test_completions_of_one_row_are_learned_as_if_alone(data, attention, row_wei
     def learned(rows):
         model = tiny_model()
         model.set_attn_implementation(attention)
-        select_parts(model, Recipe.of("stage1", llm="full", experts=["all"]))
-        trainer = row_trainer(model, Recipe(row_weight=row_weight), data)
-        inputs = RowCollator(tiny_processor())(rows)
-        counts = trainer._get_num_items_in_batch([inputs], torch.device("cpu"))
+        select_modules(model, Recipe.of("stage1", language_model="full", experts=["all"]))
+        trainer = row_trainer(model, Recipe(example_weight=example_weight), data)
+        inputs = ExampleCollator(tiny_processor())(rows)
+        counts = trainer.count_items([inputs], torch.device("cpu"))
         loss = trainer.compute_loss(model.train(), inputs, num_items_in_batch=counts)
         loss.backward()
         return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -157,20 +164,20 @@ def test_another_attention_takes_no_several_completions(data):
     trainer = row_trainer(model, Recipe(), data)
     row = {"image": str(data / "0.png"), "kind": "caption", "expert": None, "prompt": "x", "completions": ["a", "b"]}
     model.config.text_config._attn_implementation = "flash_attention_2"
-    with pytest.raises(RSMoEError, match="'flash_attention_2' takes no mask .* set references_per_row to 1"):
-        trainer.compute_loss(model, RowCollator(tiny_processor())([row]))
+    with pytest.raises(RSMoEError, match="'flash_attention_2' takes no mask .* set references_per_example to 1"):
+        trainer.compute_loss(model, ExampleCollator(tiny_processor())([row]))
 
 
 def row_trainer(model, recipe, data):
-    rows = training_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 4, epochs=1, max_steps=1)
+    rows = training_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 4, epochs=1, max_steps=1)
     processor = tiny_processor()
-    return RowTrainer(
+    return ExampleTrainer(
         model=model,
         args=TrainArguments(output_dir=str(data / "unused"), save_strategy="no"),
         recipe=recipe,
         train_dataset=rows,
         processing_class=processor,
-        data_collator=RowCollator(processor),
+        data_collator=ExampleCollator(processor),
     )
 
 
@@ -184,7 +191,7 @@ def test_a_dataset_named_twice_is_drawn_twice_as_often(data):
 def test_a_row_for_an_expert_that_is_not_there(data):
     row = {"image": str(data / "0.png"), "kind": "expert", "expert": "color", "prompt": "x", "completions": ["y"]}
     with pytest.raises(RSMoEError, match="for the expert 'color', but the model has theme, object, relation"):
-        RowCollator(tiny_processor())([row])
+        ExampleCollator(tiny_processor())([row])
 
 
 def test_a_folder_without_questions(data, tmp_path):
