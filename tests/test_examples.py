@@ -17,7 +17,7 @@ from transformers import logging
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.data.records import read_captions
-from modeling_rsmoe.processing_rsmoe import expert_prompt, question_instruction
+from modeling_rsmoe.prompting_rsmoe import Prompt, question_instruction
 from modeling_rsmoe.training.examples import ExampleCollator
 from modeling_rsmoe.training.modules import module_of
 
@@ -121,7 +121,7 @@ def test_scene_memory(checkpoint, tmp_path, monkeypatch, capsys):
 
 def test_caption_image(checkpoint, data, capsys):
     result = example("caption_image").main(str(checkpoint), str(data / "0.png"))
-    assert capsys.readouterr().out.strip().endswith(result["text"]) and list(result["parts"]) == [
+    assert capsys.readouterr().out.strip().endswith(result["text"]) and list(result["expert_texts"]) == [
         "theme",
         "object",
         "relation",
@@ -148,8 +148,8 @@ def test_train_own_images(checkpoint, image_folder, tmp_path, capsys):
     main = example("train_own_images").main
     command = [str(checkpoint), str(image_folder), str(tmp_path / "out"), "--epochs", "1", "--batch", "4"]
     result = main(command)
-    assert capsys.readouterr().out.strip().endswith(str(result["parts"]))
-    assert list(result["parts"]) == ["theme", "object"]  # no caption speaks of a relation
+    assert capsys.readouterr().out.strip().endswith(str(result["expert_texts"]))
+    assert list(result["expert_texts"]) == ["theme", "object"]  # no caption speaks of a relation
     stage1, stage2 = (tmp_path / "out" / stage for stage in ("stage1", "stage2"))
     records = [json.loads((stage / "training.json").read_text()) for stage in (stage1, stage2)]
     assert [record["finished"] for record in records] == [True, True] and records[1]["before"]["stage"] == "stage1"
@@ -226,9 +226,9 @@ def test_finetune_with_trainer_says_what_is_wrong(checkpoint, image_folder, tmp_
 def test_add_expert(checkpoint, data, tmp_path, capsys):
     output = tmp_path / "out"
     result = example("add_expert").main([str(checkpoint), str(data), str(output), "--epochs", "2", "--batch", "3"])
-    assert list(result["parts"]) == ["theme", "object", "relation", "counting"]
-    assert f"counting: {result['parts']['counting']}" in capsys.readouterr().out
-    rows = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
+    assert list(result["expert_texts"]) == ["theme", "object", "relation", "counting"]
+    assert f"counting: {result['expert_texts']['counting']}" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (output / "examples.jsonl").read_text().splitlines()]
     prompt = f"<counting> {question_instruction('How many planes?')}"
     assert rows == [
         {"image": f"{i}.png", "kind": "expert", "expert": "counting", "prompt": prompt, "completions": [str(i)]}
@@ -247,10 +247,10 @@ def test_add_expert(checkpoint, data, tmp_path, capsys):
 
     model, processor = RSMoEForConditionalGeneration.from_pretrained(trained), RSMoEProcessor.from_pretrained(trained)
     assert model.config.expert_names == processor.experts == ["theme", "object", "relation", "counting"]
-    asked = processor.render(expert_prompt("counting", question_instruction("How many planes?")))
+    asked = processor.render(Prompt.for_expert("counting", question_instruction("How many planes?"), "").text)
     inputs = processor(images=data / "0.png", text=asked, return_tensors="pt")
     written = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-    assert processor.batch_decode(written, skip_special_tokens=True)[0].strip() == result["parts"]["counting"]
+    assert processor.batch_decode(written, skip_special_tokens=True)[0].strip() == result["expert_texts"]["counting"]
 
 
 def test_add_expert_says_what_is_wrong(checkpoint, image_folder, data, tmp_path, capsys):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from . import shared
+from ..utils.quiet import quiet_libraries
 
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _write_whole_card(
 ) -> list[str]:
     from ..evaluation.markdown import summary_table
 
-    with shared.quiet_libraries():
+    with quiet_libraries():
         from ..hub.card import CARD, write_card
         from ..hub.card_scores import with_tables, write_changed
         from ..hub.facts import read_facts

@@ -5,7 +5,9 @@ from typing import Annotated, cast
 
 import typer
 
-from . import shared
+from ..inference.checkpoint import Checkpoint, load
+from ..utils.quiet import quiet_libraries
+from . import options, terminal
 
 
 export = typer.Typer(
@@ -22,9 +24,9 @@ DtypeOption = Annotated[str, typer.Option(metavar="DTYPE", help="Of the weights:
 @export.command()
 def peft(checkpoint: CheckpointArgument, output: OutputOption, dtype: DtypeOption = "float32") -> None:
     """PEFT adapters: DIR/base is the base LM, DIR/NAME an adapter of it for the router and each expert."""
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         loaded, folder = _load(checkpoint, output, dtype, steps)
-        with shared.quiet_libraries():
+        with quiet_libraries():
             from ..hub.adapters import export_peft
 
             for name in export_peft(loaded.model, loaded.processor, folder):
@@ -34,9 +36,9 @@ def peft(checkpoint: CheckpointArgument, output: OutputOption, dtype: DtypeOptio
 @export.command()
 def llm(checkpoint: CheckpointArgument, output: OutputOption, dtype: DtypeOption = "float32") -> None:
     """Plain LLMs: DIR/NAME is the base LM with the router's or an expert's weights merged into it."""
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         loaded, folder = _load(checkpoint, output, dtype, steps)
-        with shared.quiet_libraries():
+        with quiet_libraries():
             from ..hub.adapters import export_llm
 
             for name in export_llm(loaded.model, loaded.processor, folder):
@@ -47,23 +49,23 @@ def llm(checkpoint: CheckpointArgument, output: OutputOption, dtype: DtypeOption
 def vllm(checkpoint: CheckpointArgument, output: OutputOption, dtype: DtypeOption = "bfloat16") -> None:
     """For vLLM: the base LM, an adapter for the router and each expert, a client that makes prompt embeddings of images
     and texts, and the line that starts the server."""
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         loaded, folder = _load(checkpoint, output, dtype, steps)
-        with shared.quiet_libraries():
+        with quiet_libraries():
             from ..hub.adapters import export_vllm
 
             steps.print(export_vllm(loaded.model, loaded.processor, folder))
 
 
-def _load(checkpoint: str, output: Path, dtype: str, steps: shared.Steps) -> tuple[shared.Loaded, Path]:
-    with shared.quiet_libraries():
+def _load(checkpoint: str, output: Path, dtype: str, steps: terminal.Steps) -> tuple[Checkpoint, Path]:
+    with quiet_libraries():
         from ..hub.convert import read_dtype
         from ..hub.folders import check_output
 
         read_dtype(dtype)
         folder = output.expanduser().absolute()
         check_output(folder, overwrite=False)
-    loaded = shared.load(checkpoint, steps, cast(shared.Dtype, dtype))
+    loaded = load(checkpoint, steps, cast(options.Dtype, dtype))
     loaded.model.to("cpu")  # type: ignore[arg-type]  # transformers annotates `to` for a model in place of self
     steps(f"writing {folder}")
     return loaded, folder

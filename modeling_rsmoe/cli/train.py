@@ -11,7 +11,10 @@ from rich import box
 from rich.table import Table
 
 from ..errors_rsmoe import RSMoEError
-from . import shared
+from ..inference.checkpoint import find_checkpoint
+from ..utils.files import check_outputs
+from ..utils.quiet import quiet_libraries
+from . import terminal
 
 
 if TYPE_CHECKING:
@@ -126,8 +129,8 @@ def reranker(
     ] = False,
 ) -> None:
     """Fit the reranker of captions (--fusion rerank) to the train images, in closed form."""
-    with shared.Steps() as steps, shared.quiet_libraries():
-        start = shared.find_checkpoint(model, steps)
+    with terminal.Steps() as steps, quiet_libraries():
+        start = find_checkpoint(model, steps)
         from ..training.reranker import train_reranker
 
         train_reranker(
@@ -152,8 +155,8 @@ def export(
     output: Annotated[Path, typer.Option(metavar="FILE", help="The safetensors file to write.")],
 ) -> None:
     """Write only what was learned, in half precision: the trained.safetensors that `rsmoe assemble` takes."""
-    shared.check_outputs(output)
-    with shared.Steps() as steps, shared.quiet_libraries():
+    check_outputs(output)
+    with terminal.Steps() as steps, quiet_libraries():
         steps("reading what was learned")
         from ..training.export import export_trained
 
@@ -183,7 +186,7 @@ def estimate(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:
     """Estimate trainable parameters and memory per device of each stage; no weight is read or allocated."""
-    with shared.Steps() as steps, shared.quiet_libraries():
+    with terminal.Steps() as steps, quiet_libraries():
         steps("reading the configuration")
         from .. import RSMoEConfig
         from ..hub.sources import HUB_CONFIGS
@@ -271,9 +274,9 @@ def _run(
     model: str | None,
     features: Path | None,
 ) -> None:
-    shared.check_outputs(output / "training.json")
+    check_outputs(output / "training.json")
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one reports its progress
-    with shared.Steps() as steps, shared.quiet_libraries():
+    with terminal.Steps() as steps, quiet_libraries():
         if first:
             steps("reading the settings")
         from ..training import read_settings, train_stage
@@ -294,7 +297,7 @@ def _run(
         arguments.distributed_state.destroy_process_group()
 
 
-def _start(stage: str, name: str | None, untrained: Path, steps: shared.Steps) -> Path | None:
+def _start(stage: str, name: str | None, untrained: Path, steps: terminal.Steps) -> Path | None:
     """The folder that is trained from. Stage 1 begins without trained weights of ours."""
     from filelock import FileLock
 
@@ -303,7 +306,7 @@ def _start(stage: str, name: str | None, untrained: Path, steps: shared.Steps) -
     if name is None:
         return None  # the training says what is missing
     if stage == "stage2" or Path(name).is_dir() or name not in known_names():
-        return shared.find_checkpoint(name, steps)
+        return find_checkpoint(name, steps)
     untrained.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(untrained.with_name(".start.lock")):
         if not untrained.is_dir():

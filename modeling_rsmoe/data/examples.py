@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from ..errors_rsmoe import RSMoEError
-from ..processing_rsmoe import DEFAULT_INSTRUCTION, expert_prompt, question_instruction, rewrite_request
-from ..processing_rsmoe import router_prompt as router_request
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION, Prompt, question_instruction
 from .aspects import ASPECTS, distinct, router_prompt, split_aspects
 from .cleaning import clean_caption
 from .records import CaptionRecord, QuestionRecord
@@ -65,9 +64,13 @@ class Example:
 
     image: Path
     kind: Kind
-    expert: str | None  # of a router's and an expert's example
-    prompt: str
+    prompt: Prompt
     completions: tuple[str, ...]
+
+    @property
+    def expert(self) -> str | None:
+        """Of a router's and an expert's example."""
+        return self.prompt.expert
 
 
 def stage1_examples(
@@ -184,7 +187,8 @@ def stage2_examples(
 
 
 def _caption_example(record: CaptionRecord, references: int, rng: random.Random) -> Example:
-    return Example(record.image, "caption", None, _instruction(rng), _completions(record.captions, references, rng))
+    prompt = Prompt.base(_instruction(rng))
+    return Example(record.image, "caption", prompt, _completions(record.captions, references, rng))
 
 
 def _answer_example(
@@ -194,11 +198,12 @@ def _answer_example(
     rng: random.Random,
 ) -> Example:
     """Some with expert texts: out of the image's captions, or noise where it has none."""
-    prompt = question_instruction(question.question)
+    instruction = question_instruction(question.question)
+    prompt = Prompt.base(instruction)
     if others and rng.random() < ANSWER_REWRITE_SHARE:
         record = captioned.get(question.image)
-        prompt = rewrite_request(prompt, _expert_texts(record.captions if record else (), others, rng))
-    return Example(question.image, "answer", None, prompt, (question.answer.strip(),))
+        prompt = Prompt.rewrite(instruction, _expert_texts(record.captions if record else (), others, rng))
+    return Example(question.image, "answer", prompt, (question.answer.strip(),))
 
 
 def _rewrite_example(record: CaptionRecord, others: Sequence[CaptionRecord], rng: random.Random) -> Example:
@@ -212,7 +217,7 @@ def _rewrite_example(record: CaptionRecord, others: Sequence[CaptionRecord], rng
     texts = _expert_texts(references, others, rng)
     # Another image may have the very same caption.
     texts = {aspect: "" if text == completion else text for aspect, text in texts.items()}
-    return Example(record.image, "rewrite", None, rewrite_request(_instruction(rng), texts), (completion,))
+    return Example(record.image, "rewrite", Prompt.rewrite(_instruction(rng), texts), (completion,))
 
 
 def _similar_rewrite_example(
@@ -223,8 +228,8 @@ def _similar_rewrite_example(
     for aspect in ASPECTS:
         by_image = [sentences for other in similar if (sentences := split_aspects(other.captions)[aspect])]
         texts[aspect] = clean_caption(rng.choice(rng.choice(by_image))) if by_image else ""
-    prompt = rewrite_request(_instruction(rng), texts)
-    return Example(record.image, "rewrite", None, prompt, _completions(record.captions, references, rng))
+    prompt = Prompt.rewrite(_instruction(rng), texts)
+    return Example(record.image, "rewrite", prompt, _completions(record.captions, references, rng))
 
 
 def _expert_texts(sentences: Sequence[str], others: Sequence[CaptionRecord], rng: random.Random) -> dict[str, str]:
@@ -242,13 +247,12 @@ def _expert_texts(sentences: Sequence[str], others: Sequence[CaptionRecord], rng
 
 def _router_example(record: CaptionRecord, name: str, rng: random.Random) -> Example:
     completion = router_prompt(name, split_aspects(record.captions)[name])
-    return Example(record.image, "router", name, router_request(name, _instruction(rng)), (completion,))
+    return Example(record.image, "router", Prompt.router(name, _instruction(rng)), (completion,))
 
 
 def _question_router_example(record: QuestionRecord, name: str) -> Example:
     completion = router_prompt(name, [record.question])
-    request = router_request(name, question_instruction(record.question))
-    return Example(record.image, "router", name, request, (completion,))
+    return Example(record.image, "router", Prompt.router(name, question_instruction(record.question)), (completion,))
 
 
 def _expert_example(
@@ -257,12 +261,13 @@ def _expert_example(
     sentences = split_aspects(record.captions)[name]
     draw = rng.random()
     if draw < TEMPLATE_SHARE:
-        prompt = expert_instruction
+        text = expert_instruction
     elif draw < TEMPLATE_SHARE + GLOBAL_SHARE:
-        prompt = _instruction(rng)
+        text = _instruction(rng)
     else:
-        prompt = router_prompt(name, sentences)
-    return Example(record.image, "expert", name, expert_prompt(name, prompt), _completions(sentences, references, rng))
+        text = router_prompt(name, sentences)
+    prompt = Prompt.for_expert(name, text, expert_instruction)
+    return Example(record.image, "expert", prompt, _completions(sentences, references, rng))
 
 
 def _instruction(rng: random.Random) -> str:

@@ -20,8 +20,8 @@ from transformers import Trainer
 
 from ..data.records import CaptionRecord
 from ..errors_rsmoe import RSMoEError
-from ..images_rsmoe import read_images
-from ..processing_rsmoe import DEFAULT_INSTRUCTION
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION
+from ..utils.images import read_images
 from ..utils.progress import Progress
 from .checkpoints import save_tensors
 from .features import VISION_BATCH, FeatureCache
@@ -196,7 +196,7 @@ class CaptionPairs:
         if not file.is_file():
             save_tensors({"embeddings": _embed(model, processor, unique, progress)}, file)
         self.embeddings = load_file(file)["embeddings"]  # [captions, Q-Former width]
-        self.instruction = processor.tokenize_qformer([DEFAULT_INSTRUCTION], "pt")["input_ids"]
+        self.instruction = processor.tokenize_qformer([DEFAULT_INSTRUCTION], "pt")["qformer_input_ids"]
 
     def examples(self, count: int, seed: int) -> list[dict[str, int]]:
         """`count` pairs of an image and one of its captions, in passes over all images."""
@@ -252,8 +252,9 @@ def _embed(
     for start in range(0, len(captions), CAPTION_BATCH):
         progress("embedding captions", start, len(captions), "captions")
         encoded = processor.tokenize_qformer(captions[start : start + CAPTION_BATCH], "pt")
-        encoded = {name: tensor.to(model.device) for name, tensor in encoded.items()}
-        hidden = model.model.encoder.qformer(**encoded).last_hidden_state
-        mask = encoded["attention_mask"].unsqueeze(-1)
+        ids = encoded["qformer_input_ids"].to(model.device)
+        mask = encoded["qformer_attention_mask"].to(model.device)
+        hidden = model.model.encoder.qformer(input_ids=ids, attention_mask=mask).last_hidden_state
+        mask = mask.unsqueeze(-1)
         vectors.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu())
     return torch.cat(vectors)

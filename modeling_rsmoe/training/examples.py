@@ -8,7 +8,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
@@ -19,7 +19,8 @@ from ..data.aspects import ASPECTS
 from ..data.examples import Example, Kind, stage1_examples, stage2_examples
 from ..data.records import CaptionRecord, Entry, QuestionRecord, is_text, read_captions, read_questions
 from ..errors_rsmoe import RSMoEError
-from ..images_rsmoe import read_images
+from ..prompting_rsmoe import Prompt
+from ..utils.images import read_images
 from .settings import Recipe
 
 
@@ -116,8 +117,9 @@ def read_examples(file: str | Path, folder: Path) -> list[Example]:
             raise entry.error(f"kind is {kind!r}; expected one of {', '.join(get_args(Kind))}")
         if (kind in BASE_KINDS) != (expert is None) or not (expert is None or is_text(expert)):
             raise entry.error(f"expert is {expert!r} in an example of kind {kind}; only router and expert name one")
-        prompt, completions = entry.text("prompt"), entry.texts("completions")
-        example = Example(entry.path("image"), cast(Kind, kind), expert, prompt, completions)
+        prompt_kind: Any = "base" if kind in ("caption", "answer") else kind
+        prompt = Prompt(prompt_kind, entry.text("prompt"), "", expert)  # the collator finds what the Q-Former reads
+        example = Example(entry.path("image"), cast(Kind, kind), prompt, entry.texts("completions"))
         if not example.image.is_file():
             raise entry.error(f"image {example.image} is missing; put it there or drop the line")
         examples.append(example)
@@ -204,7 +206,7 @@ def by_length(examples: Sequence[Example], batch: int, seed: str) -> list[Exampl
 
 def _length(example: Example) -> int:
     """Characters that are read and learned; about proportional to tokens."""
-    return len(example.prompt) + sum(map(len, set(example.completions)))
+    return len(example.prompt.text) + sum(map(len, set(example.completions)))
 
 
 def training_examples(
@@ -228,7 +230,7 @@ def training_examples(
         max_steps: how long, in steps.
 
     Returns:
-        The columns `image`, `kind`, `expert`, `prompt`, `completions`.
+        The columns `image`, `kind`, `expert`, `prompt`, `qformer_text`, `completions`.
     """
     from datasets import concatenate_datasets
 
@@ -257,7 +259,19 @@ def _table(examples: Sequence[Example]) -> "Dataset":
     """Examples as SFTTrainer takes them; its collator reads the columns."""
     from datasets import Dataset
 
-    return Dataset.from_list([{**asdict(example), "image": str(example.image)} for example in examples])
+    return Dataset.from_list(
+        [
+            {
+                "image": str(example.image),
+                "kind": example.kind,
+                "expert": example.expert,
+                "prompt": example.prompt.text,
+                "qformer_text": example.prompt.qformer_text,
+                "completions": example.completions,
+            }
+            for example in examples
+        ]
+    )
 
 
 class ExampleCollator:
@@ -280,7 +294,8 @@ class ExampleCollator:
         """The batch of a training step.
 
         Args:
-            examples: table rows with `image`, `kind`, `expert`, `prompt`, `completions`.
+            examples: table rows with `image`, `kind`, `expert`, `prompt`, `completions`, and `qformer_text`; where that
+                is missing or empty (a line of `extra_examples`), it is read out of the prompt.
 
         Returns:
             `input_ids`, `position_ids`, `labels` [examples, tokens].
@@ -307,11 +322,13 @@ class ExampleCollator:
         segments = tensors.pop("segments")
         one_completion = segments.max() == 1
         tensors["attention_mask"] = (segments != PADDING).long() if one_completion else _completions_mask(segments)
-        qformer = processor.tokenize_qformer([processor.qformer_instruction(prompt) for prompt in prompts], "pt")
+        qformer_texts = [
+            example.get("qformer_text") or processor.read_rendered(prompt)
+            for example, prompt in zip(examples, prompts)
+        ]
         return {
             **tensors,
-            "qformer_input_ids": qformer["input_ids"],
-            "qformer_attention_mask": qformer["attention_mask"],
+            **processor.tokenize_qformer(qformer_texts, "pt"),
             "kinds": torch.tensor([self._kind(example) for example in examples]),
             **self._images([example["image"] for example in examples]),
         }

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from filelock import FileLock
 
 from ..errors_rsmoe import RSMoEError
-from ..images_rsmoe import read_images
 from ..inference.encoder import encoder_sha256
 from ..utils.files import write_whole
+from ..utils.images import read_images
 from ..utils.progress import Progress, no_progress
 
 

@@ -159,7 +159,7 @@ def step_memory(
         buckets = FLOAT32 * count if processes > 1 else 0  # gradients are copied into what is sent
         return _memory(weights, count, activations, gradients=FLOAT32 * count, buffers=buckets)
     if strategy == "FSDP":
-        if any(adapter.config.expert_type == "full" for adapter in model.model.readers.values()):
+        if any(adapter.config.expert_type == "full" for adapter in model.model.adapters.values()):
             raise RSMoEError(
                 "expert_config.expert_type is 'full': FSDP cannot spread such experts; use DDP, or 'lora'"
             )

@@ -41,7 +41,7 @@ def trained_experts(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> l
     return known if ALL in recipe.experts else [name for name in known if name in recipe.experts]
 
 
-def reset_adapters(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> None:
+def initialize_adapters(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> None:
     """Put router and experts that learn at their start: the base LM exactly [paper], or random weights."""
     if recipe.expert_start == "checkpoint":
         return

@@ -31,7 +31,7 @@ from .checkpoints import last_checkpoint, load_parameters, save_tensors, train_t
 from .examples import ExampleCollator, TrainingData, read_data, training_examples, val_examples
 from .features import FeatureCache, similar_images
 from .logs import ExampleBar, LossCurve, tensorboard
-from .modules import cast_base_lm, module_of, reset_adapters, select_modules, trained_experts, trained_parameters
+from .modules import cast_base_lm, initialize_adapters, module_of, select_modules, trained_experts, trained_parameters
 from .settings import Recipe, Stage, TrainArguments
 from .trainer import ExampleTrainer
 
@@ -365,7 +365,7 @@ def _example_trainer(
     set_seed(arguments.seed)
     if recipe.attn_implementation is not None:
         cast(Any, model).set_attn_implementation({"text_config": recipe.attn_implementation})
-    reset_adapters(model, recipe)
+    initialize_adapters(model, recipe)
     selected = select_modules(model, recipe)
     if arguments.bf16:
         cast_base_lm(model)

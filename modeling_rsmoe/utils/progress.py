@@ -1,21 +1,20 @@
-"""How far a job is: the one signature by which the package reports it."""
+"""How a long job says how far it is: one signature for all of them."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called as a job goes on."""
+    """Called whenever there is something to say.
 
-    def __call__(self, message: str, done: int = 0, total: int | None = None, unit: str = "") -> None:
-        """Report what the job does now.
+    Args:
+        message: what is being done; the same text as long as it is the same job.
+        done: how much of it.
+        total: of how much; None where that is not known.
+        unit: what is counted, in the plural: "tiles", "MB".
+    """
 
-        Args:
-            message: what happens, such as "reading the data".
-            done: how many units are finished.
-            total: of how many, where that is known.
-            unit: what is counted, such as "images".
-        """
+    def __call__(self, message: str, done: float = 0, total: float | None = None, unit: str = "") -> None: ...
 
 
-def no_progress(message: str, done: int = 0, total: int | None = None, unit: str = "") -> None:
-    """Report nothing: the default."""
+def no_progress(message: str, done: float = 0, total: float | None = None, unit: str = "") -> None:
+    """Says nothing."""

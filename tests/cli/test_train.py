@@ -56,7 +56,7 @@ def test_a_name_is_assembled_untrained(rsmoe, start, data, features, settings_fi
         ("stage1", ("--data", "nowhere"), "data folder"),
         ("stage1", ("--model", "nothing"), "there is no checkpoint nothing"),
         ("stage1", ("--lr", "1"), "wrong setting"),
-        ("stage1", ("--language_model", "half"), "--language_model: invalid choice: 'half'"),
+        ("stage1", ("--language_model", "half"), "language-model: invalid choice: 'half'"),
         ("stage1", ("--datasets", "RSICD"), "RSICD"),
         ("stage2", (), "no finished stage 1"),
     ],

@@ -17,7 +17,7 @@ from modeling_rsmoe.data.examples import (
 )
 from modeling_rsmoe.data.records import CaptionRecord, QuestionRecord
 from modeling_rsmoe.errors_rsmoe import RSMoEError
-from modeling_rsmoe.processing_rsmoe import ANSWER_WORDING, DEFAULT_INSTRUCTION, question_instruction, rewrite_request
+from modeling_rsmoe.prompting_rsmoe import ANSWER_SUFFIX, DEFAULT_INSTRUCTION, Prompt, question_instruction
 
 
 FIXED = {name: f"fixed prompt of {name}?" for name in ASPECTS}
@@ -52,17 +52,17 @@ def of_kind(rows: list[Example], kind: str) -> list[Example]:
 
 def parts_of(row: Example) -> dict[str, str]:
     """The parts that a fusion's prompt holds, checked against the prompt that generation would make of them."""
-    instruction, *lines = row.prompt.split("\n")
+    instruction, *lines = row.prompt.text.split("\n")
     parts = {name: text.strip() for name, _, text in (line.partition(":") for line in lines)}
     assert instruction in (DEFAULT_INSTRUCTION, *OTHER_INSTRUCTIONS)
-    assert row.prompt == rewrite_request(instruction, parts)
+    assert row.prompt.text == Prompt.rewrite(instruction, parts).text
     assert list(parts) == list(ASPECTS)
     return {name: text for name, text in parts.items() if text}
 
 
 def test_answer_prompt():
-    assert question_instruction("Is it a river") == f"Is it a river? {ANSWER_WORDING}"
-    assert question_instruction(" Count the\nroads. ") == f"Count the roads. {ANSWER_WORDING}"
+    assert question_instruction("Is it a river") == f"Is it a river? {ANSWER_SUFFIX}"
+    assert question_instruction(" Count the\nroads. ") == f"Count the roads. {ANSWER_SUFFIX}"
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_stage1_shares_and_texts():
     assert all(row.expert is None for row in rows)
     captions = of_kind(rows, "caption")
     assert Counter(row.image for row in captions) == Counter(list(BY_IMAGE))
-    assert {row.prompt for row in captions} <= {DEFAULT_INSTRUCTION, *OTHER_INSTRUCTIONS}
-    assert 40 < sum(row.prompt == DEFAULT_INSTRUCTION for row in captions) < 72
+    assert {row.prompt.text for row in captions} <= {DEFAULT_INSTRUCTION, *OTHER_INSTRUCTIONS}
+    assert 40 < sum(row.prompt.text == DEFAULT_INSTRUCTION for row in captions) < 72
     for row in captions:
         (completion,) = row.completions
         assert completion in [clean_caption(text) for text in BY_IMAGE[row.image].captions]
@@ -95,14 +95,14 @@ def test_some_answers_are_asked_with_parts():
     """Parts of the image's own captions where it has some; the answer stays the question's."""
     asked = QuestionRecord(SEVERAL[0].image, "RSIVQA", "train", "Is there a pond?", "presence", "yes")
     rows = stage1_examples(RECORDS, [asked], seed=0, count=400, mix={"answer": 1})
-    with_parts = [row for row in rows if "\n" in row.prompt]
+    with_parts = [row for row in rows if "\n" in row.prompt.text]
     assert len(with_parts) == pytest.approx(400 * ANSWER_REWRITE_SHARE, rel=0.2)
     own = {clean_caption(text) for text in SEVERAL[0].captions}
-    said = Counter(line.partition(": ")[2] in own for row in with_parts for line in row.prompt.split("\n")[1:])
+    said = Counter(line.partition(": ")[2] in own for row in with_parts for line in row.prompt.text.split("\n")[1:])
     assert said[True] > 2 * said[False] > 0
     assert {row.completions for row in rows} == {("yes",)}
     bare = stage1_examples([], [asked], seed=0, count=20, mix={"answer": 1})
-    assert {row.prompt for row in bare} == {question_instruction("Is there a pond?")}
+    assert {row.prompt.text for row in bare} == {question_instruction("Is there a pond?")}
 
 
 def test_a_composition_never_holds_its_target_and_is_not_always_true():
@@ -178,13 +178,13 @@ def test_stage2_rows():
         assert row.expert is not None
         if row.image in questions:
             question = questions[row.image].question
-            assert row.prompt == f"<router> {row.expert}: {question_instruction(question)}"
+            assert row.prompt.text == f"<router> {row.expert}: {question_instruction(question)}"
             assert row.completions == (router_prompt(row.expert, [question]),)
             continue
         sentences = split_aspects(BY_IMAGE[row.image].captions)[row.expert]
         assert sentences, "an image without an aspect has no row for it"
         if row.kind == "router":
-            start, instruction = row.prompt.split(": ", 1)
+            start, instruction = row.prompt.text.split(": ", 1)
             assert start == f"<router> {row.expert}"
             assert instruction in (DEFAULT_INSTRUCTION, *OTHER_INSTRUCTIONS)
             assert row.completions == (router_prompt(row.expert, sentences),)
@@ -192,8 +192,10 @@ def test_stage2_rows():
             (completion,) = row.completions
             assert completion in [clean_caption(text) for text in sentences]
     experts = of_kind(rows, "expert")
-    fixed = sum(row.prompt == f"<{row.expert}> {FIXED[str(row.expert)]}" for row in experts)
-    instructed = sum(row.prompt.split("> ", 1)[1] in (DEFAULT_INSTRUCTION, *OTHER_INSTRUCTIONS) for row in experts)
+    fixed = sum(row.prompt.text == f"<{row.expert}> {FIXED[str(row.expert)]}" for row in experts)
+    instructed = sum(
+        row.prompt.text.split("> ", 1)[1] in (DEFAULT_INSTRUCTION, *OTHER_INSTRUCTIONS) for row in experts
+    )
     assert 100 < fixed < 200
     assert 30 < instructed < 100
 

@@ -52,8 +52,8 @@ def test_similar_lengths_stand_together(data):
     ordered = by_length(rows, 4, "seed")
     assert Counter(ordered) == Counter(rows)
 
-    def padding(some):
-        lengths = [len(row.prompt) + sum(map(len, set(row.completions))) for row in some]
+    def padding(examples):
+        lengths = [len(one.prompt.text) + sum(map(len, set(one.completions))) for one in examples]
         return sum(max(lengths[i : i + 4]) * 4 - sum(lengths[i : i + 4]) for i in range(0, len(lengths), 4))
 
     assert padding(ordered) < padding(rows) / 4
@@ -68,7 +68,7 @@ def test_all_rows_of_a_training(data):
     assert len(training_examples(found, recipe, INSTRUCTIONS, 5, 4, epochs=0.5)) == pytest.approx(per_epoch / 2, abs=4)
     steps = training_examples(found, recipe, INSTRUCTIONS, 5, 4, epochs=1, max_steps=9)
     assert len(steps) == 36 and steps[:per_epoch] == table[:per_epoch]
-    assert steps.column_names == ["image", "kind", "expert", "prompt", "completions"]
+    assert steps.column_names == ["image", "kind", "expert", "prompt", "qformer_text", "completions"]
 
 
 def test_extra_rows(data, tmp_path):

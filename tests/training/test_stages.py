@@ -124,7 +124,7 @@ def test_one_expert_without_router(stage1, data, features, settings_file, tmp_pa
     said = model.generate(
         **processor(images=Image.new("RGB", (28, 28)), text="What?", return_tensors="pt"), return_dict_in_generate=True
     )
-    assert list(processor.post_process_generation(said)[0]["parts"]) == ["object"]
+    assert list(processor.post_process_generation(said)[0]["expert_texts"]) == ["object"]
     with pytest.raises(RSMoEError, match="expert_names is .*color.*has theme, object, relation"):
         train("stage2", stage1, data, features, settings_file, tmp_path / "no", expert_names="color")
 
@@ -212,13 +212,13 @@ def test_where_experts_begin(kind):
             logits = [model(**ids, adapter_ids=torch.tensor([reader])).logits for reader in (0, 2)]
         return (logits[0] - logits[1]).abs().max().item()
 
-    modules.reset_adapters(model, Recipe.of("stage2", expert_start="checkpoint"))
+    modules.initialize_adapters(model, Recipe.of("stage2", expert_start="checkpoint"))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    modules.reset_adapters(model, Recipe.of("stage2", expert_start="base", experts=["theme"]))
+    modules.initialize_adapters(model, Recipe.of("stage2", expert_start="base", experts=["theme"]))
     assert apart() < 1e-5
     kept = model.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in kept.items() if ".experts.object." in name)
-    modules.reset_adapters(model, Recipe.of("stage2", expert_start="random"))
+    modules.initialize_adapters(model, Recipe.of("stage2", expert_start="random"))
     assert apart() > 1e-3
 
 
