@@ -1,4 +1,4 @@
-"""`rsmoe train`: from a start checkpoint and a data folder to a trained checkpoint, in two stages and in several runs."""
+"""`rsmoe train`: from a checkpoint and a data folder to a trained checkpoint, in two stages and in several runs."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import find_checkpoint
 from ..utils.files import check_outputs
 from ..utils.quiet import quiet_libraries
+from ..utils.tables import markdown_table
 from . import terminal
 
 
@@ -106,7 +107,7 @@ def stage2(
     features: FeaturesOption = None,
     settings: SettingsOption = False,
 ) -> None:
-    """Train router and experts from the base LM of stage 1. Settings may follow as options, such as --experts theme."""
+    """Train router and experts, from stage 1's base LM. Settings may follow as options, such as --experts theme."""
     _run("stage2", context.args, config, data, output, resume, model, features)
 
 
@@ -200,8 +201,7 @@ def estimate(
         tables = _estimates(model_config, settings, _image_size(folder), processes or [1, 8], tokens, steps)
         for title, columns, rows in tables:
             if markdown:
-                lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-                steps.print("\n".join([f"{title}:", "", *(f"| {' | '.join(line)} |" for line in lines), ""]))
+                steps.print(f"{title}:\n\n{markdown_table(columns, rows)}\n")
                 continue
             table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
             for place, column in enumerate(columns):
@@ -285,7 +285,7 @@ def _run(
         recipe, arguments = read_settings(config, stage, output / STATE, changes)
         start = _start(stage, model or recipe.model, output / STATE / "start", steps)
 
-        def progress(message: str, done: int = 0, total: int | None = None, unit: str = "") -> None:
+        def progress(message: str, done: float = 0, total: float | None = None, unit: str = "") -> None:
             if message == "training":
                 steps.clear()  # the bar of the examples
             elif first:

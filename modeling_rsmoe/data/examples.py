@@ -1,4 +1,4 @@
-"""Training examples: the prompt that is read and the completions that should be written. Knows no tokenizer, model or pixel.
+"""Training examples: a prompt and the completions to write after it. Knows nothing about tokenizers, models or pixels.
 
 An epoch of examples is a list that depends only on the records, the seed and the epoch's number, so a run can be
 resumed and repeated.
@@ -41,8 +41,8 @@ STAGE2_MIX: Mapping[str, float] = {"router": 0.4, "expert": 0.6}
 
 OTHER_INSTRUCTION_SHARE = 0.3  # of instructions are not the default one
 EXPERT_TEXT_NOISE = 0.15  # of the expert texts in rewrite examples are left out or belong to another image
-# Rewrite examples by the image's distinct captions: one (every expert text is noise), some, or enough for every expert.
-# Generation always has every expert text, so half of the examples should.
+# Rewrite examples by the image's distinct captions: one (every expert text is noise), some, or enough for all experts.
+# Generation always has all expert texts, so half of the examples should.
 REWRITE_GROUP_SHARES: Mapping[str, float] = {"one": 0.15, "some": 0.35, "many": 0.5}
 ANSWER_REWRITE_SHARE = 0.2  # of answer examples hold expert texts, so that questions are rewritten too
 SIMILAR_SHARE = 0.7  # of rewrite examples have expert texts out of similar images' captions, where those are known
@@ -50,8 +50,8 @@ TEMPLATE_SHARE = 0.25  # of expert examples have the expert's instruction as pro
 GLOBAL_SHARE = 0.1  # of expert examples have the user's instruction as prompt, for router mode "none"
 QUESTION_SHARE = 0.15  # of router examples begin from a question instead of an instruction
 
-# Every random draw has a seed of its own, such as "17/0/compose/3". Their words stay as they were when nano was trained
-# ("compose" for what is called rewrite now), so that its training can be repeated bit for bit.
+# Every random draw has a seed of its own, such as "17/0/compose/3". These words stay as they were when nano was
+# trained ("compose" for what is called rewrite now), so that its training can be repeated bit for bit.
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,7 @@ def stage2_examples(
         )
     if not 0 <= question_share <= 1:
         raise RSMoEError(f"question_share is {question_share}, expected a share from 0 to 1")
-    by_expert = {
-        name: [record for record in captions if split_aspects(record.captions)[name]] for name in expert_instructions
-    }
+    by_expert = {name: [r for r in captions if split_aspects(r.captions)[name]] for name in expert_instructions}
     shares = _shares(mix, ("router", "expert"))
     if count is None:
         image_aspects = sum(len(records) for records in by_expert.values())

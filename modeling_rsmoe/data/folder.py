@@ -79,11 +79,7 @@ def write_folder(
         raise RSMoEError(
             f"cannot write {out} from {source} ({error}); check the permissions and the free space"
         ) from error
-    totals: Counter[tuple[str, str, str]] = Counter()
-    for lines in (captions, questions):
-        for (dataset, split), count in lines.counts.items():
-            totals[lines.file.name, dataset, split] = count
-    return totals
+    return captions.totals() + questions.totals()
 
 
 def to_datasets(folder: str | Path, task: Literal["captioning", "vqa"]) -> "DatasetDict":
@@ -193,6 +189,10 @@ class _NewRecords:
         values: dict[str, object] = {**vars(record), "image": image.as_posix()}
         self._stream.write(json.dumps(values, ensure_ascii=False) + "\n")
         self.counts[record.dataset, record.split] += 1
+
+    def totals(self) -> Counter[tuple[str, str, str]]:
+        """Number of new records by file, dataset and split."""
+        return Counter({(self.file.name, *place): count for place, count in self.counts.items()})
 
     def finish(self) -> None:
         """Keep what the file has of other datasets and splits, and put the new file in its place."""

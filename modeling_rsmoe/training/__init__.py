@@ -1,4 +1,4 @@
-"""Two-stage training: TRL's SFTTrainer over examples of all kinds, its settings, cached image features and checkpoints."""
+"""Two-stage training: TRL's SFTTrainer over examples of all kinds, its settings, image features and checkpoints."""
 
 from ..utils.extras import require
 

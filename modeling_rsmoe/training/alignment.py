@@ -1,4 +1,4 @@
-"""Before the examples of stage 1: the ViT's last norm is set, and the Q-Former is aligned with captions [our decision].
+"""Before the examples of stage 1: the ViT's last norm is set, the Q-Former is aligned with captions [our decision].
 
 BLIP-2 trains its Q-Former on image-text pairs before any LLM sees it; without that, nano's captions say little of the
 image. Here the queries learn to name the frequent words of the captions (the best query counts, which keeps

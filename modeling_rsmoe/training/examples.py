@@ -278,8 +278,8 @@ class ExampleCollator:
     """Examples as tensors, padded on the left; labels stand only on the completions and their end token.
 
     The completions of an example follow its prompt in one sequence, one after the other. Each begins with a copy of
-    the prompt's last token, from which its first token is learned, and sees the prompt and itself: what it would see in
-    a sequence of its own, while the image and the prompt are computed once.
+    the prompt's last token, from which its first token is learned, and sees the prompt and itself, as it would in a
+    sequence of its own; but the image and the prompt are computed once.
 
     Args:
         processor: writes sequences as generation does.
@@ -294,8 +294,8 @@ class ExampleCollator:
         """The batch of a training step.
 
         Args:
-            examples: table rows with `image`, `kind`, `expert`, `prompt`, `completions`, and `qformer_text`; where that
-                is missing or empty (a line of `extra_examples`), it is read out of the prompt.
+            examples: table rows with `image`, `kind`, `expert`, `prompt`, `completions` and `qformer_text`. Where the
+                last is missing or empty (a line of `extra_examples`), it is read out of the prompt.
 
         Returns:
             `input_ids`, `position_ids`, `labels` [examples, tokens].

@@ -63,7 +63,7 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
 
 
 def _outcome(output: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """The record of a finished training, and its weights by name: what came before the examples, then what these changed."""
+    """The record of a finished training, and its weights by name: of what came before the examples, then of these."""
     try:
         record = json.loads((output / TRAINING_RECORD).read_text(encoding="utf-8"))
         if not record["finished"]:

@@ -80,7 +80,8 @@ def select_modules(
         adapter.requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise RSMoEError(
-            "no trainable parameters: every module is frozen; set vision, qformer, projection, language_model, router or experts"
+            "no trainable parameters: every module is frozen; set vision, qformer, projection, language_model, router "
+            "or experts"
         )
     return selected
 

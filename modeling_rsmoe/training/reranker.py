@@ -1,6 +1,7 @@
-"""Fitting the reranker: a ridge regression of reduced rank from images to the n-grams of their captions, in closed form.
+"""Fitting the reranker: a ridge regression of reduced rank from images to the n-grams of their captions.
 
-No gradients, no stages: a minute once the image features are there. The ridge is chosen on a tenth of the train images.
+It is solved in closed form, in a minute once the image features are there. The ridge is chosen on a tenth of the train
+images.
 """
 
 import json
@@ -178,7 +179,7 @@ def _solve(features: torch.Tensor, texts: torch.Tensor, ridge: float) -> tuple[t
 
 
 def _retrieval_similarity(features: torch.Tensor, texts: torch.Tensor, held_out: torch.Tensor, ridge: float) -> float:
-    """How similar held-out images' captions are to those of the other images that the regression retrieves for them."""
+    """How similar captions of held-out images are to those of the other images that the regression retrieves."""
     fitted, true = (texts.index_select(0, chosen.nonzero().squeeze(1)).coalesce() for chosen in (~held_out, held_out))
     weights, average = _solve(features[~held_out], fitted, ridge)
     predicted = features[held_out] @ weights + average
@@ -187,8 +188,7 @@ def _retrieval_similarity(features: torch.Tensor, texts: torch.Tensor, held_out:
 
 
 def _main_directions(features: torch.Tensor, weights: torch.Tensor, average: torch.Tensor, rank: int) -> torch.Tensor:
-    """[buckets, rank], orthonormal: the directions in which predictions differ most. The projection on them is the best
-    approximation of that rank."""
+    """[buckets, rank], orthonormal: the directions in which predictions differ most, the best of that rank."""
     values, vectors = torch.linalg.eigh((features.T @ features / len(features)).double())
     root = vectors * values.clamp(min=0).sqrt()
     # [width + 1, buckets]: the products of its columns are the mean products of the predictions.

@@ -51,7 +51,8 @@ class Recipe:
 
     model: str | None = _setting(
         None,
-        "The checkpoint that is trained from: a folder, or in stage 1 a name such as rs-moe-nano, assembled without its weights.",
+        "The checkpoint to train from: a folder, or in stage 1 a name such as rs-moe-nano, assembled without its "
+        "trained weights.",
     )
     one_stage: bool = _setting(False, "Let stage 2 begin without a finished stage 1: the paper's one-stage ablation.")
 
@@ -148,8 +149,8 @@ class Recipe:
                 raise RSMoEError(f"{name} is {getattr(self, name)}; expected 1 or more")
         if self.alignment_steps and self.qformer in ("frozen", "lora"):
             raise RSMoEError(
-                f"alignment_steps is {self.alignment_steps}, but the Q-Former is {self.qformer}: it is aligned only where its "
-                "own weights learn; set qformer to queries or full, or alignment_steps to 0"
+                f"alignment_steps is {self.alignment_steps}, but the Q-Former is {self.qformer}: it is aligned only "
+                "where its own weights learn; set qformer to queries or full, or alignment_steps to 0"
             )
 
     @classmethod

@@ -95,8 +95,8 @@ def train_stage(
         _run(job, resume, before)
     except (OSError, SafetensorError) as error:
         raise RSMoEError(
-            f"the training in {output} stopped: {error}. Its last checkpoint is intact: free some space or put the file "
-            "back, then go on with --resume"
+            f"the training in {output} stopped: {error}. Its last checkpoint is intact: free some space or put the "
+            "file back, then go on with --resume"
         ) from error
     return output
 
@@ -427,7 +427,7 @@ def _show(trainer: Any, name: str, examples_per_step: int, curve: Path, events: 
 
 
 def _finish(job: _Job, weights: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
-    """Write the checkpoint: the start's weights in full precision, those of alignment, and what was learned, merged."""
+    """Write the checkpoint: the start's weights in full precision, of alignment, and learned ones, merged."""
     output, learned = job.output, job.state / LEARNED
     model, processor = load_start(job.start, job.recipe)
     for name in (STANDARD, ALIGNED):

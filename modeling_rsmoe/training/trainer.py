@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer over examples: the loss at labelled positions only, and the loss of each kind of example in the log."""
+"""TRL's SFTTrainer over examples: the loss at labelled positions only, and that of each kind of example in the log."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator

@@ -244,7 +244,7 @@ recipe, batch = Recipe.of(sys.argv[1]), memory.Batch(16, 160, 80, image_size=224
 estimated = memory.activation_bytes(config, recipe, batch, bf16=False)[0]
 model = RSMoEForConditionalGeneration(config).train()
 modules.select_modules(model, recipe)
-memory._loss(model, recipe, memory.Batch(1, 40, 4, image_size=224), False).backward()  # libraries and gradients are there
+memory._loss(model, recipe, memory.Batch(1, 40, 4, image_size=224), False).backward()  # makes libraries and gradients
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
 before = pages("VmRSS")
 memory._loss(model, recipe, batch, False).backward()
@@ -266,7 +266,7 @@ def test_activations_are_the_memory_that_the_system_gives(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_checkpointing_changes_memory_only(start, data, settings_file, tmp_path, stage):
-    """Rows of several readers and several completions in a batch; the layers are computed again with their own rows."""
+    """A batch of several adapters and several completions; layers are computed again with their own sequences."""
     table = mixed_rows(stage, data, 4)
     runs = []
     for checkpointing in (False, True):

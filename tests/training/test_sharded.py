@@ -1,4 +1,4 @@
-"""FSDP by the shipped file of accelerate: what two processes learn with the model spread over them is what one learns."""
+"""FSDP by the shipped file of accelerate: two processes with the model spread over them learn what one does."""
 
 import json
 import subprocess

@@ -239,7 +239,7 @@ def test_learning_rates():
 
 
 def test_half_precision(start, data, features, settings_file, tmp_path):
-    """Frozen weights of the LLM are halved, what learns is not; the checkpoint keeps the start's own frozen weights."""
+    """Frozen weights of the base LM are halved, what learns is not; the checkpoint has the start's frozen weights."""
     model = tiny_model()
     modules.select_modules(model, Recipe(language_model="lora", lora_r=2))
     modules.cast_base_lm(model)

@@ -1,7 +1,7 @@
-"""Public benchmarks, read from the files in which they are published: one module for each, ``BENCHMARKS`` has them all.
+"""Public benchmarks, read from the files in which they are published: one module for each, all in ``BENCHMARKS``.
 
-``load`` gives a ``datasets.DatasetDict``; ``rsmoe data convert`` writes a data folder (``data.folder``). docs/benchmarks.md
-says where to get each, how to lay out its files, and what to beware of.
+``load`` gives a ``datasets.DatasetDict``; ``rsmoe data convert`` writes a data folder (``data.folder``).
+docs/benchmarks.md says where to get each, how to lay out its files, and what to beware of.
 """
 
 from collections.abc import Collection
@@ -66,7 +66,7 @@ def load(
         splits: the official splits to read; all of them by default.
 
     Returns:
-        The columns ``image`` (decoded when it is looked at) and ``dataset``, and ``captions`` (a list) or
+        The columns ``image`` (decoded when it is used) and ``dataset``, and ``captions`` (a list) or
         ``question``, ``question_type`` and ``answer``. ``push_to_hub`` and ``folder.write_parquet`` store the images.
 
     Raises:
