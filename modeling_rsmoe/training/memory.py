@@ -7,7 +7,7 @@ driver, the communication library and the allocator's fragments take.
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -153,11 +153,18 @@ def step_memory(
         RSMoEError: experts of type `full` cannot be trained with FSDP, since the layers of one never run together.
     """
     parameters, learned = list(model.parameters()), list(trained_parameters(model).values())
-    if strategy == "DDP":
-        count = sum(parameter.numel() for parameter in learned)
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-        buckets = FLOAT32 * count if processes > 1 else 0  # gradients are copied into what is sent
-        return _memory(weights, count, activations, gradients=FLOAT32 * count, buffers=buckets)
+    total = sum(parameter.numel() for parameter in parameters)
+    count = sum(parameter.numel() for parameter in learned)  # updated on each device
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    if strategy in ("ZeRO-2", "ZeRO-3"):  # all weights in the computing precision, and float32 copies of what learns
+        width, count = 2 if bf16 else FLOAT32, ceil(count / processes)
+        is_spread = strategy == "ZeRO-3"
+        weights = width * (ceil(total / processes) if is_spread else total)
+        buffers = width * (REDUCE_BUCKET + (min(total, MAX_LIVE) if is_spread else 0))
+        gradients = (FLOAT32 if is_spread else FLOAT32 + width) * count
+        # Gradients in float32 are only there in the step, which needs no more then.
+        return Memory(weights, gradients, 3 * FLOAT32 * count, buffers, activations, step=0)
+    buffers = FLOAT32 * count if processes > 1 else 0  # gradients are copied into what is sent
     if strategy == "FSDP":
         if any(adapter.config.expert_type == "full" for adapter in model.model.adapters.values()):
             raise RSMoEError(
@@ -165,14 +172,8 @@ def step_memory(
             )
         count = sum(_shard(parameter, processes) for parameter in learned)
         weights = sum(_shard(parameter, processes) * parameter.element_size() for parameter in parameters)
-        return _memory(weights, count, activations, gradients=FLOAT32 * count, buffers=_gathered(model, bf16))
-    return _zero_memory(parameters, learned, processes, bf16, activations, spread_weights=strategy == "ZeRO-3")
-
-
-def _memory(weights: int, count: int, activations: int, gradients: int, buffers: int, master: int = 0) -> Memory:
-    """Of a device on which `count` parameters are updated; `master`: bytes of their copies in full precision."""
-    optimizer = 2 * FLOAT32 * count + master
-    return Memory(weights, gradients, optimizer, buffers, activations, step=FLOAT32 * count)
+        buffers = _gathered(model, bf16)
+    return Memory(weights, FLOAT32 * count, 2 * FLOAT32 * count, buffers, activations, step=FLOAT32 * count)
 
 
 def _shard(parameter: nn.Parameter, processes: int) -> int:

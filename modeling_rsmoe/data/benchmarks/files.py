@@ -168,21 +168,6 @@ def question_record(entry: Entry, image: Path, dataset: str, split: str, keys: S
     return QuestionRecord(image, dataset, split, question, question_type, answer)
 
 
-def read_karpathy(source: Source, splits: Sequence[str], file: Path, images: Path) -> Iterator[CaptionRecord]:
-    """Captions in the JSON layout of Karpathy's splits: ``images[].filename, split, sentences[].raw``."""
-    for entry in karpathy_entries(file, images):
-        split = split_of(entry, source.benchmark.splits)
-        if split not in splits:
-            continue
-        sentences = [raw(sentence) for sentence in children(entry, "sentences")]
-        yield caption_record(entry, entry.path("filename"), source.benchmark.name, split, sentences)
-
-
-def karpathy_entries(file: Path, images: Path) -> Iterator[Entry]:
-    """The ``images`` of a file of that layout."""
-    return entries(file, read_json(file), images, "images")
-
-
 def raw(entry: Entry, key: str = "raw") -> str:
     """A text that may be empty.
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from ...errors_rsmoe import RSMoEError
 from ..records import Entry, QuestionRecord
-from .files import Benchmark, Source, karpathy_entries, question_record, split_of, tidy
+from .files import Benchmark, Source, question_record, split_of, tidy
+from .karpathy import karpathy_entries
 
 
 URL = "https://github.com/spectralpublic/RSIVQA"
