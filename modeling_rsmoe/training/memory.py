@@ -198,25 +198,6 @@ def _gathered(model: "RSMoEForConditionalGeneration", bf16: bool) -> int:
     return size(root) + GATHERED_LAYERS * max(size(layer) for layer in layers)
 
 
-def _zero_memory(
-    parameters: Sequence[nn.Parameter],
-    learned: Sequence[nn.Parameter],
-    processes: int,
-    bf16: bool,
-    activations: int,
-    spread_weights: bool,
-) -> Memory:
-    """DeepSpeed keeps every weight in the computing precision, and copies in float32 of what learns."""
-    width = 2 if bf16 else FLOAT32
-    total = sum(parameter.numel() for parameter in parameters)
-    count = ceil(sum(parameter.numel() for parameter in learned) / processes)
-    weights = width * (ceil(total / processes) if spread_weights else total)
-    gathered = width * min(total, MAX_LIVE) if spread_weights else 0
-    gradients = (FLOAT32 if spread_weights else FLOAT32 + width) * count
-    memory = _memory(weights, count, activations, gradients, gathered + width * REDUCE_BUCKET, master=FLOAT32 * count)
-    return replace(memory, step=0)  # the gradients in float32 are only there in the step
-
-
 # ---- activations
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..records import CaptionRecord, Entry
-from .files import Benchmark, Source, caption_record, children, entries, raw, read_json, split_of
+from .files import Benchmark, Source, Task, caption_record, children, entries, raw, read_json, split_of
 
 
 URL = "https://github.com/201528014227051/RSICD_optimal"
@@ -43,7 +43,8 @@ def _read_images(source: Source, splits: Sequence[str]) -> Iterator[CaptionRecor
     return _read(source, splits, source.file("dataset.json"), source.directory("imgs", "images"))
 
 
-TASKS, SPLITS = ("captioning",), ("train", "val", "test")
+TASKS: tuple[Task, ...] = ("captioning",)
+SPLITS = ("train", "val", "test")
 RSICD = Benchmark("rsicd", "RSICD", TASKS, SPLITS, URL, _read_rsicd)
 UCM = Benchmark("ucm", "UCM-Captions", TASKS, SPLITS, URL, _read_images)
 SYDNEY = Benchmark("sydney", "Sydney-Captions", TASKS, SPLITS, URL, _read_images)
