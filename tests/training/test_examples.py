@@ -29,37 +29,37 @@ ONE_STAGE = {"caption_share": 0.3, "answer_share": 0.1, "rewrite_share": 0.1, "r
 
 def test_shares_of_an_epoch(data):
     recipe = Recipe.of("stage2", **ONE_STAGE)
-    rows = epoch_examples(read_data(data, recipe), recipe, INSTRUCTIONS, seed=0, epoch=0, multiple=10)
-    kinds = Counter(row.kind for row in rows)
-    assert len(rows) % 10 == 0 and kinds.total() == len(rows)
+    examples = epoch_examples(read_data(data, recipe), recipe, INSTRUCTIONS, seed=0, epoch=0, multiple=10)
+    kinds = Counter(example.kind for example in examples)
+    assert len(examples) % 10 == 0 and kinds.total() == len(examples)
     for kind, share in recipe.shares.items():
-        assert kinds[kind] == pytest.approx(share * len(rows), abs=1.5)
+        assert kinds[kind] == pytest.approx(share * len(examples), abs=1.5)
 
 
 @pytest.mark.parametrize("multiple", [1, 7, 16])
 def test_an_epoch_is_a_multiple_and_the_same_again(data, multiple):
     recipe = Recipe()
     found = read_data(data, recipe)
-    rows = [epoch_examples(found, recipe, INSTRUCTIONS, 3, epoch, multiple) for epoch in (0, 0, 1)]
-    assert len(rows[0]) % multiple == 0 and len(rows[0]) == len(rows[2])
-    assert rows[0] == rows[1] != rows[2]
+    examples = [epoch_examples(found, recipe, INSTRUCTIONS, 3, epoch, multiple) for epoch in (0, 0, 1)]
+    assert len(examples[0]) % multiple == 0 and len(examples[0]) == len(examples[2])
+    assert examples[0] == examples[1] != examples[2]
 
 
 def test_similar_lengths_stand_together(data):
     recipe = Recipe()
-    rows = epoch_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0, 4)
-    rows = rows * 20
-    ordered = by_length(rows, 4, "seed")
-    assert Counter(ordered) == Counter(rows)
+    examples = epoch_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0, 4)
+    examples = examples * 20
+    ordered = by_length(examples, 4, "seed")
+    assert Counter(ordered) == Counter(examples)
 
     def padding(examples):
         lengths = [len(one.prompt.text) + sum(map(len, set(one.completions))) for one in examples]
         return sum(max(lengths[i : i + 4]) * 4 - sum(lengths[i : i + 4]) for i in range(0, len(lengths), 4))
 
-    assert padding(ordered) < padding(rows) / 4
+    assert padding(ordered) < padding(examples) / 4
 
 
-def test_all_rows_of_a_training(data):
+def test_all_examples_of_a_training(data):
     recipe = Recipe()
     found = read_data(data, recipe)
     per_epoch = len(epoch_examples(found, recipe, INSTRUCTIONS, 5, 0, 4))
@@ -71,53 +71,61 @@ def test_all_rows_of_a_training(data):
     assert steps.column_names == ["image", "kind", "expert", "prompt", "qformer_text", "completions"]
 
 
-def test_extra_rows(data, tmp_path):
-    file = tmp_path / "rows.jsonl"
-    row = {"image": "0.png", "kind": "rewrite", "expert": None, "prompt": "Describe.\ntheme: x", "completions": ["y"]}
-    file.write_text(json.dumps(row) + "\n")
+def test_extra_examples(data, tmp_path):
+    file = tmp_path / "examples.jsonl"
+    example = {
+        "image": "0.png",
+        "kind": "rewrite",
+        "expert": None,
+        "prompt": "Describe.\ntheme: x",
+        "completions": ["y"],
+    }
+    file.write_text(json.dumps(example) + "\n")
     recipe = Recipe(extra_examples=str(file), caption_share=0, answer_share=0, rewrite_share=0)
-    rows = epoch_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0)
-    assert [row.completions for row in rows] == [("y",)] and rows[0].image == (data / "0.png").absolute()
+    examples = epoch_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0)
+    assert [example.completions for example in examples] == [("y",)] and examples[0].image == (
+        data / "0.png"
+    ).absolute()
     assert len(training_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 2, epochs=1, max_steps=2)) == 4
     recipe = replace(recipe, caption_share=1.0)
-    rows = epoch_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0, 4)
-    assert len(rows) % 4 == 0 and sum(row.completions == ("y",) for row in rows) == 1
+    examples = epoch_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 0, 4)
+    assert len(examples) % 4 == 0 and sum(example.completions == ("y",) for example in examples) == 1
     for change, said in [
-        ({"kind": "poem"}, r"rows.jsonl:1: kind is 'poem'"),
+        ({"kind": "poem"}, r"examples.jsonl:1: kind is 'poem'"),
         ({"expert": "theme"}, "expert is 'theme' in an example of kind rewrite"),
         ({"image": "none.png"}, "none.png is missing"),
         ({"image": "../0.png"}, "leaves the data folder"),
         ({"prompt": ""}, '"prompt" is'),
     ]:
-        file.write_text(json.dumps({**row, **change}))
+        file.write_text(json.dumps({**example, **change}))
         with pytest.raises(RSMoEError, match=said):
             read_examples(file, data)
     file.write_text("no json")
-    with pytest.raises(RSMoEError, match="rows.jsonl:1: no JSON"):
+    with pytest.raises(RSMoEError, match="examples.jsonl:1: no JSON"):
         read_examples(file, data)
     with pytest.raises(RSMoEError, match="every share of examples is 0"):
         empty = Recipe(caption_share=0, answer_share=0, rewrite_share=0)
         epoch_examples(read_data(data, empty), empty, INSTRUCTIONS, 0, 0)
 
 
-def test_rows_as_tensors(data):
-    """Labels are the completions and their ends; a row alone reads as generation reads it."""
+def test_examples_as_tensors(data):
+    """Labels are the completions and their ends; an example alone reads as generation reads it."""
     processor = tiny_processor()
     recipe = Recipe.of("stage2", **ONE_STAGE, references_per_example=1)
-    rows = training_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 4, epochs=1)
-    batch = [rows[i] for i in range(12)]
+    examples = training_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 4, epochs=1)
+    batch = [examples[i] for i in range(12)]
     collator = ExampleCollator(processor)
     inputs = collator(batch)
     assert inputs["input_ids"].shape[1] % 8 == 0 and inputs["pixel_values"].shape == (12, 3, 28, 28)
-    for i, row in enumerate(batch):
+    for i, example in enumerate(batch):
         labels = inputs["labels"][i]
         told = processor.tokenizer.decode(labels[labels != -100])
-        assert told == f" {row['completions'][0]}<|im_end|>" and labels[-1] == processor.tokenizer.eos_token_id
-        name = row["expert"] if row["kind"] == "expert" else row["kind"]
+        assert told == f" {example['completions'][0]}<|im_end|>" and labels[-1] == processor.tokenizer.eos_token_id
+        name = example["expert"] if example["kind"] == "expert" else example["kind"]
         assert collator.kinds[inputs["kinds"][i]] == name
         real = inputs["attention_mask"][i].bool()
         asked = inputs["input_ids"][i][real & (labels == -100)]
-        prompt = processor.render(row["prompt"])
+        prompt = processor.render(example["prompt"])
         generated = processor(images=[data / "0.png"], text=[prompt], return_tensors="pt")
         assert torch.equal(asked, generated["input_ids"][0])
         assert inputs["position_ids"][i][real].tolist() == list(range(int(real.sum())))
@@ -130,8 +138,8 @@ def test_rows_as_tensors(data):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("example_weight", [0.0, 0.5, 1.0])
-def test_completions_of_one_row_are_learned_as_if_alone(data, attention, example_weight):
-    """Loss and gradients of a row with several completions are the mean of rows with one each, repeats counted."""
+def test_completions_of_one_example_are_learned_as_if_alone(data, attention, example_weight):
+    """Loss and gradients of an example with several completions are the mean of examples with one, repeats counted."""
     texts = ["many green trees", "a plane", "many green trees", "the long runway is beside a terminal"]
     kind = {"kind": "expert", "expert": "object", "prompt": "<object> What is there?"}
     together = [
@@ -141,12 +149,12 @@ def test_completions_of_one_row_are_learned_as_if_alone(data, attention, example
     alone = [{**together[0], "completions": [text]} for text in texts]
     alone += [together[1]] * len(texts)
 
-    def learned(rows):
+    def learned(examples):
         model = tiny_model()
         model.set_attn_implementation(attention)
         select_modules(model, Recipe.of("stage1", language_model="full", experts=["all"]))
-        trainer = row_trainer(model, Recipe(example_weight=example_weight), data)
-        inputs = ExampleCollator(tiny_processor())(rows)
+        trainer = example_trainer(model, Recipe(example_weight=example_weight), data)
+        inputs = ExampleCollator(tiny_processor())(examples)
         counts = trainer.count_items([inputs], torch.device("cpu"))
         loss = trainer.compute_loss(model.train(), inputs, num_items_in_batch=counts)
         loss.backward()
@@ -161,21 +169,27 @@ def test_completions_of_one_row_are_learned_as_if_alone(data, attention, example
 
 def test_another_attention_takes_no_several_completions(data):
     model = tiny_model()
-    trainer = row_trainer(model, Recipe(), data)
-    row = {"image": str(data / "0.png"), "kind": "caption", "expert": None, "prompt": "x", "completions": ["a", "b"]}
+    trainer = example_trainer(model, Recipe(), data)
+    example = {
+        "image": str(data / "0.png"),
+        "kind": "caption",
+        "expert": None,
+        "prompt": "x",
+        "completions": ["a", "b"],
+    }
     model.config.text_config._attn_implementation = "flash_attention_2"
     with pytest.raises(RSMoEError, match="'flash_attention_2' takes no mask .* set references_per_example to 1"):
-        trainer.compute_loss(model, ExampleCollator(tiny_processor())([row]))
+        trainer.compute_loss(model, ExampleCollator(tiny_processor())([example]))
 
 
-def row_trainer(model, recipe, data):
-    rows = training_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 4, epochs=1, max_steps=1)
+def example_trainer(model, recipe, data):
+    examples = training_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 4, epochs=1, max_steps=1)
     processor = tiny_processor()
     return ExampleTrainer(
         model=model,
         args=TrainArguments(output_dir=str(data / "unused"), save_strategy="no"),
         recipe=recipe,
-        train_dataset=rows,
+        train_dataset=examples,
         processing_class=processor,
         data_collator=ExampleCollator(processor),
     )
@@ -188,10 +202,10 @@ def test_a_dataset_named_twice_is_drawn_twice_as_often(data):
     assert len(read_data(data, Recipe(datasets=["Tiny"] * 2), "val").captions) == 4
 
 
-def test_a_row_for_an_expert_that_is_not_there(data):
-    row = {"image": str(data / "0.png"), "kind": "expert", "expert": "color", "prompt": "x", "completions": ["y"]}
+def test_an_example_for_an_expert_that_is_not_there(data):
+    example = {"image": str(data / "0.png"), "kind": "expert", "expert": "color", "prompt": "x", "completions": ["y"]}
     with pytest.raises(RSMoEError, match="for the expert 'color', but the model has theme, object, relation"):
-        ExampleCollator(tiny_processor())([row])
+        ExampleCollator(tiny_processor())([example])
 
 
 def test_a_folder_without_questions(data, tmp_path):

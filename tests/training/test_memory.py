@@ -173,12 +173,12 @@ def measured_training(stage, start, settings_file, output, table, **changes) -> 
     return trainer, measured
 
 
-def mixed_rows(stage, data, batch: int):
+def mixed_examples(stage, data, batch: int):
     """Rows with several completions, of the base LM, or of router and experts."""
     recipe = Recipe.of(stage)
     table = training_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, batch, 1, 4)
-    assert any(len(set(row["completions"])) > 1 for row in table)
-    kinds = {(row["kind"], row["expert"]) for row in table}
+    assert any(len(set(example["completions"])) > 1 for example in table)
+    kinds = {(example["kind"], example["expert"]) for example in table}
     assert len(kinds) > 2, kinds
     return table
 
@@ -186,7 +186,7 @@ def mixed_rows(stage, data, batch: int):
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
 def test_states_are_those_of_a_real_training(start, data, settings_file, tmp_path, stage, bf16):
-    table = mixed_rows(stage, data, 4)
+    table = mixed_examples(stage, data, 4)
     trainer, measured = measured_training(stage, start, settings_file, tmp_path, table, bf16=bf16)
     recipe, _ = read_settings(settings_file, stage, tmp_path)
     model = memory.without_weights(RSMoEConfig.from_pretrained(start), recipe, bf16)
@@ -201,15 +201,15 @@ def test_states_are_those_of_a_real_training(start, data, settings_file, tmp_pat
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
 def test_activations_are_those_of_a_real_step(start, data, settings_file, tmp_path, stage, bf16, checkpointing):
-    """Within 2 %, all rows being about as long."""
+    """Within 2 %, all examples being about as long."""
     image = str(data / "0.png")
-    row = {"image": image, "completions": ["some green trees .", "two white planes ."]}
+    example = {"image": image, "completions": ["some green trees .", "two white planes ."]}
     if stage == "stage1":
-        table = [{**row, "kind": "caption", "expert": None, "prompt": "what is it?"}] * 4
+        table = [{**example, "kind": "caption", "expert": None, "prompt": "what is it?"}] * 4
     else:
         readers = [("router", "theme", "<router> theme: what"), ("expert", "theme", "<theme> what is it?")]
         readers += [("expert", "object", "<object> what is i?"), ("expert", "relation", "<relation> what is?")]
-        table = [{**row, "kind": kind, "expert": name, "prompt": prompt} for kind, name, prompt in readers]
+        table = [{**example, "kind": kind, "expert": name, "prompt": prompt} for kind, name, prompt in readers]
     changes = {"bf16": bf16, "activation_checkpointing": checkpointing, "lora_dropout": 0}
     trainer, measured = measured_training(stage, start, settings_file, tmp_path, Dataset.from_list(table), **changes)
     inputs = trainer.data_collator(table)
@@ -267,7 +267,7 @@ def test_activations_are_the_memory_that_the_system_gives(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_checkpointing_changes_memory_only(start, data, settings_file, tmp_path, stage):
     """A batch of several adapters and several completions; layers are computed again with their own sequences."""
-    table = mixed_rows(stage, data, 4)
+    table = mixed_examples(stage, data, 4)
     runs = []
     for checkpointing in (False, True):
         changes = {"activation_checkpointing": checkpointing, "lora_dropout": 0}
@@ -363,8 +363,11 @@ def test_command(start, settings_file, tmp_path):
     counts = memory.count_parameters(memory.without_weights(config))
     for part, count in counts.items():
         assert f"| {part} | {count / 1e6:,.1f} |" in result.stdout
-    rows = [line for line in result.stdout.splitlines() if line.startswith(("| one device", "| 4 x"))]
-    assert [row.split(" | ")[0] for row in rows] == ["| one device", *(f"| 4 x {s}" for s in memory.STRATEGIES)] * 2
+    examples = [line for line in result.stdout.splitlines() if line.startswith(("| one device", "| 4 x"))]
+    assert [example.split(" | ")[0] for example in examples] == [
+        "| one device",
+        *(f"| 4 x {s}" for s in memory.STRATEGIES),
+    ] * 2
 
 
 def test_command_refuses(tmp_path):

@@ -28,7 +28,7 @@ def train(stage, start, data, features, settings_file, output, **changes):
 
 
 def moved(start, output) -> set[str]:
-    """Names of the parts whose weights are not the start's."""
+    """Names of the modules whose weights are not the start's."""
     before, after = load_file(start / "model.safetensors"), load_file(output / "model.safetensors")
     assert before.keys() == after.keys()
     return {modules.module_of(name) for name in before if not torch.equal(before[name], after[name])}
@@ -165,21 +165,21 @@ def test_features_of_no_more_images_than_are_learned(start, stage1, data, settin
         ({"qformer": "frozen", "projection": "frozen", "language_model": "frozen", "router": "train"}, {"router"}),
     ],
 )
-def test_which_parts_learn(changes, learned):
+def test_which_modules_learn(changes, learned):
     """Everything selected gets a gradient, and nothing else does."""
     recipe = Recipe(**changes)
     model, processor = tiny_model(), tiny_processor()
     selected = modules.select_modules(model, recipe).train()
-    rows = [{"image": Image.new("RGB", (28, 28), "red"), "expert": None, "prompt": "What?", "completions": ["a"]}]
-    rows = [{**rows[0], "kind": "caption"}]
+    examples = [{"image": Image.new("RGB", (28, 28), "red"), "expert": None, "prompt": "What?", "completions": ["a"]}]
+    examples = [{**examples[0], "kind": "caption"}]
     for name, prompt in (("theme", "<theme> What?"), ("object", "<object> What?")):
-        rows.append({**rows[0], "kind": "expert", "expert": name, "prompt": prompt})
-    rows.append({**rows[0], "kind": "router", "expert": "theme", "prompt": "<router> theme: What?"})
+        examples.append({**examples[0], "kind": "expert", "expert": name, "prompt": prompt})
+    examples.append({**examples[0], "kind": "router", "expert": "theme", "prompt": "<router> theme: What?"})
     collator = ExampleCollator(processor)
     collator._images = lambda images: {  # type: ignore[method-assign]
         "pixel_values": processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
     }
-    inputs = {name: value for name, value in collator(rows).items() if name != "kinds"}
+    inputs = {name: value for name, value in collator(examples).items() if name != "kinds"}
     selected(**inputs).loss.backward()
     names = {name for name, parameter in selected.named_parameters() if parameter.grad is not None}
     chosen = set(modules.trained_parameters(selected))
@@ -252,7 +252,7 @@ def test_half_precision(start, data, features, settings_file, tmp_path):
     whole = train("stage1", start, data, features, settings_file, tmp_path / "whole", **changes)
     half = train("stage1", start, data, features, settings_file, tmp_path / "half", **changes, bf16=True)
     aligned = [load_file(folder / ".training" / "alignment.safetensors") for folder in (whole, half)]
-    assert all(torch.equal(aligned[0][name], aligned[1][name]) for name in aligned[0])  # the warm-up is in float32
+    assert all(torch.equal(aligned[0][name], aligned[1][name]) for name in aligned[0])  # the alignment is in float32
     before, after = load_file(start / "model.safetensors"), load_file(half / "model.safetensors")
     name = "model.language_model.embed_tokens.weight"
     assert after[name].dtype == torch.float32 and torch.equal(after[name], before[name])
@@ -265,7 +265,7 @@ def test_half_precision(start, data, features, settings_file, tmp_path):
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_the_loss(start, data, features, settings_file, tmp_path, weight):
-    """Of labelled positions only, counted by tokens and by rows over all batches of a step."""
+    """Of labelled positions only, counted by tokens and by examples over all batches of a step."""
     recipe, arguments = read_settings(
         settings_file, "stage1", tmp_path, ["--example_weight", str(weight), "--references_per_example", "1"]
     )
