@@ -16,7 +16,7 @@ from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration
 from modeling_rsmoe.data.provenance import folder_sha256
 from modeling_rsmoe.hub import assemble as assembling
 from modeling_rsmoe.hub.assemble import assemble, build, merge_trained, round_to_half
-from modeling_rsmoe.hub.convert_parts import qformer_from_bert
+from modeling_rsmoe.hub.pretrained import qformer_from_bert
 from modeling_rsmoe.reranker_rsmoe import RSMoEReranker
 
 from .tiny_sources import NAME, TOKENS, change_json
@@ -137,7 +137,7 @@ class TestFolder:
             tiny_sources.wheels,
             tmp_path / "x",
             trained=False,
-            progress=lambda message, share: told.append(message),
+            progress=lambda message, *step: told.append(message),
         )
         assert told[0] == f"building {NAME}"
         assert [message for message in told if message.startswith("converting")] == [

@@ -22,7 +22,7 @@ from .test_convert import bytes_with_first_token
 
 SIZES = ["rs-moe-1b", "rs-moe-3b", "rs-moe-7b"]
 EVERY = ["README.md", "card.yaml", "config.json", "generation_config.json", "processor_config.json", "training.yaml"]
-FILES = {size: [*EVERY, "chat_template.jinja", "parts.yaml"] for size in SIZES}
+FILES = {size: [*EVERY, "chat_template.jinja", "sources.yaml"] for size in SIZES}
 # nano's chat template is the processor's own.
 FILES["rs-moe-nano"] = [*EVERY, "sources.yaml", "stac_item.json", "trained.json", "trained.safetensors"]
 
@@ -87,12 +87,13 @@ def test_encoder_is_instructblips(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_parts_and_card(size):
-    parts = yaml.safe_load((HUB_CONFIGS / size / "parts.yaml").read_text())
+def test_sources_and_card(size):
+    sources = yaml.safe_load((HUB_CONFIGS / size / "sources.yaml").read_text())
+    hub = {module: source["hub"] for module, source in sources["modules"].items()}
     card = ModelCard.load(HUB_CONFIGS / size / "README.md")
-    assert card.data.base_model == [parts["instructblip"]["repo_id"], parts["language_model"]["repo_id"]]
-    assert card.data.license_name == parts["language_model"]["license"]
-    assert "revisions" in parts["unverified"] and "**Not a trained model.**" in card.text
+    assert card.data.base_model == [hub["qformer"]["repo_id"], hub["language_model"]["repo_id"]]
+    assert card.data.license_name == hub["language_model"]["license"]
+    assert "revisions" in sources["unverified"] and "**Not a trained model.**" in card.text
 
 
 @pytest.mark.parametrize("size", ["rs-moe-1b", "rs-moe-7b"])
