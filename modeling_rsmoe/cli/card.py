@@ -18,8 +18,8 @@ def card(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A checkpoint: rs-moe-nano or another name under hub_configs, or its folder. Or the Markdown file of a "
-            "card that you wrote yourself: only scores are written into it.",
+            help="A checkpoint: rs-moe-nano or another name under hub_configs, or its folder. Or the Markdown file of "
+            "a card that you wrote yourself: only scores are written into it.",
             show_default=False,
         ),
     ],

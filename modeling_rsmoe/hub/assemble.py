@@ -228,7 +228,8 @@ def check_tokens(config: RSMoEConfig, processor: RSMoEProcessor) -> None:
     tokenizer_ids = processor.tokenizer.convert_tokens_to_ids(tokens)
     if tokenizer_ids != config_ids:
         raise RSMoEError(
-            f"the tokenizer gives {tokens} the ids {tokenizer_ids}; config.json says {config_ids}. Correct config.json."
+            f"the tokenizer gives {tokens} the ids {tokenizer_ids}; config.json says {config_ids}. Correct "
+            "config.json."
         )
     if processor.num_query_tokens != config.num_query_tokens:
         raise RSMoEError(
@@ -326,7 +327,7 @@ _CONVERTERS = {
 
 
 def _check_llama(config: PreTrainedConfig, source_config: PreTrainedConfig) -> None:
-    """Settings that no tensor's shape shows (heads, rotary base, epsilon) must be the source's, or outputs are wrong."""
+    """Settings that no shape shows (heads, rotary base, epsilon) must be the source's, or outputs are wrong."""
     ours, theirs = _settings_of_llama(config), _settings_of_llama(source_config)
     for field, value in theirs.items():
         if ours[field] is None or abs(ours[field] - value) > 1e-5 * abs(value):

@@ -122,7 +122,7 @@ def _metadata(facts: Facts, scores: HubScores | None) -> ModelCardData:
 
 
 def _command(facts: Facts) -> str:
-    """The command that makes this checkpoint out of the settings in a folder of hub_configs; empty for a checkpoint."""
+    """The command that makes this checkpoint out of a folder of hub_configs; empty for a checkpoint."""
     if any(facts.folder.glob("model*.safetensors")) or not (facts.folder / SOURCES_FILE).is_file():
         return ""
     if read_sources(facts.folder).pinned:

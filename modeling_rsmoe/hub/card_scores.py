@@ -110,7 +110,7 @@ def write_scores(
         What was done and what was left out, a line each.
 
     Raises:
-        RSMoEError: as of `hub_scores`; for a missing card or mark, a card without front matter. Then nothing is written.
+        RSMoEError: as of `hub_scores`; a missing card or mark, a card without front matter. Then nothing is written.
     """
     path = Path(card) / "README.md" if Path(card).is_dir() else Path(card)
     scores = hub_scores(reports, benchmarks)
@@ -128,8 +128,8 @@ def with_tables(files: Sequence[str | Path], table: str) -> dict[Path, str]:
         places = list(_TABLE.finditer(text))
         if len(places) != 1 or len(_MARK.findall(text)) != 2:  # marks inside a line are only spoken of
             raise RSMoEError(
-                f"{path} has no place for scores: write a line {START} and below it a line {END} where the table shall "
-                "be, once each"
+                f"{path} has no place for scores: write a line {START} and below it a line {END} where the table "
+                "shall be, once each"
             )
         before, after = text[: places[0].start()], text[places[0].end() :]
         texts[path] = f"{before}{START}\n\n{table.strip()}\n\n{END}{after}"
@@ -182,8 +182,8 @@ def _measured(reports: Sequence[Report]) -> list[Measured]:
             other_report, other = measured.setdefault(key, (report, result))
             if other_report["system"] == system and other != result:
                 raise RSMoEError(
-                    f"two reports have different scores of {system} on {result['dataset']} {result['split']}; leave one "
-                    "of them out"
+                    f"two reports have different scores of {system} on {result['dataset']} {result['split']}; leave "
+                    "one of them out"
                 )
     return list(measured.values())
 

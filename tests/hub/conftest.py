@@ -33,7 +33,7 @@ def package_index(tiny_sources, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def real_files():
-    """The data files of rs-moe-nano's wheels, by module and name: 290 MB, moved out so that the cache is not held locked."""
+    """The data files of rs-moe-nano's wheels by module and name: 290 MB, moved, so that the cache is not locked."""
     sources = pinned_sources("rs-moe-nano")
     with TemporaryDirectory() as folder:
         real = {}

@@ -1,4 +1,4 @@
-"""Converting: random InstructBLIP and Llama folders, written by transformers, give the same numbers in our checkpoint."""
+"""Converting: random InstructBLIP and Llama folders of transformers give the same numbers in our checkpoint."""
 
 import errno
 import json
@@ -367,7 +367,12 @@ def test_wrong_kinds(sources, tmp_path):
     copy = change(sources.instructblip, tmp_path / "copy")
     refused(sources, tmp_path, "is of model type 'instructblip', expected 'llama'", llm=copy)
     refused(sources, tmp_path, "text_config.head_dim 8; .* has 12", llm=sources.other)
-    refused(sources, tmp_path, r"neither a checkpoint's folder \(with config.json\) nor one of .*rs-moe-7b", settings="rs-moe-9b")
+    refused(
+        sources,
+        tmp_path,
+        r"neither a checkpoint's folder \(with config.json\) nor one of .*rs-moe-7b",
+        settings="rs-moe-9b",
+    )
     refused(sources, tmp_path, "has no .*safetensors", llm=tmp_path)
     heads = change(sources.llm, tmp_path / "heads", num_key_value_heads=1)
     refused(sources, tmp_path, "text_config.num_key_value_heads 2; .* has 1", llm=heads)

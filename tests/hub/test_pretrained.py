@@ -1,4 +1,4 @@
-"""The pretrained modules of rs-moe-nano, as `build` loads them, equal independent readings of their sources; bad files are refused."""
+"""rs-moe-nano's pretrained modules equal independent readings of their sources; bad files are refused."""
 
 import gc
 import io
@@ -98,7 +98,7 @@ class TestLanguageModel:
             torch.testing.assert_close(logits, llama_reference(input_ids).logits, rtol=0, atol=TOLERANCE)
 
     def test_a_tensor_read_by_hand(self, nano, gguf_file):
-        """Q4_1 by its definition: blocks of 32 weights, each half a scale, a minimum and 16 bytes of two 4-bit numbers."""
+        """Q4_1 by definition: blocks of 32 weights, each half a scale, a minimum, 16 bytes of two 4-bit numbers."""
         reader = pretrained.open_gguf(gguf_file)
         tensor = next(tensor for tensor in reader.tensors if tensor.name == "blk.7.attn_k.weight")
         blocks = np.frombuffer(

@@ -24,7 +24,7 @@ from modeling_rsmoe.cli import shared
 from modeling_rsmoe.experts_rsmoe import is_hooked
 from modeling_rsmoe.hub.quantize import (
     DTYPES,
-    KEPT,
+    NOT_CONVERTED,
     loading_arguments,
     quantization_config,
     save_checkpoint,
@@ -55,23 +55,25 @@ def load(folder, dtype, **arguments):
 
 
 @torch.no_grad()
-def logits(model, readers=True) -> torch.Tensor:
+def logits(model, adapters=True) -> torch.Tensor:
     """Of the last token of rows of base LM, router and experts, or of the same rows read by the base LM."""
     inputs = rows()
-    if not readers:
+    if not adapters:
         inputs["adapter_ids"] = torch.zeros(len(inputs["input_ids"]), dtype=torch.long)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     return model(**inputs).logits[:, -1].float()
 
 
 def changed(model) -> torch.Tensor:
-    """How much each row's reader changes of what the base LM alone would say."""
-    return (logits(model) - logits(model, readers=False)).norm(dim=-1)
+    """How much each row's adapter changes of what the base LM alone would say."""
+    return (logits(model) - logits(model, adapters=False)).norm(dim=-1)
 
 
 def check_like(model, plain, tolerance: float) -> None:
-    """Rows are read by their experts, and nearly as in float32: on average of all rows, and in each beside what its expert
-    changes. (Random weights: an expert changes much, and an error grows more from layer to layer than in a trained model.)"""
+    """Each sequence's expert acts, nearly as in float32: on average, and in each beside what its expert changes.
+
+    (Random weights: an expert changes much, and errors grow more from layer to layer than in a trained model.)
+    """
     expected, found = logits(plain), logits(model)
     error = (found - expected).norm(dim=-1)
     assert error.mean() < tolerance * expected.norm(dim=-1).mean(), error / expected.norm(dim=-1)
@@ -206,7 +208,7 @@ class RoundingConfig(QuantizationConfigMixin):
 
 class RoundingQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model, **kwargs):
-        skipped = self.get_modules_to_not_convert(model, KEPT, model._keep_in_fp32_modules)
+        skipped = self.get_modules_to_not_convert(model, NOT_CONVERTED, model._keep_in_fp32_modules)
         for name, module in list(model.named_modules()):
             if type(module) is nn.Linear and not any(
                 part in name for part in ("qformer", "projection", "reranker", *skipped)
@@ -262,7 +264,7 @@ def test_settings_of_four_bits(monkeypatch):
         settings = arguments["quantization_config"]
         assert arguments["dtype"] == dtype and settings.bnb_4bit_compute_dtype is getattr(torch, dtype)
         assert settings.load_in_4bit and settings.bnb_4bit_quant_type == "nf4" and settings.bnb_4bit_use_double_quant
-        assert settings.llm_int8_skip_modules == KEPT
+        assert settings.llm_int8_skip_modules == NOT_CONVERTED
 
 
 def test_four_bits(folder, plain, tmp_path):
@@ -323,7 +325,7 @@ def test_attention_of_each_part(folder, plain):
 
 
 def test_compiled_decode_step_writes_the_same_tokens(plain):
-    """Each step is one graph without a break, for rows of all readers; with a static cache its shapes do not change."""
+    """Each step is one graph without a break, for all adapters; with a static cache its shapes do not change."""
     expected = plain.generate(**rows())
     graphs = []
 

