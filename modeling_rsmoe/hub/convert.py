@@ -97,7 +97,7 @@ def convert(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = no_progress,
 ) -> Path:
-    """Write the start of a training: ViT, Q-Former, queries of `instructblip`; decoder of `llm`, as router and experts.
+    """Write the start of a training: ViT, Q-Former, queries of `instructblip`; decoder, router, experts of `llm`.
 
     InstructBLIP's projection is taken where it has this LLM's width, else it is new, from a fixed seed. The embeddings
     of our added tokens are near the mean of the LLM's own.
