@@ -11,7 +11,7 @@ from pathlib import Path
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.data.records import QuestionRecord, read_questions
-from modeling_rsmoe.processing_rsmoe import expert_prompt, question_instruction
+from modeling_rsmoe.prompting_rsmoe import Prompt, question_instruction
 from modeling_rsmoe.training import Recipe, TrainArguments, train_stage2
 
 
@@ -35,7 +35,7 @@ def write_rows(questions: list[QuestionRecord], data: Path, file: Path) -> None:
                 "image": question.image.relative_to(data.absolute()).as_posix(),
                 "kind": "expert",
                 "expert": NAME,
-                "prompt": expert_prompt(NAME, question_instruction(question.question)),
+                "prompt": Prompt.for_expert(NAME, question_instruction(question.question), "").text,
                 "completions": [question.answer],
             }
             stream.write(json.dumps(row) + "\n")

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
-from modeling_rsmoe.processing_rsmoe import expert_prompt
+from modeling_rsmoe.prompting_rsmoe import Prompt
 
 
 def main(argv: list[str] | None = None) -> float:
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> float:
     processor.llm_tokenizer().save_pretrained(given.output)  # with the chat template that the expert learned under
 
     llm, tokenizer = AutoModelForCausalLM.from_pretrained(given.output), AutoTokenizer.from_pretrained(given.output)
-    chat = [{"role": "user", "content": expert_prompt(given.expert, given.text)}]
+    chat = [{"role": "user", "content": Prompt.for_expert(given.expert, given.text, "").text}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     with torch.no_grad():  # the expert's token in the text makes it that expert's row
         ours, theirs = model(**inputs).logits, llm(**inputs).logits

@@ -24,7 +24,7 @@ from modeling_rsmoe.data.records import CaptionRecord, read_captions
 from modeling_rsmoe.hub.download import wheel_files
 from modeling_rsmoe.hub.pretrained import dinov2_from_onnx
 from modeling_rsmoe.hub.sources import pinned_sources
-from modeling_rsmoe.images_rsmoe import read_images
+from modeling_rsmoe.utils.images import read_images
 
 
 BATCH = 16

@@ -17,6 +17,7 @@ class RSMoEPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _other_auto_classes: dict[str, str] = {}  # entries of `auto_map` besides the class's own
     # What is small and decides much stays in float32 (docs/quantization.md): in a model of half precision by the first list, and
     # out of 8 or 4 bits by the second, which quantisers read from the start of a module's name.
     _keep_in_fp32_modules_strict = [
@@ -27,19 +28,19 @@ class RSMoEPreTrainedModel(PreTrainedModel):
     ]
     _keep_in_fp32_modules = [r"(?:model\.)?(?:encoder\.(?:qformer|query_tokens|projection)|reranker)"]
 
-
-class RSMoEPart(RSMoEPreTrainedModel):
-    """A part of the whole model that saves and loads alone."""
-
     def save_pretrained(self, *args, **kwargs):
-        """As of every model. Parts share their configuration with the whole model, so what saving writes into it (class, code)
-        goes into a copy."""
-        shared, self.config = self.config, self.config_alone()
+        """As of every model. What saving writes into a configuration (class, code) goes into a copy: encoder, router and
+        experts share theirs with the whole model."""
+        config, self.config = self.config, self.config_to_save()
         try:
             return super().save_pretrained(*args, **kwargs)
         finally:
-            self.config = shared
+            self.config = config
 
-    def config_alone(self):
-        """The configuration that this part's own folder holds."""
-        return copy.deepcopy(self.config)
+    def config_to_save(self):
+        """The configuration that this model's folder holds."""
+        config = copy.deepcopy(self.config)
+        if self._auto_class is not None:
+            # transformers adds the entry of the saved class; AutoModel is to find the model without a head too.
+            config.auto_map = {**(getattr(config, "auto_map", None) or {}), **self._other_auto_classes}
+        return config

@@ -20,22 +20,22 @@ RESERVED_NAMES = frozenset(
 )
 
 
-class _OwnModelType:
+class _ChecksModelType:
     """Refuses the configuration of another model: transformers would warn and fill in defaults, several GB of random weights."""
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        found = config_dict.get("model_type", cls.model_type)
-        if found != cls.model_type:
-            where = kwargs.get("name_or_path") or config_dict.get("_name_or_path") or "this checkpoint"
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            name = kwargs.get("name_or_path") or config_dict.get("_name_or_path") or "this checkpoint"
             raise RSMoEError(
-                f"{where} is of model type {found!r}, expected {cls.model_type!r}: give an RS-MoE checkpoint."
+                f"{name} is of model type {model_type!r}, expected {cls.model_type!r}: give an RS-MoE checkpoint."
             )
         return super().from_dict(config_dict, **kwargs)
 
 
 @strict
-class RSMoEExpertConfig(_OwnModelType, PreTrainedConfig):
+class RSMoEExpertConfig(_ChecksModelType, PreTrainedConfig):
     r"""
     How one expert differs from the base LM. Saved by itself (with `text_config`), it describes an expert's own
     folder.
@@ -92,7 +92,7 @@ class RSMoERouterConfig(RSMoEExpertConfig):
 
 
 @strict
-class RSMoEConfig(_OwnModelType, PreTrainedConfig):
+class RSMoEConfig(_ChecksModelType, PreTrainedConfig):
     r"""
     Configuration of [`RSMoEForConditionalGeneration`].
 
@@ -109,31 +109,37 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
         expert_config (`RSMoEExpertConfig`, *optional*):
             Weights of every expert.
         expert_names (`list[str]`, *optional*, defaults to `["theme", "object", "relation"]`):
-            One expert for each name, in the order in which their parts are composed; 1 to 8 names [paper: three].
+            One expert for each name, in the order in which their texts are fused; 1 to 8 names [paper: three].
         num_query_tokens (`int`, *optional*, defaults to 32):
-            Query tokens of the Q-Former: the image tokens of a row [paper].
-        image_token_id, prompt_token_id, router_token_id (`int`, *optional*), expert_token_ids (`list[int]`,
-        *optional*):
-            The tokens `<image>`, `<prompt>`, `<router>` and one for each expert. By default the last ids of the
-            vocabulary, in this order.
+            Query tokens of the Q-Former: the image tokens of a sequence [paper].
+        image_token_id (`int`, *optional*):
+            The token `<image>`. It and the next ones are by default the last ids of the vocabulary, in this order.
+        prompt_token_id (`int`, *optional*):
+            The token `<prompt>`, in whose place a prompt or an expert text goes.
+        router_token_id (`int`, *optional*):
+            The token `<router>`.
+        expert_token_ids (`list[int]`, *optional*):
+            One token for each expert.
         sentence_end_token_ids (`list[int]`, *optional*):
-            Tokens that end a sentence: composing by `concat` drops a sentence that was said before. Empty: whole parts
-            are compared.
+            Tokens that end a sentence: fusion by `concat` drops a sentence that stands before. Empty: whole texts are
+            compared.
         reranker_rank (`int`, *optional*, defaults to 0):
-            Rank of the reranker, which composes by `rerank` [our decision]. 0: the model has none.
+            Rank of the reranker, which fuses by `rerank` [our decision]. 0: the model has none.
         reranker_buckets (`int`, *optional*, defaults to 4096):
             Number of hashed n-grams that the reranker knows.
+        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether the head shares the weights of the embeddings; true where `text_config` says so.
 
     Example:
 
     ```python
     >>> from modeling_rsmoe import RSMoEConfig, RSMoEForConditionalGeneration
 
+    >>> small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     >>> config = RSMoEConfig(
-    ...     vision_config={"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads":
-    2}, ...     qformer_config={"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "intermediate_size": 64}, ...     text_config={"model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64,
-    ...                  "num_hidden_layers": 2, "num_attention_heads": 2},
+    ...     vision_config={"model_type": "dinov2", "image_size": 28, "patch_size": 14, **small},
+    ...     qformer_config=small,
+    ...     text_config={"model_type": "llama", "vocab_size": 256, **small},
     ... )
     >>> model = RSMoEForConditionalGeneration(config)
     ```
@@ -171,18 +177,18 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
         self.qformer_config.encoder_hidden_size = getattr(self.vision_config, "hidden_size", None) or 0
         # The decoder's own config says whether its head is tied, as in transformers' LLaVA.
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
-        # The parts belong to the one decoder; `to_dict` writes it once.
+        # Router and experts belong to the one decoder; `to_dict` writes it once.
         self.router_config.text_config = self.text_config
         self.expert_config.text_config = self.text_config
-        self._check_parts()
+        self._check_modules()
         self._check_names()
         self._set_token_ids()
 
-    def _check_parts(self) -> None:
+    def _check_modules(self) -> None:
         if not getattr(self.vision_config, "hidden_size", None) or not hasattr(self.vision_config, "patch_size"):
             raise RSMoEError(
-                f"vision_config.model_type {self.vision_config.model_type!r} has no hidden_size or no patch_size; "
-                "choose an encoder with patch features, such as 'dinov2', 'vit', 'clip_vision_model' or 'siglip_vision_model'."
+                f"vision_config.model_type {self.vision_config.model_type!r} has no hidden_size or no patch_size; choose "
+                "an encoder with patch features, such as 'dinov2', 'vit', 'clip_vision_model' or 'siglip_vision_model'."
             )
         if self.qformer_config.hidden_size % self.qformer_config.num_attention_heads:
             raise RSMoEError(
@@ -197,8 +203,8 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
             raise RSMoEError(f"num_query_tokens is {self.num_query_tokens}; give 1 or more.")
         if self.reranker_rank < 0 or self.reranker_buckets < 1:
             raise RSMoEError(
-                f"reranker_rank is {self.reranker_rank} and reranker_buckets {self.reranker_buckets}; give a rank of 0 (no "
-                "reranker) or more, and 1 bucket or more."
+                f"reranker_rank is {self.reranker_rank} and reranker_buckets {self.reranker_buckets}; give a rank of 0 "
+                "(no reranker) or more, and 1 bucket or more."
             )
 
     def _check_names(self) -> None:
@@ -208,7 +214,8 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
         for name in names:
             if not name.isidentifier() or name.startswith("_") or name in RESERVED_NAMES:
                 raise RSMoEError(
-                    f"expert_names: {name!r} cannot name an expert; use a Python identifier other than {sorted(RESERVED_NAMES)}."
+                    f"expert_names: {name!r} cannot name an expert; use a Python identifier other than "
+                    f"{sorted(RESERVED_NAMES)}."
                 )
         if len(set(names)) != len(names):
             raise RSMoEError(f"expert_names is {names}; each name may stand once.")
@@ -230,25 +237,26 @@ class RSMoEConfig(_OwnModelType, PreTrainedConfig):
         ids = cast(list[int], [self.image_token_id, self.prompt_token_id, *self.adapter_token_ids])
         if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) >= vocab_size:
             raise RSMoEError(
-                f"image_token_id, prompt_token_id, router_token_id and expert_token_ids are {ids}; they must differ from each "
-                f"other and lie in the vocabulary of text_config.vocab_size {vocab_size}."
+                f"image_token_id, prompt_token_id, router_token_id and expert_token_ids are {ids}; they must differ from "
+                f"each other and lie in the vocabulary of text_config.vocab_size {vocab_size}."
             )
 
     @property
     def adapter_token_ids(self) -> list[int]:
-        """The tokens that select who reads a row: the router's first, then each expert's in the order of `expert_names`."""
+        """The tokens that select who reads a sequence: the router's, then each expert's in the order of `expert_names`."""
         return cast(list[int], [self.router_token_id, *(self.expert_token_ids or ())])
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
-        for part in ("router_config", "expert_config"):
-            output[part]["text_config"] = None  # the decoder's configuration stands once, in `text_config`
+        for name in ("router_config", "expert_config"):
+            output[name]["text_config"] = None  # the decoder's configuration stands once, in `text_config`
         return output
 
 
 @strict
 class RSMoEEncoderConfig(RSMoEConfig):
-    """Configuration in the folder of an [`RSMoEVisionLanguageEncoder`] saved alone: the whole model's, under a type of its own."""
+    """Configuration in the folder of an [`RSMoEVisionLanguageEncoder`] that is saved alone: the full model's, under a type of
+    its own."""
 
     model_type = "rsmoe_encoder"
 

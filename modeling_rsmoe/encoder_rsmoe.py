@@ -6,11 +6,11 @@ from transformers import AutoModel
 from transformers.models.instructblip.configuration_instructblip import InstructBlipVisionConfig
 from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerModel, InstructBlipVisionModel
 
-from .base_rsmoe import RSMoEPart
+from .base_rsmoe import RSMoEPreTrainedModel
 from .configuration_rsmoe import RSMoEConfig, RSMoEEncoderConfig
 
 
-class RSMoEVisionLanguageEncoder(RSMoEPart):
+class RSMoEVisionLanguageEncoder(RSMoEPreTrainedModel):
     """Images and the instructions they are read under -> `num_query_tokens` features of the LLM's width for each image.
 
     Equal to InstructBLIP's encoder: `projection(qformer(queries, instruction, vision_model(pixels)))` [paper].
@@ -38,7 +38,7 @@ class RSMoEVisionLanguageEncoder(RSMoEPart):
                 parameter.requires_grad_(False)
         self.post_init()
 
-    def config_alone(self) -> RSMoEEncoderConfig:
+    def config_to_save(self) -> RSMoEEncoderConfig:
         return RSMoEEncoderConfig.from_dict({**self.config.to_dict(), "model_type": RSMoEEncoderConfig.model_type})
 
     def train(self, mode: bool = True):

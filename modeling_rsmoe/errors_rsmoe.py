@@ -6,3 +6,6 @@ class RSMoEError(ValueError):
 
     The command line prints the message in one line and exits with 2; from Python it is an ordinary ``ValueError``.
     """
+
+
+__all__ = ["RSMoEError"]

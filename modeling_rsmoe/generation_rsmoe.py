@@ -1,29 +1,30 @@
-"""Generation: the router writes, all experts of all images answer in one batched decode, and their parts become one text.
+"""Generation: the router writes, all experts of all images answer in one batch, and their texts become one text.
 
-Works on token ids only: the processor prepares every row, so the model needs no tokenizer. The paper did not tell how
-the experts' texts become one answer; the fusions here are [our decision].
+Works on token ids only: the processor prepares every sequence, so the model needs no tokenizer. The paper did not tell
+how the experts' texts become one answer; the fusions here are [our decision].
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import dropwhile
 from os.path import commonprefix
 from typing import Any
 
 import torch
-from transformers import DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.generation import GenerateDecoderOnlyOutput, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .decoding_rsmoe import RowDecodingMixin, fast_products
+from .adapters_rsmoe import RSMoECache, stacked_adapters
 from .errors_rsmoe import RSMoEError
+from .prompting_rsmoe import TASKS
 
 
 ROUTER_MODES = ("generated", "template", "none")
-FUSIONS = ("concat", "rewrite", "rerank")
-# Settings of the whole path: keyword arguments of `generate`, else entries of a generation config, else these.
-DEFAULTS = {"router_mode": "generated", "fusion": "concat", "router_max_new_tokens": 24}
-# Tokens that a step of the composing base LM may take over from its prompt, which holds the parts: it copies much of
-# them. A step over so many more costs little, and the text stays the same (prompt lookup).
-LOOKUP = 3
+FUSIONS = ("auto", "rerank", "rewrite", "concat")
+# Settings of the full model: keyword arguments of `generate`, else entries of a generation config, else these.
+DEFAULTS = {"router_mode": "generated", "fusion": "auto", "router_max_new_tokens": 24}
+# Tokens that a step of the rewriting base LM may take over from its prompt, which holds the expert texts: it copies much
+# of them. A step over so many more costs little, and the text stays the same (prompt lookup).
+LOOKUP_TOKENS = 3
 PLAIN_GREEDY = {  # what decoding arguments may be where every step takes its likeliest token
     "do_sample": (None, False),
     "num_beams": (None, 1),
@@ -32,44 +33,66 @@ PLAIN_GREEDY = {  # what decoding arguments may be where every step takes its li
     "prompt_lookup_num_tokens": (None,),
     "assistant_model": (None,),
 }
-# Made by the processor for the whole path; a model's own forward ignores them.
-EXPERT_INPUTS = (
-    "router_input_ids",  # [images, experts, tokens]: the router's row for each expert
-    "expert_input_ids",  # [images, experts, tokens]: each expert's row, with one <prompt> token where its prompt goes
-    "expert_qformer_input_ids",  # [images, experts, Q-Former tokens]: each expert's sub-task instruction
-    "rewrite_input_ids",  # [images, tokens]: the base LM's row, with a <prompt> token for each expert's part
-    "template_prompt_ids",  # [images, experts, tokens]: each expert's fixed prompt
-    "instruction_ids",  # [images, tokens]: the global instruction
+# Made by the processor for the full model; a model's own forward ignores them. Each kind of sequence has `_input_ids` and
+# `_attention_mask`.
+SEQUENCES = (
+    "router",  # [num_images, num_experts, tokens]: asks the router for each expert's prompt
+    "expert",  # [num_images, num_experts, tokens]: each expert's, with one <prompt> token where its prompt goes
+    "expert_qformer",  # [num_images, num_experts, tokens]: each expert's sub-task instruction
+    "rewrite",  # [num_images, tokens]: the base LM's, with a <prompt> token for each expert's text
+    "template_prompt",  # [num_images, num_experts, tokens]: each expert's fixed prompt
+    "instruction",  # [num_images, tokens]: the user's instruction
 )
+EXPERT_INPUTS = (
+    *(f"{name}_{suffix}" for name in SEQUENCES for suffix in ("input_ids", "attention_mask")),
+    "task_ids",  # [num_images]: places in `prompting_rsmoe.TASKS`
+)
+
+Tokens = list[int]
 
 
 @dataclass
-class RSMoEGenerateOutput(ModelOutput):
+class RSMoEGenerateOutput(GenerateDecoderOnlyOutput):
     """
-    sequences (`torch.LongTensor` of shape `(images, tokens)`):
-        The given prompt and the final text, as every `generate` returns it.
-    router_prompts (`torch.LongTensor` of shape `(images, experts, tokens)`):
-        What each expert was asked.
-    expert_sequences (`torch.LongTensor` of shape `(images, experts, tokens)`):
-        What each expert wrote.
-    prompt_length (`int`):
-        How many tokens of `sequences` are the prompt.
-    scores (`tuple[torch.Tensor]`, *optional*): of the composing base LM, with `fusion="rewrite"` and
-    `output_scores`. logits (`tuple[torch.Tensor]`, *optional*): likewise, with `output_logits`.
-    sequences_scores (`torch.FloatTensor` of shape `(texts,)`, *optional*):
-        With `fusion="rerank"`: how well the reranker found the texts to fit their images.
+    The other fields are those of every `generate`; `scores` and `logits` are the rewriting base LM's.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(num_texts, sequence_length)`):
+            The given prompt and the final text.
+        router_prompts (`torch.LongTensor` of shape `(num_images, num_experts, tokens)`):
+            What each expert was asked.
+        expert_sequences (`torch.LongTensor` of shape `(num_images, num_experts, tokens)`):
+            What each expert wrote; with `fusion="concat"` for each of `num_return_sequences`.
+        prompt_length (`int`):
+            How many tokens of `sequences` are the prompt.
+        sequences_scores (`torch.FloatTensor` of shape `(num_texts,)`, *optional*):
+            How well the reranker found each text to fit its image; not a number for texts that were rewritten.
     """
 
-    sequences: torch.LongTensor | None = None
     router_prompts: torch.LongTensor | None = None
     expert_sequences: torch.LongTensor | None = None
     prompt_length: int | None = None
-    scores: tuple[torch.Tensor] | None = None
-    logits: tuple[torch.Tensor] | None = None
     sequences_scores: torch.FloatTensor | None = None
 
 
-class RSMoEGenerationMixin(RowDecodingMixin):
+@dataclass
+class _Images:
+    """Features of images: of the ViT, and as the base LM reads them under the user's instructions."""
+
+    embeds: torch.Tensor  # [num_images, patches, vision width]
+    features: torch.Tensor  # [num_images, num_query_tokens, hidden_size]
+
+
+@dataclass
+class _Fused:
+    """The final texts of one image, and what was written on the way."""
+
+    texts: list[Tokens]
+    expert_texts: list[list[Tokens]]  # for each sample, of each expert
+    scores: list[torch.Tensor] | None = None
+
+
+class RSMoEGenerationMixin(GenerationMixin):
     """`generate` of [`RSMoEForConditionalGeneration`], in front of transformers' own."""
 
     # Of the model that this is mixed into.
@@ -83,289 +106,360 @@ class RSMoEGenerationMixin(RowDecodingMixin):
 
     @torch.no_grad()
     def generate(self, inputs=None, generation_config=None, streamer=None, **kwargs):
-        """Route, let the experts write and compose; with plain `input_ids`, transformers' own `generate`.
+        """Route, let the experts write and fuse their texts; with plain `input_ids`, transformers' own `generate`.
 
-        The whole path runs when the processor's expert inputs are among the arguments (its default). Decoding
-        arguments (greedy, beams, sampling, lengths) hold for the experts and for composing; the router always decodes
-        greedily, since its prompts are short and bound to the image [our decision].
+        The full model runs when the processor's expert inputs are among the arguments (its default). Decoding arguments
+        (greedy, beams, sampling, lengths) hold for the experts and for rewriting; the router always decodes greedily,
+        since its prompts are short and bound to the image [our decision].
 
         Args:
-            router_mode (`str`, *optional*): `"generated"`: the router writes each expert's prompt [paper];
-                `"template"`: fixed prompts; `"none"`: every expert gets the global instruction.
-            fusion (`str`, *optional*): `"concat"`: the parts in the experts' order, repeated sentences dropped;
-                `"rewrite"`: the frozen base LM reads the parts and writes the text; `"rerank"`, for captions: of the base LM's own text and the parts (all beams or samples of them) the one that the model's reranker finds to
-                fit the image best, or the `num_return_sequences` best.
-            router_max_new_tokens (`int`, *optional*, defaults to 24): limit of a router prompt.
-            return_dict_in_generate (`bool`, *optional*): return [`RSMoEGenerateOutput`] with prompts and parts.
-            streamer (`BaseStreamer`, *optional*): of one image; gets the final text. One that has a method
-                `put_step(name, ids)` also gets `"router_prompts"` and `"parts"` as soon as they are written, with ids of
-                shape `(experts, tokens)`.
+            inputs (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                As `input_ids`.
+            generation_config (`GenerationConfig`, *optional*):
+                Decoding arguments; may hold `router_mode`, `fusion` and `router_max_new_tokens`.
+            streamer (`BaseStreamer`, *optional*):
+                Of one image; gets the final text. One that has a method `put_step(name, ids)` also gets
+                `"router_prompts"` and `"expert_texts"` as soon as they are written, with ids of shape `(num_experts,
+                tokens)`.
+            router_mode (`str`, *optional*, defaults to `"generated"`):
+                `"generated"`: the router writes each expert's prompt [paper]; `"template"`: fixed prompts; `"none"`:
+                every expert gets the user's instruction.
+            fusion (`str`, *optional*, defaults to `"auto"`):
+                `"concat"`: the expert texts in order, repeated sentences dropped; `"rewrite"`: the base LM reads the
+                expert texts and writes the text; `"rerank"`, for captions: of the base LM's own text and the expert
+                texts (all beams or samples of them) the one that the reranker finds to fit the image best, or the
+                `num_return_sequences` best; `"auto"`: `"rerank"` for captions where the model has a reranker, else
+                `"rewrite"`.
+            router_max_new_tokens (`int`, *optional*, defaults to 24):
+                Limit of a router prompt.
+            return_dict_in_generate (`bool`, *optional*):
+                Return [`RSMoEGenerateOutput`] with router prompts and expert texts.
+            **kwargs:
+                As of every `generate`.
 
         Returns:
-            `torch.LongTensor` of shape `(images, tokens)` (prompt and text), or [`RSMoEGenerateOutput`].
+            `torch.LongTensor` of shape `(num_texts, sequence_length)` (prompt and text), or [`RSMoEGenerateOutput`].
 
         Raises:
-            RSMoEError: an unknown router mode or fusion (the known ones are listed), or `"rerank"` of a model without a
-                reranker.
+            RSMoEError: an unknown router mode or fusion (the known ones are listed), `"rerank"` of a model without a
+                reranker, or inputs that do not belong together.
         """
-        composed = {name: kwargs.pop(name, None) for name in EXPERT_INPUTS}
-        kwargs.pop(
-            "mm_token_type_ids", None
-        )  # of servers that ask the processor for it; it says what `input_ids` says
+        expert_inputs = {name: kwargs.pop(name, None) for name in EXPERT_INPUTS}
+        kwargs.pop("mm_token_type_ids", None)  # of servers that ask the processor for it; `input_ids` says the same
         settings = {name: self._setting(name, kwargs, generation_config) for name in DEFAULTS}
-        with self.model.rows.stacked_once(), fast_products(self.model.language_model, self.lm_head):
-            if composed["expert_input_ids"] is None:
+        with stacked_adapters():
+            if expert_inputs["expert_input_ids"] is None:
                 return super().generate(
                     inputs=inputs, generation_config=generation_config, streamer=streamer, **kwargs
                 )
             input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
             if input_ids is None:
                 raise RSMoEError("The expert inputs came without input_ids; pass all that the processor returned.")
-            for name in ("input_ids", "attention_mask"):
-                kwargs.pop(name, None)
+            kwargs.pop("input_ids", None)
             kwargs["generation_config"] = generation_config
-            return self._route_and_compose(input_ids, composed, settings, streamer, kwargs)
+            return self._generate_fused(input_ids, expert_inputs, settings, streamer, kwargs)
+
+    # ---- settings
 
     def _argument(self, name: str, kwargs: dict, generation_config):
-        """Taken out of `kwargs`, else an entry of the given generation config, else of the model's own."""
-        value = kwargs.pop(name, None)
+        """Of `kwargs`, else an entry of the given generation config, else of the model's own."""
+        value = kwargs.get(name)
         for config in (generation_config, self.generation_config):
             value = getattr(config, name, None) if value is None else value
         return value
 
-    def _is_plain_greedy(self, kwargs: dict) -> bool:
-        return all(
-            self._argument(name, dict(kwargs), kwargs["generation_config"]) in plain
-            for name, plain in PLAIN_GREEDY.items()
-        )
-
     def _setting(self, name: str, kwargs: dict, generation_config):
         value = self._argument(name, kwargs, generation_config)
+        kwargs.pop(name, None)
         value = DEFAULTS[name] if value is None else value
         known = {"router_mode": ROUTER_MODES, "fusion": FUSIONS}.get(name)
         if known and value not in known:
             raise RSMoEError(f"Unknown {name} {value!r}; known are {', '.join(known)}.")
         if value == "rerank" and self.model.reranker is None:
             raise RSMoEError(
-                "fusion 'rerank' needs a reranker, and this checkpoint has none: fit one by `rsmoe train reranker`, or give "
-                "'rewrite' or 'concat'."
+                "fusion 'rerank' needs a reranker, and this checkpoint has none: fit one by `rsmoe train reranker`, or "
+                "give 'rewrite' or 'concat'."
             )
         return value
 
-    def _route_and_compose(self, input_ids, composed, settings, streamer, kwargs):
-        images, experts = composed["expert_input_ids"].shape[:2]
-        if input_ids.shape[0] != images:
-            raise RSMoEError(
-                f"input_ids has {input_ids.shape[0]} rows, expert_input_ids {images}; they must be equal."
-            )
-        image_embeds = kwargs.pop("image_embeds", None)
-        pixel_values = kwargs.pop("pixel_values", None)
-        if image_embeds is None and pixel_values is None:
-            raise RSMoEError("The expert inputs came without images; pass pixel_values or image_embeds.")
-        image_embeds = self.encode_image(pixel_values) if image_embeds is None else image_embeds  # once for all rows
-        if image_embeds.shape[0] != images:
-            raise RSMoEError(
-                f"{image_embeds.shape[0]} images were given for {images} rows of text; give one for each."
-            )
-        whole = self.get_image_features(
-            image_embeds=image_embeds,
-            qformer_input_ids=kwargs.pop("qformer_input_ids", None),
-            qformer_attention_mask=kwargs.pop("qformer_attention_mask", None),
-            return_dict=True,
-        ).pooler_output  # [images, queries, hidden_size]: read under the global instruction
-        given = kwargs["generation_config"]
-        output_dict = bool(self._argument("return_dict_in_generate", kwargs, given))
-        wanted = {name: self._argument(name, kwargs, given) for name in ("output_scores", "output_logits")}
-        scores = {name: True for name, value in wanted.items() if value and output_dict}
-        samples = self._argument("num_return_sequences", kwargs, given) or 1
+    def _is_plain_greedy(self, kwargs: dict) -> bool:
+        """Whether every step takes its likeliest token."""
+        return all(
+            self._argument(name, kwargs, kwargs["generation_config"]) in plain for name, plain in PLAIN_GREEDY.items()
+        )
 
-        prompts = self._prompts(composed, settings, whole, experts)
-        self._put_step(streamer, "router_prompts", prompts)
-        expert_instructions = composed["expert_qformer_input_ids"].flatten(0, 1)
-        own = self.get_image_features(
-            image_embeds=image_embeds.repeat_interleave(experts, dim=0),
-            qformer_input_ids=expert_instructions,
-            qformer_attention_mask=(expert_instructions != self.config.qformer_config.pad_token_id).long(),
-            return_dict=True,
-        ).pooler_output  # [images x experts, queries, hidden_size]: read under each expert's sub-task instruction
-        rows = self._filled(composed["expert_input_ids"].flatten(0, 1), [[prompt] for prompt in prompts])
-        fusion = settings["fusion"]
-        each = 1 if fusion == "rewrite" else samples
-        if fusion == "rerank":  # the base LM's own row stands before the experts' of the same image
-            beams, draws = (self._argument(name, dict(kwargs), given) for name in ("num_beams", "do_sample"))
-            each = max(beams or 1, samples if draws else 1)
-            rows = [
-                row
-                for i, own_row in enumerate(self._unpadded(input_ids))
-                for row in (own_row, *rows[i * experts : (i + 1) * experts])
-            ]
-            own = torch.cat([whole.unsqueeze(1), own.unflatten(0, (images, experts))], dim=1).flatten(0, 1)
-        written = self._write(self._padded(rows, input_ids.device), own, num_return_sequences=each, **kwargs)
-        readers = len(rows) // images
-        # [images x readers x samples] -> for each sample of each image, its experts in order
-        parts = [
-            [written[(image * readers + reader) * each + sample] for reader in range(readers - experts, readers)]
-            for image in range(images)
-            for sample in range(1 if fusion == "rerank" else each)
-        ]
-        self._put_step(streamer, "parts", parts[0])
-        extra = {}
-        if fusion == "concat":
-            texts = [self._concat(of_image) for of_image in parts]
-            self._stream(streamer, input_ids, texts)
-        elif fusion == "rerank":
-            texts, found = self._choose(image_embeds, written, samples)
-            extra = {"sequences_scores": found}
-            self._stream(streamer, input_ids, texts)
-        else:
-            rows = self._padded(self._filled(composed["rewrite_input_ids"], parts), input_ids.device)
-            # transformers looks up for one row only.
-            alone = len(parts) == 1 and streamer is None and not scores and self._is_plain_greedy(kwargs)
-            lookup = {"prompt_lookup_num_tokens": LOOKUP} if alone else {}
-            outputs = self._generate_rows(
-                rows,
-                whole,
-                streamer=streamer,
-                num_return_sequences=samples,
-                return_dict_in_generate=bool(scores),
-                **scores,
-                **lookup,
-                **kwargs,
-            )
-            sequences = outputs.sequences if scores else outputs
-            texts = [self._trim(row) for row in sequences[:, rows[0].shape[1] :].tolist()]
-            extra = {name: outputs.get(name) for name in ("scores", "logits")} if scores else {}
+    def resolve_fusion(self, fusion: str, task_ids: torch.Tensor | None, num_images: int) -> list[str]:
+        """The fusion of each image.
 
-        eos = self._eos()[:1]
-        final = self._pad([text + eos for text in texts], input_ids.device)
-        sequences = torch.cat([input_ids.repeat_interleave(samples, dim=0), final], dim=1)
-        if not output_dict:
-            return sequences
-        shape = (len(parts), experts, -1)
+        Args:
+            fusion (`str`):
+                One for all; `"auto"` depends on the task.
+            task_ids (`torch.LongTensor` of shape `(num_images,)`, *optional*):
+                Places in `prompting_rsmoe.TASKS`; without them every image is rewritten.
+            num_images (`int`):
+                How many there are.
+        """
+        if fusion != "auto":
+            return [fusion] * num_images
+        if task_ids is None or self.model.reranker is None:
+            return ["rewrite"] * num_images
+        return ["rerank" if TASKS[task] == "caption" else "rewrite" for task in task_ids.tolist()]
+
+    # ---- the full model
+
+    def _generate_fused(self, input_ids, expert_inputs, settings, streamer, kwargs):
+        num_images, num_experts = expert_inputs["expert_input_ids"].shape[:2]
+        config = kwargs["generation_config"]
+        returns_dict = bool(self._argument("return_dict_in_generate", kwargs, config))
+        num_samples = self._argument("num_return_sequences", kwargs, config) or 1
+        fusions = self.resolve_fusion(settings["fusion"], expert_inputs["task_ids"], num_images)
+        sequences = self._sequences(input_ids, kwargs.pop("attention_mask", None), expert_inputs)
+        images = self._encode_images(num_images, input_ids, kwargs)
+
+        router_prompts = self._router_prompts(sequences, settings, images)
+        self._put_step(streamer, "router_prompts", router_prompts[0])
+        candidates = self._write_candidates(
+            sequences, expert_inputs, router_prompts, images, fusions, num_samples, kwargs
+        )
+        self._put_step(streamer, "expert_texts", [texts[0] for texts in candidates[0][-num_experts:]])
+        fused, extra = self._fuse(input_ids, sequences, images, candidates, fusions, num_samples, streamer, kwargs)
+
+        eos = self._eos_token_ids()[:1]
+        final = self._pad([text + eos for image in fused for text in image.texts], input_ids.device)
+        outputs = torch.cat([input_ids.repeat_interleave(num_samples, dim=0), final], dim=1)
+        if not returns_dict:
+            return outputs
+        expert_texts = [texts for image in fused for texts in image.expert_texts]
         return RSMoEGenerateOutput(
-            sequences=sequences,
-            router_prompts=self._pad(prompts, input_ids.device).view(images, experts, -1),
-            expert_sequences=self._pad([part for of_image in parts for part in of_image], input_ids.device).view(
-                shape
-            ),
+            sequences=outputs,
+            router_prompts=self._pad_by_expert(router_prompts, input_ids.device),
+            expert_sequences=self._pad_by_expert(expert_texts, input_ids.device),
             prompt_length=input_ids.shape[1],
             **extra,
         )
 
-    def _prompts(self, composed, settings, whole, experts: int) -> list[list[int]]:
-        """The prompt of each expert of each image, [images x experts]."""
-        pad = self._pad_id()
-        templates = [[i for i in row if i != pad] for row in composed["template_prompt_ids"].flatten(0, 1).tolist()]
+    def _sequences(self, input_ids, attention_mask, expert_inputs) -> dict[str, list]:
+        """Every kind of sequence without its padding: tokens of each image, or of each image and expert."""
+        num_images = len(expert_inputs["expert_input_ids"])
+        if len(input_ids) != num_images:
+            raise RSMoEError(
+                f"input_ids has {len(input_ids)} sequences, expert_input_ids {num_images}; they must be equal."
+            )
+        if attention_mask is None:
+            attention_mask = input_ids != self._pad_token_id()
+        sequences = {"base": unpad(input_ids, attention_mask)}
+        for name in SEQUENCES:
+            sequences[name] = unpad(expert_inputs[f"{name}_input_ids"], expert_inputs[f"{name}_attention_mask"])
+        return sequences
+
+    def _encode_images(self, num_images: int, input_ids: torch.Tensor, kwargs: dict) -> _Images:
+        """Each image through the ViT once, and through the Q-Former under the user's instruction."""
+        image_embeds, pixel_values = kwargs.pop("image_embeds", None), kwargs.pop("pixel_values", None)
+        if image_embeds is None and pixel_values is None:
+            raise RSMoEError("The expert inputs came without images; pass pixel_values or image_embeds.")
+        image_embeds = self.encode_image(pixel_values) if image_embeds is None else image_embeds
+        if len(image_embeds) != num_images:
+            raise RSMoEError(f"{len(image_embeds)} images were given for {num_images} texts; give one for each.")
+        qformer_inputs = {name: kwargs.pop(f"qformer_{name}", None) for name in ("input_ids", "attention_mask")}
+        return _Images(image_embeds, self._query(image_embeds, **qformer_inputs))
+
+    def _query(self, image_embeds, input_ids, attention_mask) -> torch.Tensor:
+        """Image features under instructions of the Q-Former [num_images, num_query_tokens, hidden_size]."""
+        return self.get_image_features(
+            image_embeds=image_embeds,
+            qformer_input_ids=input_ids,
+            qformer_attention_mask=attention_mask,
+            return_dict=True,
+        ).pooler_output
+
+    # ---- the router
+
+    def _router_prompts(self, sequences: dict[str, list], settings: dict, images: _Images) -> list[list[Tokens]]:
+        """The prompt of each image's experts."""
+        templates = sequences["template_prompt"]
         if settings["router_mode"] == "template":
             return templates
         if settings["router_mode"] == "none":
-            instructions = composed["instruction_ids"].repeat_interleave(experts, dim=0).tolist()
-            return [[i for i in row if i != pad] for row in instructions]
-        written = self._route(composed["router_input_ids"], whole, settings["router_max_new_tokens"])
+            return [[instruction] * len(templates[0]) for instruction in sequences["instruction"]]
+        written = self._route(sequences["router"], images.features, settings["router_max_new_tokens"])
         # A router that says nothing leaves the expert its fixed prompt [our decision].
-        return [prompt or template for prompt, template in zip(written, templates)]
+        return [
+            [prompt or template for prompt, template in zip(image_prompts, image_templates)]
+            for image_prompts, image_templates in zip(written, templates)
+        ]
 
-    def _route(self, router_input_ids: torch.LongTensor, whole: torch.Tensor, limit: int) -> list[list[int]]:
-        """What the router writes for each expert of each image, [images x experts]. The rows of an image are alike up to the
-        expert's name, the image included: so much is read once for all of them."""
-        experts = router_input_ids.shape[1]
-        groups = [self._unpadded(of_image) for of_image in router_input_ids]
-        alike = [min(len(commonprefix(rows)), *(len(row) - 1 for row in rows)) for rows in groups]
-        heads = [rows[0][:count] for rows, count in zip(groups, alike)]
-        tails = [row[count:] for rows, count in zip(groups, alike) for row in rows]
-        settings = {"max_new_tokens": limit, "do_sample": False, "num_beams": 1}
-        given = self.generation_config
-        own_cache = given.use_cache is not False and given.cache_implementation is None
-        if not own_cache or any(self.config.image_token_id in row for row in tails):
-            rows = self._padded([row for rows in groups for row in rows], whole.device)
-            return self._write(rows, whole.repeat_interleave(experts, dim=0), **settings)
-        ids, mask = self._padded(heads, whole.device)
-        cache = DynamicCache(config=self.config.get_text_config())
+    def _route(self, requests: list[list[Tokens]], features: torch.Tensor, limit: int) -> list[list[Tokens]]:
+        """What the router writes for each image's experts. Its sequences of one image are alike up to the expert's name,
+        the image included: so much is read once for all of them."""
+        num_experts = len(requests[0])
+        decoding = {"max_new_tokens": limit, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+        prefixes = [sequences[0][: shared_prefix_length(sequences)] for sequences in requests]
+        rests = [request[len(prefix) :] for prefix, group in zip(prefixes, requests) for request in group]
+        config = self.generation_config
+        caches = config.use_cache is not False and config.cache_implementation is None
+        if caches and not any(self.config.image_token_id in rest for rest in rests):
+            prefix_ids, prefix_mask = self._pad_left(prefixes, features.device)
+            cache = self._read(prefix_ids, prefix_mask, features)
+            cache.batch_repeat_interleave(num_experts)
+            rest_ids, rest_mask = self._pad_left(rests, features.device)
+            ids = torch.cat([prefix_ids.repeat_interleave(num_experts, dim=0), rest_ids], dim=1)
+            mask = torch.cat([prefix_mask.repeat_interleave(num_experts, dim=0), rest_mask], dim=1)
+            prompts = self._decode(ids, mask, None, past_key_values=cache, **decoding)
+        else:
+            ids, mask = self._pad_left([request for group in requests for request in group], features.device)
+            prompts = self._decode(ids, mask, features.repeat_interleave(num_experts, dim=0), **decoding)
+        return [prompts[start : start + num_experts] for start in range(0, len(prompts), num_experts)]
+
+    def _read(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> RSMoECache:
+        """The cache after reading these sequences."""
+        cache = RSMoECache(config=self.config.get_text_config())
+        cache.disposable = True
         self(
             input_ids=ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             past_key_values=cache,
-            adapter_ids=self.model.get_adapter_ids(ids),
-            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=whole)},
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features)},
             use_cache=True,
             logits_to_keep=1,
         )
-        cache.batch_repeat_interleave(experts)
-        cache.may_shrink = True  # type: ignore[attr-defined]  # nobody wants it back
-        ids, mask = (value.repeat_interleave(experts, dim=0) for value in (ids, mask))
-        tail_ids, tail_mask = self._padded(tails, whole.device)
-        rows = torch.cat([ids, tail_ids], dim=1), torch.cat([mask, tail_mask], dim=1)
-        return self._write(rows, None, past_key_values=cache, **settings)
+        return cache
 
-    def _generate_rows(self, rows: tuple[torch.Tensor, torch.Tensor], features: torch.Tensor | None, **kwargs):
-        """transformers' own `generate` over finished rows and the image features that belong to them (`None`: a cache in
-        `kwargs` holds them)."""
-        input_ids, attention_mask = rows
+    # ---- the experts
+
+    def _write_candidates(
+        self, sequences, expert_inputs, router_prompts, images: _Images, fusions: list[str], num_samples: int, kwargs
+    ) -> list[list[list[Tokens]]]:
+        """For each image what its experts wrote, and before them the base LM where texts are reranked: a list of samples
+        or beams for each."""
+        num_images, num_experts = len(fusions), len(sequences["expert"][0])
+        expert_features = self._query(
+            images.embeds.repeat_interleave(num_experts, dim=0),
+            expert_inputs["expert_qformer_input_ids"].flatten(0, 1),
+            expert_inputs["expert_qformer_attention_mask"].flatten(0, 1),
+        ).unflatten(0, (num_images, num_experts))  # each expert reads the image under its sub-task instruction
+        slot = self.config.prompt_token_id
+        counts = [self._num_candidates(fusion, num_samples, kwargs) for fusion in fusions]
+        candidates: list[list[list[Tokens]]] = [[] for _ in fusions]
+        for count in dict.fromkeys(counts):  # one batch, unless an image needs another number of samples
+            members = [image for image in range(num_images) if counts[image] == count]
+            prompts, features, sizes = [], [], []
+            for image in members:
+                image_prompts = [
+                    fill_slots(request, slot, [prompt])
+                    for request, prompt in zip(sequences["expert"][image], router_prompts[image])
+                ]
+                image_features = expert_features[image]
+                if fusions[image] == "rerank":
+                    image_prompts.insert(0, sequences["base"][image])
+                    image_features = torch.cat([images.features[image].unsqueeze(0), image_features])
+                prompts += image_prompts
+                features.append(image_features)
+                sizes.append(len(image_prompts))
+            ids, mask = self._pad_left(prompts, images.embeds.device)
+            texts = self._decode(ids, mask, torch.cat(features), **{**kwargs, "num_return_sequences": count})
+            groups = iter([texts[start : start + count] for start in range(0, len(texts), count)])
+            for image, size in zip(members, sizes):
+                candidates[image] = [next(groups) for _ in range(size)]
+        return candidates
+
+    def _num_candidates(self, fusion: str, num_samples: int, kwargs: dict) -> int:
+        """Texts of each expert."""
+        if fusion == "rewrite":
+            return 1
+        if fusion == "concat":
+            return num_samples
+        config = kwargs["generation_config"]
+        num_beams, do_sample = (self._argument(name, kwargs, config) for name in ("num_beams", "do_sample"))
+        return max(num_beams or 1, num_samples if do_sample else 1)
+
+    # ---- fusion
+
+    def _fuse(
+        self, input_ids, sequences, images: _Images, candidates, fusions: list[str], num_samples: int, streamer, kwargs
+    ) -> tuple[list[_Fused], dict[str, Any]]:
+        """The final texts of each image, and fields of the output."""
+        num_experts = len(sequences["expert"][0])
+        fused: list[Any] = [None] * len(fusions)
+        for image, fusion in enumerate(fusions):
+            if fusion == "concat":
+                by_sample = [list(texts) for texts in zip(*candidates[image])]
+                ends = self.config.sentence_end_token_ids
+                fused[image] = _Fused([join_sentences(texts, ends) for texts in by_sample], by_sample)
+            elif fusion == "rerank":
+                expert_texts = [texts[0] for texts in candidates[image][-num_experts:]]
+                texts, scores = self._rerank(images.embeds[image : image + 1], candidates[image], num_samples)
+                fused[image] = _Fused(texts, [expert_texts], scores)
+        members = [image for image, fusion in enumerate(fusions) if fusion == "rewrite"]
+        extra: dict[str, Any] = {}
+        if members:
+            expert_texts = [[texts[0] for texts in candidates[image]] for image in members]
+            requests = [sequences["rewrite"][image] for image in members]
+            streams = streamer if len(members) == len(fusions) else None
+            texts, extra = self._rewrite(
+                requests, expert_texts, images.features[members], num_samples, streams, kwargs
+            )
+            for place, image in enumerate(members):
+                image_texts = texts[place * num_samples : (place + 1) * num_samples]
+                fused[image] = _Fused(image_texts, [expert_texts[place]])
+        if len(members) < len(fusions):
+            extra = {}  # scores of some texts only are no field of the output
+            self._stream(streamer, input_ids, [text for image in fused for text in image.texts])
+        if any(image.scores for image in fused):
+            no_scores = [images.features.new_full((), float("nan"), dtype=torch.float32)] * num_samples
+            extra["sequences_scores"] = torch.stack([s for image in fused for s in image.scores or no_scores])
+        return fused, extra
+
+    def _rerank(
+        self, image_embeds: torch.Tensor, candidates: list[list[Tokens]], number: int
+    ) -> tuple[list[Tokens], list[torch.Tensor]]:
+        """The `number` texts that fit the image best, best first, and their scores. Where fewer differ, they come again."""
+        texts = [list(text) for text in dict.fromkeys(tuple(text) for group in candidates for text in group)]
+        (scores,) = self.model.reranker(image_embeds, [texts])
+        order = scores.argsort(descending=True, stable=True).tolist()
+        places = [order[index % len(order)] for index in range(number)]
+        return [texts[place] for place in places], [scores[place] for place in places]
+
+    def _rewrite(
+        self, requests: list[Tokens], expert_texts, features: torch.Tensor, num_samples: int, streamer, kwargs
+    ) -> tuple[list[Tokens], dict[str, Any]]:
+        """What the base LM makes of the expert texts, and scores or logits if they are asked for."""
+        prompts = [
+            fill_slots(request, self.config.prompt_token_id, texts) for request, texts in zip(requests, expert_texts)
+        ]
+        config = kwargs["generation_config"]
+        returns_dict = self._argument("return_dict_in_generate", kwargs, config)
+        score_names = {"output_scores": "scores", "output_logits": "logits"}
+        wanted = [name for name in score_names if returns_dict and self._argument(name, kwargs, config)]
+        arguments = {**kwargs, "num_return_sequences": num_samples, "return_dict_in_generate": bool(wanted)}
+        arguments |= {name: name in wanted for name in score_names}
+        # transformers looks up for one sequence only, and its own search writes to streamers.
+        if len(prompts) == 1 and streamer is None and not wanted and self._is_plain_greedy(kwargs):
+            arguments["prompt_lookup_num_tokens"] = LOOKUP_TOKENS
+        if streamer is not None or "prompt_lookup_num_tokens" in arguments:
+            arguments.pop("custom_generate", None)
+        ids, mask = self._pad_left(prompts, features.device)
+        outputs = self._generate_sequences(ids, mask, features, streamer=streamer, **arguments)
+        rewritten = outputs.sequences if wanted else outputs
+        texts = [self._trim(sequence) for sequence in rewritten[:, ids.shape[1] :].tolist()]
+        return texts, {score_names[name]: outputs.get(score_names[name]) for name in wanted}
+
+    # ---- sequences
+
+    def _decode(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor | None, **kwargs) -> list[Tokens]:
+        """The new tokens of every sequence, up to its end token."""
+        unwanted = dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits"), False)
+        sequences = self._generate_sequences(ids, mask, features, **{**kwargs, **unwanted})
+        return [self._trim(sequence) for sequence in sequences[:, ids.shape[1] :].tolist()]
+
+    def _generate_sequences(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor | None, **kwargs):
+        """transformers' own `generate` over finished sequences and the image features that belong to them (`None`: a cache
+        in `kwargs` holds them)."""
         if features is not None:
             kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
-        return super().generate(  # type: ignore[misc]  # transformers annotates `self`
-            input_ids=input_ids, attention_mask=attention_mask, **kwargs
-        )
+        return super().generate(input_ids=ids, attention_mask=mask, **kwargs)
 
-    def _write(
-        self, rows: tuple[torch.Tensor, torch.Tensor], features: torch.Tensor | None, **kwargs
-    ) -> list[list[int]]:
-        """The new tokens of every row, up to its end-of-sequence token."""
-        sequences = self._generate_rows(rows, features, return_dict_in_generate=False, **kwargs)
-        return [self._trim(row) for row in sequences[:, rows[0].shape[1] :].tolist()]
-
-    def _filled(self, input_ids: torch.LongTensor, texts: list[list[list[int]]]) -> list[list[int]]:
-        """Rows without padding, with texts in the place of <prompt> tokens."""
-        filled = []
-        for row, own in zip(self._unpadded(input_ids), map(iter, texts)):
-            filled.append([token for i in row for token in (next(own) if i == self.config.prompt_token_id else [i])])
-        return filled
-
-    def _unpadded(self, input_ids: torch.LongTensor) -> list[list[int]]:
-        """Rows without their padding on the left."""
-        pad = self._pad_id()
-        return [list(dropwhile(lambda token: token == pad, row)) for row in input_ids.tolist()]
-
-    def _padded(self, rows: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows padded on the left: ids and mask [rows, tokens]."""
-        ids = self._pad(rows, device, side="left")
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        mask = torch.arange(ids.shape[1], device=device) >= ids.shape[1] - lengths.unsqueeze(1)
-        return ids, mask.long()
-
-    def _concat(self, parts: list[list[int]]) -> list[int]:
-        """The experts' parts in order; a sentence that was said before is dropped."""
-        ends, said, text = set(self.config.sentence_end_token_ids), [], []
-        for part in parts:
-            sentence = []
-            for position, token in enumerate(part, start=1):
-                sentence.append(token)
-                if token in ends or position == len(part):
-                    if sentence not in said:
-                        said.append(sentence)
-                        text += sentence
-                    sentence = []
-        return text
-
-    def _choose(
-        self, image_embeds: torch.Tensor, written: list[list[int]], number: int
-    ) -> tuple[list[list[int]], torch.Tensor]:
-        """The `number` texts of each image that the reranker finds best, best first, and its scores [images x number]. Where
-        fewer differ, they come again."""
-        count = len(written) // len(image_embeds)
-        starts = range(0, len(written), count)
-        different = [list(map(list, dict.fromkeys(map(tuple, written[start : start + count])))) for start in starts]
-        chosen, found = [], []
-        for some, scores in zip(different, self.model.reranker(image_embeds, different)):
-            order = scores.argsort(descending=True, stable=True).tolist()
-            for place in range(number):
-                index = order[place % len(order)]
-                chosen.append(some[index])
-                found.append(scores[index])
-        return chosen, torch.stack(found)
-
-    def _stream(self, streamer, input_ids: torch.LongTensor, texts: list[list[int]]) -> None:
+    def _stream(self, streamer, input_ids: torch.LongTensor, texts: list[Tokens]) -> None:
         if streamer is None:
             return
         if len(texts) > 1:
@@ -375,32 +469,45 @@ class RSMoEGenerationMixin(RowDecodingMixin):
             streamer.put(torch.tensor([token]))
         streamer.end()
 
-    def _put_step(self, streamer, name: str, rows: list[list[int]]) -> None:
+    def _put_step(self, streamer, name: str, texts: list[Tokens]) -> None:
         if hasattr(streamer, "put_step"):
-            streamer.put_step(name, self._pad(rows, "cpu"))
+            streamer.put_step(name, self._pad(texts, "cpu"))
 
-    def _pad(self, rows: list[list[int]], device, side: str = "right") -> torch.Tensor:
-        width, pad = max(1, *map(len, rows)), self._pad_id()
-        fill = [[pad] * (width - len(row)) for row in rows]
-        padded = [extra + row if side == "left" else row + extra for row, extra in zip(rows, fill)]
-        return torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), width)
+    def _pad(self, sequences: Sequence[Tokens], device) -> torch.Tensor:
+        """Padded on the right [batch_size, tokens]."""
+        width, pad = max(1, *map(len, sequences)), self._pad_token_id()
+        padded = [tokens + [pad] * (width - len(tokens)) for tokens in sequences]
+        return torch.tensor(padded, dtype=torch.long, device=device)
 
-    def _trim(self, row: list[int]) -> list[int]:
-        stop = {*self._eos(), self._pad_id()}
-        return row[: next((i for i, token in enumerate(row) if token in stop), len(row))]
+    def _pad_by_expert(self, texts: list[list[Tokens]], device) -> torch.Tensor:
+        """[num_texts, num_experts, tokens]."""
+        padded = self._pad([tokens for by_expert in texts for tokens in by_expert], device)
+        return padded.view(len(texts), len(texts[0]), -1)
 
-    def _eos(self) -> list[int]:
+    def _pad_left(self, sequences: Sequence[Tokens], device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask [batch_size, tokens]."""
+        width, pad = max(map(len, sequences)), self._pad_token_id()
+        ids = [[pad] * (width - len(tokens)) + tokens for tokens in sequences]
+        mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in sequences]
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+    def _trim(self, tokens: Tokens) -> Tokens:
+        stop = {*self._eos_token_ids(), self._pad_token_id()}
+        return tokens[: next((place for place, token in enumerate(tokens) if token in stop), len(tokens))]
+
+    def _eos_token_ids(self) -> list[int]:
         eos = self.generation_config.eos_token_id
         return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
-    def _pad_id(self) -> int:
+    def _pad_token_id(self) -> int:
         pad = self.generation_config.pad_token_id
-        if pad is None:
-            pad = (self._eos() or [0])[0]
-        return pad
+        return (self._eos_token_ids() or [0])[0] if pad is None else pad
+
+    # ---- what transformers' generate asks of a model
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> Any:
-        """Images to features once, before the rows are multiplied for beams; given features are taken as they are."""
+        """Images to features once, before the sequences are multiplied for beams. transformers' own knows pixels only, and
+        drops `image_embeds`."""
         names = ("pixel_values", "image_embeds", "qformer_input_ids", "qformer_attention_mask")
         images = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
         if "pixel_values" in images or "image_embeds" in images:
@@ -416,12 +523,69 @@ class RSMoEGenerationMixin(RowDecodingMixin):
         input_ids: torch.LongTensor | None = None,
         **model_kwargs,
     ):
-        """Who reads each row is settled here, once for each `generate`, from the whole prompt; later steps carry it along,
-        because a row's new tokens do not hold its expert token."""
-        if model_kwargs.get("adapter_ids") is None and input_ids is not None and input_ids.shape[1]:
-            model_kwargs["adapter_ids"] = self.model.get_adapter_ids(input_ids)
-        expand = super()._expand_inputs_for_generation  # type: ignore[misc]  # transformers annotates `self`
+        """Who reads each sequence is settled here, once for each `generate`, from the whole prompt; later steps carry it
+        along, because a sequence's new tokens do not hold its adapter token."""
+        if model_kwargs.get("adapter_ids") is None:
+            cache = model_kwargs.get("past_key_values")
+            if isinstance(cache, RSMoECache) and cache.adapter_ids is not None:
+                model_kwargs["adapter_ids"] = cache.adapter_ids
+            elif input_ids is not None and input_ids.shape[1]:
+                model_kwargs["adapter_ids"] = self.model.get_adapter_ids(input_ids)
+        expand: Callable = super()._expand_inputs_for_generation
         return expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+
+
+def unpad(ids: torch.Tensor, mask: torch.Tensor) -> list:
+    """The real tokens of sequences, as nested lists.
+
+    Args:
+        ids: `[..., tokens]`, of any number of leading axes.
+        mask: of the same shape; 1 for real tokens.
+    """
+    if ids.ndim == 1:
+        return ids[mask.bool()].tolist()
+    return [unpad(row_ids, row_mask) for row_ids, row_mask in zip(ids.cpu(), mask.cpu())]
+
+
+def fill_slots(tokens: Tokens, slot: int, texts: Sequence[Tokens]) -> Tokens:
+    """A sequence with texts in the place of its slots.
+
+    Args:
+        tokens: with one slot for each text.
+        slot: the token `<prompt>`.
+        texts: in order.
+    """
+    filled: Tokens = []
+    remaining = iter(texts)
+    for token in tokens:
+        if token == slot:
+            filled += next(remaining)
+        else:
+            filled.append(token)
+    return filled
+
+
+def shared_prefix_length(sequences: Sequence[Tokens]) -> int:
+    """Tokens that all sequences begin with; at least one of each is left."""
+    return min(len(commonprefix(sequences)), *(len(tokens) - 1 for tokens in sequences))
+
+
+def join_sentences(texts: Sequence[Tokens], sentence_ends: Sequence[int]) -> Tokens:
+    """Texts one after another; a sentence that stands before is dropped.
+
+    Args:
+        texts: in order.
+        sentence_ends: tokens that end a sentence; without any, whole texts are compared.
+    """
+    sentences: list[Tokens] = []
+    for tokens in texts:
+        start = 0
+        for place, token in enumerate(tokens, start=1):
+            if token in sentence_ends or place == len(tokens):
+                if tokens[start:place] not in sentences:
+                    sentences.append(tokens[start:place])
+                start = place
+    return [token for sentence in sentences for token in sentence]
 
 
 __all__ = ["RSMoEGenerateOutput"]

@@ -1,7 +1,7 @@
 """RS-MoE: a vision-language encoder, one base LM, an instruction router and several lightweight experts.
 
-Every LLM call is one row of a batch, seen by one reader: an expert token in `input_ids` says whether the base LM (no
-such token), the router or an expert reads the row. A batch may mix them, in training as in generation.
+Every LLM call is one sequence of a batch, read by one adapter: a special token in `input_ids` says whether the base LM
+(no such token), the router or an expert reads the sequence. A batch may mix them, in training as in generation.
 """
 
 import copy
@@ -14,26 +14,30 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .adapters_rsmoe import (
+    RSMoECache,
+    attach_adapters,
+    check_attached,
+    clear_selection,
+    detach_adapters,
+    gate_columns,
+    selected_adapters,
+)
 from .base_rsmoe import RSMoEPreTrainedModel
 from .configuration_rsmoe import RSMoEConfig
 from .encoder_rsmoe import RSMoEVisionLanguageEncoder
 from .errors_rsmoe import RSMoEError
-from .experts_rsmoe import (
-    RowContext,
-    RSMoEExpert,
-    attach,
-    check_attached,
-    check_float,
-    decoder_layers,
-    detach,
-    gate_columns,
-)
+from .experts_rsmoe import RSMoEExpert, check_float, decoder_layers
 from .generation_rsmoe import EXPERT_INPUTS, RSMoEGenerationMixin
 from .reranker_rsmoe import RSMoEReranker
 from .router_rsmoe import RSMoEInstructionRouter
@@ -42,32 +46,25 @@ from .router_rsmoe import RSMoEInstructionRouter
 @dataclass
 class RSMoEModelOutputWithPast(BaseModelOutputWithPast):
     """
-    image_hidden_states (`torch.Tensor` of shape `(images, num_query_tokens, hidden_size)`, *optional*):
-        What the encoder made of the images.
+    Args:
+        image_hidden_states (`torch.FloatTensor` of shape `(num_images, num_query_tokens, hidden_size)`, *optional*):
+            Features of the images as the base LM reads them. The other fields are those of every decoder.
     """
 
-    image_hidden_states: torch.Tensor | None = None
+    image_hidden_states: torch.FloatTensor | None = None
 
 
 @dataclass
-class RSMoECausalLMOutputWithPast(ModelOutput):
+class RSMoECausalLMOutputWithPast(CausalLMOutputWithPast):
     """
-    loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is given):
-        Next-token cross-entropy over the labels that are not -100 [paper].
-    logits (`torch.Tensor` of shape `(rows, tokens, vocab_size)`):
-        Scores before the softmax.
-    past_key_values (`Cache`, *optional*), hidden_states, attentions:
-        As every transformers decoder returns them.
-    image_hidden_states (`torch.Tensor` of shape `(images, num_query_tokens, hidden_size)`, *optional*):
-        What the encoder made of the images.
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+            Next-token cross-entropy over the labels that are not -100 [paper].
+        image_hidden_states (`torch.FloatTensor` of shape `(num_images, num_query_tokens, hidden_size)`, *optional*):
+            Features of the images as the base LM reads them. The other fields are those of every causal LM.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor] | None = None
-    attentions: tuple[torch.Tensor] | None = None
-    image_hidden_states: torch.Tensor | None = None
+    image_hidden_states: torch.FloatTensor | None = None
 
 
 class RSMoEModel(RSMoEPreTrainedModel):
@@ -87,15 +84,11 @@ class RSMoEModel(RSMoEPreTrainedModel):
         self.reranker: RSMoEReranker | None = None
         if config.reranker_rank:
             self.add_reranker(config.reranker_rank, config.reranker_buckets)
-        self.rows = RowContext()
-        self.attach_experts()
+        self.attach_adapters()
         self.post_init()
-        plans = {
-            name: self.expert(name).tp_plan for name in config.expert_names
-        }  # not gathered, as no direct children
-        self.tp_plan.update(
-            {f"experts.{n}.{rule}": style for n, plan in plans.items() for rule, style in plan.items()}
-        )
+        for name in config.expert_names:  # not gathered, as they are no direct children
+            expert_plan = self.expert(name).tp_plan
+            self.tp_plan.update({f"experts.{name}.{rule}": style for rule, style in expert_plan.items()})
 
     @property
     def vision_model(self):
@@ -104,7 +97,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         try:
-            return _loaded(super().from_pretrained(*args, **kwargs))
+            return _reattached(super().from_pretrained(*args, **kwargs))
         except RuntimeError as error:
             if "automatic conversion of the weights" not in str(error):
                 raise
@@ -121,71 +114,101 @@ class RSMoEModel(RSMoEPreTrainedModel):
 
     def set_decoder(self, decoder):
         self.language_model = decoder
-        self.attach_experts()
+        self.attach_adapters()
 
     def get_decoder(self):
         return self.language_model
 
     @property
-    def readers(self) -> dict[int, RSMoEExpert]:
-        """Who can read a row besides the base LM (index 0): 1 the router, from 2 on the experts in order."""
+    def adapters(self) -> dict[int, RSMoEExpert]:
+        """Who can read a sequence besides the base LM (id 0): 1 the router, from 2 on the experts in order."""
         experts = cast(Iterable[RSMoEExpert], self.experts.values())
         return dict(enumerate([self.router, *experts], start=1))
 
-    def attach_experts(self) -> None:
+    def attach_adapters(self) -> None:
         """Hook router and experts into the base LM. Call it after replacing layers of the language model."""
-        attach(self.language_model, self.rows, self.readers)
+        attach_adapters(self.language_model, self.adapters)
 
-    def reset_experts(self) -> None:
+    def reset_adapters(self) -> None:
         """Start router and experts at the base LM exactly: the beginning of stage 2 [paper]."""
-        for reader in self.readers.values():
-            reader.reset_to(self.language_model)
+        for adapter in self.adapters.values():
+            adapter.reset_to(self.language_model)
 
     def add_reranker(self, rank: int, buckets: int) -> RSMoEReranker:
         """Put a new reranker in place, to be fitted (`modeling_rsmoe.training.reranker`).
 
         Args:
-            rank, buckets (`int`): as `reranker_rank` and `reranker_buckets` of the configuration.
+            rank (`int`):
+                As `reranker_rank` of the configuration.
+            buckets (`int`):
+                As `reranker_buckets` of the configuration.
         """
         self.reranker = reranker = RSMoEReranker(self.config.vision_config.hidden_size, rank, buckets)
         self.config.reranker_rank, self.config.reranker_buckets = rank, buckets
         return reranker
 
     def remove_reranker(self) -> None:
+        """Leave the model without one."""
         self.reranker, self.config.reranker_rank = None, 0
 
     def expert(self, name: str) -> RSMoEExpert:
-        """The expert `name`; an unknown name raises with the known ones."""
+        """The expert of a name.
+
+        Args:
+            name (`str`):
+                One of `config.expert_names`.
+
+        Raises:
+            RSMoEError: an unknown name; the known ones are listed.
+        """
         if name not in self.experts:
             raise RSMoEError(f"Unknown expert {name!r}; this model has {', '.join(self.experts)}.")
         return cast(RSMoEExpert, self.experts[name])
 
     def get_adapter_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        """Who reads each row, from its first expert token: 0 the base LM, 1 the router, 2... the experts.
+        """Who reads each sequence, from its first adapter token: 0 the base LM, 1 the router, 2... the experts.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(rows, tokens)`).
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                From the start of the sequences.
 
         Returns:
-            `torch.LongTensor` of shape `(rows,)`.
+            `torch.LongTensor` of shape `(batch_size,)`.
         """
         tokens = torch.tensor(self.config.adapter_token_ids, device=input_ids.device)
-        found = input_ids.unsqueeze(-1) == tokens  # [rows, tokens, readers]
-        first = found.any(-1).int().argmax(-1)  # [rows]; 0 where there is none
-        at_first = found[torch.arange(len(input_ids), device=input_ids.device), first]  # [rows, readers]
+        is_token = input_ids.unsqueeze(-1) == tokens  # [batch_size, sequence_length, adapters]
+        first = is_token.any(-1).int().argmax(-1)  # [batch_size]; 0 where there is none
+        at_first = is_token[torch.arange(len(input_ids), device=input_ids.device), first]  # [batch_size, adapters]
         return torch.where(at_first.any(-1), at_first.int().argmax(-1) + 1, 0)
 
     def get_adapter_gate(self, adapter_ids: torch.Tensor) -> torch.Tensor:
-        """[rows, 1, sum of ranks]: the scaling of the row's reader in that reader's columns, 0 elsewhere."""
+        """The scaling of each sequence's adapter in that adapter's columns, 0 elsewhere.
+
+        Args:
+            adapter_ids (`torch.LongTensor` of shape `(batch_size,)`):
+                Of `get_adapter_ids`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, 1, sum of ranks)`.
+        """
         owners, scales = [], []
-        for index, columns in gate_columns(self.readers).items():
-            owners += [index] * len(columns)
-            scales += [self.readers[index].scaling] * len(columns)
-        mine = adapter_ids.unsqueeze(-1) == torch.tensor(owners, device=adapter_ids.device)  # [rows, sum of ranks]
-        return (mine * torch.tensor(scales, device=adapter_ids.device)).unsqueeze(1)
+        for adapter_id, columns in gate_columns(self.adapters).items():
+            owners += [adapter_id] * len(columns)
+            scales += [self.adapters[adapter_id].scaling] * len(columns)
+        device = adapter_ids.device
+        is_owner = adapter_ids.unsqueeze(-1) == torch.tensor(owners, device=device)  # [batch_size, sum of ranks]
+        return (is_owner * torch.tensor(scales, device=device)).unsqueeze(1)
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """ViT features of images, to be given as `image_embeds` in place of `pixel_values` (see the encoder)."""
+        """ViT features of images, to be given as `image_embeds` in place of `pixel_values`.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(num_images, 3, height, width)`):
+                As the image processor makes them.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_images, patches, vision width)`.
+        """
         return self.encoder.encode_image(pixel_values)
 
     @can_return_tuple
@@ -197,16 +220,28 @@ class RSMoEModel(RSMoEPreTrainedModel):
         qformer_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
-        """Features that take the place of the image tokens: `pooler_output` [images, num_query_tokens, hidden_size].
+        """Features that take the place of the image tokens.
 
-        Arguments as of [`RSMoEVisionLanguageEncoder`]; `last_hidden_state`, `hidden_states` and `attentions` are the
-        ViT's.
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(num_images, 3, height, width)`, *optional*):
+                Images.
+            image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`, *optional*):
+                Output of `encode_image` in place of pixels.
+            qformer_input_ids (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
+                The instruction that each image is read under.
+            qformer_attention_mask (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
+                1 for its real tokens.
+
+        Returns:
+            [`BaseModelOutputWithPooling`]: `pooler_output` (num_images, num_query_tokens, hidden_size);
+            `last_hidden_state`, `hidden_states` and `attentions` are the ViT's.
         """
-        vision = None
+        vision_outputs = None
         if image_embeds is None and pixel_values is not None:
             vision_model = self.encoder.vision_model
-            vision = vision_model(pixel_values=pixel_values.to(vision_model.dtype), return_dict=True, **kwargs)
-            image_embeds = vision.last_hidden_state
+            pixel_values = pixel_values.to(vision_model.dtype)
+            vision_outputs = vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+            image_embeds = vision_outputs.last_hidden_state
         features = self.encoder(
             image_embeds=image_embeds,
             qformer_input_ids=qformer_input_ids,
@@ -215,14 +250,14 @@ class RSMoEModel(RSMoEPreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=image_embeds,
             pooler_output=features,
-            hidden_states=getattr(vision, "hidden_states", None),
-            attentions=getattr(vision, "attentions", None),
+            hidden_states=getattr(vision_outputs, "hidden_states", None),
+            attentions=getattr(vision_outputs, "attentions", None),
         )
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.Tensor:
-        """[rows, tokens, 1] mask of the image tokens; raises when their number is not that of the features."""
+        """Mask of the image tokens [batch_size, sequence_length, 1]; raises when their number is not that of the features."""
         if input_ids is None:
             token = self.get_input_embeddings()(torch.tensor(self.config.image_token_id, device=inputs_embeds.device))
             mask = (inputs_embeds == token).all(-1)
@@ -236,24 +271,44 @@ class RSMoEModel(RSMoEPreTrainedModel):
             )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
-    def _readers_of_rows(self, input_ids, adapter_ids, past_key_values, rows: int, device) -> torch.Tensor:
-        """Given ids win; then what the cache remembers of its rows; then the tokens of a row read from its start."""
-        if adapter_ids is not None:
-            if adapter_ids.shape != (rows,):
+    def _select_adapters(self, input_ids, adapter_ids, past_key_values, inputs_embeds) -> torch.Tensor:
+        """Given ids win; then what the cache remembers of its sequences; then the tokens of sequences read from their
+        start."""
+        batch_size, device = inputs_embeds.shape[0], inputs_embeds.device
+        if adapter_ids is None and past_key_values is not None and past_key_values.get_seq_length() > 0:
+            adapter_ids = getattr(past_key_values, "adapter_ids", None)
+            if adapter_ids is None or len(adapter_ids) != batch_size:
                 raise ValueError(
-                    f"adapter_ids has shape {tuple(adapter_ids.shape)}; expected ({rows},): one for each row."
+                    "past_key_values was not filled by this model for these sequences: pass `adapter_ids` as well."
+                )
+        if adapter_ids is not None:
+            if adapter_ids.shape != (batch_size,):
+                raise ValueError(
+                    f"adapter_ids has shape {tuple(adapter_ids.shape)}; expected ({batch_size},): one for each sequence."
                 )
             return adapter_ids.to(device)
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            remembered = getattr(past_key_values, "adapter_ids", None)
-            if remembered is None or len(remembered) != rows:
-                raise ValueError(
-                    "past_key_values was not filled by this model for these rows: pass `adapter_ids` as well."
-                )
-            return remembered.to(device)
         if input_ids is not None:
             return self.get_adapter_ids(input_ids)
-        return torch.zeros(rows, dtype=torch.long, device=device)  # embeddings alone: the base LM reads them
+        return torch.zeros(batch_size, dtype=torch.long, device=device)  # embeddings alone: the base LM reads them
+
+    def _adapter_kwargs(self, adapter_ids: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Keyword arguments by which each decoder layer knows the adapters of its sequences."""
+        adapters = self.adapters.values()
+        # Where adapters train, the gate is always there: every one stays in the graph (DDP needs no search for absent
+        # ones).
+        trains = self.training and any(p.requires_grad for adapter in adapters for p in adapter.parameters())
+        if not (trains or torch.compiler.is_compiling() or bool(adapter_ids.any())):
+            return {}
+        arguments = {"adapter_gate": self.get_adapter_gate(adapter_ids).to(dtype)}
+        if any(adapter.config.expert_type == "full" for adapter in adapters):
+            arguments["adapter_ids"] = adapter_ids
+        return arguments
+
+    def _new_cache(self, use_cache: bool | None) -> RSMoECache | None:
+        """What the decoder would make for itself, with a memory of who reads its sequences."""
+        use_cache = self.language_model.config.use_cache if use_cache is None else use_cache
+        checkpointed = self.training and getattr(self.language_model, "gradient_checkpointing", False)
+        return RSMoECache(config=self.language_model.config) if use_cache and not checkpointed else None
 
     @can_return_tuple
     def forward(  # type: ignore[misc]  # transformers' own idiom: position_ids is a key of TransformersKwargs too
@@ -273,64 +328,72 @@ class RSMoEModel(RSMoEPreTrainedModel):
     ) -> tuple | RSMoEModelOutputWithPast:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(rows, tokens)`, *optional*):
-                Rows; each image stands as `num_query_tokens` image tokens, an expert token selects the reader.
-            pixel_values (`torch.Tensor` of shape `(images, 3, height, width)`, *optional*): images in the order of the
-            rows. image_embeds (`torch.Tensor` of shape `(images, patches, vision width)`, *optional*): in place of
-            pixels. qformer_input_ids, qformer_attention_mask (`torch.LongTensor` of shape `(images, tokens)`,
-            *optional*):
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Each image stands as `num_query_tokens` image tokens; an adapter token selects who reads the sequence.
+            pixel_values (`torch.FloatTensor` of shape `(num_images, 3, height, width)`, *optional*):
+                Images in the order of the sequences.
+            image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`, *optional*):
+                Output of `encode_image` in place of pixels.
+            qformer_input_ids (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
                 The instruction that each image is read under.
-            adapter_ids (`torch.LongTensor` of shape `(rows,)`, *optional*):
-                Readers by index (see `get_adapter_ids`) in place of expert tokens.
-            mm_encoder_outputs (`dict`, *optional*): `{"image": get_image_features(...)}` in place of images.
+            qformer_attention_mask (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
+                1 for its real tokens.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                1 for real tokens, 0 for padding.
+            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                As of every decoder.
+            past_key_values (`Cache`, *optional*):
+                Of earlier tokens. One that this model made remembers the adapters of its sequences.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                In place of `input_ids`; read by the base LM unless `adapter_ids` are given.
+            adapter_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Who reads each sequence (see `get_adapter_ids`), in place of adapter tokens.
+            mm_encoder_outputs (`dict`, *optional*):
+                `{"image": get_image_features(...)}` in place of images.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)  # [rows, tokens, hidden_size]
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # [batch_size, sequence_length, hidden_size]
 
-        image = (mm_encoder_outputs or {}).get("image")
-        if image is None and (pixel_values is not None or image_embeds is not None):
-            image = self.get_image_features(
+        image_outputs = (mm_encoder_outputs or {}).get("image")
+        if image_outputs is None and (pixel_values is not None or image_embeds is not None):
+            image_outputs = self.get_image_features(
                 pixel_values, image_embeds, qformer_input_ids, qformer_attention_mask, return_dict=True
             )
         image_features = None
-        if image is not None:
-            image_features = cast(Any, image.pooler_output)
+        if image_outputs is not None:
+            image_features = cast(Any, image_outputs.pooler_output)
             if isinstance(image_features, (list, tuple)):  # a list after `generate` expanded it for beams
                 image_features = torch.stack(image_features)
             image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
-        rows, device = inputs_embeds.shape[0], inputs_embeds.device
-        readers = self._readers_of_rows(input_ids, adapter_ids, past_key_values, rows, device)
-        # Where experts train, the gate is always there: every expert stays in the graph (DDP needs no search for
-        # absent ones).
-        trains = self.training and any(
-            p.requires_grad for part in (self.router, self.experts) for p in part.parameters()
-        )
-        if trains or torch.compiler.is_compiling() or bool(readers.any()):
-            kwargs["adapter_gate"] = self.get_adapter_gate(readers).to(inputs_embeds.dtype)
-            if any(reader.config.expert_type == "full" for reader in self.readers.values()):
-                kwargs["expert_rows"] = readers
+        adapter_ids = self._select_adapters(input_ids, adapter_ids, past_key_values, inputs_embeds)
+        adapter_kwargs = self._adapter_kwargs(adapter_ids, inputs_embeds.dtype)
+        if adapter_kwargs:
             self._check_hooks(past_key_values)
-        self.rows.gate = None
+        if past_key_values is None:
+            past_key_values = self._new_cache(kwargs.get("use_cache"))
+        if isinstance(past_key_values, RSMoECache):
+            past_key_values.adapter_ids = adapter_ids
+        clear_selection()
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            **adapter_kwargs,
             **kwargs,
         )
-        if "adapter_gate" in kwargs and self.rows.gate is None:
+        if adapter_kwargs and not selected_adapters():
             raise RSMoEError(
-                f"The decoder {self.language_model.config.model_type!r} did not pass keyword arguments on to its attention, so no "
-                "expert could be selected; choose a decoder such as 'llama', 'qwen2', 'qwen3', 'mistral' or 'smollm3'."
+                f"The decoder {self.language_model.config.model_type!r} did not pass keyword arguments on to its "
+                "attention, so no expert could be selected; choose a decoder such as 'llama', 'qwen2', 'qwen3', 'mistral' "
+                "or 'smollm3'."
             )
-        if outputs.past_key_values is not None:
-            # For a decoding loop of one's own that carries only the cache.
-            outputs.past_key_values.adapter_ids = readers
+        clear_selection()
         return RSMoEModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -343,65 +406,71 @@ class RSMoEModel(RSMoEPreTrainedModel):
         """Once for each sequence rather than at each decoding step."""
         if torch.compiler.is_compiling() or (past_key_values is not None and past_key_values.get_seq_length() > 0):
             return
-        check_attached(self.language_model, self.readers)
+        check_attached(self.language_model, self.adapters)
 
 
-def _loaded(found: Any) -> Any:
-    """The model that `from_pretrained` made, experts hooked in anew: quantisers put modules of their own, without our hooks, in
-    the place of linear layers.
+def _reattached(loaded: Any) -> Any:
+    """What `from_pretrained` returned, with its adapters hooked in anew: quantisers put modules of their own, without our
+    hooks, in the place of linear layers.
 
     Raises:
         RSMoEError: `device_map` offloads router, experts or queries.
     """
-    whole = found[0] if isinstance(found, tuple) else found
-    model = whole.base_model
-    detach(model.language_model)
-    model.attach_experts()
-    places = {str(place) for place in (getattr(whole, "hf_device_map", None) or {}).values()}
+    full_model = loaded[0] if isinstance(loaded, tuple) else loaded
+    model = full_model.base_model
+    detach_adapters(model.language_model)
+    model.attach_adapters()
+    devices = {str(device) for device in (getattr(full_model, "hf_device_map", None) or {}).values()}
+    if not devices & {"cpu", "disk"}:
+        return loaded
     for name, parameter in model.named_parameters():
-        if (
-            parameter.is_meta
-            and places & {"cpu", "disk"}
-            and any(part in name for part in ("lora_", "query_tokens", "reranker"))
-        ):
+        if parameter.is_meta and any(module in name for module in ("lora_", "query_tokens", "reranker")):
             raise RSMoEError(
-                f"device_map offloads {name}, and what is offloaded comes back for its module's own forward only, which is never "
-                "called: give model.encoder, model.router, model.experts and model.reranker a device; model.language_model.layers may be on disk."
+                f"device_map offloads {name}, and what is offloaded comes back for its module's own forward only, which "
+                "is never called: give model.encoder, model.router, model.experts and model.reranker a device; "
+                "model.language_model.layers may be on disk."
             )
-    return found
+    return loaded
 
 
 def _check_keyword_arguments(language_model) -> None:
     """Refuse a decoder whose layers do not pass keyword arguments on to their attention: experts could not be selected."""
     layer = decoder_layers(language_model)[0]
-    for part, module in (("model", language_model), ("layer", layer), ("attention", layer.get_submodule("self_attn"))):
+    for place, module in (
+        ("model", language_model),
+        ("layer", layer),
+        ("attention", layer.get_submodule("self_attn")),
+    ):
         parameters = inspect.signature(module.forward).parameters.values()
         if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             raise RSMoEError(
-                f"text_config.model_type {language_model.config.model_type!r} does not pass keyword arguments on to its attention "
-                f"({part} {type(module).__name__} takes none); choose a decoder such as 'llama', 'qwen2', 'qwen3', 'mistral' or 'smollm3'."
+                f"text_config.model_type {language_model.config.model_type!r} does not pass keyword arguments on to its "
+                f"attention ({place} {type(module).__name__} takes none); choose a decoder such as 'llama', 'qwen2', "
+                "'qwen3', 'mistral' or 'smollm3'."
             )
 
 
 class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
-    """RS-MoE with a language modeling head: `generate` routes, lets the experts write and composes the final text."""
+    """RS-MoE with a language modeling head: `generate` routes, lets the experts write and fuses their texts."""
 
     config_class = RSMoEConfig
     base_model_prefix = "model"
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    _other_auto_classes = {
+        "AutoModel": "modeling_rsmoe.RSMoEModel",
+        "AutoModelForMultimodalLM": "modeling_rsmoe.RSMoEForConditionalGeneration",
+    }
 
     def __init__(self, config: RSMoEConfig):
         super().__init__(config)
-        # save_pretrained writes the entry of the saved class only; AutoModel is to find the model without a head too.
-        config.auto_map = {**(getattr(config, "auto_map", None) or {}), "AutoModel": "modeling_rsmoe.RSMoEModel"}
         self.model = RSMoEModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        return _loaded(super().from_pretrained(*args, **kwargs))
+        return _reattached(super().from_pretrained(*args, **kwargs))
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -412,19 +481,21 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         return self.model.get_image_features(pixel_values, **kwargs)
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """ViT features of images, to be given as `image_embeds` in place of `pixel_values` (see the encoder)."""
+        """As of [`RSMoEModel`]."""
         return self.model.encode_image(pixel_values)
 
     def add_expert(self, name: str, token_id: int) -> RSMoEExpert:
         """Add an expert that starts at the base LM. All other weights stay as they are, bit for bit.
 
         Args:
-            name (`str`): a Python identifier that no expert has.
-            token_id (`int`): the token that selects it, from the processor's `add_expert`. A vocabulary that lacks it
-                grows, and the new row is the mean of the other experts' [our decision]. It is never generated.
+            name (`str`):
+                A Python identifier that no expert has.
+            token_id (`int`):
+                The token that selects it, from the processor's `add_expert`. A vocabulary that lacks it grows, and the
+                new embedding is the mean of the other experts' [our decision]. It is never generated.
 
         Returns:
-            The new expert, the last in `config.expert_names`.
+            [`RSMoEExpert`]: the new one, the last in `config.expert_names`.
 
         Raises:
             RSMoEError: a name or a token that is taken or cannot be one.
@@ -442,8 +513,8 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         expert.reset_to(model.language_model)
         config.expert_names, config.expert_token_ids = expert_names, expert_token_ids
         model.experts[name] = expert.train(self.training)
-        detach(model.language_model)
-        model.attach_experts()
+        detach_adapters(model.language_model)
+        model.attach_adapters()
         suppressed = self.generation_config.suppress_tokens or []
         self.generation_config.suppress_tokens = [*suppressed, token_id]
         return expert
@@ -452,14 +523,18 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
     def _grow_vocabulary(self, size: int) -> None:
         old = self.config.text_config.vocab_size
         self.resize_token_embeddings(size, mean_resizing=False)
-        for part in (self.get_input_embeddings(), self.get_output_embeddings()):
-            weight = cast(nn.Embedding | nn.Linear, part).weight  # [tokens, hidden_size]
+        for module in (self.get_input_embeddings(), self.get_output_embeddings()):
+            weight = cast(nn.Embedding | nn.Linear, module).weight  # [vocab_size, hidden_size]
             weight[old:] = weight[self.config.expert_token_ids].mean(0)
 
     def merged_llm(self, expert: str) -> PreTrainedModel:
         """The base LM with the weights of `expert` merged into it, as a causal LM of transformers (a copy).
 
-        It reads text as that expert's rows do; image tokens are only words to it.
+        It reads text as that expert does; image tokens are only words to it.
+
+        Args:
+            expert (`str`):
+                One of `config.expert_names`.
 
         Raises:
             RSMoEError: an unknown expert; the known ones are named.
@@ -500,8 +575,14 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | RSMoECausalLMOutputWithPast:
-        """Arguments as of [`RSMoEModel`]; `labels` [rows, tokens] with -100 where no loss is taken; `logits_to_keep`: the
-        last so many tokens, or places [places], or a mask [rows, tokens] whose logits then are [true tokens, vocab_size].
+        """As of [`RSMoEModel`], and:
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                -100 where no loss is taken.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
+                Logits of the last so many tokens (0: all), or of places (1-dimensional), or of a mask of shape
+                `(batch_size, sequence_length)`, whose logits then are `(true tokens, vocab_size)`.
         """
         for name in EXPERT_INPUTS:  # the processor makes them for `generate`
             kwargs.pop(name, None)

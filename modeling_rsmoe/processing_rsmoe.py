@@ -1,83 +1,36 @@
 """Processor of RS-MoE: images and instructions -> everything that `generate` or training needs, in one call.
 
-Knows how every kind of row is written down (base LM, router, experts, composer); training and generation use the
-same functions, so that a row reads the same in both.
+What the sequences say stands in `prompting_rsmoe`; here they become tensors.
 """
 
 import copy
 import re
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import AddedToken, BatchFeature
-from transformers.image_utils import ImageInput, make_flat_list_of_images
-from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 
 from .configuration_rsmoe import EXPERT_NAMES
 from .errors_rsmoe import RSMoEError
 from .generation_rsmoe import EXPERT_INPUTS
-from .images_rsmoe import read_images
+from .images_rsmoe import to_rgb_images
+from .prompting_rsmoe import (
+    CHAT_TEMPLATE,
+    EXPERT_INSTRUCTIONS,
+    IMAGE_TOKEN,
+    PROMPT_TOKEN,
+    ROUTER_TOKEN,
+    TASKS,
+    Prompt,
+    expert_token,
+    task_of,
+)
 
 
-IMAGE_TOKEN, PROMPT_TOKEN, ROUTER_TOKEN = "<image>", "<prompt>", "<router>"
-DEFAULT_INSTRUCTION = "Describe the image."  # [our decision]
-ANSWER_WORDING = "Answer the question using a single word or phrase."  # GeoChat's wording for RSVQA
-# Each expert's sub-task: what its Q-Former reads, and its prompt with router_mode="template" [our decision: wording].
-EXPERT_INSTRUCTIONS = {
-    "theme": "What is the theme of this image: its scene and land use?",
-    "object": "Which objects are in this image, how many are there and what are they like?",
-    "relation": "Where are the objects of this image relative to each other?",
-}
-# A completion begins with a space, so that parts joined token by token are the texts joined by spaces [our decision].
-CHAT_TEMPLATE = """{%- for message in messages -%}
-{{- ('' if loop.first else '\n') + '<|im_start|>' + message['role'] + '\n' -}}
-{%- if message['content'] is string -%}
-{%- set parts = [{'type': 'text', 'text': message['content']}] -%}
-{%- else -%}
-{%- set parts = message['content'] -%}
-{%- endif -%}
-{%- if message['role'] == 'assistant' -%}
-{%- generation -%}
-{%- for part in parts -%}{{- ' ' + part['text'] | trim -}}{%- endfor -%}
-{{- '<|im_end|>' -}}
-{%- endgeneration -%}
-{%- else -%}
-{%- set before = namespace(text='') -%}
-{%- for part in parts -%}
-{%- if part['type'] == 'image' -%}{%- set before.text = before.text + '<image>' -%}
-{%- else -%}{%- set before.text = before.text + (' ' if before.text else '') + part['text'] | trim -%}
-{%- endif -%}
-{%- endfor -%}
-{{- before.text + '<|im_end|>' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '\n<|im_start|>assistant\n' -}}{%- endif -%}
-"""
-
-
-def question_instruction(question: str) -> str:
-    """A question as the model is asked it: `question? Answer the question using a single word or phrase.`"""
-    question = " ".join(question.split())
-    return f"{question if question.endswith(('?', '.', '!')) else question + '?'} {ANSWER_WORDING}"
-
-
-def expert_token(name: str) -> str:
-    """The token that gives a row to the expert `name`."""
-    return f"<{name}>"
-
-
-def router_prompt(name: str, instruction: str) -> str:
-    """User text of the row in which the router writes the prompt for the expert `name`."""
-    return f"{ROUTER_TOKEN} {name}: {instruction}"
-
-
-def expert_prompt(name: str, prompt: str) -> str:
-    """User text of a row of the expert `name`, under the prompt that the router wrote for it."""
-    return f"{expert_token(name)} {prompt}"
-
-
-def rewrite_request(instruction: str, parts: dict[str, str]) -> str:
-    """User text of the row in which the base LM reads the experts' parts; an absent part is left empty."""
-    return instruction + "".join(f"\n{name}:{' ' + part if part else ''}" for name, part in parts.items())
+MAX_QFORMER_TOKENS = 512  # BERT's positions; a tokenizer without a limit of its own says 1e30
 
 
 class RSMoEProcessor(ProcessorMixin):
@@ -85,25 +38,32 @@ class RSMoEProcessor(ProcessorMixin):
     Wraps an image processor, the LLM's tokenizer and the Q-Former's tokenizer.
 
     Args:
-        image_processor (`BaseImageProcessor`), tokenizer (`PreTrainedTokenizerBase`), qformer_tokenizer
-        (`PreTrainedTokenizerBase`):
-            The three parts. Tokens that the LLM's tokenizer lacks (`<image>`, `<prompt>`, `<router>`, one for each
-            expert) are added to it, in this order.
-        num_query_tokens (`int`, *optional*, defaults to 32): image tokens that stand for one image.
-        experts (`list[str]`, *optional*, defaults to `["theme", "object", "relation"]`): names of the experts, in
-        order. expert_instructions (`dict[str, str]`, *optional*): each expert's sub-task instruction.
-        chat_template (`str`, *optional*): defaults to ChatML without a system message.
+        image_processor (`BaseImageProcessor`):
+            Of the image encoder.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Of the base LM. Special tokens that it lacks (`<image>`, `<prompt>`, `<router>`, one for each expert) are
+            added to it, in this order.
+        qformer_tokenizer (`PreTrainedTokenizerBase`):
+            Of the Q-Former.
+        num_query_tokens (`int`, *optional*, defaults to 32):
+            Image tokens that stand for one image.
+        experts (`list[str]`, *optional*, defaults to `["theme", "object", "relation"]`):
+            Names of the experts, in order.
+        expert_instructions (`dict[str, str]`, *optional*):
+            Each expert's sub-task instruction.
+        chat_template (`str`, *optional*):
+            Defaults to ChatML without a system message.
 
     Example:
 
     ```python
-    >>> inputs = processor(images="tile.png", text="Describe the image.", return_tensors="pt")
+    >>> inputs = processor(images=image, text="Describe the image.", return_tensors="pt")
     >>> outputs = model.generate(**inputs, return_dict_in_generate=True)
-    >>> processor.post_process_generation(outputs)[0]["text"]
+    >>> caption = processor.post_process_generation(outputs)[0]["text"]
     ```
     """
 
-    # For training, set it to False on the instance: rows of training need no expert inputs. It is no argument of
+    # For training, set it to False on the instance: training examples need no expert inputs. It is no argument of
     # __init__, so a checkpoint saved in training does not remember it.
     makes_expert_inputs = True
     qformer_tokenizer: Any
@@ -130,16 +90,18 @@ class RSMoEProcessor(ProcessorMixin):
             )
         self.image_token = IMAGE_TOKEN
         if tokenizer is not None:
-            _add_marks(tokenizer, [IMAGE_TOKEN, PROMPT_TOKEN, ROUTER_TOKEN, *map(expert_token, self.experts)])
+            _add_special_tokens(tokenizer, [IMAGE_TOKEN, PROMPT_TOKEN, ROUTER_TOKEN, *map(expert_token, self.experts)])
             self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     def add_expert(self, name: str, instruction: str) -> int:
-        """Make rows for one expert more, after the others.
+        """Make sequences for one expert more, after the others.
 
         Args:
-            name (`str`): a Python identifier that no expert has; the tokenizer gets the token `<name>`.
-            instruction (`str`): its sub-task, which its Q-Former reads, and its prompt with `router_mode="template"`.
+            name (`str`):
+                A Python identifier that no expert has; the tokenizer gets the token `<name>`.
+            instruction (`str`):
+                Its sub-task, which its Q-Former reads, and its prompt with `router_mode="template"`.
 
         Returns:
             `int`: the token's id, for the model's `add_expert`.
@@ -149,13 +111,24 @@ class RSMoEProcessor(ProcessorMixin):
         """
         if name in self.experts or not name.isidentifier() or not instruction.strip():
             raise RSMoEError(
-                f"cannot add the expert {name!r} with the instruction {instruction!r}: give a Python identifier other than "
-                f"{', '.join(self.experts)}, and a text."
+                f"cannot add the expert {name!r} with the instruction {instruction!r}: give a Python identifier other "
+                f"than {', '.join(self.experts)}, and a text."
             )
-        _add_marks(self.tokenizer, [expert_token(name)])
+        _add_special_tokens(self.tokenizer, [expert_token(name)])
         self.experts = [*self.experts, name]
         self.expert_instructions = {**self.expert_instructions, name: instruction}
         return self.tokenizer.convert_tokens_to_ids(expert_token(name))
+
+    def with_experts(self, names: Sequence[str]) -> "RSMoEProcessor":
+        """A copy that makes sequences for these experts alone; tokenizers are shared.
+
+        Args:
+            names (`Sequence[str]`):
+                Of experts that there are.
+        """
+        processor = copy.copy(self)
+        processor.experts = list(names)
+        return processor
 
     def llm_tokenizer(self) -> Any:
         """A copy of the LLM's tokenizer with the chat template, to go with the model's `merged_llm`."""
@@ -167,128 +140,235 @@ class RSMoEProcessor(ProcessorMixin):
         return tokenizer
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
-        images = None if images is None else read_images(images)
-        images, text, videos, audio = super().prepare_inputs_layout(images=images, text=text, **kwargs)
-        count = len(make_flat_list_of_images(images)) if images is not None else 0
-        plain = text is not None and all(isinstance(sample, str) and self.image_token not in sample for sample in text)
-        if count and plain and len(text) == count:  # one bare instruction for each image
-            text = [self.render(sample) for sample in text]
-        return images, text, videos, audio
+        images = None if images is None else to_rgb_images(images)
+        return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
     def __call__(
         self,
         images: ImageInput | None = None,
-        text: str | list[str] | None = None,
+        text: str | Prompt | list[str] | list[Prompt] | None = None,
+        image_embeds: torch.Tensor | None = None,
         expert_inputs: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """
         Args:
-            images: one image or a list (paths, URLs, PIL, arrays, tensors): one for each `<image>` mark of the texts.
-            text: bare instructions (one for each image; the chat template is applied), or texts rendered by
-                `apply_chat_template` with as many `<image>` marks as images.
-            expert_inputs: whether to make what the whole path of `generate` needs besides `input_ids`. By default it
-            is
-                made when every text holds one image and no expert token.
-            **kwargs: as of every transformers processor (`return_tensors="pt"`, `padding`, ...).
+            images (`ImageInput`, *optional*):
+                One image or a list (paths, URLs, PIL, arrays, tensors): one for each `<image>` token of the texts.
+            text (`str`, `Prompt` or a list of them, *optional*):
+                Instructions or prompts, one for each image: the chat template is applied. Or texts rendered by
+                `apply_chat_template`, with as many `<image>` tokens as images.
+            image_embeds (`torch.Tensor` of shape `(num_images, patches, vision width)`, *optional*):
+                Output of the model's `encode_image`, in place of images.
+            expert_inputs (`bool`, *optional*):
+                Whether to make what the full model of `generate` needs besides `input_ids`. By default it is made when
+                every text is an instruction about one image.
+            **kwargs:
+                As of every transformers processor. `padding`, `padding_side`, `truncation` and `max_length` hold for
+                all sequences of the base LM, router and experts.
 
         Returns:
-            `BatchFeature`: `input_ids`, `attention_mask` [texts, tokens]; `pixel_values` [images, 3, height, width];
-            `qformer_input_ids`, `qformer_attention_mask` [images, tokens]; and the expert inputs (see
-            `generation_rsmoe.EXPERT_INPUTS`).
+            `BatchFeature`: `input_ids`, `attention_mask` (num_texts, sequence_length); `pixel_values` (num_images, 3,
+            height, width) or `image_embeds`; `qformer_input_ids`, `qformer_attention_mask` (num_images,
+            qformer_sequence_length); and the expert inputs (see `generation_rsmoe.EXPERT_INPUTS`).
 
         Raises:
-            RSMoEError: an image that cannot be read. ValueError: other numbers of images and marks (both are named).
+            RSMoEError: an image that cannot be read, images and image_embeds together, or a `max_length` that cuts an
+                expert's prompt. ValueError: other numbers of images and `<image>` tokens (both are named).
         """
-        tensors = kwargs.get("return_tensors", kwargs.get("text_kwargs", {}).get("return_tensors"))
-        images, text, _, _ = self.prepare_inputs_layout(images=images, text=text)
-        rendered = list(text) if text is not None else []  # the stock call replaces the marks in place
-        features = super().__call__(images=images, text=text, **kwargs)
-        if images is None or not rendered:
-            return features
-        instructions = [self.qformer_instruction(sample) for sample in rendered]
-        marks = [sample.count(self.image_token) for sample in rendered]
-        of_images = [instruction for instruction, n in zip(instructions, marks) for _ in range(n)]
-        data = {f"qformer_{name}": value for name, value in self.tokenize_qformer(of_images, tensors).items()}
-        if expert_inputs is None:
-            readers = (ROUTER_TOKEN, *map(expert_token, self.experts))
-            whole = all(n == 1 for n in marks) and not any(token in sample for sample in rendered for token in readers)
-            expert_inputs = self.makes_expert_inputs and whole
-        if expert_inputs:
-            data |= self._expert_inputs(instructions, tensors)
-        features.update(data)
+        if images is not None and image_embeds is not None:
+            raise RSMoEError("images and image_embeds were given; give one of them.")
+        if text is None:
+            return super().__call__(images=images, **kwargs)
+        num_images = _count_images(images if image_embeds is None else list(image_embeds))
+        texts = list(text) if isinstance(text, (list, tuple)) else [text]
+        prompts = self._to_prompts(texts, num_images)
+        rendered = [text if isinstance(text, str) else self.render(text) for text in prompts]
+        if image_embeds is None:
+            features = super().__call__(images=images, text=list(rendered), **kwargs)
+        else:
+            features = self._embed(image_embeds, rendered, **kwargs)
+        if num_images:
+            self._add_image_inputs(features, prompts, rendered, expert_inputs, kwargs)
         return features
 
-    def render(self, text: str) -> str:
-        """One image and `text` as a user's turn, up to where the answer begins."""
+    def _to_prompts(self, texts: list, num_images: int) -> list[str | Prompt]:
+        """Bare instructions, one for each image, as prompts; rendered texts stay texts."""
+        are_instructions = len(texts) == num_images and all(
+            isinstance(text, str) and self.image_token not in text for text in texts
+        )
+        return [Prompt.base(text) for text in texts] if are_instructions else texts
+
+    def _embed(self, image_embeds: torch.Tensor, rendered: list[str], **kwargs) -> BatchFeature:
+        """As the stock call makes it, with features of images in place of pixels."""
+        num_tokens = sum(text.count(self.image_token) for text in rendered)
+        if num_tokens != len(image_embeds):
+            raise ValueError(f"Found {num_tokens} {self.image_token} tokens and {len(image_embeds)} image_embeds.")
+        text_kwargs = self._text_kwargs(kwargs)
+        return_tensors = text_kwargs.pop("return_tensors", None)
+        encoded = self.tokenizer([self.with_image_tokens(text) for text in rendered], **text_kwargs)
+        data = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        features = BatchFeature(data, tensor_type=return_tensors)
+        features["image_embeds"] = image_embeds
+        return features
+
+    def _text_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the tokenizer, as the stock call takes them out of its own."""
+        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        not_tokenizers = ("return_mm_token_type_ids", "return_text_replacement_offsets")
+        return {name: value for name, value in merged["text_kwargs"].items() if name not in not_tokenizers}
+
+    def _add_image_inputs(
+        self,
+        features: BatchFeature,
+        prompts: list[str | Prompt],
+        rendered: list[str],
+        expert_inputs: bool | None,
+        kwargs: dict[str, Any],
+    ) -> None:
+        text_kwargs = self._text_kwargs(kwargs)
+        return_tensors = text_kwargs.get("return_tensors")
+        readings = [p.qformer_text if isinstance(p, Prompt) else self.read_rendered(p) for p in prompts]
+        counts = [text.count(self.image_token) for text in rendered]
+        qformer_texts = [reading for reading, count in zip(readings, counts) for _ in range(count)]
+        features.update(self.tokenize_qformer(qformer_texts, return_tensors))
+        if expert_inputs is None:
+            adapter_tokens = (ROUTER_TOKEN, *map(expert_token, self.experts))
+            are_instructions = not any(
+                prompt.kind != "base"
+                if isinstance(prompt, Prompt)
+                else any(token in prompt for token in adapter_tokens)
+                for prompt in prompts
+            )
+            expert_inputs = self.makes_expert_inputs and are_instructions and all(count == 1 for count in counts)
+        if expert_inputs:
+            features.update(self._expert_inputs(readings, text_kwargs))
+
+    def render(self, prompt: str | Prompt) -> str:
+        """One image and a prompt (or a text) as a user's turn of the chat template, up to where the answer begins.
+
+        Args:
+            prompt (`str` or `Prompt`):
+                What the user says about the image.
+        """
+        text = prompt.text if isinstance(prompt, Prompt) else prompt
         content: Any = [{"type": "image"}, {"type": "text", "text": text}]
         return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
-    def refuse_marks(self, text: str) -> None:
-        """Raise RSMoEError where a person's text holds a special token: it could pass for another row than it is."""
-        marks = [mark for mark in self.tokenizer.get_added_vocab() if mark in text]
-        if marks:
+    def refuse_special_tokens(self, text: str) -> None:
+        """Refuse a person's text that could pass for another sequence than it is.
+
+        Args:
+            text (`str`):
+                An instruction or question.
+
+        Raises:
+            RSMoEError: it holds special tokens.
+        """
+        tokens = [token for token in self.tokenizer.get_added_vocab() if token in text]
+        if tokens:
             raise RSMoEError(
-                f"the text {text!r} holds {', '.join(marks)}, which only the model's own rows may: leave it out"
+                f"the text {text!r} holds {', '.join(tokens)}, which only the model's own sequences may: leave it out"
             )
 
-    def qformer_instruction(self, rendered: str) -> str:
-        """The text under which the Q-Former reads the image of a row: the expert's sub-task instruction in an expert's row,
-        else the global instruction, without chat marks, router marks and experts' parts."""
+    def read_rendered(self, rendered: str) -> str:
+        """What the Q-Former reads beside a text that the chat template has rendered.
+
+        TRL and transformers' pipelines render messages before they call the processor, so that nothing but the text is
+        left: the expert's sub-task instruction where it holds an expert's token, else the user's last instruction
+        without special tokens and expert texts.
+
+        Args:
+            rendered (`str`):
+                Output of `apply_chat_template`.
+        """
         opening, closing = self.render("\x00").split("\x00")
-        user_mark = opening.split(self.image_token)[0]
+        turn_start = opening.split(self.image_token)[0]
         first = self.tokenizer.bos_token
         if first and first not in closing:  # it opens the text, not each turn
-            user_mark = user_mark.removeprefix(first)
-        body = rendered.rsplit(user_mark, 1)[-1] if user_mark else rendered
+            turn_start = turn_start.removeprefix(first)
+        body = rendered.rsplit(turn_start, 1)[-1] if turn_start else rendered
         body = body.split(closing, 1)[0]
         names = "|".join(map(re.escape, self.experts))
-        reader = re.search(f"<({names})>", body)
-        if reader:
-            return self.expert_instructions[reader[1]]
+        expert = re.search(f"<({names})>", body)
+        if expert:
+            return self.expert_instructions[expert[1]]
         if ROUTER_TOKEN in body:
             body = re.sub(rf"^\s*({names}): ", "", body.split(ROUTER_TOKEN, 1)[1])
         body = re.split(rf"\n(?:{names}):", body, maxsplit=1)[0]
         return re.sub("|".join(map(re.escape, self.tokenizer.get_added_vocab())), "", body).strip()
 
-    def tokenize_qformer(self, texts: list[str], tensors) -> dict:
-        limit = min(self.qformer_tokenizer.model_max_length, 512)
+    def tokenize_qformer(self, texts: list[str], return_tensors: str | None) -> dict[str, Any]:
+        """`qformer_input_ids` and `qformer_attention_mask` (texts, qformer_sequence_length), padded on the right.
+
+        Args:
+            texts (`list[str]`):
+                One for each image.
+            return_tensors (`str`, *optional*):
+                As of every tokenizer.
+        """
         encoded = self.qformer_tokenizer(
-            texts, padding=True, truncation=True, max_length=limit, padding_side="right", return_tensors=tensors
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=min(self.qformer_tokenizer.model_max_length, MAX_QFORMER_TOKENS),
+            padding_side="right",
+            return_tensors=return_tensors,
         )
+        return {f"qformer_{name}": encoded[name] for name in ("input_ids", "attention_mask")}
+
+    def _expert_inputs(self, instructions: list[str], text_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Sequences of router, experts and rewriting base LM for each image, and what may go into them."""
+        return_tensors = text_kwargs.get("return_tensors")
+        shape = (len(instructions), len(self.experts))
+        pairs = [(instruction, name) for instruction in instructions for name in self.experts]
+        sub_tasks = [self.expert_instructions[name] for _, name in pairs]
+        slots = dict.fromkeys(self.experts, "\x00")
+        slotted = [Prompt.rewrite(instruction, slots).text for instruction in instructions]
+        prompts = {
+            "router": [Prompt.router(name, instruction).text for instruction, name in pairs],
+            "expert": [expert_token(name) + PROMPT_TOKEN for _, name in pairs],
+            "rewrite": [text.replace(" \x00", PROMPT_TOKEN) for text in slotted],
+        }
+        texts = {
+            kind: [self.with_image_tokens(self.render(text)) for text in kind_prompts]
+            for kind, kind_prompts in prompts.items()
+        }
+        texts["template_prompt"] = [f" {text}" for text in sub_tasks]
+        texts["instruction"] = [f" {text}" for text in instructions]
+        data: dict[str, Any] = {}
+        for kind, kind_texts in texts.items():
+            data |= {f"{kind}_{name}": value for name, value in self._tokenize(kind_texts, text_kwargs).items()}
+        for name, value in self.tokenize_qformer(sub_tasks, return_tensors).items():
+            data[f"expert_{name}"] = value
+        self._check_slots(data, shape)
+        per_expert = ("router_", "expert_", "template_prompt_")
+        data = {name: _fold(value, shape) if name.startswith(per_expert) else value for name, value in data.items()}
+        task_ids = [TASKS.index(task_of(instruction)) for instruction in instructions]
+        return data | dict(BatchFeature({"task_ids": task_ids}, tensor_type=return_tensors))
+
+    def _tokenize(self, texts: list[str], text_kwargs: dict[str, Any]) -> dict[str, Any]:
+        padding = text_kwargs.get("padding") or True  # sequences of different experts differ in length
+        encoded = self.tokenizer(texts, **{**text_kwargs, "padding": padding, "add_special_tokens": False})
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
-    def _expert_inputs(self, instructions: list[str], tensors) -> dict:
-        """Rows of the router, the experts and the composer for each image, and the prompts that may go into them."""
-        every = [(instruction, name) for instruction in instructions for name in self.experts]
-        fixed = [self.expert_instructions[name] for _, name in every]
-        slots = dict.fromkeys(self.experts, "")
-        compose = [rewrite_request(instruction, slots) for instruction in instructions]
-        for name in self.experts:
-            compose = [re.sub(rf"\n{name}:", rf"\n{name}:{PROMPT_TOKEN}", prompt) for prompt in compose]
-
-        # One list, one tokenization, one width: [rows of all kinds].
-        def rows(prompts):
-            return self._tokenize([self.with_image_tokens(self.render(prompt)) for prompt in prompts], tensors)
-
-        shape = (len(instructions), len(self.experts))
-        return {
-            "router_input_ids": _fold(rows([router_prompt(name, instruction) for instruction, name in every]), shape),
-            "expert_input_ids": _fold(rows([expert_token(name) + PROMPT_TOKEN for _, name in every]), shape),
-            "expert_qformer_input_ids": _fold(self.tokenize_qformer(fixed, tensors)["input_ids"], shape),
-            "rewrite_input_ids": rows(compose),
-            "template_prompt_ids": _fold(self._tokenize([" " + text for text in fixed], tensors), shape),
-            "instruction_ids": self._tokenize([" " + text for text in instructions], tensors),
-        }
+    def _check_slots(self, data: dict[str, Any], shape: tuple[int, int]) -> None:
+        """Each expert's sequence has one place for its prompt, each rewriting one for each expert's text."""
+        slot = self.tokenizer.convert_tokens_to_ids(PROMPT_TOKEN)
+        for kind, expected in (("expert", shape[0] * shape[1]), ("rewrite", shape[0] * shape[1])):
+            sequences = data[f"{kind}_input_ids"]
+            sequences = sequences.tolist() if hasattr(sequences, "tolist") else sequences
+            if sum(ids.count(slot) for ids in sequences) != expected:
+                raise RSMoEError("max_length cuts the experts' prompts off: give a larger one, or leave it out.")
 
     def with_image_tokens(self, text: str) -> str:
-        return text.replace(self.image_token, self.image_token * self.num_query_tokens)
+        """A rendered text with each image's token repeated for all its query tokens.
 
-    def _tokenize(self, texts: list[str], tensors):
-        encoded = self.tokenizer(
-            texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors=tensors
-        )
-        return encoded["input_ids"]
+        Args:
+            text (`str`):
+                Output of `render`.
+        """
+        return text.replace(self.image_token, self.image_token * self.num_query_tokens)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return self.image_token * self.num_query_tokens
@@ -300,53 +380,74 @@ class RSMoEProcessor(ProcessorMixin):
         count = len(image_sizes)
         return MultiModalData(num_image_tokens=[self.num_query_tokens] * count, num_image_patches=[1] * count)
 
-    def post_process_generation(self, outputs) -> list[dict]:
-        """Texts of a [`RSMoEGenerateOutput`]: for each image `{"text", "router_prompts": {expert: str}, "parts": {expert: str}}`."""
+    def post_process_generation(self, outputs) -> list[dict[str, Any]]:
+        """The texts of a generation.
+
+        Args:
+            outputs ([`RSMoEGenerateOutput`]):
+                Of `generate(..., return_dict_in_generate=True)`.
+
+        Returns:
+            `list[dict]`: for each text `{"text": str, "router_prompts": {expert: str}, "expert_texts": {expert: str}}`.
+        """
         texts = self.tokenizer.batch_decode(outputs.sequences[:, outputs.prompt_length :], skip_special_tokens=True)
-        samples = len(texts) // len(outputs.router_prompts)
         results = []
         for index, text in enumerate(texts):
-            part_index = index * len(outputs.expert_sequences) // len(texts)
+            router_index = index * len(outputs.router_prompts) // len(texts)
+            expert_index = index * len(outputs.expert_sequences) // len(texts)
             results.append(
                 {
                     "text": text.strip(),
-                    "router_prompts": self.by_expert(outputs.router_prompts[index // samples]),
-                    "parts": self.by_expert(outputs.expert_sequences[part_index]),
+                    "router_prompts": self.decode_by_expert(outputs.router_prompts[router_index]),
+                    "expert_texts": self.decode_by_expert(outputs.expert_sequences[expert_index]),
                 }
             )
         return results
 
-    def by_expert(self, ids) -> dict[str, str]:
-        """Texts of token ids [experts, tokens], by the experts' names."""
+    def decode_by_expert(self, ids) -> dict[str, str]:
+        """Texts by the experts' names.
+
+        Args:
+            ids (`torch.LongTensor` of shape `(num_experts, sequence_length)`):
+                Router prompts or expert texts of one image.
+        """
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return {name: text.strip() for name, text in zip(self.experts, texts)}
 
     @property
     def model_input_names(self) -> list[str]:
-        own = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
-        qformer = ["qformer_input_ids", "qformer_attention_mask"]
-        return list(dict.fromkeys([*own, *qformer, *EXPERT_INPUTS]))
+        names = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+        return list(dict.fromkeys([*names, "qformer_input_ids", "qformer_attention_mask", *EXPERT_INPUTS]))
 
 
-def _add_marks(tokenizer: Any, marks: list[str]) -> None:
-    """Those of the tokens that the tokenizer lacks, in this order. A reader's token swallows the space before it:
-    "<image> <theme>" and "<image><theme>" are the same row."""
-    known = tokenizer.get_vocab()
+def _count_images(images: Any) -> int:
+    """How many images nested lists, a batch or a single image are."""
+    if images is None:
+        return 0
+    if isinstance(images, (list, tuple)):
+        return sum(map(_count_images, images))
+    return len(images) if getattr(images, "ndim", 0) == 4 else 1
+
+
+def _add_special_tokens(tokenizer: Any, tokens: list[str]) -> None:
+    """Those of the tokens that the tokenizer lacks, in this order. An adapter's token swallows the space before it:
+    "<image> <theme>" and "<image><theme>" are the same sequence."""
+    vocab = tokenizer.get_vocab()
     tokenizer.add_tokens(
         [
-            AddedToken(mark, special=True, normalized=False, lstrip=mark not in (IMAGE_TOKEN, PROMPT_TOKEN))
-            for mark in marks
-            if mark not in known
+            AddedToken(token, special=True, normalized=False, lstrip=token not in (IMAGE_TOKEN, PROMPT_TOKEN))
+            for token in tokens
+            if token not in vocab
         ],
         special_tokens=True,
     )
 
 
-def _fold(rows, shape: tuple[int, int]):
-    """[images x experts, tokens] -> [images, experts, tokens], for tensors and for plain lists."""
-    if hasattr(rows, "reshape"):
-        return rows.reshape(*shape, -1)
-    return [rows[i * shape[1] : (i + 1) * shape[1]] for i in range(shape[0])]
+def _fold(sequences, shape: tuple[int, int]):
+    """[num_images x num_experts, tokens] -> [num_images, num_experts, tokens], for tensors and for plain lists."""
+    if hasattr(sequences, "reshape"):
+        return sequences.reshape(*shape, -1)
+    return [sequences[start : start + shape[1]] for start in range(0, shape[0] * shape[1], shape[1])]
 
 
 __all__ = ["RSMoEProcessor"]

@@ -16,17 +16,21 @@ from torch import nn
 from .errors_rsmoe import RSMoEError
 
 
-LONGEST = 4  # tokens of an n-gram, as in CIDEr
+MAX_NGRAM = 4  # tokens, as in CIDEr
 # A rolling hash puts n-grams into buckets: no list of them has to be kept. Every step stays below 2**63.
-FACTOR, MODULUS = 1_000_003, 2**31 - 1
+HASH_FACTOR, HASH_MODULUS = 1_000_003, 2**31 - 1
 
 
 class RSMoEReranker(nn.Module):
-    """
+    """A linear map from image features to the n-grams of captions.
+
     Args:
-        width: of the ViT's features.
-        rank: of the map from features to n-grams.
-        buckets: number of hashed n-grams.
+        width (`int`):
+            Of the ViT's features.
+        rank (`int`):
+            Of the map.
+        buckets (`int`):
+            Number of hashed n-grams.
 
     Raises:
         RSMoEError: a rank above what so many features and n-grams have.
@@ -36,8 +40,8 @@ class RSMoEReranker(nn.Module):
         super().__init__()
         if rank > min(3 * width, buckets):
             raise RSMoEError(
-                f"reranker_rank is {rank}; with features of width {width} and {buckets} n-grams give {min(3 * width, buckets)} at "
-                "most."
+                f"reranker_rank is {rank}; with features of width {width} and {buckets} n-grams give "
+                f"{min(3 * width, buckets)} at most."
             )
         self.image_projection = nn.Linear(3 * width, rank)
         self.ngram_embeddings = nn.Embedding(buckets, rank)
@@ -48,58 +52,87 @@ class RSMoEReranker(nn.Module):
         """How well each text fits its image: about the share of the n-grams of its captions that it has.
 
         Args:
-            image_embeds (`torch.Tensor` of shape `(images, patches, vision width)`): of `encode_image`.
-            texts: for each image any number of texts, each as token ids without special tokens.
+            image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`):
+                Of `encode_image`.
+            texts (`Sequence[Sequence[Sequence[int]]]`):
+                For each image any number of texts, each as token ids without special tokens.
 
         Returns:
-            For each image a `torch.Tensor` of shape `(texts,)`, in float32.
+            `list[torch.FloatTensor]`: for each image the scores of its texts, shape `(num_texts,)`, in float32.
         """
-        wanted = self.image_projection(
-            pool_image_features(image_embeds).to(self.image_projection.weight)
-        )  # [images, rank]
-        return [torch.stack([self.vector(text) @ own for text in some]) for own, some in zip(wanted.float(), texts)]
+        pooled = pool_image_features(image_embeds).to(self.image_projection.weight)
+        predicted_ngrams = self.image_projection(pooled).float()  # [num_images, rank]
+        scores = []
+        for image_vector, candidates in zip(predicted_ngrams, texts):
+            scores.append(torch.stack([self.embed(text) @ image_vector for text in candidates]))
+        return scores
 
-    def vector(self, text: Sequence[int]) -> torch.Tensor:
-        """[rank], float32: the text's n-grams, those of each length scaled so that a product of two texts is the mean of
-        their cosines over the lengths."""
-        places, weights = self.weigh(text)
-        if not places:
+    def embed(self, text: Sequence[int]) -> torch.Tensor:
+        """A text's n-grams as a vector; a product of two texts' vectors is the mean of their cosines over the lengths.
+
+        Args:
+            text (`Sequence[int]`):
+                Token ids.
+
+        Returns:
+            `torch.FloatTensor` of shape `(rank,)`, in float32.
+        """
+        buckets, weights = self.weigh(text)
+        if not buckets:
             return self.ngram_embeddings.weight.new_zeros(self.ngram_embeddings.embedding_dim, dtype=torch.float32)
         device = self.ngram_embeddings.weight.device
-        rows = self.ngram_embeddings(torch.tensor(places, device=device)).float()
-        return torch.tensor(weights, device=device) @ rows
+        embeddings = self.ngram_embeddings(torch.tensor(buckets, device=device)).float()
+        return torch.tensor(weights, device=device) @ embeddings
 
     def weigh(self, text: Sequence[int]) -> tuple[list[int], list[float]]:
-        """Buckets of the text's n-grams and their weights (tf-idf)."""
-        places: list[int] = []
+        """Buckets of the text's n-grams and their weights (tf-idf), scaled to unit length for each length of n-grams.
+
+        Args:
+            text (`Sequence[int]`):
+                Token ids.
+        """
+        buckets: list[int] = []
         weights: list[float] = []
         for counts in hashed_ngrams(text, self.ngram_embeddings.num_embeddings):
-            own = list(counts)
-            rarity = self.idf.weight[own, 0].tolist()
-            found = [count * rare for count, rare in zip(counts.values(), rarity)]
-            length = math.sqrt(LONGEST * sum(weight**2 for weight in found))
-            if length:
-                places += own
-                weights += [weight / length for weight in found]
-        return places, weights
+            idf = self.idf.weight[list(counts), 0].tolist()
+            tf_idf = [count * rarity for count, rarity in zip(counts.values(), idf)]
+            norm = math.sqrt(MAX_NGRAM * sum(weight**2 for weight in tf_idf))
+            if norm:
+                buckets += counts
+                weights += [weight / norm for weight in tf_idf]
+        return buckets, weights
 
 
 def pool_image_features(image_embeds: torch.Tensor) -> torch.Tensor:
-    """What the reranker sees of images, [images, 3 x vision width]: the first token (of most ViTs the class token), mean and
-    spread of all."""
+    """The first token (of most ViTs the class token), mean and spread of all tokens.
+
+    Args:
+        image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`):
+            Of `encode_image`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_images, 3 x vision width)`.
+    """
     values = image_embeds.float()
     return torch.cat([values[:, 0], values.mean(1), values.std(1, correction=0)], dim=1)
 
 
 def hashed_ngrams(text: Sequence[int], buckets: int) -> list[Counter[int]]:
-    """For each length from 1 to 4 how often the text's n-grams fall into each bucket."""
+    """For each length from 1 to `MAX_NGRAM` how often the text's n-grams fall into each bucket.
+
+    Args:
+        text (`Sequence[int]`):
+            Token ids.
+        buckets (`int`):
+            How many there are.
+    """
     found = []
-    for length in range(1, LONGEST + 1):
+    for length in range(1, MAX_NGRAM + 1):
         counts: Counter[int] = Counter()
         for start in range(len(text) - length + 1):
             value = length
             for token in text[start : start + length]:
-                value = (value * FACTOR + token + 1) % MODULUS
+                value = (value * HASH_FACTOR + token + 1) % HASH_MODULUS
             counts[value % buckets] += 1
         found.append(counts)
     return found

@@ -19,7 +19,7 @@ from .tiny import tiny_config
         ({"expert_names": ["two words"]}, "'two words' cannot name"),
         ({"expert_names": ["router"]}, "'router' cannot name"),
         ({"expert_config": {"r": 0}}, "expert_config.r is 0"),
-        ({"router_config": {"lora_alpha": -1.0}}, "router_config.alpha is -1.0"),
+        ({"router_config": {"lora_alpha": -1.0}}, "router_config.lora_alpha is -1.0"),
         ({"expert_config": {"target_modules": []}}, r"expert_config.target_modules is \[\]"),
         ({"expert_token_ids": [1, 2]}, "expert_token_ids has 2 ids for 3 expert_names"),
         ({"image_token_id": 999}, "vocabulary of text_config.vocab_size 265"),

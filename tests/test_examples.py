@@ -17,7 +17,7 @@ from transformers import logging
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.data.records import read_captions
-from modeling_rsmoe.processing_rsmoe import expert_prompt, question_instruction
+from modeling_rsmoe.prompting_rsmoe import Prompt, question_instruction
 from modeling_rsmoe.training.parts import part_of
 from modeling_rsmoe.training.rows import RowCollator
 
@@ -247,7 +247,7 @@ def test_add_expert(checkpoint, data, tmp_path, capsys):
 
     model, processor = RSMoEForConditionalGeneration.from_pretrained(trained), RSMoEProcessor.from_pretrained(trained)
     assert model.config.expert_names == processor.experts == ["theme", "object", "relation", "counting"]
-    asked = processor.render(expert_prompt("counting", question_instruction("How many planes?")))
+    asked = processor.render(Prompt.for_expert("counting", question_instruction("How many planes?"), "").text)
     inputs = processor(images=data / "0.png", text=asked, return_tensors="pt")
     written = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
     assert processor.batch_decode(written, skip_special_tokens=True)[0].strip() == result["parts"]["counting"]

@@ -5,6 +5,7 @@ import torch
 from transformers import TextStreamer
 
 from modeling_rsmoe import RSMoEError, generation_rsmoe
+from modeling_rsmoe.generation_rsmoe import join_sentences
 
 from .test_modeling import READERS, one, rows
 from .tiny import tiny_config, tiny_model, tiny_processor
@@ -85,19 +86,19 @@ def test_experts_read_what_the_router_wrote(model, processor, inputs):
         assert "expert_input_ids" not in row
         row["pixel_values"] = inputs["pixel_values"][:1]
         new = model.generate(**row)[0, row["input_ids"].shape[1] :]
-        assert processor.tokenizer.decode(new, skip_special_tokens=True).strip() == result["parts"][name]
+        assert processor.tokenizer.decode(new, skip_special_tokens=True).strip() == result["expert_texts"][name]
 
 
-def test_concat_keeps_order_and_drops_repeated_sentences(model):
+def test_concat_keeps_order_and_drops_repeated_sentences():
     stop = 17
     parts = [[1, 2, stop, 3, stop], [], [1, 2, stop, 4], [4]]
-    assert model._concat(parts) == [1, 2, stop, 3, stop, 4]
+    assert join_sentences(parts, [stop]) == [1, 2, stop, 3, stop, 4]
 
 
 def test_composing_llm_reads_the_parts(model, processor, inputs):
     """Other parts, other text: with the parts taken out, the base LM writes something else."""
     whole = describe(model, processor, inputs, fusion="rewrite")
-    deaf = {**inputs, "rewrite_input_ids": inputs["input_ids"]}
+    deaf = {**inputs, "rewrite_input_ids": inputs["input_ids"], "rewrite_attention_mask": inputs["attention_mask"]}
     assert [r["text"] for r in whole] != [r["text"] for r in describe(model, processor, deaf, fusion="rewrite")]
 
 
@@ -140,7 +141,7 @@ def test_beams_and_sampling(model, processor, inputs):
     for decoding in ({"num_beams": 3}, {"do_sample": True, "top_k": 5}):
         for fusion in ("concat", "rewrite"):
             results = describe(model, processor, inputs, fusion=fusion, **decoding)
-            assert len(results) == 3 and all(results[0]["parts"])
+            assert len(results) == 3 and all(results[0]["expert_texts"])
 
 
 @pytest.mark.parametrize("fusion", ["concat", "rewrite"])
@@ -170,7 +171,7 @@ def test_streamer_is_told_each_step_before_the_text(model, processor, inputs, fu
         told = []
 
         def put_step(self, name, ids):
-            self.told.append((name, processor.by_expert(ids)))
+            self.told.append((name, processor.decode_by_expert(ids)))
 
         def on_finalized_text(self, text, stream_end=False):
             self.told.append(("text", text))
@@ -178,7 +179,7 @@ def test_streamer_is_told_each_step_before_the_text(model, processor, inputs, fu
     streamer = Steps(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     outputs = model.generate(**part(inputs, 0), fusion=fusion, streamer=streamer, return_dict_in_generate=True)
     expected = processor.post_process_generation(outputs)[0]
-    assert streamer.told[:2] == [(name, expected[name]) for name in ("router_prompts", "parts")]
+    assert streamer.told[:2] == [(name, expected[name]) for name in ("router_prompts", "expert_texts")]
     assert "".join(text for _, text in streamer.told[2:]).strip() == expected["text"]
 
 
@@ -203,7 +204,7 @@ def test_everything_empty(processor, inputs, fusion):
     model = tiny_model()
     model.generation_config.suppress_tokens = [i for i in range(265) if i != 2]
     result = describe(model, processor, inputs, fusion=fusion)[0]
-    assert result["text"] == "" and set(result["parts"].values()) == {""}
+    assert result["text"] == "" and set(result["expert_texts"].values()) == {""}
     assert result["router_prompts"]["theme"] == "theme?"  # a router that says nothing leaves the fixed prompt
 
 
@@ -212,18 +213,19 @@ def test_one_expert():
     model.generation_config.suppress_tokens = list(range(259, 263))
     processor = tiny_processor(experts=["object"])
     image = torch.randint(0, 255, (3, 30, 30), dtype=torch.uint8)
-    result = describe(model, processor, processor(images=image, text="Describe.", return_tensors="pt"))[0]
-    assert list(result["parts"]) == ["object"] and result["parts"]["object"] == result["text"]
+    inputs = processor(images=image, text="Describe.", return_tensors="pt")
+    result = describe(model, processor, inputs, fusion="concat")[0]
+    assert list(result["expert_texts"]) == ["object"] and result["expert_texts"]["object"] == result["text"]
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"router_mode": "softmax"}, "Unknown router_mode 'softmax'; known are generated, template, none"),
-        ({"fusion": "vote"}, "Unknown fusion 'vote'; known are concat, llm"),
+        ({"fusion": "vote"}, "Unknown fusion 'vote'; known are auto, rerank, rewrite, concat"),
         ({"pixel_values": None}, "without images; pass pixel_values or image_embeds"),
         ({"input_ids": None}, "without input_ids"),
-        ({"pixel_values": torch.zeros(2, 3, 28, 28)}, "2 images were given for 3 rows"),
+        ({"pixel_values": torch.zeros(2, 3, 28, 28)}, "2 images were given for 3 texts"),
     ],
 )
 def test_bad_arguments(model, inputs, kwargs, message):

@@ -85,10 +85,10 @@ def test_rows_without_an_expert_equal_the_stock_decoder():
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_reset_experts_are_the_llm_block(kind):
+def test_reset_adapters_are_the_llm_block(kind):
     """The beginning of stage 2: B = 0, or copied layers."""
     model = tiny_model(config=tiny_config(expert_config={"expert_type": kind}, router_config={"expert_type": kind}))
-    model.model.reset_experts()
+    model.model.reset_adapters()
     inputs = rows(images=False)
     with torch.no_grad():
         ours = model(**inputs).logits
@@ -100,8 +100,8 @@ def test_full_experts_equal_lora_experts_at_the_start():
     lora, full = (tiny_model(config=tiny_config(expert_config={"expert_type": kind})) for kind in ("lora", "full"))
     for part in ("language_model", "encoder"):
         getattr(full.model, part).load_state_dict(getattr(lora.model, part).state_dict())
-    lora.model.reset_experts()
-    full.model.reset_experts()
+    lora.model.reset_adapters()
+    full.model.reset_adapters()
     inputs = rows(readers=[262, 263, 264, None])
     with torch.no_grad():
         torch.testing.assert_close(full(**inputs).logits, lora(**inputs).logits, atol=1e-5, rtol=1e-5)
@@ -389,10 +389,10 @@ def test_replaced_layer_is_noticed_and_can_be_attached_again(kind):
     new = nn.Linear(32, 32, bias=False)
     new.load_state_dict(layer.q_proj.state_dict())
     layer.q_proj = new
-    with pytest.raises(RSMoEError, match=r"layers\.1\.self_attn\.q_proj was replaced.*attach_experts"):
+    with pytest.raises(RSMoEError, match=r"layers\.1\.self_attn\.q_proj was replaced.*attach_adapters"):
         model(**inputs)
-    model.model.attach_experts()
-    model.model.attach_experts()  # again changes nothing
+    model.model.attach_adapters()
+    model.model.attach_adapters()  # again changes nothing
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, before)
 

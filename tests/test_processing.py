@@ -7,7 +7,8 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from modeling_rsmoe import RSMoEError, RSMoEProcessor
-from modeling_rsmoe.processing_rsmoe import expert_prompt, rewrite_request, router_prompt
+from modeling_rsmoe.generation_rsmoe import fill_slots, unpad
+from modeling_rsmoe.prompting_rsmoe import TASKS, Prompt
 
 from .tiny import tiny_model, tiny_processor
 
@@ -66,55 +67,109 @@ def test_left_padding(processor, image):
     ("prompt", "instruction"),
     [
         ("Describe the image.", "Describe the image."),
-        (router_prompt("theme", "Is it rural?"), "Is it rural?"),
-        (expert_prompt("object", "Where are the planes?"), "object?"),
-        (rewrite_request("Describe.", {"theme": "An airport.", "object": "", "relation": "Near."}), "Describe."),
+        (Prompt.router("theme", "Is it rural?").text, "Is it rural?"),
+        (Prompt.for_expert("object", "Where are the planes?", "").text, "object?"),
+        (Prompt.rewrite("Describe.", {"theme": "An airport.", "object": "", "relation": "Near."}).text, "Describe."),
         ("Two lines:\nwhat and where?", "Two lines:\nwhat and where?"),
     ],
 )
 def test_qformer_reads_the_instruction_only(processor, prompt, instruction):
     """The same function serves training (rendered prompts) and generation."""
-    assert processor.qformer_instruction(processor.render(prompt)) == instruction
-    assert processor.qformer_instruction(processor.render(prompt) + " The answer.<|im_end|>") == instruction
+    assert processor.read_rendered(processor.render(prompt)) == instruction
+    assert processor.read_rendered(processor.render(prompt) + " The answer.<|im_end|>") == instruction
 
 
 def test_generation_asks_the_qformer_as_training_does(processor, image):
     """Ids of both paths: the rendered row of an expert, and the expert inputs of `generate`."""
     whole = processor(images=image, text="Describe.", return_tensors="pt")
     for i, name in enumerate(processor.experts):
-        row = processor(images=image, text=processor.render(expert_prompt(name, "Anything?")), return_tensors="pt")
+        row = processor(
+            images=image, text=processor.render(Prompt.for_expert(name, "Anything?", "").text), return_tensors="pt"
+        )
         ids = whole["expert_qformer_input_ids"][0, i]
         assert row["qformer_input_ids"][0].tolist() == ids[ids != 0].tolist()
 
 
-def test_filled_rows_equal_rows_of_text(processor, image):
+def test_filled_sequences_equal_sequences_of_text(processor, image):
     """What `generate` pastes together token by token is what training tokenizes from text."""
-    model = tiny_model()
-    whole = processor(images=image, text="Describe.", return_tensors="pt")
-    prompt, parts = (
-        "Where are the planes?",
-        {"theme": "An airport.", "object": "Two planes.", "relation": "Side by side."},
-    )
+    inputs = processor(images=image, text="Describe.", return_tensors="pt")
+    slot = processor.tokenizer.convert_tokens_to_ids("<prompt>")
+    prompt = "Where are the planes?"
+    texts = {"theme": "An airport.", "object": "Two planes.", "relation": "Side by side."}
 
     def ids(text):
         return processor.tokenizer(text)["input_ids"]
 
-    rows, _ = model._padded(model._filled(whole["expert_input_ids"][0], [[ids(f" {prompt}")]] * 3), "cpu")
-    for name, row in zip(processor.experts, rows.tolist()):
-        text = processor.with_image_tokens(processor.render(expert_prompt(name, prompt)))
-        assert [i for i in row if i] == ids(text)
-    rows, _ = model._padded(
-        model._filled(whole["rewrite_input_ids"], [[ids(f" {part}") for part in parts.values()]]), "cpu"
-    )
-    text = processor.with_image_tokens(processor.render(rewrite_request("Describe.", parts)))
-    assert rows[0].tolist() == ids(text)
-    rows, _ = model._padded(model._filled(whole["rewrite_input_ids"], [[ids(" An airport."), [], []]]), "cpu")
-    empty = rewrite_request("Describe.", {"theme": "An airport.", "object": "", "relation": ""})
-    assert rows[0].tolist() == ids(processor.with_image_tokens(processor.render(empty)))
+    def sequences(name):
+        return unpad(inputs[f"{name}_input_ids"], inputs[f"{name}_attention_mask"])[0]
+
+    for name, sequence in zip(processor.experts, sequences("expert")):
+        rendered = processor.render(Prompt.for_expert(name, prompt, ""))
+        assert fill_slots(sequence, slot, [ids(f" {prompt}")]) == ids(processor.with_image_tokens(rendered))
+    rendered = processor.render(Prompt.rewrite("Describe.", texts))
+    filled = fill_slots(sequences("rewrite"), slot, [ids(f" {text}") for text in texts.values()])
+    assert filled == ids(processor.with_image_tokens(rendered))
+    rendered = processor.render(Prompt.rewrite("Describe.", {"theme": "An airport.", "object": "", "relation": ""}))
+    filled = fill_slots(sequences("rewrite"), slot, [ids(" An airport."), [], []])
+    assert filled == ids(processor.with_image_tokens(rendered))
+
+
+def test_prompts_are_what_their_rendered_texts_are(processor, image):
+    """A prompt knows what its Q-Former reads; of a rendered text the same is read back."""
+    prompts = [
+        Prompt.base("Describe."),
+        Prompt.router("object", "Describe."),
+        Prompt.for_expert("theme", "Which?", "theme?"),
+        Prompt.rewrite("Describe.", {"theme": "a", "object": "", "relation": "b"}),
+    ]
+    images = [image] * len(prompts)
+    of_prompts = processor(images=images, text=prompts, return_tensors="pt")
+    rendered = [processor.render(prompt) for prompt in prompts]
+    of_texts = processor(images=images, text=rendered, return_tensors="pt")
+    assert of_prompts.keys() == of_texts.keys() and "expert_input_ids" not in of_texts
+    assert all(torch.equal(of_prompts[name], of_texts[name]) for name in of_texts)
+
+
+def test_image_embeds_in_place_of_images(processor, image):
+    """All but the pixels is the same; their number is checked, and both at once are refused."""
+    model = tiny_model()
+    inputs = processor(images=[image, image], text=["Describe.", "Where?"], return_tensors="pt")
+    image_embeds = model.encode_image(inputs["pixel_values"])
+    features = processor(image_embeds=image_embeds, text=["Describe.", "Where?"], return_tensors="pt")
+    assert features.pop("image_embeds") is image_embeds
+    pixels = inputs.pop("pixel_values")
+    assert inputs.keys() == features.keys()
+    assert all(torch.equal(inputs[name], features[name]) for name in inputs)
+    with pytest.raises(ValueError, match="1 <image> tokens and 2 image_embeds"):
+        processor(image_embeds=image_embeds, text=processor.render("Describe."), return_tensors="pt")
+    with pytest.raises(RSMoEError, match="give one of them"):
+        processor(images=image, image_embeds=pixels, text="Describe.")
+
+
+def test_padding_and_lengths_reach_all_sequences(processor, image):
+    arguments = {"padding": "max_length", "max_length": 200, "return_tensors": "pt"}
+    inputs = processor(images=image, text="Describe.", **arguments)
+    names = ("router", "expert", "rewrite", "template_prompt", "instruction")
+    assert {inputs[f"{name}_input_ids"].shape[-1] for name in names} == {200}
+    assert {inputs[f"{name}_attention_mask"].shape[-1] for name in names} == {200}
+    model = tiny_model()
+    alone = processor(images=image, text="Describe.", return_tensors="pt")
+    for side in ("left", "right"):
+        padded = processor(images=image, text="Describe.", padding_side=side, **arguments)
+        new = [model.generate(**batch, fusion="concat")[0, batch["input_ids"].shape[1] :] for batch in (padded, alone)]
+        assert torch.equal(*new)
+    with pytest.raises(RSMoEError, match="max_length cuts"):
+        processor(image_embeds=torch.zeros(1, 5, 16), text="Describe.", truncation=True, max_length=12)
+
+
+def test_tasks_go_along(processor, image):
+    texts = ["Describe the image.", "Describe this image in detail.", "Is there a road?"]
+    inputs = processor(images=[image] * 3, text=texts, return_tensors="pt")
+    assert [TASKS[task] for task in inputs["task_ids"]] == ["caption", "detail", "question"]
 
 
 def test_rows_with_a_reader_get_no_expert_inputs(processor, image):
-    row = processor(images=image, text=processor.render(router_prompt("theme", "Describe.")), return_tensors="pt")
+    row = processor(images=image, text=processor.render(Prompt.router("theme", "Describe.").text), return_tensors="pt")
     assert "expert_input_ids" not in row and "qformer_input_ids" in row
 
 
@@ -178,8 +233,8 @@ def test_added_expert(image, tmp_path):
         assert made["expert_input_ids"].shape[:2] == (1, 4) and 265 in made["expert_input_ids"][0, 3]
         assert each.tokenizer.decode(made["router_input_ids"][0, 3]).count("counting: Describe.") == 1
         assert torch.equal(made["expert_input_ids"][0, :3], three["expert_input_ids"][0])
-        row = each.render(expert_prompt("counting", "How many ships?"))
-        assert each.qformer_instruction(row) == "how many?"
+        row = each.render(Prompt.for_expert("counting", "How many ships?", "").text)
+        assert each.read_rendered(row) == "how many?"
         ids = each(images=image, text=row, return_tensors="pt")["input_ids"]
         assert (ids == 265).sum() == 1  # one token, and the space before it belongs to it
         assert torch.equal(

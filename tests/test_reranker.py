@@ -1,4 +1,4 @@
-"""The reranker's n-grams, and composing by choice."""
+"""The reranker's n-grams, and fusion by choice."""
 
 import pytest
 import torch
@@ -40,10 +40,10 @@ def test_product_of_two_texts_is_the_mean_of_their_cosines():
     reranker = RSMoEReranker(400, 1000, 1000)
     reranker.ngram_embeddings.weight.copy_(torch.eye(1000))
     reranker.idf.weight.fill_(2.0)
-    same, other = reranker.vector([1, 2, 3, 4]), reranker.vector([1, 2, 9, 8])
+    same, other = reranker.embed([1, 2, 3, 4]), reranker.embed([1, 2, 9, 8])
     assert torch.isclose(same @ same, torch.tensor(1.0))
     assert torch.isclose(same @ other, torch.tensor((2 / 4 + 1 / 3) / 4))
-    assert not reranker.vector([]).any()
+    assert not reranker.embed([]).any()
 
 
 def test_looks_are_the_first_token_the_mean_and_the_spread():
@@ -95,8 +95,27 @@ def test_several_are_returned_best_first(model, inputs):  # noqa: F811
     assert len(greedy.sequences) == 9 and len(greedy.sequences_scores[:3].unique()) == 3
     greedy = model.generate(**inputs, **settings)
     assert bool((one.sequences_scores >= greedy.sequences_scores - 1e-6).any())
-    texts, found = model._choose(model.encode_image(inputs["pixel_values"][:1]), [[5], [5]], 3)
-    assert texts == [[5], [5], [5]] and len(found.unique()) == 1
+    texts, scores = model._rerank(model.encode_image(inputs["pixel_values"][:1]), [[[5]], [[5]]], 3)
+    assert texts == [[5], [5], [5]] and len(set(map(float, scores))) == 1
+
+
+def test_auto_goes_by_the_task(model, processor):  # noqa: F811
+    """In one batch: a caption is reranked, a question and a detailed caption are rewritten, each as if it were alone."""
+    generator = torch.Generator().manual_seed(4)
+    images = [torch.randint(0, 255, (3, 40, 50), generator=generator, dtype=torch.uint8) for _ in range(3)]
+    texts = ["Describe the image.", "Is there a road?", "Describe the image in detail."]
+    expected = {"Describe the image.": "rerank"}
+    batch = processor(images=images, text=texts, return_tensors="pt")
+    outputs = model.generate(**batch, return_dict_in_generate=True)
+    together = processor.post_process_generation(outputs)
+    assert outputs.sequences_scores.isnan().tolist() == [False, True, True]
+    for place, text in enumerate(texts):
+        alone = processor(images=images[place], text=text, return_tensors="pt")
+        assert describe(model, processor, alone) == [together[place]]
+        assert describe(model, processor, alone, fusion=expected.get(text, "rewrite")) == [together[place]]
+    plain = tiny_model(1)
+    rewritten = describe(plain, processor, batch, fusion="rewrite")
+    assert describe(plain, processor, batch) == rewritten  # without a reranker
 
 
 def test_checkpoint_keeps_the_reranker(model, inputs, tmp_path):  # noqa: F811
@@ -107,7 +126,7 @@ def test_checkpoint_keeps_the_reranker(model, inputs, tmp_path):  # noqa: F811
     assert half.model.reranker.image_projection.weight.dtype == torch.float32
 
 
-def test_without_a_selector_it_is_said(inputs):  # noqa: F811
+def test_without_a_reranker_it_is_said(inputs):  # noqa: F811
     with pytest.raises(RSMoEError, match="needs a reranker.*rsmoe train reranker"):
         tiny_model().generate(**inputs, fusion="rerank")
 

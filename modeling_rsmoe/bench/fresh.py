@@ -149,7 +149,7 @@ def _instructblip(folder: str, processor: Any, pictures: list[Any], tokens: int)
     import torch
 
     from ..configuration_rsmoe import RSMoEConfig
-    from ..processing_rsmoe import DEFAULT_INSTRUCTION
+    from ..prompting_rsmoe import DEFAULT_INSTRUCTION
     from .instructblip import INPUTS, instructblip_like
 
     inputs = processor(images=pictures, text=[DEFAULT_INSTRUCTION], expert_inputs=False, return_tensors="pt")

@@ -75,8 +75,8 @@ class Phases:
 
     def __call__(self, mode: tuple[str, str]) -> dict[str, Clocks]:
         """Seconds of every phase, in order."""
-        from ..images_rsmoe import read_image
-        from ..processing_rsmoe import DEFAULT_INSTRUCTION
+        from ..prompting_rsmoe import DEFAULT_INSTRUCTION
+        from ..utils.images import read_image
 
         bench = self.bench
         self.spent: dict[str, Clocks] = {}

@@ -53,7 +53,7 @@ class Workbench:
 
     def inputs(self, images: int, expert_inputs: bool) -> Any:
         """What the processor makes of so many pictures, on the model's device."""
-        from ..processing_rsmoe import DEFAULT_INSTRUCTION
+        from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 
         made = self.processor(
             images=self.some(images),

@@ -96,7 +96,7 @@ def _help_without_command(context: typer.Context) -> None:
 
 
 def _print_error(message: str, **options: Any) -> None:
-    from .shared import print_error  # with much that the list of commands does not need
+    from .terminal import print_error  # with much that the list of commands does not need
 
     print_error(message, **options)
 

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from . import shared
+from ..inference.checkpoint import DEFAULT_MODEL, find_checkpoint, load, revision_of
+from ..utils.files import check_outputs
+from ..utils.quiet import quiet_libraries
+from . import options, terminal
 
 
 if TYPE_CHECKING:
@@ -77,7 +80,7 @@ def is_meant(images: list[str], engine: EngineName | None, as_json: bool, of_sce
 
 
 def checkpoint_of(
-    model: str | None, steps: shared.Steps, load: Callable[[Path], tuple[Any, Any]] | None = None
+    model: str | None, steps: terminal.Steps, load: Callable[[Path], tuple[Any, Any]] | None = None
 ) -> "Checkpoint":
     """What workers need to open the checkpoint that `--model` names.
 
@@ -87,19 +90,19 @@ def checkpoint_of(
     from ..collection.describers import Checkpoint
     from ..data.provenance import folder_sha256
 
-    name = model or shared.DEFAULT_CHECKPOINT
-    folder = shared.find_checkpoint(name, steps)
+    name = model or DEFAULT_MODEL
+    folder = find_checkpoint(name, steps)
     steps(f"hashing {name}")
     # A folder is that folder on every machine; a name is found by each machine for itself.
     place = os.path.abspath(folder) if Path(name).expanduser().is_dir() else name
     sha256 = folder_sha256(folder)
-    revision = shared.revision_of(folder, sha256)
+    revision = revision_of(folder, sha256)
     return Checkpoint(name, revision, sha256, functools.partial(_find, place), load or load_whole)
 
 
 def load_encoder_alone(folder: Path) -> tuple[Any, Any]:
     """The encoder in float32, on the GPU if there is one, and the processor."""
-    with shared.quiet_libraries():
+    with quiet_libraries():
         import torch
 
         from .. import RSMoEProcessor
@@ -115,9 +118,9 @@ def caption_archive(
     instruction: str | None,
     output: Path | None,
     overwrite: bool,
-    settings: shared.Settings,
+    settings: options.Generation,
     engine: "Engine",
-    steps: shared.Steps,
+    steps: terminal.Steps,
 ) -> None:
     """Captions of many images into one Parquet."""
     from ..collection.items import find_items, is_archive
@@ -131,14 +134,14 @@ def caption_archive(
     from ..collection.store import check_output
 
     check_output(output, overwrite)
-    shared.check_outputs(output)
+    check_outputs(output)
     steps("finding the images")
     items = find_items(images)
     checkpoint = checkpoint_of(settings.model, steps)
-    with shared.quiet_libraries():
+    with quiet_libraries():
         from .. import RSMoEProcessor
         from ..collection.describers import Captioner
-        from ..processing_rsmoe import DEFAULT_INSTRUCTION
+        from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 
         text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
         folder = checkpoint.find()
@@ -156,12 +159,12 @@ def write_archive(
     output: Path,
     engine: "Engine",
     batch_size: int,
-    steps: shared.Steps,
+    steps: terminal.Steps,
     overwrite: bool = False,
 ) -> None:
     """Make the archive with a bar, and say on stdout what it holds."""
     from ..collection.run import run
-    from ..hub.download import disk_errors
+    from ..utils.files import disk_errors
 
     doing = f"{'captions' if describer.kind == 'captions' else 'features'} of {len(items):,} images"
 
@@ -171,16 +174,16 @@ def write_archive(
 
     try:
         with disk_errors("cannot write", "Free some space or give --output another place; what is made stays."):
-            with shared.quiet_libraries():
+            with quiet_libraries():
                 made = run(describer, items, output, engine, batch_size, progress, overwrite)
     except KeyboardInterrupt:
-        steps.tell(f"what is made is kept in {output}.parts: the same command goes on from there")
+        steps.note(f"what is made is kept in {output}.parts: the same command goes on from there")
         raise
     told = [f"{made.rows:,} rows", f"{made.errors:,} with an error" if made.errors else ""]
     told += [f"{made.made:,} made now" if made.made < made.rows else ""]
     told += [f"{made.rate:.2f} images/s" if made.rate else ""]
     told += [f"{made.begun_again} parts begun again, whose worker ended" if made.begun_again else ""]
-    steps.print(shared.printable(f"{output} ({', '.join(filter(None, told))})"))
+    steps.print(terminal.printable(f"{output} ({', '.join(filter(None, told))})"))
 
 
 def holds_features(path: str, of_scenes: bool) -> bool:
@@ -202,39 +205,44 @@ def holds_features(path: str, of_scenes: bool) -> bool:
 
 
 def ask_features(
-    path: str, question: str, settings: shared.Settings, dtype: shared.Dtype | None, as_json: bool, steps: shared.Steps
+    path: str,
+    question: str,
+    settings: options.Generation,
+    dtype: options.Dtype | None,
+    as_json: bool,
+    steps: terminal.Steps,
 ) -> None:
     """Ask every image whose features are in a file; each answer is printed as it comes."""
     from ..collection.features import FeatureFile
 
     file = FeatureFile(path)
-    loaded = shared.load(settings.model, steps, dtype)
-    with shared.quiet_libraries():
+    loaded = load(settings.model, dtype, progress=steps)
+    with quiet_libraries():
         from ..collection.features import predict_features
         from ..data.encoder import encoder_sha256, load_encoder
-        from ..processing_rsmoe import question_instruction
+        from ..prompting_rsmoe import question_instruction
 
         loaded.processor.refuse_marks(question)
         # As it is stored: on a GPU it is loaded in another precision.
         file.check(encoder_sha256(load_encoder(loaded.folder), loaded.processor), loaded.name)
         if file.errors:
-            steps.tell(f"{file.errors:,} of {file.images + file.errors:,} images have no features, and no answer")
+            steps.note(f"{file.errors:,} of {file.images + file.errors:,} images have no features, and no answer")
         done, generation = 0, settings.generation_arguments()
         for batch in file.batches(settings.batch_size):
             steps(f"asking {file.images:,} images", done / file.images, f"{done:,} of {file.images:,}")
             said = predict_features(batch, question_instruction(question), loaded.model, loaded.processor, generation)
             done += len(said)
             for image, one in zip(batch.images, said, strict=True):
-                result = shared.Result(image, one["text"], one["router_prompts"], one["parts"])
-                shared.show(result, {"question": question, "answer": result.text}, loaded.name, as_json, steps)
+                result = terminal.Result(image, one["text"], one["router_prompts"], one["parts"])
+                terminal.show(result, {"question": question, "answer": result.text}, loaded.name, as_json, steps)
 
 
 def _find(name: str) -> Path:
-    with shared.Steps() as steps:
-        return shared.find_checkpoint(name, steps)
+    with terminal.Steps() as steps:
+        return find_checkpoint(name, steps)
 
 
 def load_whole(folder: Path) -> tuple[Any, Any]:
-    with shared.Steps() as steps:
-        loaded = shared.load(str(folder), steps)
+    with terminal.Steps() as steps:
+        loaded = load(str(folder), progress=steps)
     return loaded.model, loaded.processor

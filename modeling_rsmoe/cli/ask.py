@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from . import archive, scenes, shared
+from ..inference.checkpoint import load
+from . import archive, options, scenes, terminal
 
 
 def ask(
@@ -25,14 +26,14 @@ def ask(
     remote: scenes.RemoteOption = False,
     output: scenes.OutputOption = None,
     overwrite: scenes.OverwriteOption = False,
-    router: shared.RouterOption = None,
-    compose: shared.FusionOption = "rewrite",
-    max_new_tokens: shared.MaxNewTokensOption = None,
-    num_beams: shared.NumBeamsOption = None,
-    batch_size: shared.BatchSizeOption = shared.BATCH_SIZE,
-    model: shared.ModelOption = None,
-    dtype: shared.DtypeOption = None,
-    as_json: shared.JsonOption = False,
+    router: options.RouterOption = None,
+    compose: options.FusionOption = "rewrite",
+    max_new_tokens: options.MaxNewTokensOption = None,
+    num_beams: options.NumBeamsOption = None,
+    batch_size: options.BatchSizeOption = options.BATCH_SIZE,
+    model: options.ModelOption = None,
+    dtype: options.DtypeOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Answer a question about an image in a word or phrase.
 
@@ -42,24 +43,24 @@ def ask(
     question = question.strip()
     if not question:
         raise RSMoEError('the question is empty: ask for example "Is there a road?"')
-    settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, model)
+    settings = options.Generation(router, compose, max_new_tokens, num_beams, batch_size, model)
     options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
     if archive.holds_features(image, options.given):
-        with shared.Steps() as steps:
+        with terminal.Steps() as steps:
             archive.ask_features(image, question, settings, dtype, as_json, steps)
         return
     options.check()
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         pictures, large = scenes.split([image], options)
         rasters = scenes.open_scenes(large, options, steps)
         kept = shared.check_images(pictures, batch_size, steps)
-        loaded = shared.load(model, steps, dtype)
-        from ..processing_rsmoe import question_instruction  # not at the top: it imports transformers
+        loaded = load(model, dtype, progress=steps)
+        from ..prompting_rsmoe import question_instruction  # not at the top: it imports transformers
 
         text = question_instruction(question)
         for result in shared.look_at(pictures, kept, text, settings, loaded, steps):
             texts = {"question": question, "answer": result.text}
-            shared.show(result, texts, loaded.name, as_json, steps)
+            terminal.show(result, texts, loaded.name, as_json, steps)
         if rasters:
             found = scenes.run(rasters, scenes.Asked("answer", question, text), options, settings, loaded, steps)
             scenes.show(found, output, as_json, steps)

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from . import shared
+from ..utils.quiet import quiet_libraries
+from . import terminal
 
 
 def assemble(
@@ -28,9 +29,9 @@ def assemble(
     ] = False,
 ) -> None:
     """Download, verify and convert the pretrained modules, add our trained weights, write a checkpoint folder."""
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         steps("starting")
-        with shared.quiet_libraries():
+        with quiet_libraries():
             from ..hub.assemble import assemble as assemble_checkpoint
 
             folder = assemble_checkpoint(

@@ -8,7 +8,10 @@ from rich import box
 from rich.table import Table
 
 from ..errors_rsmoe import RSMoEError
-from . import shared
+from ..inference.checkpoint import DEFAULT_MODEL, load
+from ..utils.files import check_outputs
+from ..utils.quiet import quiet_libraries
+from . import options, terminal
 
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ def bench(
         typer.Argument(
             metavar="CHECKPOINT",
             help="A folder, or a name on the Hub.",
-            show_default=f"{shared.DEFAULT_CHECKPOINT}, assembled on first use",
+            show_default=f"{DEFAULT_MODEL}, assembled on first use",
         ),
     ] = None,
     output: Annotated[
@@ -65,7 +68,7 @@ def bench(
         typer.Option(
             metavar="FILE",
             help="Settings of that training; its stage1 is measured.",
-            show_default=f"the checkpoint's training.yaml, else {shared.DEFAULT_CHECKPOINT}'s",
+            show_default=f"the checkpoint's training.yaml, else {DEFAULT_MODEL}'s",
         ),
     ] = None,
     gguf: Annotated[
@@ -74,7 +77,7 @@ def bench(
             metavar="FILE", help="The LLM as GGUF: a contender by llama.cpp (llama-cpp-python).", show_default=False
         ),
     ] = None,
-    dtype: shared.DtypeOption = None,
+    dtype: options.DtypeOption = None,
     clock: Annotated[
         Literal["wall", "cpu"],
         typer.Option(metavar="CLOCK", help="What tables show: wall, or cpu (of the processor, for a busy machine)."),
@@ -95,8 +98,8 @@ def bench(
         raise RSMoEError("--from shows what was measured before: leave CHECKPOINT, --quick and --only out")
     sections = [] if given is not None else _sections(quick, only, data)
     picture = output.with_suffix(".png") if output is not None else None
-    shared.check_outputs(output, picture)
-    with shared.Steps() as steps:
+    check_outputs(output, picture)
+    with terminal.Steps() as steps:
         if given is not None:
             from ..bench.results import read_results
 
@@ -110,7 +113,7 @@ def bench(
         _show(results, clock, markdown, steps)
         wrong = [one for one in results.get("equality", ()) if one["differences"]]
         for one in wrong:
-            shared.print_error(f"{one['name']} differs from {one['against']}: {one['differences'][0]}")
+            terminal.print_error(f"{one['name']} differs from {one['against']}: {one['differences'][0]}")
     if wrong:
         raise typer.Exit(DIFFERENT)
 
@@ -153,8 +156,8 @@ def _measure(
     quick: bool,
     numbers: tuple[int, int, int | None],
     files: tuple[Path | None, Path | None, Path | None],
-    dtype: shared.Dtype | None,
-    steps: shared.Steps,
+    dtype: options.Dtype | None,
+    steps: terminal.Steps,
 ) -> "Results":
     import torch
 
@@ -165,7 +168,7 @@ def _measure(
     data, config, gguf = files
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = shared.load(checkpoint, steps, dtype)
+    loaded = load(checkpoint, dtype, progress=steps)
     lengths = (QUICK_TOKENS, QUICK_ROUTER_TOKENS) if quick else (tokens, tokens)
     bench = Workbench(loaded.model, loaded.processor, loaded.folder, *lengths)
     run = Run(
@@ -177,7 +180,7 @@ def _measure(
         data,
         config or _training_config(loaded.folder),
     )
-    with shared.quiet_libraries():
+    with quiet_libraries():
         return measure(run, sections, steps)
 
 
@@ -185,10 +188,10 @@ def _training_config(folder: Path) -> Path:
     from ..hub.sources import HUB_CONFIGS
 
     own = folder / "training.yaml"
-    return own if own.is_file() else HUB_CONFIGS / shared.DEFAULT_CHECKPOINT / "training.yaml"
+    return own if own.is_file() else HUB_CONFIGS / DEFAULT_MODEL / "training.yaml"
 
 
-def _write(results: "Results", output: Path | None, picture: Path | None, clock: str, steps: shared.Steps) -> None:
+def _write(results: "Results", output: Path | None, picture: Path | None, clock: str, steps: terminal.Steps) -> None:
     if output is None or picture is None:
         return
     from ..bench.plots import plot
@@ -196,10 +199,10 @@ def _write(results: "Results", output: Path | None, picture: Path | None, clock:
 
     write_results(results, output)
     drawn = plot(results, picture, clock)
-    steps.tell("written: " + ", ".join(str(file) for file in (output, picture if drawn else None) if file))
+    steps.note("written: " + ", ".join(str(file) for file in (output, picture if drawn else None) if file))
 
 
-def _show(results: "Results", clock: str, markdown: bool, steps: shared.Steps) -> None:
+def _show(results: "Results", clock: str, markdown: bool, steps: terminal.Steps) -> None:
     from ..bench.tables import footer, tables
     from ..bench.tables import markdown as as_markdown
 

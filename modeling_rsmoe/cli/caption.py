@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from . import archive, scenes, shared, sheets
+from ..inference.checkpoint import load
+from . import archive, options, scenes, sheets, terminal
 
 
 def caption(
@@ -33,17 +34,17 @@ def caption(
     map_page: sheets.MapOption = None,
     picture: sheets.PictureOption = None,
     overwrite: scenes.OverwriteOption = False,
-    router: shared.RouterOption = None,
-    compose: shared.FusionOption = None,
-    max_new_tokens: shared.MaxNewTokensOption = None,
-    num_beams: shared.NumBeamsOption = None,
-    batch_size: shared.BatchSizeOption = shared.BATCH_SIZE,
-    model: shared.ModelOption = None,
-    dtype: shared.DtypeOption = None,
+    router: options.RouterOption = None,
+    compose: options.FusionOption = None,
+    max_new_tokens: options.MaxNewTokensOption = None,
+    num_beams: options.NumBeamsOption = None,
+    batch_size: options.BatchSizeOption = options.BATCH_SIZE,
+    model: options.ModelOption = None,
+    dtype: options.DtypeOption = None,
     engine: archive.EngineOption = None,
     workers: archive.WorkersOption = None,
     address: archive.AddressOption = None,
-    as_json: shared.JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Caption images: the router's prompts, what each expert found, the caption.
 
@@ -54,7 +55,7 @@ def caption(
         raise RSMoEError("name one or more images, or give --demo" if not demo else "give images or --demo, not both")
     if instruction is not None and not instruction.strip():
         raise RSMoEError("the instruction is empty: leave --instruction out, or say what to do with the image")
-    settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, model)
+    settings = options.Generation(router, compose, max_new_tokens, num_beams, batch_size, model)
     chosen = archive.make_engine(engine, workers, address)
     options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
     of_scenes = options.cuts or bool(map_page or picture)
@@ -63,12 +64,12 @@ def caption(
             raise RSMoEError(
                 "--dtype is not for an archive: write such a checkpoint by rsmoe quantize, and give it as --model"
             )
-        with shared.Steps() as steps:
+        with terminal.Steps() as steps:
             archive.caption_archive(images or [], instruction, output, overwrite, settings, chosen, steps)
         return
     options.check()
     shown = sheets.Sheets(map_page, picture, overwrite)
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         if demo:
             from ..hub.download import demo_image
 
@@ -77,15 +78,15 @@ def caption(
         rasters = scenes.open_scenes(large, options, steps)
         shown.expect(len(pictures), rasters, options.sizes())
         kept = shared.check_images(pictures, batch_size, steps)
-        loaded = shared.load(model, steps, dtype)
-        from ..processing_rsmoe import DEFAULT_INSTRUCTION  # not at the top: it imports transformers
+        loaded = load(model, dtype, progress=steps)
+        from ..prompting_rsmoe import DEFAULT_INSTRUCTION  # not at the top: it imports transformers
 
         text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
         if text == DEFAULT_INSTRUCTION:
             settings = settings.for_captions(loaded.folder)
         for result in shared.look_at(pictures, kept, text, settings, loaded, steps):
             texts = {"caption": result.text}
-            shared.show(result, texts, loaded.name, as_json, steps)
+            terminal.show(result, texts, loaded.name, as_json, steps)
             shown.add_image(result, text, loaded.name)
         if rasters:
             found = scenes.run(rasters, scenes.Asked("caption", text, text), options, settings, loaded, steps)

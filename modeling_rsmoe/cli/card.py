@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from . import shared
+from ..utils.quiet import quiet_libraries
 
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def card(
     benchmark_ids = dict(_benchmark(text) for text in benchmarks or [])
     if not reports and (tables or benchmark_ids):
         raise RSMoEError("--table and --benchmark are about scores; give --scores with reports of `rsmoe evaluate`")
-    with shared.quiet_libraries():
+    with quiet_libraries():
         from ..hub.card import CARD, write_card
         from ..hub.card_scores import with_tables, write_changed, write_scores
         from ..hub.facts import read_facts

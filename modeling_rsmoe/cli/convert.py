@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from . import shared
+from ..utils.quiet import quiet_libraries
+from . import terminal
 
 
 def convert(
@@ -41,9 +42,9 @@ def convert(
     ] = False,
 ) -> None:
     """Write the checkpoint that stage 1 starts from. Downloads nothing; holds one shard of weights at a time."""
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         steps("starting")
-        with shared.quiet_libraries():
+        with quiet_libraries():
             from ..hub.convert import convert as convert_checkpoint
 
             folder = convert_checkpoint(

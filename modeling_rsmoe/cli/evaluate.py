@@ -10,7 +10,10 @@ from rich import box
 from rich.table import Table
 
 from ..errors_rsmoe import RSMoEError
-from . import shared
+from ..inference.checkpoint import find_checkpoint, load
+from ..utils.files import check_outputs
+from ..utils.quiet import quiet_libraries
+from . import options, terminal
 
 
 if TYPE_CHECKING:
@@ -82,13 +85,13 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    router: shared.RouterOption = None,
-    compose: shared.FusionOption = None,
-    max_new_tokens: shared.MaxNewTokensOption = None,
-    num_beams: shared.NumBeamsOption = None,
-    batch_size: shared.BatchSizeOption = 16,
+    router: options.RouterOption = None,
+    compose: options.FusionOption = None,
+    max_new_tokens: options.MaxNewTokensOption = None,
+    num_beams: options.NumBeamsOption = None,
+    batch_size: options.BatchSizeOption = 16,
     dtype: Annotated[
-        shared.Dtype,
+        options.Dtype,
         typer.Option(
             metavar="TYPE",
             help="Of the weights, as of caption. In float32 predictions do not depend on the batch size.",
@@ -107,13 +110,13 @@ def evaluate(
             "nothing to evaluate: give a CHECKPOINT, --baseline constant or question-only, or the --predictions that "
             "another model wrote"
         )
-    settings = shared.Settings(router, compose, max_new_tokens, num_beams, batch_size, checkpoint)
+    settings = options.Generation(router, compose, max_new_tokens, num_beams, batch_size, checkpoint)
     file = predictions or output.with_suffix(".jsonl")
-    shared.check_outputs(output, file, page)
+    check_outputs(output, file, page)
     for other in against or ():
         if not other.is_file():
             raise RSMoEError(f"there is no file {other}; give --against the predictions (.jsonl) of another system")
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         steps("reading the data")
         from ..data.provenance import peak_memory
         from ..evaluation import report, run
@@ -162,17 +165,17 @@ def _predict(
     selection: "Selection",
     checkpoint: str,
     who: tuple[str, bool],
-    settings: shared.Settings,
-    dtype: shared.Dtype,
+    settings: options.Generation,
+    dtype: options.Dtype,
     file: Path,
-    steps: shared.Steps,
+    steps: terminal.Steps,
 ) -> _Made:
     """By the checkpoint's model, which is loaded only if `file` lacks a prediction."""
     from ..data.provenance import folder_sha256
     from ..evaluation.predict import Predictor, System, key_of, predict, read_predictions
     from ..evaluation.run import run_id
 
-    folder = shared.find_checkpoint(checkpoint, steps)
+    folder = find_checkpoint(checkpoint, steps)
     steps(f"hashing {checkpoint}")
     sha256 = folder_sha256(folder)
     system = System(*who)
@@ -183,11 +186,11 @@ def _predict(
     records, device = selection.all(), "cpu"
     lines = read_predictions(file, run)
     if any(key_of(record, selection.folder) not in lines for record in records):
-        loaded = shared.load(str(folder), steps, dtype)
+        loaded = load(str(folder), steps, dtype)
         device = str(loaded.model.device)
         predictor = Predictor(loaded.model, loaded.processor, system, settings.generation_arguments())
         told = f"{system.name} on {len(records)} {'questions' if selection.task == 'vqa' else 'images'}"
-        with shared.quiet_libraries():
+        with quiet_libraries():
             lines = predict(
                 predictor,
                 records,
@@ -239,7 +242,7 @@ def _show(
     data: Path,
     files: list[Path | None],
     markdown: bool,
-    steps: shared.Steps,
+    steps: terminal.Steps,
 ) -> None:
     """The page if there is one, and the scores on stdout: a table for each dataset, a column for each system."""
     from ..evaluation.markdown import headline, markdown_table, shown_scores

@@ -1,11 +1,13 @@
 """`rsmoe export peft|llm|vllm MODEL`: router and experts in the folders that other libraries read."""
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
-from . import shared
+from ..inference.checkpoint import Checkpoint, load
+from ..utils.quiet import quiet_libraries
+from . import terminal
 
 
 export = typer.Typer(
@@ -24,9 +26,9 @@ DtypeOption = Annotated[str, typer.Option(metavar="DTYPE", help="Weight dtype: f
 @export.command()
 def peft(model: ModelArgument, output: OutputOption, dtype: DtypeOption = "float32") -> None:
     """PEFT adapters: DIR/base is the base LM, DIR/NAME an adapter of it for the router and each expert."""
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         loaded, folder = _load(model, output, dtype, steps)
-        with shared.quiet_libraries():
+        with quiet_libraries():
             from ..hub.adapters import export_peft
 
             for name in export_peft(loaded.model, loaded.processor, folder):
@@ -36,9 +38,9 @@ def peft(model: ModelArgument, output: OutputOption, dtype: DtypeOption = "float
 @export.command()
 def llm(model: ModelArgument, output: OutputOption, dtype: DtypeOption = "float32") -> None:
     """Plain LLMs: DIR/NAME is the base LM with the router's or an expert's weights merged into it."""
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         loaded, folder = _load(model, output, dtype, steps)
-        with shared.quiet_libraries():
+        with quiet_libraries():
             from ..hub.adapters import export_llm
 
             for name in export_llm(loaded.model, loaded.processor, folder):
@@ -48,23 +50,23 @@ def llm(model: ModelArgument, output: OutputOption, dtype: DtypeOption = "float3
 @export.command()
 def vllm(model: ModelArgument, output: OutputOption, dtype: DtypeOption = "bfloat16") -> None:
     """A vLLM bundle: base LM, adapters of router and experts, a client for prompt embeddings, a start script."""
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         loaded, folder = _load(model, output, dtype, steps)
-        with shared.quiet_libraries():
+        with quiet_libraries():
             from ..hub.adapters import export_vllm
 
             steps.print(export_vllm(loaded.model, loaded.processor, folder))
 
 
-def _load(model: str, output: Path, dtype: str, steps: shared.Steps) -> tuple[shared.Loaded, Path]:
-    with shared.quiet_libraries():
+def _load(model: str, output: Path, dtype: str, steps: terminal.Steps) -> tuple[Checkpoint, Path]:
+    with quiet_libraries():
         from ..hub.convert import read_dtype
         from ..hub.folders import check_target
 
         read_dtype(dtype)
         folder = output.expanduser().absolute()
         check_target(folder, overwrite=False)
-    loaded = shared.load(model, steps, cast(shared.Dtype, dtype))
+    loaded = load(model, dtype, progress=steps)
     loaded.model.to("cpu")  # type: ignore[arg-type]  # transformers annotates `to` for a model in place of self
     steps(f"writing {folder}")
     return loaded, folder

@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from . import shared
+from ..inference.checkpoint import load
+from ..utils.quiet import quiet_libraries
+from . import options, terminal
 
 
 def quantize(
@@ -14,24 +16,24 @@ def quantize(
         str, typer.Argument(metavar="MODEL", help="A checkpoint: a folder, or a name on the Hub.", show_default=False)
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)],
-    dtype: shared.DtypeOption = None,
+    dtype: options.DtypeOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")
     ] = False,
 ) -> None:
     """Write a checkpoint in half precision, or in 8 or 4 bits. Router, experts and Q-Former stay in float32."""
     folder = output.expanduser().absolute()
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         if dtype is None:
             raise RSMoEError("give --dtype: bfloat16, float16, int8, int8-dynamic or nf4")
-        with shared.quiet_libraries():
+        with quiet_libraries():
             from ..hub.folders import check_target
             from ..hub.quantize import save_checkpoint
 
             check_target(folder, overwrite)
-        loaded = shared.load(model, steps, dtype)
+        loaded = load(model, dtype, progress=steps)
         steps(f"writing {folder}")
-        with shared.quiet_libraries():
+        with quiet_libraries():
             save_checkpoint(loaded.model, loaded.processor, folder, overwrite)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         steps.print(f"{output} ({size / 1e6:.0f} MB)")

@@ -20,7 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors_rsmoe import RSMoEError
-from . import shared
+from ..inference.checkpoint import Checkpoint
+from ..utils.files import check_outputs
+from ..utils.quiet import quiet_libraries
+from . import options, terminal
 
 
 if TYPE_CHECKING:
@@ -104,7 +107,7 @@ class SceneOptions:
             check_format(self.output)
             if self.output.exists() and not self.overwrite:
                 raise RSMoEError(f"{self.output} exists: give another name, or --overwrite")
-            shared.check_outputs(self.output)
+            check_outputs(self.output)
 
     def sizes(self) -> tuple[int, int]:
         """Tile and overlap, in pixels."""
@@ -164,7 +167,7 @@ def _is_large_tiff(path: str) -> bool:
         return False
 
 
-def open_scenes(paths: Sequence[str], options: SceneOptions, steps: shared.Steps) -> "list[Raster]":
+def open_scenes(paths: Sequence[str], options: SceneOptions, steps: terminal.Steps) -> "list[Raster]":
     """Open and check every raster, those of STAC items too, before a model is loaded; they are closed again.
 
     Raises:
@@ -195,7 +198,7 @@ def open_scenes(paths: Sequence[str], options: SceneOptions, steps: shared.Steps
         raise RSMoEError("\n".join(problems))
     for raster in rasters:
         for note in raster.notes:
-            steps.tell(note)
+            steps.note(note)
     return rasters
 
 
@@ -203,9 +206,9 @@ def run(
     rasters: "Sequence[Raster]",
     asked: Asked,
     options: SceneOptions,
-    settings: shared.Settings,
-    loaded: shared.Loaded,
-    steps: shared.Steps,
+    settings: options.Generation,
+    loaded: Checkpoint,
+    steps: terminal.Steps,
 ) -> "list[SceneResult]":
     """Describe every tile of every raster, and write `--output`.
 
@@ -213,10 +216,10 @@ def run(
         RSMoEError: a raster is damaged or without data, the output cannot be written, or an unfinished run beside it
             has other settings.
     """
-    from ..hub.download import disk_errors
     from ..scenes.describe import Describer
     from ..scenes.outputs import Run, write
     from ..scenes.work import WorkFile
+    from ..utils.files import disk_errors
 
     loaded.processor.refuse_marks(asked.text)
     run = Run(asked.kind, asked.asked, loaded.name, loaded.revision())
@@ -224,7 +227,7 @@ def run(
     work = WorkFile(options.output, _settings(rasters, run, options, settings))
     kept = f"The tiles so far are kept in {work.path}: free some space and run the same command to go on."
     results = []
-    with _kept_on_interruption(work, steps), disk_errors("cannot write", kept), shared.quiet_libraries():
+    with _kept_on_interruption(work, steps), disk_errors("cannot write", kept), quiet_libraries():
         for number, raster in enumerate(rasters):
             results.append(_run_one(number, raster, run, describer, options, settings, work, steps))
             raster.close()
@@ -241,9 +244,9 @@ def _run_one(
     run: Any,
     describer: "Describer",
     options: SceneOptions,
-    settings: shared.Settings,
+    settings: options.Generation,
     work: "WorkFile",
-    steps: shared.Steps,
+    steps: terminal.Steps,
 ) -> "SceneResult":
     from ..scenes.answers import combine
     from ..scenes.describe import describe
@@ -265,7 +268,7 @@ def _run_one(
 class _Rate:
     """Progress over tiles, with how many this run does in a second."""
 
-    def __init__(self, message: str, steps: shared.Steps):
+    def __init__(self, message: str, steps: terminal.Steps):
         self.message, self.steps = message, steps
         self.began: tuple[float, int] | None = None
 
@@ -278,7 +281,7 @@ class _Rate:
 
 
 def _settings(
-    rasters: "Sequence[Raster]", run: Any, options: SceneOptions, settings: shared.Settings
+    rasters: "Sequence[Raster]", run: Any, options: SceneOptions, settings: options.Generation
 ) -> dict[str, Any]:
     """All that a tile's text depends on."""
     tile, overlap = options.sizes()
@@ -296,16 +299,16 @@ def _settings(
 
 
 @contextmanager
-def _kept_on_interruption(work: "WorkFile", steps: shared.Steps) -> Iterator[None]:
+def _kept_on_interruption(work: "WorkFile", steps: terminal.Steps) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
         if work.path is not None and work.lines:
-            steps.tell(f"{len(work.lines)} tiles are kept in {work.path}: the same command goes on from there")
+            steps.note(f"{len(work.lines)} tiles are kept in {work.path}: the same command goes on from there")
         raise
 
 
-def show(results: "Sequence[SceneResult]", output: Path | None, as_json: bool, steps: shared.Steps) -> None:
+def show(results: "Sequence[SceneResult]", output: Path | None, as_json: bool, steps: terminal.Steps) -> None:
     """Each scene on stdout: a JSON object (without `--output` after one for each tile), or a panel."""
     from ..scenes.outputs import line
 
@@ -318,7 +321,7 @@ def show(results: "Sequence[SceneResult]", output: Path | None, as_json: bool, s
             steps.print(_panel(result, output is None))
     if output is not None and not as_json:
         tiles, skipped = (sum(counts) for counts in zip(*((len(each.tiles), each.skipped) for each in results)))
-        steps.print(shared.printable(f"{output} ({_count(tiles, 'tile')}, {skipped} skipped as mostly no data)"))
+        steps.print(terminal.printable(f"{output} ({_count(tiles, 'tile')}, {skipped} skipped as mostly no data)"))
 
 
 def _panel(result: "SceneResult", with_tiles: bool) -> Panel:
@@ -328,7 +331,7 @@ def _panel(result: "SceneResult", with_tiles: bool) -> Panel:
     kind = result.run.kind
     if with_tiles:
         for tile in result.tiles[:_SHOWN_TILES]:
-            table.add_row(Text(_place(tile), "dim"), Text(shared.printable(tile.text) or "(nothing)"))
+            table.add_row(Text(_place(tile), "dim"), Text(terminal.printable(tile.text) or "(nothing)"))
         if len(result.tiles) > _SHOWN_TILES:
             rest = len(result.tiles) - _SHOWN_TILES
             table.add_row(Text("...", "dim"), Text(f"{_count(rest, 'more tile')}: --output keeps them all", "dim"))
@@ -338,15 +341,15 @@ def _panel(result: "SceneResult", with_tiles: bool) -> Panel:
         shares = ", ".join(f"{noun} {share:.0%}" for noun, share in summary.mentioned.items())
         table.add_row(Text("mentioned", "cyan"), Text(shares or "(no noun that is known)"))
     else:
-        table.add_row(Text("question", "bold"), Text(shared.printable(result.run.asked), "bold"))
+        table.add_row(Text("question", "bold"), Text(terminal.printable(result.run.asked), "bold"))
     counts = f"{len(result.tiles)} of {result.grid.tile} px" + (
         f", {result.skipped} skipped as mostly no data" if result.skipped else ""
     )
     table.add_row(Text("tiles", "cyan"), Text(counts))
     if kind == "answer":
         table.add_row(Text("combined", "cyan"), Text(result.outcome.how))  # type: ignore[union-attr]
-    table.add_row(Text(kind, "bold"), Text(shared.printable(result.text) or "(nothing)", "bold"))
-    name = Text(shared.printable(result.raster.name))
+    table.add_row(Text(kind, "bold"), Text(terminal.printable(result.text) or "(nothing)", "bold"))
+    name = Text(terminal.printable(result.raster.name))
     return Panel(table, title=name, title_align="left", subtitle=Text(result.run.model), subtitle_align="right")
 
 

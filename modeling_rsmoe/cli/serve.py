@@ -6,15 +6,17 @@ from typing import Annotated
 
 import typer
 
-from . import shared
+from ..inference.checkpoint import load
+from ..utils.quiet import quiet_libraries
+from . import options, terminal
 
 
 API_KEY = "RSMOE_API_KEY"
 
 
 def serve(
-    model: shared.ModelOption = None,
-    dtype: shared.DtypeOption = None,
+    model: options.ModelOption = None,
+    dtype: options.DtypeOption = None,
     host: Annotated[str, typer.Option(help="Address to listen at. 0.0.0.0 lets the whole network in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 8000,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images that share one generate.")] = 8,
@@ -50,7 +52,7 @@ def serve(
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         require(module, "serve")
-    with shared.Steps() as steps:
+    with terminal.Steps() as steps:
         from ..serving.app import Service
         from ..serving.limits import Limits
         from ..serving.server import run, take_address
@@ -66,12 +68,12 @@ def serve(
             hosts=tuple(allow_host or ()),
         )
         with take_address(host, port) as listening:
-            loaded = shared.load(model, steps, dtype)
+            loaded = load(model, dtype, progress=steps)
             folder = Path(loaded.name)
             name = folder.resolve().name if folder.is_dir() else loaded.name
             service = Service(loaded.model, loaded.processor, name, limits, os.environ.get(API_KEY))
             shown = f"[{host}]" if ":" in host else host
             steps(f"serving {name} at http://{shown}:{listening.getsockname()[1]}/v1")
             steps.clear()
-            with shared.quiet_libraries():
+            with quiet_libraries():
                 run(service, listening, "info" if verbose else "warning")

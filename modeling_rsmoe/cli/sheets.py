@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from . import shared
+from ..utils.files import check_outputs
+from . import terminal
 
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Sheets:
                 raise RSMoEError(f"{option} {file} does not end in {suffixes[0]}: give it that name")
             if file.exists() and not overwrite:
                 raise RSMoEError(f"{file} exists: give another name, or --overwrite")
-        shared.check_outputs(page, picture)
+        check_outputs(page, picture)
 
     @property
     def wanted(self) -> bool:
@@ -76,7 +77,7 @@ class Sheets:
             check_picture(count)
         self._side = SIDE if count <= _FEW else _SMALL_SIDE
 
-    def add_image(self, result: shared.Result, asked: str, model: str) -> None:
+    def add_image(self, result: terminal.Result, asked: str, model: str) -> None:
         if self.wanted and result.picture is not None:
             from ..scenes.sheet import of_image
 
@@ -93,7 +94,7 @@ class Sheets:
                 )
             )
 
-    def add_scenes(self, results: "Sequence[SceneResult]", steps: shared.Steps) -> None:
+    def add_scenes(self, results: "Sequence[SceneResult]", steps: terminal.Steps) -> None:
         if self.wanted:
             from ..scenes.sheet import of_scene
 
@@ -101,12 +102,12 @@ class Sheets:
                 steps(f"drawing {result.raster.name}")
                 self._sheets.append(of_scene(result, self._side))
 
-    def write(self, as_json: bool, steps: shared.Steps) -> None:
+    def write(self, as_json: bool, steps: terminal.Steps) -> None:
         """
         Raises:
             RSMoEError: no space, for example.
         """
-        from ..hub.download import disk_errors
+        from ..utils.files import disk_errors
 
         if not self.wanted:
             return
@@ -120,4 +121,4 @@ class Sheets:
             with disk_errors("cannot write", f"Free some space, or give {file.name} another place."):
                 write(self._sheets, file)
             if not as_json:
-                steps.print(shared.printable(f"{file} ({file.stat().st_size / 1e6:.1f} MB)"))
+                steps.print(terminal.printable(f"{file} ({file.stat().st_size / 1e6:.1f} MB)"))

@@ -11,7 +11,10 @@ from rich import box
 from rich.table import Table
 
 from ..errors_rsmoe import RSMoEError
-from . import shared
+from ..inference.checkpoint import find_checkpoint
+from ..utils.files import check_outputs
+from ..utils.quiet import quiet_libraries
+from . import terminal
 
 
 if TYPE_CHECKING:
@@ -124,8 +127,8 @@ def reranker(
     ] = False,
 ) -> None:
     """Fit what chooses among the captions of base LM and experts (--fusion rerank) to the train images, in closed form."""
-    with shared.Steps() as steps, shared.quiet_libraries():
-        start = shared.find_checkpoint(checkpoint, steps)
+    with terminal.Steps() as steps, quiet_libraries():
+        start = find_checkpoint(checkpoint, steps)
         from ..training.reranker import train_reranker
 
         train_reranker(
@@ -150,8 +153,8 @@ def export(
     output: Annotated[Path, typer.Option(metavar="FILE", help="The safetensors file to write.")],
 ) -> None:
     """Write only what was learned, in half precision: the trained.safetensors that `rsmoe assemble` takes."""
-    shared.check_outputs(output)
-    with shared.Steps() as steps, shared.quiet_libraries():
+    check_outputs(output)
+    with terminal.Steps() as steps, quiet_libraries():
         steps("reading what was learned")
         from ..training.export import export_trained
 
@@ -181,7 +184,7 @@ def estimate(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:
     """Say what learns and what each stage needs on each device; no weight is read or allocated."""
-    with shared.Steps() as steps, shared.quiet_libraries():
+    with terminal.Steps() as steps, quiet_libraries():
         steps("reading the configuration")
         from .. import RSMoEConfig
         from ..hub.sources import HUB_CONFIGS
@@ -212,7 +215,7 @@ def _estimates(
     image_size: int | None,
     processes: list[int],
     tokens: int,
-    steps: shared.Steps,
+    steps: terminal.Steps,
 ) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Tables, as they are ready: title, columns, rows."""
     from ..training import memory, read_settings
@@ -265,9 +268,9 @@ def _run(
     checkpoint: str | None,
     features: Path | None,
 ) -> None:
-    shared.check_outputs(output / "training.json")
+    check_outputs(output / "training.json")
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one tells what happens
-    with shared.Steps() as steps, shared.quiet_libraries():
+    with terminal.Steps() as steps, quiet_libraries():
         if first:
             steps("reading the settings")
         from ..training import read_settings, train_stage1, train_stage2
@@ -289,7 +292,7 @@ def _run(
         arguments.distributed_state.destroy_process_group()
 
 
-def _start(stage: str, name: str | None, untrained: Path, steps: shared.Steps) -> Path | None:
+def _start(stage: str, name: str | None, untrained: Path, steps: terminal.Steps) -> Path | None:
     """The folder that is trained from. Stage 1 begins without trained weights of ours."""
     from filelock import FileLock
 
@@ -298,7 +301,7 @@ def _start(stage: str, name: str | None, untrained: Path, steps: shared.Steps) -
     if name is None:
         return None  # the training says what is missing
     if stage == "stage2" or Path(name).is_dir() or name not in known_names():
-        return shared.find_checkpoint(name, steps)
+        return find_checkpoint(name, steps)
     untrained.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(untrained.with_name(".start.lock")):
         if not untrained.is_dir():

@@ -105,7 +105,7 @@ def _read(path: str) -> "tuple[Image.Image, str]":
     Raises:
         RSMoEError: as of `read_image`.
     """
-    from ..images_rsmoe import download, read_image
+    from ..utils.images import download, read_image
 
     if is_url(path):
         content = download(path)

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from ..errors_rsmoe import RSMoEError
-from ..processing_rsmoe import DEFAULT_INSTRUCTION, expert_prompt, question_instruction, rewrite_request
-from ..processing_rsmoe import router_prompt as router_row_prompt
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION, Prompt, question_instruction
 from .aspects import ASPECTS, distinct, router_prompt, split_aspects
 from .records import CaptionRecord, QuestionRecord
 from .text import clean_caption
@@ -189,7 +188,7 @@ def _answer_row(
     prompt = question_instruction(question.question)
     if others and rng.random() < QUESTION_PARTS_SHARE:
         record = captioned.get(question.image)
-        prompt = rewrite_request(prompt, _parts(record.captions if record else (), others, rng))
+        prompt = Prompt.rewrite(prompt, _parts(record.captions if record else (), others, rng)).text
     return Row(question.image, "answer", None, prompt, (question.answer.strip(),))
 
 
@@ -204,7 +203,7 @@ def _compose_row(record: CaptionRecord, others: Sequence[CaptionRecord], rng: ra
     parts = _parts(references, others, rng)
     # Another image may have the very same caption.
     parts = {aspect: "" if part == target else part for aspect, part in parts.items()}
-    return Row(record.image, "rewrite", None, rewrite_request(_instruction(rng), parts), (target,))
+    return Row(record.image, "rewrite", None, Prompt.rewrite(_instruction(rng), parts).text, (target,))
 
 
 def _similar_compose_row(
@@ -215,7 +214,7 @@ def _similar_compose_row(
     for aspect in ASPECTS:
         some = [sentences for other in similar if (sentences := split_aspects(other.captions)[aspect])]
         parts[aspect] = clean_caption(rng.choice(rng.choice(some))) if some else ""
-    prompt = rewrite_request(_instruction(rng), parts)
+    prompt = Prompt.rewrite(_instruction(rng), parts).text
     return Row(record.image, "rewrite", None, prompt, _targets(record.captions, references, rng))
 
 
@@ -234,12 +233,14 @@ def _parts(sentences: Sequence[str], others: Sequence[CaptionRecord], rng: rando
 
 def _router_row(record: CaptionRecord, name: str, rng: random.Random) -> Row:
     target = router_prompt(name, split_aspects(record.captions)[name])
-    return Row(record.image, "router", name, router_row_prompt(name, _instruction(rng)), (target,))
+    return Row(record.image, "router", name, Prompt.router(name, _instruction(rng)).text, (target,))
 
 
 def _question_router_row(record: QuestionRecord, name: str) -> Row:
     target = router_prompt(name, [record.question])
-    return Row(record.image, "router", name, router_row_prompt(name, question_instruction(record.question)), (target,))
+    return Row(
+        record.image, "router", name, Prompt.router(name, question_instruction(record.question)).text, (target,)
+    )
 
 
 def _expert_row(record: CaptionRecord, name: str, fixed: str, references: int, rng: random.Random) -> Row:
@@ -251,7 +252,9 @@ def _expert_row(record: CaptionRecord, name: str, fixed: str, references: int, r
         prompt = _instruction(rng)
     else:
         prompt = router_prompt(name, sentences)
-    return Row(record.image, "expert", name, expert_prompt(name, prompt), _targets(sentences, references, rng))
+    return Row(
+        record.image, "expert", name, Prompt.for_expert(name, prompt, "").text, _targets(sentences, references, rng)
+    )
 
 
 def _instruction(rng: random.Random) -> str:

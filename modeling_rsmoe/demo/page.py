@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors_rsmoe import RSMoEError
 from ..generation_rsmoe import DEFAULTS
-from ..processing_rsmoe import question_instruction
+from ..prompting_rsmoe import question_instruction
 from ..utils.extras import require
 from ..utils.html import render
 from .viewer import Encoded, Told, Viewer
@@ -276,7 +276,7 @@ def _doing(told: Told) -> str:
 
 
 def _thumbnails(examples: Sequence[Path]) -> list[Any]:
-    from ..images_rsmoe import read_image
+    from ..utils.images import read_image
 
     pictures = [read_image(file) for file in examples]
     for picture in pictures:

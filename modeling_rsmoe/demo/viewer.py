@@ -16,8 +16,8 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from ..errors_rsmoe import RSMoEError
-from ..images_rsmoe import read_image
-from ..processing_rsmoe import DEFAULT_INSTRUCTION
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION
+from ..utils.images import read_image
 
 
 if TYPE_CHECKING:

@@ -129,7 +129,7 @@ def _card(item: Item, folder: Path, experts: Sequence[str]) -> dict[str, Any]:
 
 def _thumbnail(path: Path) -> dict[str, Any]:
     """A small JPEG of an image as a data URL, with its size."""
-    from ..images_rsmoe import read_image
+    from ..utils.images import read_image
 
     picture = read_image(path)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))

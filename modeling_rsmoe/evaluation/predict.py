@@ -90,7 +90,7 @@ class Predictor:
 
     def _inputs(self, records: Sequence[Record]) -> dict[str, Any]:
         """Every image goes through the ViT once, however many questions there are about it."""
-        from ..images_rsmoe import read_image
+        from ..utils.images import read_image
 
         order = {image: index for index, image in enumerate(dict.fromkeys(record.image for record in records))}
         pictures = [read_image(image) if self.system.sees_image else self._gray() for image in order]
@@ -124,7 +124,7 @@ def _some_experts(reader: str, experts: Sequence[str]) -> list[str]:
 
 def instruction_of(record: Record) -> str:
     """What a system is told to do for a record."""
-    from ..processing_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+    from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 
     return question_instruction(record.question) if isinstance(record, QuestionRecord) else DEFAULT_INSTRUCTION
 

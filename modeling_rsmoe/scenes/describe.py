@@ -59,9 +59,9 @@ class Describer:
 
     def compose(self, picture: "Image.Image", parts: Mapping[str, str]) -> str:
         """What the base LM makes of a picture and parts that were found in it."""
-        from ..processing_rsmoe import rewrite_request
+        from ..prompting_rsmoe import Prompt
 
-        row = self.processor.render(rewrite_request(self.instruction, dict(parts)))
+        row = self.processor.render(Prompt.rewrite(self.instruction, dict(parts)).text)
         inputs = self.processor(images=[picture], text=[row], expert_inputs=False, return_tensors="pt")
         inputs = inputs.to(self.model.device, self.model.dtype)
         own = {name: value for name, value in self.generation.items() if name not in ("router_mode", "fusion")}

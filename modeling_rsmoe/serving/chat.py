@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..processing_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 from .errors import ApiError
 from .limits import Limits
 

@@ -17,7 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from ..errors_rsmoe import RSMoEError
-from ..images_rsmoe import read_image
+from ..utils.images import read_image
 from .chat import Answer, Decoding
 from .errors import ApiError
 from .metrics import Metrics

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from PIL import Image, UnidentifiedImageError
 
 from ..errors_rsmoe import RSMoEError
-from ..images_rsmoe import bytes_of_data_url, read_image
+from ..utils.images import bytes_of_data_url, read_image
 from .errors import ApiError
 from .limits import Limits
 

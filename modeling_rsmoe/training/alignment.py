@@ -20,8 +20,8 @@ from transformers import Trainer
 
 from ..data.records import CaptionRecord
 from ..errors_rsmoe import RSMoEError
-from ..images_rsmoe import read_images
-from ..processing_rsmoe import DEFAULT_INSTRUCTION
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION
+from ..utils.images import read_images
 from .checkpoints import SafeCheckpoints, save_tensors
 from .features import BATCH, FeatureCache, Progress
 from .parts import part_of, select_parts, trained_parameters

@@ -20,8 +20,8 @@ from filelock import FileLock
 
 from ..data.encoder import encoder_sha256
 from ..errors_rsmoe import RSMoEError
-from ..images_rsmoe import read_images
 from ..utils.files import write_whole
+from ..utils.images import read_images
 
 
 if TYPE_CHECKING:

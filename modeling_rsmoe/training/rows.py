@@ -18,7 +18,7 @@ from ..data.aspects import ASPECTS
 from ..data.records import CaptionRecord, Entry, QuestionRecord, is_text, read_captions, read_questions
 from ..data.rows import Kind, Row, stage1_rows, stage2_rows
 from ..errors_rsmoe import RSMoEError
-from ..images_rsmoe import read_images
+from ..utils.images import read_images
 from .settings import Recipe
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors_rsmoe import RSMoEError
+
 
 CACHE_VARIABLE = "RSMOE_CACHE"
 
@@ -56,3 +58,35 @@ def sha256_of(path: str | Path) -> str:
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
     """The folder that downloads and image features are kept in: `cache_dir`, else ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``."""
     return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/rsmoe").expanduser()
+
+
+@contextmanager
+def disk_errors(doing: str, remedy: str) -> Iterator[None]:
+    """Turn an error of the file system (no space, no permission, ...) into one clear RSMoEError. Also a decorator.
+
+    Args:
+        doing: what cannot be done: "cannot write".
+        remedy: what the user should do.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        raise RSMoEError(f"{doing}{where}: {error.strerror or error}. {remedy}") from error
+
+
+def check_outputs(*files: Path | None) -> None:
+    """Make the folders that these files will stand in, so that work is not lost for want of a place to write it.
+
+    Args:
+        *files: None is left out.
+
+    Raises:
+        RSMoEError: a file cannot be written there.
+    """
+    for file in filter(None, files):
+        with disk_errors("cannot write", f"Give {file.name} another place."):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir() or not os.access(file.parent, os.W_OK):
+            problem = "is a folder" if file.is_dir() else f"cannot be written: no permission in {file.parent}"
+            raise RSMoEError(f"{file} {problem}; give the name of a file in a folder of yours")

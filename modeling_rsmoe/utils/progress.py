@@ -1,21 +1,20 @@
-"""How far a job is: the one signature that every long job reports with."""
+"""How a long job says how far it is: one signature for all of them."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """What a long job calls now and then."""
+    """Called whenever there is something to say.
 
-    def __call__(self, message: str, done: int = 0, total: int | None = None, unit: str = "") -> None:
-        """Take note of how far the job is.
+    Args:
+        message: what is being done; the same text as long as it is the same job.
+        done: how much of it.
+        total: of how much; None where that is not known.
+        unit: what is counted, in the plural: "tiles", "MB".
+    """
 
-        Args:
-            message: what is being done, such as "downloading the weights".
-            done: how much of it is done.
-            total: how much there is; None where nobody knows.
-            unit: what is counted, such as "images" or "MB".
-        """
+    def __call__(self, message: str, done: float = 0, total: float | None = None, unit: str = "") -> None: ...
 
 
-def no_progress(message: str, done: int = 0, total: int | None = None, unit: str = "") -> None:
-    """The default: nobody wants to know."""
+def no_progress(message: str, done: float = 0, total: float | None = None, unit: str = "") -> None:
+    """Says nothing."""

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
-from modeling_rsmoe.images_rsmoe import read_image
-from modeling_rsmoe.processing_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from modeling_rsmoe.utils.images import read_image
 from tests.cli.test_cli import errors, run
 from tests.tiny import tiny_checkpoint
 

@@ -86,7 +86,7 @@ def test_help_names_every_command_and_option() -> None:
 
 def test_what_help_promises_is_what_the_model_has() -> None:
     from modeling_rsmoe.generation_rsmoe import FUSIONS, ROUTER_MODES
-    from modeling_rsmoe.processing_rsmoe import DEFAULT_INSTRUCTION
+    from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION
 
     assert get_args(shared.RouterMode) == ROUTER_MODES and get_args(shared.Fusion) == FUSIONS
     assert DEFAULT_INSTRUCTION in " ".join(run("caption", "--help").stdout.replace("│", " ").split())
@@ -176,7 +176,7 @@ def test_caption_for_people(tiles: list[Path], checkpoint: Path) -> None:
 
 
 def test_options_reach_the_model(tiles: list[Path], checkpoint: Path) -> None:
-    from modeling_rsmoe.processing_rsmoe import DEFAULT_INSTRUCTION
+    from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION
 
     def caption(*options: object) -> dict[str, Any]:
         result = run("caption", tiles[0], "--model", checkpoint, "--json", *options)
@@ -194,14 +194,14 @@ def test_options_reach_the_model(tiles: list[Path], checkpoint: Path) -> None:
 
 
 def test_ask(tiles: list[Path], checkpoint: Path) -> None:
-    from modeling_rsmoe.processing_rsmoe import ANSWER_WORDING
+    from modeling_rsmoe.prompting_rsmoe import ANSWER_SUFFIX
 
     command = ("ask", tiles[0], " Is there a road? ", "--model", checkpoint, "--router", "none")
     result = run(*command, "--json")
     told = json.loads(result.stdout)
     assert list(told) == ["image", "question", "answer", "router_prompts", "parts", "model"]
     assert told["question"] == "Is there a road?"
-    assert set(told["router_prompts"].values()) == {f"Is there a road? {ANSWER_WORDING}"}
+    assert set(told["router_prompts"].values()) == {f"Is there a road? {ANSWER_SUFFIX}"}
     joined = json.loads(run(*command, "--json", "--fusion", "concat").stdout)
     assert told["parts"] == joined["parts"] and told["answer"] != joined["answer"]  # the base LM answers by itself
     shown = run(*command).stdout

@@ -201,7 +201,7 @@ def test_urls(captioner: Captioner, tiles: Path, tmp_path: Path, monkeypatch) ->
             raise RSMoEError(f"{url} cannot be downloaded (404): check the URL and the network")
         return content if url.endswith("a.png") else b"<html>"
 
-    monkeypatch.setattr("modeling_rsmoe.images_rsmoe.download", download)
+    monkeypatch.setattr("modeling_rsmoe.utils.images.download", download)
     names = ["https://host/a.png", "https://host/lost.png", "https://host/page"]
     run(captioner, find_items(names), tmp_path / "out.parquet", LocalEngine(), 4)
     first, second, third = rows_of(tmp_path / "out.parquet")

@@ -17,7 +17,7 @@ from modeling_rsmoe.data.rows import (
 )
 from modeling_rsmoe.data.text import clean_caption
 from modeling_rsmoe.errors_rsmoe import RSMoEError
-from modeling_rsmoe.processing_rsmoe import ANSWER_WORDING, DEFAULT_INSTRUCTION, question_instruction, rewrite_request
+from modeling_rsmoe.prompting_rsmoe import ANSWER_SUFFIX, DEFAULT_INSTRUCTION, Prompt, question_instruction
 
 
 FIXED = {name: f"fixed prompt of {name}?" for name in ASPECTS}
@@ -55,14 +55,14 @@ def parts_of(row: Row) -> dict[str, str]:
     instruction, *lines = row.prompt.split("\n")
     parts = {name: text.strip() for name, _, text in (line.partition(":") for line in lines)}
     assert instruction in (DEFAULT_INSTRUCTION, *OTHER_INSTRUCTIONS)
-    assert row.prompt == rewrite_request(instruction, parts)
+    assert row.prompt == Prompt.rewrite(instruction, parts).text
     assert list(parts) == list(ASPECTS)
     return {name: text for name, text in parts.items() if text}
 
 
 def test_answer_prompt():
-    assert question_instruction("Is it a river") == f"Is it a river? {ANSWER_WORDING}"
-    assert question_instruction(" Count the\nroads. ") == f"Count the roads. {ANSWER_WORDING}"
+    assert question_instruction("Is it a river") == f"Is it a river? {ANSWER_SUFFIX}"
+    assert question_instruction(" Count the\nroads. ") == f"Count the roads. {ANSWER_SUFFIX}"
 
 
 @pytest.mark.parametrize("make", [stage1_rows, lambda *args, **kwargs: stage2_rows(*args[:2], FIXED, **kwargs)])

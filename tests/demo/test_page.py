@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from modeling_rsmoe.demo.viewer import Viewer
-from modeling_rsmoe.processing_rsmoe import question_instruction
+from modeling_rsmoe.prompting_rsmoe import question_instruction
 from tests.browser import Person, chromium, needs_chromium
 from tests.tiny import INSTRUCTIONS, speaking_model, tiny_processor
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration
 from modeling_rsmoe.demo.viewer import SHOWN, Encoded, Viewer
-from modeling_rsmoe.processing_rsmoe import question_instruction
+from modeling_rsmoe.prompting_rsmoe import question_instruction
 from tests.tiny import tiny_config, tiny_model, tiny_processor
 
 

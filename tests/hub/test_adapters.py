@@ -306,7 +306,7 @@ def test_client_asks_router_experts_and_llm(vllm_folder, client, tmp_path, monke
 def test_client_and_package_write_rows_alike():
     """The client stands alone, so its wordings are its own: they must stay the processor's."""
     from modeling_rsmoe.hub import vllm_client
-    from modeling_rsmoe.processing_rsmoe import expert_prompt, rewrite_request, router_prompt
+    from modeling_rsmoe.prompting_rsmoe import Prompt
 
     seen = []
 
@@ -324,9 +324,9 @@ def test_client_and_package_write_rows_alike():
     finally:
         vllm_client.ask = ask
     names, fixed = ADAPTERS[1:], Embeddings.processor.expert_instructions["relation"]
-    expected = [router_prompt(name, TEXT) for name in names]
-    expected += [expert_prompt(name, prompt) for name, prompt in zip(names, ["p", "q", fixed])]
-    assert seen == [*expected, rewrite_request(TEXT, {"theme": "a", "object": "", "relation": "c"})]
+    expected = [Prompt.router(name, TEXT).text for name in names]
+    expected += [Prompt.for_expert(name, prompt, "").text for name, prompt in zip(names, ["p", "q", fixed])]
+    assert seen == [*expected, Prompt.rewrite(TEXT, {"theme": "a", "object": "", "relation": "c"}).text]
 
 
 def test_serve_line(tmp_path):

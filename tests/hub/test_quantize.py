@@ -20,8 +20,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEModel
+from modeling_rsmoe.adapters_rsmoe import is_hooked
 from modeling_rsmoe.cli import shared
-from modeling_rsmoe.experts_rsmoe import is_hooked
 from modeling_rsmoe.hub.quantize import (
     DTYPES,
     NOT_CONVERTED,
@@ -162,7 +162,7 @@ def test_float_weights_are_asked_for_where_they_are_needed(folder):
     for needs_numbers in (model.plain_llm, lambda: model.merged_llm("theme")):
         with pytest.raises(RSMoEError, match="quantised: load a checkpoint of float weights"):
             needs_numbers()
-    model.model.reset_experts()  # low-rank weights only
+    model.model.reset_adapters()  # low-rank weights only
     assert changed(model).max() == 0
 
 

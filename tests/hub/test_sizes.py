@@ -14,7 +14,7 @@ from modeling_rsmoe import RSMoEConfig, RSMoEProcessor
 from modeling_rsmoe.hub.convert import llm_tokenizer
 from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
-from modeling_rsmoe.processing_rsmoe import expert_prompt, rewrite_request, router_prompt
+from modeling_rsmoe.prompting_rsmoe import Prompt
 
 from ..tiny import tiny_qformer_tokenizer
 from .test_convert import bytes_with_first_token
@@ -53,7 +53,7 @@ def test_files_fit_each_other(size):
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         assert getattr(generation, name) == getattr(config.text_config, name)
     assert generation.pad_token_id != generation.eos_token_id
-    assert (generation.router_mode, generation.fusion) == ("generated", "rewrite")
+    assert (generation.router_mode, generation.fusion) == ("generated", "auto")
     settings = json.loads((folder / "processor_config.json").read_text())
     assert settings["num_query_tokens"] == config.num_query_tokens and settings["experts"] == config.expert_names
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
@@ -107,15 +107,15 @@ def test_rows(size, tmp_path):
     chat = [turn, {"role": "assistant", "content": "a port ."}, {"role": "user", "content": "Any ships?"}]
     whole = processor.apply_chat_template(chat, add_generation_prompt=True)
     assert whole == "<|begin|>USER: <image> What is it? ASSISTANT: a port .<|end|>USER: Any ships? ASSISTANT:"
-    assert processor.qformer_instruction(whole) == "Any ships?"
-    assert processor.qformer_instruction(rendered) == "Is there a river?"
+    assert processor.read_rendered(whole) == "Any ships?"
+    assert processor.read_rendered(rendered) == "Is there a river?"
     for row in (
-        router_prompt("theme", "What?"),
-        rewrite_request("What?", {"theme": "a", "object": "b", "relation": ""}),
+        Prompt.router("theme", "What?").text,
+        Prompt.rewrite("What?", {"theme": "a", "object": "b", "relation": ""}).text,
     ):
-        assert processor.qformer_instruction(processor.render(row)) == "What?"
-    row = processor.render(expert_prompt("object", "How many?"))
-    assert processor.qformer_instruction(row) == processor.expert_instructions["object"]
+        assert processor.read_rendered(processor.render(row)) == "What?"
+    row = processor.render(Prompt.for_expert("object", "How many?", "").text)
+    assert processor.read_rendered(row) == processor.expert_instructions["object"]
     inputs = processor(images=torch.zeros(3, 224, 224), text="Is there a river?", return_tensors="pt")
     for name in ("input_ids", "router_input_ids", "expert_input_ids", "rewrite_input_ids"):
         for ids in inputs[name].flatten(0, -2):

@@ -165,7 +165,7 @@ def test_the_model_looks_at_each_tile_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_composer_reads_parts_as_in_generate() -> None:
     """The row that sums up a scene is the row that `generate` makes of one image's parts, token by token."""
-    from modeling_rsmoe.processing_rsmoe import rewrite_request
+    from modeling_rsmoe.prompting_rsmoe import Prompt
     from tests.tiny import tiny_model, tiny_processor
 
     model, processor = tiny_model(), tiny_processor()
@@ -174,7 +174,7 @@ def test_the_composer_reads_parts_as_in_generate() -> None:
     whole = processor(images=[picture], text=["Describe it."], return_tensors="pt")
     ids = [processor.tokenizer(f" {part}" if part else "")["input_ids"] for part in parts.values()]
     expected, _ = model._padded(model._filled(whole["rewrite_input_ids"], [ids]), "cpu")
-    row = processor.render(rewrite_request("Describe it.", parts))
+    row = processor.render(Prompt.rewrite("Describe it.", parts).text)
     own = processor(images=[picture], text=[row], expert_inputs=False, return_tensors="pt")
     assert own["input_ids"].tolist() == expected.tolist()
     assert own["qformer_input_ids"].tolist() == whole["qformer_input_ids"].tolist()

@@ -17,9 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_rsmoe.images_rsmoe import read_image
-from modeling_rsmoe.processing_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 from modeling_rsmoe.serving.limits import Limits
+from modeling_rsmoe.utils.images import read_image
 
 from .conftest import Served, data_url, noise, serving, user
 

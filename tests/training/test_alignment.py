@@ -7,7 +7,6 @@ import torch
 
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.data.records import CaptionRecord
-from modeling_rsmoe.images_rsmoe import read_images
 from modeling_rsmoe.training import Recipe, parts
 from modeling_rsmoe.training.alignment import (
     CaptionPairs,
@@ -18,6 +17,7 @@ from modeling_rsmoe.training.alignment import (
 )
 from modeling_rsmoe.training.features import FeatureCache
 from modeling_rsmoe.training.rows import read_data
+from modeling_rsmoe.utils.images import read_images
 
 from ..tiny import tiny_model, tiny_processor
 

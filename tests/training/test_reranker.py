@@ -10,10 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
-from modeling_rsmoe.images_rsmoe import read_image
 from modeling_rsmoe.reranker_rsmoe import RSMoEReranker
 from modeling_rsmoe.training.export import export_trained
 from modeling_rsmoe.training.reranker import fit_reranker, train_reranker
+from modeling_rsmoe.utils.images import read_image
 
 
 SAID = ["a dark green forest near the sea", "many white planes at the airport"]

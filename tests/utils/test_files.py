@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from modeling_rsmoe.data import files
+from modeling_rsmoe.utils import files
 
 
 def test_the_cache_folder_can_be_chosen(monkeypatch, tmp_path):

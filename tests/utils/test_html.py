@@ -8,8 +8,8 @@ import pytest
 from jinja2 import UndefinedError
 from PIL import Image
 
-from modeling_rsmoe.images_rsmoe import read_image
 from modeling_rsmoe.utils.html import COLORS, data_url, render
+from modeling_rsmoe.utils.images import read_image
 
 
 # Linear RGB as it is seen with the given deficiency in full (Machado, Oliveira and Fernandes, 2009).

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from modeling_rsmoe.decoding_rsmoe import FewRowsLinear, HalfWeightLinear, fast_products
 from torch import nn
 from transformers import DynamicCache
 
 from modeling_rsmoe import decoding_rsmoe
-from modeling_rsmoe.decoding_rsmoe import FewRowsLinear, HalfWeightLinear, fast_products
 from modeling_rsmoe.generation_rsmoe import LOOKUP
 from modeling_rsmoe.hub.assemble import round_to_half
 

@@ -14,7 +14,8 @@ import torch
 from PIL import Image, TiffImagePlugin
 
 from modeling_rsmoe.errors_rsmoe import RSMoEError
-from modeling_rsmoe.images_rsmoe import MIN_SIDE, read_image, read_images
+from modeling_rsmoe.images_rsmoe import MIN_SIDE
+from modeling_rsmoe.utils.images import read_image, read_images
 
 
 HEIGHT, WIDTH = 12, 16
@@ -150,7 +151,7 @@ def test_urls(server: str, photo: tuple[Path, np.ndarray], monkeypatch: pytest.M
     assert np.array_equal(pixels_of(read_image(f"{server}/moved")), photo[1])
     with pytest.raises(RSMoEError, match=r"/lost.png cannot be downloaded .*404"):
         read_image(f"{server}/lost.png")
-    monkeypatch.setattr("modeling_rsmoe.images_rsmoe.MAX_URL_BYTES", 10)
+    monkeypatch.setattr("modeling_rsmoe.utils.images.MAX_URL_BYTES", 10)
     with pytest.raises(RSMoEError, match="download it and crop it first"):
         read_image(f"{server}/photo.png")
     with pytest.raises(RSMoEError, match="cannot be downloaded"):

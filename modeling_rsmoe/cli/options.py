@@ -1,0 +1,85 @@
+"""Options that several commands share."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ..inference.checkpoint import DEFAULT_MODEL
+
+
+if TYPE_CHECKING:
+    from ..inference import GenerationSettings
+
+BATCH_SIZE = 8
+_CHECKPOINTS = "the checkpoint's"
+
+RouterMode = Literal["generated", "template", "none"]
+Fusion = Literal["auto", "rerank", "rewrite", "concat"]
+Dtype = Literal["float32", "bfloat16", "float16", "int8", "int8-dynamic", "nf4"]
+RouterOption = Annotated[
+    RouterMode | None,
+    typer.Option(
+        metavar="MODE",
+        help="What each expert is asked. generated: a prompt that the router writes; template: a fixed prompt; "
+        "none: the instruction itself.",
+        show_default=_CHECKPOINTS,
+    ),
+]
+FusionOption = Annotated[
+    Fusion | None,
+    typer.Option(
+        metavar="MODE",
+        help="How the experts' texts become one. concat: one after the other, without repeated sentences; rewrite: written "
+        "by the base LM, which reads them; rerank: of them and the base LM's own caption the one that fits the image best "
+        "(needs a reranker); auto: rerank for captions where there is a reranker, else rewrite.",
+        show_default=f"{_CHECKPOINTS}, usually auto",
+    ),
+]
+MaxNewTokensOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Longest text of an expert, in tokens.", show_default=_CHECKPOINTS),
+]
+NumBeamsOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Beams of the search; 1 is greedy.", show_default=_CHECKPOINTS),
+]
+BatchSizeOption = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Images, or tiles of a scene, that are described together.")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="A checkpoint: a folder, or a name on the Hub.",
+        show_default=f"{DEFAULT_MODEL}, assembled on first use",
+    ),
+]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option(
+        metavar="TYPE",
+        help="Weight dtype: float32, bfloat16, float16; int8 or int8-dynamic (torchao); nf4 (bitsandbytes).",
+        show_default="float32, on a GPU bfloat16; the checkpoint's where it is quantised",
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object for each image, on a line of its own.")
+]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The options of a command that runs a model; None is the checkpoint's own setting."""
+
+    router: RouterMode | None
+    fusion: Fusion | None
+    max_new_tokens: int | None
+    num_beams: int | None
+    batch_size: int
+    model: str | None
+
+    def settings(self) -> "GenerationSettings":
+        from ..inference import GenerationSettings
+
+        return GenerationSettings(self.router, self.fusion, self.max_new_tokens, self.num_beams)

@@ -1,0 +1,167 @@
+"""What the commands print: progress and notes on stderr, results on stdout."""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..inference import Prediction
+
+_SECONDS_BETWEEN_DETAILS = 30.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model said about an image.
+
+    Attributes:
+        name: of the image.
+        prediction: the texts.
+        image: that was described; None if another process read it.
+    """
+
+    name: str
+    prediction: "Prediction"
+    image: "Image.Image | None" = None
+
+
+class Steps:
+    """What is being done now, on stderr: a spinner or bar in a terminal, a line for each new step elsewhere.
+
+    A `utils.progress.Progress`. Numbers that change ("120 of 672 tiles, 1.30 tiles/s") stand behind the bar; where no
+    terminal is, they are printed every half minute.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._message = ""
+        self._began: tuple[float, float] = (0.0, 0.0)  # when the step began, and how much was done by then
+        self._printed = 0.0  # when a detail was last printed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.clear()
+
+    def __call__(self, message: str, done: float = 0, total: float | None = None, unit: str = "") -> None:
+        now = time.monotonic()
+        is_new = message != self._message
+        if is_new:
+            self._message, self._began, self._printed = message, (now, done), now
+        detail = self._detail(now, done, total, unit)
+        if not self._console.is_terminal:
+            if is_new:
+                self._print_line(f"{printable(message)} ...")
+            elif detail and now - self._printed >= _SECONDS_BETWEEN_DETAILS:
+                self._printed = now
+                self._print_line(f"{printable(message)}: {detail} ...")
+            return
+        if is_new or self._progress is None:
+            self._start(message, total is not None)
+        if self._progress is not None and self._task is not None:
+            percent = 100 * done / total if total else 0
+            self._progress.update(self._task, completed=percent, detail=detail)
+
+    def _detail(self, now: float, done: float, total: float | None, unit: str) -> str:
+        if not unit or not total:
+            return ""
+        seconds, new = now - self._began[0], done - self._began[1]
+        rate = f", {new / seconds:.2f} {unit}/s" if new and seconds else ""
+        return f"{done:,.0f} of {total:,.0f} {unit}{rate}"
+
+    def _print_line(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _start(self, message: str, has_total: bool) -> None:
+        self.clear()
+        columns: list[Any] = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
+        if has_total:
+            columns += [BarColumn(bar_width=30), TextColumn("{task.percentage:.0f}%")]
+        columns += [TextColumn("{task.fields[detail]}", markup=False), TimeElapsedColumn()]
+        self._progress = Progress(*columns, console=self._console, transient=True)
+        self._task = self._progress.add_task(printable(message), total=100, detail="")
+        self._progress.start()
+
+    def print(self, line: Any) -> None:
+        """A result, to stdout; text is printed as it is, on one line."""
+        self.clear()
+        if isinstance(line, str):
+            print(line, flush=True)
+        else:
+            Console().print(line)
+
+    def note(self, note: str) -> None:
+        """What the user should know, on a line of stderr."""
+        self.clear()
+        print(printable(f"rsmoe: note: {note}"), file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Leave the terminal to others until the next step."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def print_error(message: str, label: str | None = "error") -> None:
+    """Each line of `message` on stderr, with the program's name before it."""
+    for line in message.splitlines():
+        text = ": ".join(filter(None, ("rsmoe", label, line.strip())))
+        print(printable(text), file=sys.stderr)
+
+
+def show(result: Result, texts: dict[str, str], model: str, as_json: bool, steps: Steps) -> None:
+    """One image's result on stdout: a JSON object on one line, or a panel.
+
+    Args:
+        result: router prompts and expert texts are shown.
+        texts: what the command is about, by name, the last one being the outcome: `{"caption": ...}`.
+        model: its name.
+        as_json: a JSON object instead of a panel.
+        steps: that prints.
+    """
+    prediction = result.prediction
+    if as_json:
+        experts = {"router_prompts": prediction.router_prompts, "expert_texts": prediction.expert_texts}
+        steps.print(json.dumps({"image": result.name, **texts, **experts, "model": model}))
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in prediction.expert_texts.items():
+        prompt = Text(printable(prediction.router_prompts[name]), "dim italic")
+        table.add_row(Text(name, "cyan"), Text("asked", "dim"), prompt)
+        table.add_row("", Text("found", "dim"), Text(printable(text) or "(nothing)"))
+    table.add_row()
+    for name, text in texts.items():
+        table.add_row(Text(name, "bold"), "", Text(printable(text) or "(nothing)", "bold"))
+    title = Text(printable(result.name))
+    steps.print(Panel(table, title=title, title_align="left", subtitle=Text(model), subtitle_align="right"))
+
+
+def count_of(number: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def printable(text: str) -> str:
+    """Neither a file's name nor a model's words may steer the terminal; names may also hold bytes that are no text."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(
+        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )

@@ -1,0 +1,357 @@
+"""What a model says about images: from images (or their features) and instructions to texts, batch by batch or as they are
+written.
+
+Every door goes through here: command line, server, demo, scenes, image collections and evaluation.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from ..errors_rsmoe import RSMoEError
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION, Prompt
+from ..utils.images import ImageInput, read_image
+from .decoding import is_greedy, shrinking_greedy
+
+
+if TYPE_CHECKING:
+    from ..modeling_rsmoe import RSMoEForConditionalGeneration
+    from ..processing_rsmoe import RSMoEProcessor
+
+FULL, BASE, EXPERTS = "full", "base", "experts"
+Stop = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How texts are generated; None is the checkpoint's own setting.
+
+    Attributes:
+        router_mode: `generated`, `template` or `none`.
+        fusion: `auto`, `rerank`, `rewrite` or `concat`.
+        max_new_tokens: of an expert's text, and of the final one.
+        num_beams: of the search; 1 is greedy.
+    """
+
+    router_mode: str | None = None
+    fusion: str | None = None
+    max_new_tokens: int | None = None
+    num_beams: int | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `generate`."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one image.
+
+    Attributes:
+        text: the caption or answer.
+        router_prompts: what each expert was asked, by name, in order.
+        expert_texts: what each expert wrote, by name, in order.
+        scores: `reranker`: how well the text fits the image, if texts were reranked.
+        num_prompt_tokens: of the instruction and the image.
+        num_tokens: of the text.
+        finish_reason: `stop`, or `length` if a limit cut the text or an expert's text that it is joined of.
+    """
+
+    text: str = ""
+    router_prompts: dict[str, str] = field(default_factory=dict)
+    expert_texts: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    num_prompt_tokens: int = 0
+    num_tokens: int = 0
+    finish_reason: str = "stop"
+
+    def record(self) -> dict[str, Any]:
+        """The texts, as files and JSON output hold them."""
+        texts: dict[str, Any] = {"text": self.text}
+        if self.expert_texts:
+            texts |= {"router_prompts": self.router_prompts, "expert_texts": self.expert_texts}
+        return texts
+
+
+class Predictor:
+    """
+    Args:
+        model: of a checkpoint.
+        processor: of the same checkpoint.
+        settings: a `GenerationSettings`, or keyword arguments of `generate`.
+        system: who speaks: `full`; `full:NAME,NAME` (with these experts only); `base` (the base LM alone);
+            `experts:NAME` (one expert alone).
+
+    Raises:
+        RSMoEError: the model has no such expert; the known systems are listed.
+    """
+
+    def __init__(
+        self,
+        model: "RSMoEForConditionalGeneration",
+        processor: "RSMoEProcessor",
+        settings: GenerationSettings | Mapping[str, Any] = GenerationSettings(),
+        system: str = FULL,
+    ):
+        self.model, self.system = model, system
+        self.generation = settings.arguments() if isinstance(settings, GenerationSettings) else dict(settings)
+        experts = _experts_of(system, processor.experts)
+        self.processor = processor if experts is None else processor.with_experts(experts)
+        if system.startswith(f"{EXPERTS}:"):  # one expert's text is the whole text
+            self.generation["fusion"] = "concat"
+
+    @property
+    def image_side(self) -> int:
+        """What the image processor makes of every image: the longer side in pixels."""
+        return max(dict(self.processor.image_processor.size).values())
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[ImageInput]) -> torch.Tensor:
+        """Features of images, for any number of predictions about them.
+
+        Args:
+            images: whatever `read_image` takes. One that stands in the list again is encoded once.
+
+        Returns:
+            `torch.Tensor` of shape `(num_images, patches, vision width)`.
+
+        Raises:
+            RSMoEError: an image cannot be read.
+        """
+        keys = [str(image) if isinstance(image, (str, os.PathLike)) else id(image) for image in images]
+        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        unique = [read_image(image) for image in dict(zip(keys, images)).values()]
+        pixels = self.processor.image_processor(images=unique, return_tensors="pt")["pixel_values"]
+        image_embeds = self.model.encode_image(pixels.to(self.model.device, self.model.dtype))
+        return image_embeds[[places[key] for key in keys]]
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        images: Sequence[ImageInput] | None = None,
+        instructions: str | Sequence[str] = DEFAULT_INSTRUCTION,
+        image_embeds: torch.Tensor | None = None,
+        stop: Stop | Sequence[Stop] | None = None,
+        on_change: Callable[[int, Prediction], None] | None = None,
+    ) -> list[Prediction]:
+        """One batch. In float32 a text does not depend on the others in its batch.
+
+        Args:
+            images: whatever `read_image` takes.
+            instructions: one for all images, or one for each.
+            image_embeds: of `encode`, in place of images.
+            stop: asked at every step, one for all images or one for each; an image's texts end when it returns true.
+            on_change: called with an image's place and what is known so far, as it is written. Texts come word by word
+                where the base LM rewrites without beams, else at the end.
+
+        Raises:
+            RSMoEError: an image cannot be read, or an instruction holds a special token.
+        """
+        if image_embeds is None:
+            image_embeds = self.encode(images or [])
+        num_images = len(image_embeds)
+        texts = [instructions] * num_images if isinstance(instructions, str) else list(instructions)
+        for text in dict.fromkeys(texts):
+            self.processor.refuse_special_tokens(text)
+        inputs = self._inputs(image_embeds, [Prompt.base(text) for text in texts])
+        arguments: dict[str, Any] = {**self.generation, **self._stopping(stop, num_images)}
+        if self.system == BASE:
+            return self._predict_base(inputs, arguments)
+        if is_greedy(self.model.generation_config, **arguments):
+            arguments["custom_generate"] = shrinking_greedy
+        if on_change is not None and self._can_stream(inputs, arguments):
+            arguments["streamer"] = _Changes(self.processor, num_images, on_change)
+        outputs = self.model.generate(**inputs, **arguments, return_dict_in_generate=True)
+        return self._predictions(inputs, outputs)
+
+    def stream(
+        self,
+        image: ImageInput | None = None,
+        instruction: str = DEFAULT_INSTRUCTION,
+        image_embeds: torch.Tensor | None = None,
+    ) -> Iterator[Prediction]:
+        """One prediction as it grows: router prompts, then expert texts, then the text word by word.
+
+        Args:
+            image: whatever `read_image` takes.
+            instruction: what is asked of it.
+            image_embeds: of `encode` (1, patches, vision width), in place of the image.
+
+        Yields:
+            What is known so far, more each time; the last is whole. Closing the iterator stops the generation.
+        """
+        changes: queue.Queue[Prediction | BaseException | None] = queue.Queue()
+        left = threading.Event()
+
+        def run() -> None:
+            """In a thread of its own: `generate` calls back, the caller iterates."""
+            try:
+                (prediction,) = self.predict(
+                    None if image is None else [image],
+                    instruction,
+                    image_embeds,
+                    stop=left.is_set,
+                    on_change=lambda _, change: changes.put(change),
+                )
+                changes.put(prediction)
+                changes.put(None)
+            except BaseException as error:  # the caller's thread raises it
+                changes.put(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            while (change := changes.get()) is not None:
+                if isinstance(change, BaseException):
+                    raise change
+                yield change
+        finally:
+            left.set()
+
+    @torch.inference_mode()
+    def rewrite(self, image: ImageInput, instruction: str, expert_texts: Mapping[str, str]) -> str:
+        """What the base LM makes of an image and texts that were written about it.
+
+        Args:
+            image: whatever `read_image` takes.
+            instruction: what is asked of it.
+            expert_texts: by the experts' names, in order.
+        """
+        inputs = self._inputs(self.encode([image]), [Prompt.rewrite(instruction, expert_texts)])
+        (prediction,) = self._predict_base(inputs, dict(self.generation))
+        return prediction.text
+
+    def _inputs(self, image_embeds: torch.Tensor, prompts: list[Prompt]) -> dict[str, Any]:
+        inputs = self.processor(
+            text=prompts,
+            image_embeds=image_embeds.to(self.model.dtype),
+            expert_inputs=self.system != BASE and all(prompt.kind == "base" for prompt in prompts),
+            return_tensors="pt",
+        )
+        return dict(inputs.to(self.model.device))
+
+    def _predict_base(self, inputs: dict[str, Any], arguments: dict[str, Any]) -> list[Prediction]:
+        """What the base LM says alone."""
+        arguments = {name: value for name, value in arguments.items() if name not in ("router_mode", "fusion")}
+        if is_greedy(self.model.generation_config, **arguments):
+            arguments["custom_generate"] = shrinking_greedy
+        sequences: Any = self.model.generate(**inputs, **arguments)
+        new_tokens = sequences[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(new_tokens, skip_special_tokens=True)
+        return [Prediction(text.strip()) for text in texts]
+
+    def _stopping(self, stop: Stop | Sequence[Stop] | None, num_images: int) -> dict[str, Any]:
+        if stop is None:
+            return {}
+        stops = [stop] * num_images if callable(stop) else list(stop)
+        return {"stopping_criteria": StoppingCriteriaList([_Stopped(stops)])}
+
+    def _can_stream(self, inputs: dict[str, Any], arguments: dict[str, Any]) -> bool:
+        """A single image's steps always; texts of several images only where all are written token by token."""
+        num_images = len(inputs["input_ids"])
+        if not is_greedy(self.model.generation_config, **arguments):
+            return False
+        fusion = arguments.get("fusion") or getattr(self.model.generation_config, "fusion", None) or "auto"
+        fusions = self.model.resolve_fusion(fusion, inputs.get("task_ids"), num_images)
+        return num_images == 1 or set(fusions) == {"rewrite"}
+
+    def _predictions(self, inputs: dict[str, Any], outputs: Any) -> list[Prediction]:
+        num_images = len(inputs["input_ids"])
+        lengths = self._lengths(outputs.sequences[:, outputs.prompt_length :])
+        expert_lengths = self._lengths(outputs.expert_sequences.flatten(0, 1))
+        num_experts = len(expert_lengths) // num_images
+        limit = self.generation.get("max_new_tokens") or self.model.generation_config.max_new_tokens
+        is_joined = self.generation.get("fusion") == "concat"
+        predictions = []
+        for place, texts in enumerate(self.processor.post_process_generation(outputs)):
+            length = lengths[place]
+            if is_joined:
+                length = max(expert_lengths[place * num_experts : (place + 1) * num_experts])
+            scores = {}
+            if outputs.sequences_scores is not None and not outputs.sequences_scores[place].isnan():
+                scores["reranker"] = float(outputs.sequences_scores[place])
+            predictions.append(
+                Prediction(
+                    **texts,
+                    scores=scores,
+                    num_prompt_tokens=int(inputs["attention_mask"][place].sum()),
+                    num_tokens=lengths[place],
+                    finish_reason="length" if limit is not None and length >= limit else "stop",
+                )
+            )
+        return predictions
+
+    def _lengths(self, sequences: torch.Tensor) -> list[int]:
+        """Tokens of each sequence before it ends."""
+        ends = _end_tokens(self.model.generation_config)
+        return [next((i for i, token in enumerate(ids) if token in ends), len(ids)) for ids in sequences.tolist()]
+
+
+def _experts_of(system: str, experts: Sequence[str]) -> list[str] | None:
+    """The experts that a system has, in the model's order; None for all of them."""
+    kind, _, names = system.partition(":")
+    chosen = [name for name in experts if name in names.split(",")]
+    if system in (FULL, BASE):
+        return None
+    is_known = set(names.split(",")) <= set(experts) and (kind == FULL or (kind == EXPERTS and len(chosen) == 1))
+    if not is_known:
+        known = [FULL, f"{FULL}:NAME,NAME", BASE, *(f"{EXPERTS}:{name}" for name in experts)]
+        raise RSMoEError(f'there is no "{system}" to evaluate; known: {", ".join(known)}')
+    return chosen
+
+
+def _end_tokens(generation_config: Any) -> set[int | None]:
+    eos = generation_config.eos_token_id
+    return {*(eos if isinstance(eos, list) else [eos]), generation_config.pad_token_id}
+
+
+class _Stopped(StoppingCriteria):
+    """Stops the sequences of images whose `stop` says so; an image's sequences stand together, for experts and beams."""
+
+    def __init__(self, stops: list[Stop]):
+        self.stops = stops
+
+    def __call__(self, input_ids, scores, **kwargs):
+        stopped = [stop() for stop in self.stops]
+        num_sequences = len(input_ids)
+        of_sequences = [stopped[index * len(stopped) // num_sequences] for index in range(num_sequences)]
+        return torch.tensor(of_sequences, device=input_ids.device)
+
+
+class _Changes(BaseStreamer):
+    """Tells what is known of each image whenever there is more."""
+
+    def __init__(self, processor: "RSMoEProcessor", num_images: int, on_change: Callable[[int, Prediction], None]):
+        self.processor, self.on_change = processor, on_change
+        self.predictions = [Prediction() for _ in range(num_images)]
+        self.tokens: list[list[int]] = [[] for _ in range(num_images)]
+        self.has_prompts = False
+
+    def put_step(self, name: str, ids: torch.Tensor) -> None:
+        if len(self.predictions) == 1:
+            self._change(0, **{name: self.processor.decode_by_expert(ids)})
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.has_prompts:
+            self.has_prompts = True
+            return
+        for place, token in enumerate(value.tolist()):  # [num_images]; sequences that have ended are padded
+            self.tokens[place].append(token)
+            text = self.processor.tokenizer.decode(self.tokens[place], skip_special_tokens=True).strip()
+            shown = self.predictions[place].text
+            # A character of several bytes may not be whole yet.
+            if text != shown and text.startswith(shown) and not text.endswith("\ufffd"):
+                self._change(place, text=text)
+
+    def end(self) -> None:
+        pass
+
+    def _change(self, place: int, **changes: Any) -> None:
+        self.predictions[place] = replace(self.predictions[place], **changes)
+        self.on_change(place, self.predictions[place])

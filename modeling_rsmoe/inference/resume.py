@@ -1,0 +1,120 @@
+"""What a long run has finished so far, in a file that a later run continues.
+
+JSON lines: the run's settings, then one line for each finished piece of work, written batch by batch.
+"""
+
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors_rsmoe import RSMoEError
+
+
+Line = dict[str, Any]
+
+
+class KeyedLog:
+    """Lines of finished work, by key.
+
+    Args:
+        path: of the file; None keeps the lines in memory only.
+        settings: whatever the lines depend on, as JSON.
+        key_of: a line's key. It raises KeyError, TypeError or ValueError for what is no line of this kind.
+
+    Attributes:
+        lines: by key, in the order in which they were written.
+
+    Raises:
+        RSMoEError: the file is of another run (the first setting that differs is named), or holds other things.
+    """
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any], key_of: Callable[[Line], Hashable]):
+        self.path = path
+        self.lines: dict[Any, Line] = {}
+        self._settings: Line = json.loads(json.dumps(settings))
+        self._key_of = key_of
+        if path is not None and path.exists():
+            self._read(path)
+
+    def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Keep lines; they are in the file when this returns.
+
+        Args:
+            lines: of finished work.
+
+        Raises:
+            OSError: the disk is full, for example. What was written before stays.
+        """
+        new_lines = [dict(line) for line in lines]
+        if self.path is not None:
+            head = [] if self.path.exists() else [{"settings": self._settings}]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in [*head, *new_lines])
+        self.lines |= {self._key_of(line): line for line in new_lines}
+
+    def remove(self) -> None:
+        """The run is finished, and its results are elsewhere."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> None:
+        if not path.is_file():
+            raise RSMoEError(f"{path} is not a file; give a file's name")
+        content = path.read_bytes()
+        length = content.rfind(b"\n") + 1
+        if length < len(content):  # killed while writing
+            with path.open("r+b") as file:
+                file.truncate(length)
+        if not length:  # killed before the first line was written
+            path.unlink()
+            return
+        settings, lines = read_log(path, self._key_of)
+        if settings is None:
+            raise RSMoEError(f"{path} is no unfinished run of this program; delete it, or write elsewhere")
+        for name in [*self._settings, *settings]:
+            now, before = self._settings.get(name), settings.get(name)
+            if now != before:
+                raise RSMoEError(
+                    f"{path} is a run with other settings ({name}: {_short(before)}, now {_short(now)}); give those again "
+                    "to continue it, delete it to start anew, or write elsewhere"
+                )
+        self.lines = lines
+
+
+def read_log(path: Path, key_of: Callable[[Line], Hashable]) -> tuple[Line | None, dict[Any, Line]]:
+    """The settings (None in a file without) and lines of a file.
+
+    Args:
+        path: of the file.
+        key_of: as of `KeyedLog`.
+
+    Raises:
+        RSMoEError: a line is no JSON object, or none of this kind.
+    """
+    settings: Line | None = None
+    lines: dict[Any, Line] = {}
+    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+        if not raw.strip():
+            continue
+        try:
+            line = json.loads(raw.decode("utf-8"))
+            if (
+                number == 1
+                and isinstance(line, dict)
+                and list(line) == ["settings"]
+                and isinstance(line["settings"], dict)
+            ):
+                settings = line["settings"]
+                continue
+            lines[key_of(line)] = line
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise RSMoEError(f"{path}:{number} is no line of this kind of file ({reason})") from error
+    return settings, lines
+
+
+def _short(value: Any, length: int = 80) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
