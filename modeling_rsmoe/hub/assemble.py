@@ -143,7 +143,7 @@ def build(
             progress("merging the trained weights")
             merge_trained(model, trained_file, filled)
         else:
-            model.model.reset_experts()
+            model.model.reset_adapters()
             model.model.remove_reranker()
     model.generation_config = GenerationConfig.from_pretrained(sources.folder)
     processor = _processor(sources.folder, *tokenizers)
@@ -215,7 +215,7 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
             )
     _merge_lora(model, pairs, metadata, path)
     round_to_half(model.model.language_model, model.lm_head)
-    model.model.reset_experts()
+    model.model.reset_adapters()
     for key, value in values.items():
         if key in state:
             state[key].copy_(value)

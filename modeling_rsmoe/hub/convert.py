@@ -155,9 +155,10 @@ def _save_settings(
     if card.is_file():
         shutil.copyfile(card, folder / CARD)
     modeling_rsmoe.register()  # so that the folder carries the code
-    model.config.architectures = [type(model).__name__]
-    custom_object_save(model, folder, config=model.config)
-    for saved in (model.config, generation_config, processor):
+    config = model.config_to_save()
+    config.architectures = [type(model).__name__]
+    custom_object_save(model, folder, config=config)
+    for saved in (config, generation_config, processor):
         saved.save_pretrained(folder)
 
 

@@ -173,7 +173,7 @@ def test_other_wrong_input(peft_folder, tmp_path):
         lambda: save_peft(full, "theme", tmp_path / "f"),
         lambda: load_peft(full, "theme", peft_folder / "theme"),
     ):
-        with pytest.raises(RSMoEError, match="kind 'full'"):
+        with pytest.raises(RSMoEError, match="type 'full'"):
             call()
     assert not (tmp_path / "f").exists()
 

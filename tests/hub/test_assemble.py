@@ -89,7 +89,7 @@ class TestFolder:
         inputs = processor(images=torch.zeros(3, 28, 28, dtype=torch.uint8), text="describe?", return_tensors="pt")
         outputs = model.generate(**inputs, return_dict_in_generate=True)
         result = processor.post_process_generation(outputs)[0]
-        assert list(result["parts"]) == ["theme", "object", "relation"]
+        assert list(result["expert_texts"]) == ["theme", "object", "relation"]
         assert model.generation_config.max_new_tokens == 4
 
     def test_it_is_complete(self, start):
@@ -213,7 +213,7 @@ class TestTrainedWeights:
         folder = assemble(NAME, tmp_path / "with", tiny_sources.wheels, trained=path, hub_configs=configs)
         result = RSMoEForConditionalGeneration.from_pretrained(folder).model.reranker.state_dict()
         assert all(torch.equal(value, tensors[f"model.reranker.{name}"].float()) for name, value in result.items())
-        assert 'fusion="rerank"' in (folder / "README.md").read_text()
+        assert "**reranker**" in (folder / "README.md").read_text()
 
     def test_a_file_given_by_path(self, tiny_sources, state, tmp_path):
         tensors = {name: value for name, value in trained_tensors(state).items() if "llm_lora" not in name}

@@ -154,7 +154,7 @@ def test_int8_generates_the_whole_path(folder):
     image = torch.randint(0, 255, (3, 40, 50), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     inputs = processor(images=image, text="Describe.", return_tensors="pt")
     found = processor.post_process_generation(model.generate(**inputs, return_dict_in_generate=True))[0]
-    assert set(found["parts"]) == {"theme", "object", "relation"} and len(set(found["parts"].values())) == 3
+    assert set(found["expert_texts"]) == {"theme", "object", "relation"} and len(set(found["expert_texts"].values())) == 3
 
 
 def test_float_weights_are_asked_for_where_they_are_needed(folder):

@@ -82,7 +82,9 @@ def make_tiny_sources(folder: Path) -> TinySources:
     sources = {"modules": modules, "demo": write_wheel(wheels, "tiny-demo", [data / "tile.tif"])}
     (hub_configs / NAME / "sources.yaml").write_text(yaml.safe_dump(sources))
     config.save_pretrained(hub_configs / NAME)
-    GenerationConfig(eos_token_id=2, pad_token_id=0, max_new_tokens=4).save_pretrained(hub_configs / NAME)
+    special = list(range(len(TOKENS), VOCAB_SIZE))
+    generation = GenerationConfig(eos_token_id=2, pad_token_id=0, max_new_tokens=4, suppress_tokens=special)
+    generation.save_pretrained(hub_configs / NAME)
     tiny_processor().save_pretrained(folder / "processor")
     (folder / "processor" / "processor_config.json").rename(hub_configs / NAME / "processor_config.json")
     return TinySources(hub_configs, wheels, hub, llm, vit, bert)
