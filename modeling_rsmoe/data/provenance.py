@@ -82,6 +82,37 @@ def folder_sha256(folder: str | Path) -> str:
     return _sha256_of_lines(f"{sha256_of(root / name)}  {name}" for name in names)
 
 
+def weights_sha256(folder: str | Path) -> str:
+    """A hash of a checkpoint's weights: name, dtype, shape and values of every tensor, whatever the files.
+
+    It stays where only settings are renamed or weights are put into other files. The scores of a report belong to the
+    weights of this hash; the settings that they were generated with stand in the report itself.
+
+    Args:
+        folder: with *.safetensors.
+
+    Raises:
+        RSMoEError: there is no such file, or one is damaged.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise RSMoEError(f"{folder} has no weights (*.safetensors); give the folder of a checkpoint")
+    lines = []
+    for path in files:
+        try:
+            with open(path, "rb") as file:
+                start = 8 + int.from_bytes(file.read(8), "little")  # the format of safetensors: size, header, values
+                header = json.loads(file.read(start - 8))
+                for name in header.keys() - {"__metadata__"}:
+                    first, end = header[name]["data_offsets"]
+                    file.seek(start + first)
+                    values = hashlib.sha256(file.read(end - first)).hexdigest()
+                    lines.append(f"{values}  {name} {header[name]['dtype']} {header[name]['shape']}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RSMoEError(f"{path} cannot be read as safetensors ({error}); fetch it again") from error
+    return _sha256_of_lines(sorted(lines))
+
+
 def records_sha256(records: Sequence[CaptionRecord | QuestionRecord], folder: str | Path) -> str:
     """A hash of records: their texts and image names and the bytes of the images, whatever their order.
 

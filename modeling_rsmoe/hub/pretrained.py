@@ -7,6 +7,8 @@ in them executed. Knows nothing about RS-MoE, downloads or folders.
 
 import re
 from collections.abc import Mapping
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,7 +58,8 @@ def open_gguf(path: str | Path) -> Any:
 def llama_from_gguf(path: Path) -> tuple[StateDict, PreTrainedConfig]:
     """`LlamaModel`'s weights out of a GGUF file, dequantized by transformers, and the file's configuration."""
     options: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.float32, "output_loading_info": True}
-    model, info = cast(Any, LlamaModel.from_pretrained(path.parent, **options))
+    with redirect_stderr(StringIO()):  # transformers' bar, which cannot be switched off
+        model, info = cast(Any, LlamaModel.from_pretrained(path.parent, **options))
     check_complete(info, path)
     return model.state_dict(), model.config
 
