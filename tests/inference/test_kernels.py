@@ -1,0 +1,155 @@
+"""Fast linear layers: the numbers are torch's, of the weights as they are now, and everything else is `nn.Linear`."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from modeling_rsmoe.hub.assemble import round_to_half
+from modeling_rsmoe.inference import load
+from modeling_rsmoe.inference.kernels import FastLinear, use_fast_kernels
+
+from ..tiny import tiny_checkpoint, tiny_model, tiny_processor
+
+
+HAS_HALF_PRODUCTS = "fbgemm" in torch.backends.quantized.supported_engines
+
+
+@pytest.fixture
+def avx2(monkeypatch):
+    """A processor of AVX2, wherever the tests run."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+
+
+class Head(nn.Module):
+    """A model of one layer, as `use_fast_kernels` sees models."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.linear = nn.Linear(*shape, bias=False)
+
+    def get_decoder(self):
+        return self
+
+    def forward(self, input_ids=None, inputs_embeds=None):
+        return self.linear(inputs_embeds)
+
+
+def prompt_of(head):
+    """A call with several tokens, as a model reads a prompt."""
+    with torch.no_grad():
+        head(inputs_embeds=torch.randn(1, 3, head.linear.in_features))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 7, 8, 9])
+@pytest.mark.parametrize("shape", [(24, 40), (24, 41), (40, 24)], ids=str)
+def test_product_of_few_vectors(count, shape, avx2):
+    head = Head(*shape)
+    assert use_fast_kernels(head) == 1 and type(head.linear) is FastLinear
+    prompt_of(head)
+    assert head.linear.packed is None  # numbers that half precision has not
+    x = torch.randn(count, 1, shape[0])
+    with torch.no_grad():
+        product = head.linear(x)
+    assert product.shape == (count, 1, shape[1]) and product.is_contiguous()
+    assert torch.allclose(product, F.linear(x, head.linear.weight), atol=1e-6)
+
+
+@pytest.mark.skipif(not HAS_HALF_PRODUCTS, reason="torch was built without FBGEMM")
+@pytest.mark.parametrize("count", [0, 1, 3, 40])
+def test_product_of_half_weights(count, avx2):
+    head = Head(24, 40)
+    round_to_half(head)
+    use_fast_kernels(head)
+    prompt_of(head)
+    assert head.linear.packed is not None
+    x = torch.randn(count, 2, 24)
+    with torch.no_grad():
+        product = head.linear(x)
+    assert product.shape == (count, 2, 40) and product.dtype == torch.float32
+    assert torch.allclose(product, F.linear(x, head.linear.weight), atol=1e-6)
+
+
+@pytest.mark.skipif(not HAS_HALF_PRODUCTS, reason="torch was built without FBGEMM")
+def test_packed_weights_are_those_of_now(avx2):
+    """Weights that were trained on, put in another's place or have other numbers are seen with the next prompt."""
+    head, x = Head(24, 40), torch.randn(3, 24)
+    layer = head.linear
+    use_fast_kernels(head)
+    layer = head.linear
+    for change, is_packed in (
+        (lambda: round_to_half(layer), True),
+        (lambda: layer.weight.data.mul_(2), True),  # no new version: `data` does not count them
+        (lambda: setattr(layer, "weight", nn.Parameter(torch.rand(40, 24).half().float())), True),
+        (lambda: nn.init.ones_(layer.weight).mul_(1 + 2**-20), False),
+    ):
+        with torch.no_grad():
+            change()
+            prompt_of(head)
+            assert (layer.packed is not None) == is_packed
+            assert torch.allclose(layer(x), F.linear(x, layer.weight), atol=1e-5)
+
+
+@pytest.mark.skipif(not HAS_HALF_PRODUCTS, reason="torch was built without FBGEMM")
+def test_a_weight_is_packed_once(avx2):
+    """Whatever layers it is in; a copy or a pickle of a layer begins without."""
+    first, second = Head(24, 40), Head(24, 40)
+    round_to_half(first)
+    second.linear.weight = first.linear.weight
+    for head in (first, second):
+        use_fast_kernels(head)
+        prompt_of(head)
+    assert first.linear.packed is second.linear.packed is not None
+    for other in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert type(other.linear) is FastLinear and other.linear.packed is None
+        prompt_of(other)
+        assert other.linear.packed is not None
+
+
+def test_layers_that_are_left_alone(avx2, monkeypatch):
+    """Of half precision, with a bias, of another processor; where torch's are asked for; and a second call changes none."""
+    half, with_bias, other = Head(4, 4).bfloat16(), Head(4, 4), Head(4, 4)
+    with_bias.linear = nn.Linear(4, 4)
+    assert use_fast_kernels(half) == use_fast_kernels(with_bias) == use_fast_kernels(other, "torch") == 0
+    monkeypatch.setenv("RSMOE_KERNELS", "torch")
+    assert use_fast_kernels(other) == 0
+    monkeypatch.setenv("RSMOE_KERNELS", "fast")
+    with pytest.raises(ValueError, match="kernels 'fast' are not known; give one of auto, torch"):
+        use_fast_kernels(other)
+    monkeypatch.delenv("RSMOE_KERNELS")
+    assert (use_fast_kernels(other), use_fast_kernels(other)) == (1, 0)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert use_fast_kernels(Head(4, 4)) == 0
+
+
+def test_gradients_and_training_are_torchs(avx2):
+    head = Head(24, 40)
+    round_to_half(head)
+    plain = copy.deepcopy(head)
+    use_fast_kernels(head)
+    prompt_of(head)
+    x = torch.randn(2, 1, 24)
+    for model in (head, plain):
+        model(inputs_embeds=x).square().sum().backward()
+    assert torch.equal(head.linear.weight.grad, plain.linear.weight.grad)
+
+
+def test_full_model_says_the_same(avx2):
+    model, plain = tiny_model(), tiny_model()
+    for each in (model, plain):
+        round_to_half(each.model.language_model, each.lm_head)
+    assert use_fast_kernels(model) == 15  # seven of two layers, and the head
+    image = torch.randint(0, 255, (3, 40, 50), generator=torch.Generator().manual_seed(4)).to(torch.uint8)
+    inputs = tiny_processor()(images=[image], text=["Describe."], return_tensors="pt")
+    assert torch.equal(*(each.generate(**inputs, max_new_tokens=12) for each in (model, plain)))
+    if HAS_HALF_PRODUCTS:
+        assert model.lm_head.packed is not None and model.model.language_model.layers[0].mlp.up_proj.packed is not None
+
+
+def test_a_loaded_checkpoint_has_them(avx2, tmp_path):
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    assert type(load(str(folder)).model.lm_head) is FastLinear
+    assert type(load(str(folder), kernels="torch").model.lm_head) is nn.Linear
