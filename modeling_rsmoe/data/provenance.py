@@ -102,6 +102,8 @@ def weights_sha256(folder: str | Path) -> str:
         try:
             with open(path, "rb") as file:
                 start = 8 + int.from_bytes(file.read(8), "little")  # the format of safetensors: size, header, values
+                if start > path.stat().st_size:
+                    raise ValueError("it has no header")
                 header = json.loads(file.read(start - 8))
                 for name in header.keys() - {"__metadata__"}:
                     first, end = header[name]["data_offsets"]

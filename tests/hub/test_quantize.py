@@ -21,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEModel
 from modeling_rsmoe.adapters_rsmoe import is_hooked
-from modeling_rsmoe.cli import shared
+from modeling_rsmoe.cli import options
 from modeling_rsmoe.hub.quantize import (
     DTYPES,
     NOT_CONVERTED,
@@ -30,6 +30,7 @@ from modeling_rsmoe.hub.quantize import (
     save_checkpoint,
     weight_bytes,
 )
+from modeling_rsmoe.inference.checkpoint import load as load_checkpoint
 from modeling_rsmoe.training.settings import Recipe
 from modeling_rsmoe.training.stages import load_start
 
@@ -90,7 +91,7 @@ def kinds(model) -> dict[str, str]:
 
 
 def test_the_options_are_the_types_that_can_be_loaded():
-    assert get_args(shared.Dtype) == DTYPES
+    assert get_args(options.Dtype) == DTYPES
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -129,7 +130,7 @@ def test_int8_saved_and_loaded_again(dtype, folder, tmp_path, monkeypatch):
             quantised
         )  # or loading a real one takes minutes
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("something was unpickled"))
-    again = shared.load(str(saved), shared.Steps())
+    again = load_checkpoint(str(saved))
     assert kinds(again.model) == kinds(model)
     assert torch.equal(logits(again.model), logits(model))
     assert changed(again.model).max() > 0
@@ -154,7 +155,9 @@ def test_int8_generates_the_whole_path(folder):
     image = torch.randint(0, 255, (3, 40, 50), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     inputs = processor(images=image, text="Describe.", return_tensors="pt")
     found = processor.post_process_generation(model.generate(**inputs, return_dict_in_generate=True))[0]
-    assert set(found["expert_texts"]) == {"theme", "object", "relation"} and len(set(found["expert_texts"].values())) == 3
+    assert (
+        set(found["expert_texts"]) == {"theme", "object", "relation"} and len(set(found["expert_texts"].values())) == 3
+    )
 
 
 def test_float_weights_are_asked_for_where_they_are_needed(folder):
