@@ -48,9 +48,6 @@ NEW_IN_QFORMER = r"\.crossattention\."
 # Low-rank pairs start at zero effect (B = 0), so a checkpoint without trained ones is complete: it is the base LM.
 MAY_STAY_NEW = r"\.lora_[AB]$"
 SEED = 0
-# Added tokens start at the mean of all tokens, moved by this share towards a token each: tokens with equal embeddings
-# could not be distinguished where a sequence is passed as embeddings [our decision].
-NUDGE = 1e-3
 
 
 def assemble(
@@ -301,7 +298,12 @@ def _convert_language_model(files: Files, config: RSMoEConfig) -> tuple[StateDic
     else:
         state = pretrained.llama_from_safetensors(files["model.safetensors"])
         tokenizer = pretrained.tokenizer_from_json(files["tokenizer.json"], config.text_config.max_position_embeddings)
-    state["embed_tokens.weight"] = _with_added_tokens(state["embed_tokens.weight"], config.text_config.vocab_size)
+    table, vocab_size = state["embed_tokens.weight"], config.text_config.vocab_size
+    if not len(table) <= vocab_size <= 2 * len(table):
+        raise RSMoEError(
+            f"config.json says text_config.vocab_size {vocab_size}; the LLM's source has {len(table)} tokens."
+        )
+    state["embed_tokens.weight"] = pretrained.add_tokens(table, vocab_size)
     return state, tokenizer
 
 
@@ -339,17 +341,6 @@ def _settings_of_llama(config: PreTrainedConfig) -> dict[str, Any]:
     rope_theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
     settings = {name: getattr(config, name, None) for name in (*names, "rms_norm_eps")}
     return settings | {"rope_theta": rope_theta}
-
-
-def _with_added_tokens(table: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """[tokens, width] -> [vocab_size, width]: also the special tokens that RS-MoE adds to the LLM's vocabulary."""
-    added = vocab_size - len(table)
-    if not 0 <= added <= len(table):
-        raise RSMoEError(
-            f"config.json says text_config.vocab_size {vocab_size}; the LLM's source has {len(table)} tokens."
-        )
-    mean = table.mean(dim=0, keepdim=True)
-    return torch.cat([table, mean + NUDGE * (table[:added] - mean)])
 
 
 def _trained_file(sources: Sources, trained: bool | str | Path) -> Path | None:

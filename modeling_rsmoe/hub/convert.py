@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig
@@ -28,9 +29,10 @@ from ..errors_rsmoe import RSMoEError
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
 from ..utils.progress import Progress, no_progress
-from .assemble import NUDGE, SEED, check_tokens, processor_arguments
+from .assemble import SEED, check_tokens, processor_arguments
 from .card import CARD
 from .folders import check_space, check_target, whole_folder
+from .pretrained import add_tokens
 from .sources import settings_folder
 
 
@@ -181,39 +183,23 @@ def write_shards(
     Raises:
         RSMoEError: a tensor is not finite.
     """
-    shard_of: dict[str, int] = {}
-    shard: dict[str, torch.Tensor] = {}
-    shards, size, total_size = 0, 0, 0
-
-    def flush() -> None:
-        nonlocal shards, size
-        shards += 1
-        save_file(shard, folder / f"{shards}.shard", metadata={"format": "pt"})
-        shard_of.update(dict.fromkeys(shard, shards))
-        shard.clear()
-        size = 0
-
-    for done, (key, lazy) in enumerate(tensors.items()):
-        progress("converting", done, len(tensors), "tensors")
-        # A copy: what is a view into a source's file, or of another tensor, cannot be saved.
-        tensor = lazy.read().to(dtype, copy=True).contiguous()
-        if not torch.isfinite(tensor).all():
-            raise RSMoEError(f"{lazy.origin} is not finite in {dtype}; fetch it again or give another --dtype.")
-        if shard and size + tensor.nbytes > shard_bytes:
-            flush()
-        shard[key] = tensor
-        size, total_size = size + tensor.nbytes, total_size + tensor.nbytes
-        del tensor
-    flush()
-    if shards == 1:
-        (folder / "1.shard").rename(folder / "model.safetensors")
-        return
-    names = {number: f"model-{number:05}-of-{shards:05}.safetensors" for number in range(1, shards + 1)}
-    for number, name in names.items():
-        (folder / f"{number}.shard").rename(folder / name)
-    weight_map = {key: names[shard_of[key]] for key in sorted(shard_of)}
-    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    shapes = {key: torch.empty(lazy.shape, dtype=dtype, device="meta") for key, lazy in tensors.items()}
+    split = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_bytes)
+    done = 0
+    for filename, keys in split.filename_to_tensors.items():
+        shard: dict[str, torch.Tensor] = {}
+        for key in keys:
+            progress("converting", done, len(tensors), "tensors")
+            # A copy: what is a view into a source's file, or of another tensor, cannot be saved.
+            shard[key] = tensors[key].read().to(dtype, copy=True).contiguous()
+            if not torch.isfinite(shard[key]).all():
+                origin = tensors[key].origin
+                raise RSMoEError(f"{origin} is not finite in {dtype}; fetch it again or give another --dtype.")
+            done += 1
+        save_file(shard, folder / filename, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 # ---- the sources
@@ -316,14 +302,8 @@ def _with_added_tokens(table: Lazy, known_tokens: int, size: int) -> Lazy:
             f"{table.origin} has {table.shape[0]} rows, its tokenizer {known_tokens} tokens: give files that belong "
             "together."
         )
-
-    def read() -> torch.Tensor:
-        known = table.read()[:known_tokens]
-        mean = known.mean(dim=0, keepdim=True, dtype=torch.float32)
-        added = mean + NUDGE * (known[: size - known_tokens].float() - mean)
-        return torch.cat([known, added.to(known.dtype)])  # no second table in float32
-
-    return Lazy((size, *table.shape[1:]), table.origin, read)
+    read = table.read
+    return Lazy((size, *table.shape[1:]), table.origin, lambda: add_tokens(read()[:known_tokens], size))
 
 
 # ---- what the model needs

@@ -25,6 +25,10 @@ from ..errors_rsmoe import RSMoEError
 
 StateDict = dict[str, torch.Tensor]
 
+# Added tokens start at the mean of all tokens, moved by this share towards a token each: tokens with equal embeddings
+# could not be distinguished where a sequence is passed as embeddings [our decision].
+NUDGE = 1e-3
+
 _GGUF_SPECIAL_TOKEN = 3  # LLAMA_TOKEN_TYPE_CONTROL
 # Names in DINOv2's checkpoints -> names in transformers 5's Dinov2Model.
 _DINOV2_RENAMES = {
@@ -166,6 +170,13 @@ def qformer_from_bert(path: str | Path) -> StateDict:
         if feed_forward:
             state[f"{feed_forward[1]}_query{feed_forward[2]}"] = value
     return state
+
+
+def add_tokens(table: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Embeddings [tokens, width] -> [vocab_size, width]: those of the special tokens that RS-MoE adds come last."""
+    mean = table.mean(dim=0, keepdim=True, dtype=torch.float32)
+    added = mean + NUDGE * (table[: vocab_size - len(table)].float() - mean)
+    return torch.cat([table, added.to(table.dtype)])  # no second table in float32
 
 
 def load_module(
