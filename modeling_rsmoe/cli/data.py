@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .shared import Steps
+from .terminal import Steps
 
 
 if TYPE_CHECKING:
