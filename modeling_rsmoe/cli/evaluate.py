@@ -173,7 +173,7 @@ def _predict(
     """By the checkpoint's model, which is loaded only if `file` lacks a prediction."""
     from ..evaluation.predict import Predictor, System, key_of, predict, read_predictions
     from ..evaluation.run import run_id
-    from ..utils.provenance import folder_sha256
+    from ..utils.provenance import folder_sha256, weights_sha256
 
     folder = find_checkpoint(checkpoint, steps)
     steps(f"hashing {checkpoint}")
@@ -201,7 +201,7 @@ def _predict(
                 lambda done, total: steps(told, done / total),
             )
     own = {key: lines[key] for key in (key_of(record, selection.folder) for record in records)}
-    made_by: Checkpoint = {"name": Path(checkpoint).name, "sha256": sha256}
+    made_by: Checkpoint = {"name": Path(checkpoint).name, "sha256": weights_sha256(folder)}
     return _Made(system.name, own, made_by, used, device)
 
 

@@ -31,7 +31,7 @@ class ScoreEntry(TypedDict):
 
 
 class Checkpoint(TypedDict):
-    """The model that was evaluated, and the sha256 of its folder (`folder_sha256`)."""
+    """The model that was evaluated, and the sha256 of its weights (`weights_sha256`)."""
 
     name: str
     sha256: str

@@ -17,7 +17,7 @@ from ..configuration_rsmoe import RSMoEConfig
 from ..data.cleaning import clean_caption
 from ..data.records import read_captions, records_sha256
 from ..errors_rsmoe import RSMoEError
-from ..hub.folders import check_output, whole_folder
+from ..hub.folders import check_target, whole_folder
 from ..reranker_rsmoe import RSMoEReranker, hashed_ngrams, pool_image_features
 from ..utils.files import cache_folder, write_whole
 from ..utils.progress import Progress, no_progress
@@ -73,7 +73,7 @@ def train_reranker(
             `output` exists.
     """
     output, start, folder = Path(output).absolute(), Path(checkpoint).absolute(), Path(data).absolute()
-    check_output(output, overwrite)
+    check_target(output, overwrite)
     progress("reading the data")
     records = read_captions(folder, "train", None if datasets is None else list(datasets))
     if len(records) < MIN_IMAGES:

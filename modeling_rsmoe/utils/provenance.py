@@ -79,6 +79,38 @@ def folder_sha256(folder: str | Path) -> str:
     return sha256_of_lines(f"{sha256_of(root / name)}  {name}" for name in names)
 
 
+def weights_sha256(folder: str | Path) -> str:
+    """A hash of a checkpoint's weights: name, dtype, shape and values of every tensor, whatever the files.
+
+    It stays where only settings are renamed or weights are put into other files. The scores of a report belong to the
+    weights of this hash; the settings that they were generated with stand in the report itself.
+
+    Args:
+        folder: with *.safetensors.
+
+    Raises:
+        RSMoEError: there is no such file, or one is damaged.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise RSMoEError(f"{folder} has no weights (*.safetensors); give the folder of a checkpoint")
+    lines = []
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    values = tensors.get_tensor(name).reshape(-1).view(torch.uint8).numpy()
+                    digest = hashlib.sha256(values.data).hexdigest()
+                    header = tensors.get_slice(name)
+                    lines.append(f"{digest}  {name} {header.get_dtype()} {header.get_shape()}")
+        except (OSError, SafetensorError) as error:
+            raise RSMoEError(f"{path} cannot be read as safetensors ({error}); fetch it again") from error
+    return sha256_of_lines(sorted(lines))
+
+
 def sha256_of_lines(lines: Iterable[str]) -> str:
     """The sha256 of lines, each with its line end."""
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from modeling_rsmoe.data.records import CaptionRecord, records_sha256
 from modeling_rsmoe.errors_rsmoe import RSMoEError
@@ -48,6 +50,26 @@ def test_checkpoint_hash_is_that_of_sha256sum(tmp_path: Path) -> None:
 def test_a_folder_without_a_checkpoint_has_no_hash(tmp_path: Path) -> None:
     with pytest.raises(RSMoEError, match="no file of a checkpoint"):
         provenance.folder_sha256(tmp_path)
+
+
+def test_weights_hash_is_of_names_and_values_whatever_the_files(tmp_path: Path) -> None:
+    weights = {"a": torch.ones(2, 3), "b": torch.zeros(2, dtype=torch.float16)}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    before = provenance.weights_sha256(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert provenance.weights_sha256(tmp_path) == before
+    (tmp_path / "model.safetensors").unlink()
+    for number, name in enumerate("ba"):
+        save_file({name: weights[name]}, tmp_path / f"model-{number}.safetensors")
+    assert provenance.weights_sha256(tmp_path) == before
+    for other in ({"c": weights["a"]}, {"a": 2 * weights["a"]}, {"a": weights["a"].T.contiguous()}):
+        save_file(other, tmp_path / "model-1.safetensors")
+        assert provenance.weights_sha256(tmp_path) != before
+    (tmp_path / "model-1.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(RSMoEError, match="cannot be read as safetensors"):
+        provenance.weights_sha256(tmp_path)
+    with pytest.raises(RSMoEError, match="no weights"):
+        provenance.weights_sha256(tmp_path / "none")
 
 
 def test_data_hash_changes_with_texts_names_and_pixels_only(tmp_path: Path, records: list[CaptionRecord]) -> None:
