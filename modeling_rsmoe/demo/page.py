@@ -175,29 +175,29 @@ def _default(checkpoint: Checkpoint, name: str) -> str:
 
 
 def _connect(widgets: _Widgets, events: "_Events") -> None:
-    w, settings = widgets, [widgets.router_mode, widgets.fusion]
-    outputs = [w.message, w.session, w.image, w.caption, w.answers]
+    settings = [widgets.router_mode, widgets.fusion]
+    outputs = [widgets.message, widgets.session, widgets.image, widgets.caption, widgets.answers]
     common: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-    captions: dict[str, Any] = {**common, "show_progress": "minimal", "show_progress_on": w.caption}
+    captions: dict[str, Any] = {**common, "show_progress": "minimal", "show_progress_on": widgets.caption}
     running = [
-        w.file.upload(events.open_file, [w.file, w.bands, *settings], outputs, **captions),
-        w.bands.submit(events.open_file, [w.file, w.bands, *settings], outputs, **captions),
-        w.gallery.select(events.open_example, settings, [w.file, *outputs], **captions),
-        w.router_mode.input(events.caption_again, [w.session, *settings], outputs, **captions),
-        w.fusion.input(events.caption_again, [w.session, *settings], outputs, **captions),
+        widgets.file.upload(events.open_file, [widgets.file, widgets.bands, *settings], outputs, **captions),
+        widgets.bands.submit(events.open_file, [widgets.file, widgets.bands, *settings], outputs, **captions),
+        widgets.gallery.select(events.open_example, settings, [widgets.file, *outputs], **captions),
+        widgets.router_mode.input(events.caption_again, [widgets.session, *settings], outputs, **captions),
+        widgets.fusion.input(events.caption_again, [widgets.session, *settings], outputs, **captions),
     ]
-    answer = w.question.submit(
+    answer = widgets.question.submit(
         events.ask,
-        [w.question, w.session, *settings],
-        [w.message, w.session, w.question, w.answers],
+        [widgets.question, widgets.session, *settings],
+        [widgets.message, widgets.session, widgets.question, widgets.answers],
         show_progress="minimal",
-        show_progress_on=w.answers,
+        show_progress_on=widgets.answers,
         **common,
     )
     # Another image ends the answer that is being written about the last one.
-    for trigger in (w.file.upload, w.gallery.select):
+    for trigger in (widgets.file.upload, widgets.gallery.select):
         trigger(None, cancels=[answer], api_visibility="private")
-    w.file.clear(events.clear, None, outputs, queue=False, cancels=[*running, answer], api_visibility="private")
+    widgets.file.clear(events.clear, None, outputs, queue=False, cancels=[*running, answer], api_visibility="private")
 
 
 def launch(

@@ -2,9 +2,9 @@
 
     python vllm_client.py tile.png [other.jpg ...] [--text "Describe the image."] [--server http://localhost:8000/v1]
 
-`rsmoe export vllm` puts this file beside encoder/, processor/ and base/. Needs torch, transformers and safetensors, not
-the rsmoe package: encoder and processor carry their code. Asks the router for each expert's prompt, the experts for
-their texts and the base LM to rewrite them, as `generate` does with `fusion="rewrite"`.
+`rsmoe export vllm` puts this file beside encoder/, processor/ and base/. It needs torch, transformers and safetensors,
+not the rsmoe package: encoder and processor carry their code. It asks the router for each expert's prompt, the experts
+for their texts and the base LM to rewrite them, as `generate` does with `fusion="rewrite"`.
 """
 
 import argparse

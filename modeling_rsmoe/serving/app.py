@@ -112,7 +112,7 @@ class Service:
                 return response
             prediction = cast(Prediction, event)
             self._observe(prediction, arrival)
-            return JSONResponse(completion.whole(prediction))
+            return JSONResponse(completion.response(prediction))
         finally:
             if response is None:  # a stream is in flight until its text has ended
                 self.in_flight -= 1

@@ -32,9 +32,9 @@ class PendingRequest:
     """A request in the queue.
 
     Attributes:
-        request: what is asked.
+        request: of a client.
         image: opened, not yet decoded.
-        cancelled: set when nobody waits for the text any longer.
+        cancelled: set when the client no longer waits.
         events: pieces of the text if it is streamed, then the prediction or an error.
         streamed: the text that `events` has brought so far.
     """
@@ -53,13 +53,13 @@ class RequestBatcher:
         processor: of the same checkpoint.
         batch_size: images in one batch.
         batch_wait: seconds that an idle model waits for more requests before it begins.
-        metrics: that are told the sizes of batches.
+        metrics: that count batches.
     """
 
     def __init__(self, model: Any, processor: Any, batch_size: int, batch_wait: float, metrics: Metrics):
         self.model, self.processor, self.metrics = model, processor, metrics
         self.batch_size, self.batch_wait = batch_size, batch_wait
-        self.batch_seconds = 1.0  # of the last batch: what a refused client is told to wait
+        self.batch_seconds = 1.0  # of the last batch: how long a refused client should wait
         self._queue: deque[PendingRequest] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rsmoe-model")
@@ -169,7 +169,7 @@ class RequestBatcher:
 
 
 def _answer_to(error: Exception) -> ApiError:
-    """What clients are told of an error of a batch."""
+    """How clients are answered when their batch fails."""
     if isinstance(error, torch.OutOfMemoryError):
         return ApiError(503, "the model is out of memory", "out_of_memory", None, 10)
     if isinstance(error, RSMoEError):  # such as fusion "rerank" of a checkpoint without a reranker

@@ -94,7 +94,7 @@ class ImageRequest:
         image_url: of its image.
         image_field: where that URL stands in the request, for errors.
         instruction: for the image.
-        generation: arguments of `generate`; what is not asked for is the checkpoint's own setting.
+        generation: arguments of `generate`; the others are the checkpoint's settings.
         seed: of a sampled text. Greedy texts do not depend on it: they may share a batch.
         stream: whether the text is sent as it grows.
         include_usage: whether a stream ends with a count of tokens.
@@ -224,7 +224,7 @@ class Completion:
     id: str
     model: str
 
-    def whole(self, prediction: Prediction) -> dict[str, Any]:
+    def response(self, prediction: Prediction) -> dict[str, Any]:
         """A `chat.completion`, with what led to the text in the field `rsmoe`."""
         message = {"role": "assistant", "content": prediction.text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": prediction.finish_reason}
