@@ -189,7 +189,13 @@ class RSMoEProcessor(ProcessorMixin):
         are_instructions = len(texts) == num_images and all(
             isinstance(text, str) and self.image_token not in text for text in texts
         )
-        return [Prompt.base(text) for text in texts] if are_instructions else texts
+        if not are_instructions:
+            return texts
+        # A router's or an expert's text says by its token who reads it, as rendered texts do.
+        return [self.render(text) if self._selects_adapter(text) else Prompt.base(text) for text in texts]
+
+    def _selects_adapter(self, text: str) -> bool:
+        return any(token in text for token in (ROUTER_TOKEN, *map(expert_token, self.experts)))
 
     def _embed(self, image_embeds: torch.Tensor, rendered: list[str], **kwargs) -> BatchFeature:
         """As the stock call makes it, with features of images in place of pixels."""
@@ -225,11 +231,8 @@ class RSMoEProcessor(ProcessorMixin):
         qformer_texts = [reading for reading, count in zip(readings, counts) for _ in range(count)]
         features.update(self.tokenize_qformer(qformer_texts, return_tensors))
         if expert_inputs is None:
-            adapter_tokens = (ROUTER_TOKEN, *map(expert_token, self.experts))
             are_instructions = not any(
-                prompt.kind != "base"
-                if isinstance(prompt, Prompt)
-                else any(token in prompt for token in adapter_tokens)
+                prompt.kind != "base" if isinstance(prompt, Prompt) else self._selects_adapter(prompt)
                 for prompt in prompts
             )
             expert_inputs = self.makes_expert_inputs and are_instructions and all(count == 1 for count in counts)
