@@ -149,7 +149,7 @@ class Predictor:
             image_embeds: of `encode`, in place of images.
             stop: asked at every step, one for all images or one for each; an image's texts end when it returns true.
             on_change: called with an image's place and what is known so far, as it is written. Texts come word by word
-                where the base LM rewrites without beams, else at the end.
+                where the base LM rewrites without beams (of several images: all of them), else at the end.
 
         Raises:
             RSMoEError: an image cannot be read, or an instruction holds a special token.
@@ -177,7 +177,7 @@ class Predictor:
         instruction: str = DEFAULT_INSTRUCTION,
         image_embeds: torch.Tensor | None = None,
     ) -> Generator[Prediction, None, None]:
-        """One prediction as it grows: router prompts, then expert texts, then the text word by word.
+        """One prediction as it grows: router prompts, then expert texts, then the text, word by word if it is rewritten.
 
         Args:
             image: whatever `read_image` takes.
