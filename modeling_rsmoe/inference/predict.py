@@ -177,7 +177,7 @@ class Predictor:
         instruction: str = DEFAULT_INSTRUCTION,
         image_embeds: torch.Tensor | None = None,
     ) -> Generator[Prediction, None, None]:
-        """One prediction as it grows: router prompts, then expert texts, then the text, word by word if it is rewritten.
+        """One prediction as it grows: router prompts, expert texts, and the text, word by word if rewritten.
 
         Args:
             image: whatever `read_image` takes.
