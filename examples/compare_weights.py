@@ -22,11 +22,11 @@ import torch
 from tqdm import tqdm
 
 from modeling_rsmoe import RSMoEConfig, RSMoEForConditionalGeneration, RSMoEProcessor  # noqa: F401  # what `load` needs
-from modeling_rsmoe.data.provenance import peak_memory
 from modeling_rsmoe.hub.quantize import weight_bytes
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
 from modeling_rsmoe.inference import Predictor
 from modeling_rsmoe.inference.checkpoint import load
+from modeling_rsmoe.utils.provenance import peak_memory
 from modeling_rsmoe.utils.tables import markdown_table
 
 

@@ -100,8 +100,8 @@ def main(folder: str, what: str, tokens: int, threads: int) -> None:
     import torch
 
     from .. import RSMoEForConditionalGeneration, RSMoEProcessor  # noqa: F401  # what `load` needs
-    from ..data.provenance import peak_memory
     from ..inference.checkpoint import load
+    from ..utils.provenance import peak_memory
     from .workbench import Workbench
 
     torch.set_num_threads(threads)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..data.provenance import folder_sha256, package_versions
 from ..utils.progress import Progress, no_progress
+from ..utils.provenance import folder_sha256, package_versions
 from . import equality, fresh, growth, phases, speed
 from .machine import machine_facts
 from .results import FORMAT, Results

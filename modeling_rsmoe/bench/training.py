@@ -20,11 +20,11 @@ from transformers import PrinterCallback, TrainerCallback
 
 from ..errors_rsmoe import RSMoEError
 from ..training import Recipe, read_settings
+from ..training.examples import ExampleCollator, TrainingData, read_data, training_examples
 from ..training.features import FeatureCache
-from ..training.parts import halve_llm, select_parts
-from ..training.rows import RowCollator, TrainingData, read_data, training_rows
+from ..training.modules import cast_base_lm, select_modules
 from ..training.stages import load_start
-from ..training.trainer import RowTrainer
+from ..training.trainer import ExampleTrainer
 from ..utils.files import cache_folder
 from .machine import machine_facts
 from .names import ALL_REFERENCES, ONE_REFERENCE, TRL
@@ -58,7 +58,7 @@ def training(
         arguments.save_strategy, arguments.eval_strategy = "no", "no"
         data = read_data(bench.data.absolute(), recipe)
         ours = partial(our_trainer, features or cache_folder() / "features")
-        one_reference = replace(recipe, references_per_row=1)
+        one_reference = replace(recipe, references_per_example=1)
         loops = {
             TRL: Loop(bench.folder, data, arguments, one_reference, plain_trainer),
             ONE_REFERENCE: Loop(bench.folder, data, arguments, one_reference, ours),
@@ -93,7 +93,7 @@ class Loop:
         model, processor = load_start(self.checkpoint, self.recipe)
         size, seed = self.arguments.per_device_train_batch_size, self.arguments.seed + len(self.completions)
         sizes = (size, 1, self.arguments.max_steps)
-        examples = training_rows(self.data, self.recipe, processor.expert_instructions, seed, *sizes)
+        examples = training_examples(self.data, self.recipe, processor.expert_instructions, seed, *sizes)
         trainer = self.make_trainer(self, model, processor, examples)
         clock = StepTimes(trainer, model)
         trainer.remove_callback(PrinterCallback)
@@ -107,9 +107,9 @@ class Loop:
 
     def trainable(self, model: Any) -> Any:
         """The model as the recipe trains it: in all loops the same weights learn, in the same precision."""
-        selected = select_parts(model, self.recipe)
+        selected = select_modules(model, self.recipe)
         if self.arguments.bf16:
-            halve_llm(model)
+            cast_base_lm(model)
         return selected
 
     def mean_shares(self) -> dict[str, float]:
@@ -117,17 +117,17 @@ class Loop:
         return {name: share / len(self.completions) for name, share in self.shares.most_common()}
 
 
-def our_trainer(features: Path, loop: Loop, model: Any, processor: Any, examples: Any) -> RowTrainer:
+def our_trainer(features: Path, loop: Loop, model: Any, processor: Any, examples: Any) -> ExampleTrainer:
     """The recipe's trainer."""
     cache = FeatureCache(features, model.eval(), processor)
     cache.add([Path(image) for image in examples["image"]])
-    return RowTrainer(
+    return ExampleTrainer(
         model=loop.trainable(model),
         args=loop.arguments,
         recipe=loop.recipe,
         train_dataset=examples,
         processing_class=processor,
-        data_collator=RowCollator(processor, cache),
+        data_collator=ExampleCollator(processor, cache),
     )
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.provenance import peak_memory
 from ..data.records import CaptionRecord, QuestionRecord
 from ..inference.resume import KeyedLog, read_log
 from ..utils.progress import Progress, no_progress
+from ..utils.provenance import peak_memory
 
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
-from ..data.provenance import package_versions, records_sha256
-from ..data.records import CaptionRecord, QuestionRecord
+from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import write_whole
+from ..utils.provenance import package_versions
 from .scores import Scored, Scores
 
 
@@ -31,7 +31,7 @@ class ScoreEntry(TypedDict):
 
 
 class CheckpointEntry(TypedDict):
-    """The model that was evaluated, and the sha256 of its folder (`folder_sha256`)."""
+    """The model that was evaluated, and the sha256 of its weights (`weights_sha256`)."""
 
     name: str
     sha256: str

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..data.provenance import folder_sha256, peak_memory
 from ..data.records import QUESTIONS_FILE, QuestionRecord, read_captions, read_questions
 from ..errors_rsmoe import RSMoEError
 from ..utils.progress import Progress, no_progress
+from ..utils.provenance import folder_sha256, peak_memory, weights_sha256
 from .baselines import constant_answers, constant_caption, question_only_answers
 from .captions import check_installed, score_captions
 from .page import ScoredItem
@@ -201,11 +201,10 @@ def predictions_by_model(
     settings = settings or GenerationSettings()
     folder = find_checkpoint(model, progress)
     progress(f"hashing {model}")
-    sha256 = folder_sha256(folder)
     records = selection.all()
     name = system if sees_image else f"{system}{NO_IMAGE}"
     used = generation_settings(folder, system, instruction_of(records[0]), settings) | {"dtype": dtype}
-    log = KeyedLog(file, {"checkpoint": sha256, "system": name, **used}, key_of_line)
+    log = KeyedLog(file, {"checkpoint": folder_sha256(folder), "system": name, **used}, key_of_line)
     keys, device = [key_of(record, selection.folder) for record in records], "cpu"
     if any(key not in log.lines for key in keys):
         checkpoint = load(str(folder), dtype, progress=progress)
@@ -214,7 +213,8 @@ def predictions_by_model(
         with quiet_libraries():
             predict(predictor, records, selection.folder, log, batch_size, sees_image, progress)
     lines = {key: log.lines[key] for key in keys}
-    return Predictions(name, lines, {"name": Path(model).name, "sha256": sha256}, used, device)
+    entry: CheckpointEntry = {"name": Path(model).name, "sha256": weights_sha256(folder)}
+    return Predictions(name, lines, entry, used, device)
 
 
 def generation_settings(folder: Path, system: str, instruction: str, settings: "GenerationSettings") -> dict[str, Any]:

@@ -13,9 +13,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]], text
             default all columns hold texts.
     """
     texts = len(header) if texts is None else texts
-    lines = [f"| {' | '.join(map(escaped, row))} |" for row in (header, *rows)]
-    lines.insert(1, "|" + "---|" * texts + "---:|" * (len(header) - texts))
-    return "\n".join(lines)
+    rule = ["---"] * texts + ["---:"] * (len(header) - texts)
+    return "\n".join(f"| {' | '.join(map(escaped, row))} |" for row in (header, rule, *rows))
 
 
 def escaped(text: object) -> str:

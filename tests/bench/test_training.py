@@ -30,7 +30,7 @@ def small(tmp_path_factory) -> Workbench:
         record = {"image": f"{i}.png", "dataset": "Tiny", "split": "train", "captions": CAPTIONS}
         lines.append(json.dumps(record))
     (folder / "data" / "captions.jsonl").write_text("\n".join(lines))
-    settings = {"lora_rank": 2, "rewrite_share": 0, "answer_share": 0, "learning_rate": 1e-4}
+    settings = {"lora_r": 2, "rewrite_share": 0, "answer_share": 0, "learning_rate": 1e-4}
     (folder / "training.yaml").write_text(yaml.safe_dump({"stage1": settings}))
     return Workbench(tiny_model(), None, folder / "start", data=folder / "data", config=folder / "training.yaml")
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from modeling_rsmoe.evaluation.markdown import score_tables
 from modeling_rsmoe.evaluation.report import read_report
+from modeling_rsmoe.utils.provenance import folder_sha256, weights_sha256
 from tests.cli.test_cli import errors, run
 from tests.tiny import tiny_checkpoint
 
@@ -72,7 +73,8 @@ def test_captions_of_the_full_model(checkpoint: Path, data: Path, tmp_path: Path
     assert report["seconds"] == pytest.approx(3 * found["seconds_per_image"]) and report["peak_memory_bytes"] > 1e7
     settings, *lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
     used = {"system": "full", "max_new_tokens": 6, "fusion": "rewrite", "dtype": "float32"}
-    assert settings == {"settings": {"checkpoint": report["checkpoint"]["sha256"], **used}}
+    assert settings == {"settings": {"checkpoint": folder_sha256(checkpoint), **used}}
+    assert report["checkpoint"]["sha256"] == weights_sha256(checkpoint)
     assert [line["image"] for line in lines] == ["1.png", "2.png", "3.png"] and all(
         "caption" in line for line in lines
     )
@@ -165,7 +167,7 @@ def test_baselines_need_no_model(task: str, baseline: str, data: Path, tmp_path:
     output, page = tmp_path / "report.json", tmp_path / "page.html"
     arguments = ("--data", data, "--output", output, "--task", task, "--baseline", baseline, "--page", page)
     result = run("evaluate", *arguments, "--markdown")
-    assert result.exit_code == 0 and result.stdout.startswith("**") and "|---|" in result.stdout
+    assert result.exit_code == 0 and result.stdout.startswith("**") and "| --- |" in result.stdout
     report = read_report(output)
     assert (report["system"], report["checkpoint"]) == (baseline, None)
     found = report["results"][0]

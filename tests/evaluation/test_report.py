@@ -149,7 +149,7 @@ def test_table_has_each_system_and_baseline_once(records: list[CaptionRecord]) -
     table = score_tables([full, blind, base, constant])
     assert lines_of(table, "|") == [
         "| system | BLEU-1 | CIDEr-D | s / image |",
-        "|---|---:|---:|---:|",
+        "| --- | ---: | ---: | ---: |",
         "| full model | 61.7 [60.1, 63.2] | 153.8 [146.1, 161.9] | 1.60 |",
         "| base LM alone | 61.7 [60.1, 63.2] | 153.8 [146.1, 161.9] | 0.50 |",
         "| full model: text of the theme expert | 25.6 [25.0, 26.2] | 27.0 [22.5, 31.4] |  |",
