@@ -193,7 +193,7 @@ def _number_rules(p: SimpleNamespace) -> list[_Rule]:
         (rf"{p.aside}(?:\\?/{p.aside}){{1,2}}", "", _same),
         (r"[A-Z]*\$|\#", "", _same),
         (f"[{p.currency}]", "", lambda token: _CURRENCIES.get(token, token)),
-        # Letters and abbreviations with a full stop; a closing one looks at two more characters, whatever they are.
+        # Letters and abbreviations with a full stop; a closing one depends on two more characters, of any kind.
         ("[A-Za-z]", rf"\.{_SPACE}+(?:{p.starter}|{p.tag}){_SPACE_OR_END}", _same),
         (rf"(?i:{_any(_ABBREVIATIONS_OF_NUMBERS)})\.", rf"{_SPACE_OR_END}?[{p.digits}]", _same),
         (rf"(?:{p.closing})\.", "(?s:.{0,2})", _same),
@@ -239,7 +239,7 @@ def _sign_rules(p: SimpleNamespace) -> list[_Rule]:
 
 
 def _apostrophe_words(letters: str) -> tuple[str, ...]:
-    """Words with an apostrophe that stay whole."""
+    """Words that are one token with their apostrophe."""
     quote, like = _APOSTROPHE, _LIKE_APOSTROPHE
     return (
         rf"{quote}[nN]{quote}?",
@@ -342,7 +342,7 @@ def tokenize_with_java(texts: Sequence[str], java: str) -> list[str]:
     """
     ptbtokenizer = require("pycocoevalcap.tokenizer.ptbtokenizer", "eval")
 
-    # One line a text, and a line with a full stop after each: the program looks into the next line at times, which may
+    # One line a text, and a line with a full stop after each: the program reads the next line at times, which may
     # not decide about this one.
     lines = [line for text in texts for line in (_LINE_BREAK.sub(" ", text), ".")]
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)

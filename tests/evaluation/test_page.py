@@ -1,4 +1,4 @@
-"""The HTML page: what stands in it, in which order, that it needs no network and runs nothing that it was told."""
+"""The HTML page: what stands in it, in which order, that it needs no network and runs nothing that stands in texts."""
 
 import re
 from html.parser import HTMLParser
@@ -124,7 +124,7 @@ def test_page_shows_the_worst_and_the_best_of_each_dataset(folder: Path) -> None
         assert of_name == [(True, False), (False, True), (False, True)]
 
 
-def test_page_needs_no_network_and_runs_nothing_that_it_was_told(folder: Path) -> None:
+def test_page_needs_no_network_and_runs_nothing_of_its_texts(folder: Path) -> None:
     made, items = captioning(folder, (ATTACK,), caption=ATTACK)
     made["settings"] = {"instruction": ATTACK}
     made["results"][0]["missing"] = {"SPICE": ATTACK}

@@ -42,11 +42,13 @@ def folder(tmp_path):
             lines.append({"image": name, "dataset": dataset, "split": split, "captions": captions})
     write(tmp_path / "captions.jsonl", lines)
     lines = []
-    for (dataset, split), asked in QUESTIONS.items():
+    for (dataset, split), questions in QUESTIONS.items():
         name = f"{dataset}-{split}.png"
         Image.new("RGB", (8, 8)).save(tmp_path / name)
         keys = ("question", "question_type", "answer")
-        lines += [{"image": name, "dataset": dataset, "split": split, **dict(zip(keys, row))} for row in asked]
+        lines += [
+            {"image": name, "dataset": dataset, "split": split, **dict(zip(keys, values))} for values in questions
+        ]
     write(tmp_path / "vqa.jsonl", lines)
     return tmp_path
 
