@@ -92,7 +92,6 @@ def score_captions(
     """
     _check(references, predictions)
     names_to_score = METRICS if metrics is None else _known(metrics)
-    check_installed()
     images = sorted(references)
     texts = _tokenized(images, references, predictions, train_captions)
 
@@ -132,6 +131,7 @@ def _tokenized(
     predictions: Mapping[str, str],
     train_captions: Collection[str] | None,
 ) -> _Texts:
+    check_installed()
     if isinstance(train_captions, str):
         raise RSMoEError(f"training captions are {train_captions!r}, expected a list of captions")
     java = _working_java()
