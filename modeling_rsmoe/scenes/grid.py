@@ -30,8 +30,14 @@ class Grid:
     of its own size [our decision].
 
     Args:
-        width, height: of the raster, in pixels.
-        tile, overlap: in pixels; 0 <= overlap < tile.
+        width: of the raster, in pixels.
+        height: of the raster, in pixels.
+        tile: its side in pixels.
+        overlap: of neighboring tiles, in pixels; 0 <= overlap < tile.
+
+    Attributes:
+        columns: where the tiles of a row begin.
+        rows: where the tiles of a column begin.
 
     Raises:
         RSMoEError: a size that cannot be, or more than `MAX_TILES` tiles.
@@ -60,9 +66,9 @@ class Grid:
             for column in self.columns:
                 yield Window(column, row, *self._size)
 
-    def own_shares(self) -> Iterator[float]:
-        """Of each tile the share that is its own when pixels of several tiles are shared out evenly among them; the
-        shares times the tiles' areas add up to the raster's area."""
+    def area_shares(self) -> Iterator[float]:
+        """Of each tile the share of its area that counts for it when pixels of several tiles are shared out evenly among
+        them; the shares times the tiles' areas add up to the raster's area."""
         across, down = (
             _shares(starts, size) for starts, size in zip((self.columns, self.rows), self._size, strict=True)
         )

@@ -29,16 +29,17 @@ _NOT_SHOWN = ("thumbnail", "overview", "metadata")  # roles
 
 @dataclass(frozen=True)
 class Scene:
-    """A raster to open: its name, its files (of one grid, bands stacked) and the bands to show."""
+    """A raster to open.
+
+    Attributes:
+        name: what errors and results call it.
+        paths: its files, of one grid, whose bands are stacked.
+        bands: to show; None leaves the choice to the file.
+    """
 
     name: str
     paths: tuple[str, ...]
     bands: tuple[int | str, ...] | None = None
-
-
-def is_stac(path: str) -> bool:
-    """Whether a path is that of a STAC document, by its name."""
-    return urlsplit(path).path.lower().endswith((".json", ".geojson"))
 
 
 def find_scenes(
@@ -87,14 +88,14 @@ def _read(pystac: Any, path: str) -> dict[str, Any]:
 
 def _items(pystac: Any, path: str, content: dict[str, Any]) -> list[Any]:
     features = content.get("features")
-    single = content.get("type") == "Feature"
-    if not single and not (content.get("type") == "FeatureCollection" and isinstance(features, list)):
+    is_item = content.get("type") == "Feature"
+    if not is_item and not (content.get("type") == "FeatureCollection" and isinstance(features, list)):
         raise RSMoEError(
             f"{path} is no STAC item or item collection (its type is {content.get('type')!r}): of a catalog or collection, "
             "give the items"
         )
-    found = []
-    for feature in [content] if single else features or []:
+    items = []
+    for feature in [content] if is_item else features or []:
         try:
             links = [link for link in feature.get("links", ()) if link.get("rel") != "self"]
             item = pystac.Item.from_dict({**feature, "links": links}, migrate=False, preserve_dict=True)
@@ -102,8 +103,8 @@ def _items(pystac: Any, path: str, content: dict[str, Any]) -> list[Any]:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RSMoEError(f"{path} holds a feature that is no STAC item ({reason})") from error
         item.set_self_href(path if is_remote(path) else str(Path(path).absolute()))
-        found.append(item)
-    return found
+        items.append(item)
+    return items
 
 
 def _scene(item: Any, path: str, bands: Sequence[int | str] | None, asset: str | None, remote: bool) -> Scene:
@@ -113,7 +114,7 @@ def _scene(item: Any, path: str, bands: Sequence[int | str] | None, asset: str |
     elif names and all(name in item.assets for name in names):
         keys, bands = names, None
     else:
-        keys = [_shown_asset(item)]
+        keys = [_default_asset(item)]
     for key in keys:
         if key not in item.assets:
             raise RSMoEError(f"item {item.id} of {path} has no asset {key!r}; it has {', '.join(item.assets)}")
@@ -121,7 +122,7 @@ def _scene(item: Any, path: str, bands: Sequence[int | str] | None, asset: str |
     return Scene(f"{item.id}", hrefs, None if bands is None else tuple(bands))
 
 
-def _shown_asset(item: Any) -> str:
+def _default_asset(item: Any) -> str:
     if VISUAL in item.assets:
         return VISUAL
     rasters = {key: asset for key, asset in item.assets.items() if _is_raster(asset)}
