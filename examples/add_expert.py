@@ -2,7 +2,8 @@
 
     python examples/add_expert.py CHECKPOINT DATA OUTPUT [--epochs 3] [--batch 16]
 
-DATA is a folder with vqa.jsonl; the expert learns the train questions of question_type "count". It starts at the base LM. OUTPUT/trained is an ordinary checkpoint with four experts; one question is then asked with it.
+DATA is a folder with vqa.jsonl; the expert learns the train questions of question_type "count". It starts at the base
+LM. OUTPUT/trained is an ordinary checkpoint with four experts, which then answers one question.
 """
 
 import argparse
@@ -12,14 +13,14 @@ from pathlib import Path
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.data.records import QuestionRecord, read_questions
 from modeling_rsmoe.prompting_rsmoe import Prompt, question_instruction
-from modeling_rsmoe.training import Recipe, TrainArguments, train_stage2
+from modeling_rsmoe.training import Recipe, TrainArguments, train_stage
 
 
 NAME, INSTRUCTION = "counting", "How many objects of each kind are in this image?"
 
 
 def with_expert(checkpoint: Path, output: Path) -> None:
-    """Write the checkpoint with the further expert: a token, a row of embeddings for it, weights at the base LM."""
+    """Write the checkpoint with the new expert: a token, an embedding for it, weights at the base LM."""
     processor = RSMoEProcessor.from_pretrained(checkpoint)
     model = RSMoEForConditionalGeneration.from_pretrained(checkpoint)
     model.add_expert(NAME, processor.add_expert(NAME, INSTRUCTION))
@@ -27,18 +28,19 @@ def with_expert(checkpoint: Path, output: Path) -> None:
     processor.save_pretrained(output)
 
 
-def write_rows(questions: list[QuestionRecord], data: Path, file: Path) -> None:
-    """Rows of the expert: it is asked the question as `generate` asks it with router_mode="none"."""
+def write_examples(questions: list[QuestionRecord], data: Path, file: Path) -> None:
+    """Examples of the expert: its prompt is the question, as in `generate` with router_mode="none"."""
     with file.open("w", encoding="utf-8") as stream:
         for question in questions:
-            row = {
+            prompt = Prompt.for_expert(NAME, question_instruction(question.question), INSTRUCTION)
+            example = {
                 "image": question.image.relative_to(data.absolute()).as_posix(),
                 "kind": "expert",
                 "expert": NAME,
-                "prompt": Prompt.for_expert(NAME, question_instruction(question.question), "").text,
+                "prompt": prompt.text,
                 "completions": [question.answer],
             }
-            stream.write(json.dumps(row) + "\n")
+            stream.write(json.dumps(example) + "\n")
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -49,7 +51,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--batch", type=int, default=16)
     given = parser.parse_args(argv)
-    start, rows, trained = given.output / "start", given.output / "rows.jsonl", given.output / "trained"
+    start, trained = given.output / "start", given.output / "trained"
+    extra_examples = given.output / "examples.jsonl"
     if given.output.exists():
         parser.error(f"{given.output} exists; give a new folder")
     try:
@@ -57,15 +60,15 @@ def main(argv: list[str] | None = None) -> dict:
         if not questions:
             parser.error(f"{given.data} has no train question of question_type count")
         with_expert(given.checkpoint, start)
-        write_rows(questions, given.data, rows)
+        write_examples(questions, given.data, extra_examples)
         recipe = Recipe.of(
             "stage2",
             experts=[NAME],
             router="frozen",
             expert_start="checkpoint",  # where with_expert put it
             router_share=0,
-            expert_share=0,  # the captions' rows are of the other experts
-            extra_rows=str(rows),
+            expert_share=0,  # captions are for the other experts
+            extra_examples=str(extra_examples),
             one_stage=True,  # the checkpoint is trained, though it may have come without its training.json
         )
         arguments = TrainArguments(
@@ -74,19 +77,20 @@ def main(argv: list[str] | None = None) -> dict:
             per_device_train_batch_size=given.batch,
             warmup_steps=0.1,
         )
-        train_stage2(recipe, arguments, given.data, trained, start, features=given.output / "features")
+        features = given.output / "features"
+        train_stage("stage2", recipe, arguments, given.data, trained, start, features=features)
     except (RSMoEError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
     model, processor = RSMoEForConditionalGeneration.from_pretrained(trained), RSMoEProcessor.from_pretrained(trained)
-    asked = questions[0]
-    inputs = processor(images=asked.image, text=question_instruction(asked.question), return_tensors="pt")
-    # The router never learned to ask the new expert: each expert is asked the question itself.
+    question = questions[0]
+    inputs = processor(images=question.image, text=question_instruction(question.question), return_tensors="pt")
+    # The router never learned to write the new expert's prompts: the question itself is the prompt of each expert.
     outputs = model.generate(**inputs, router_mode="none", return_dict_in_generate=True)
     result = processor.post_process_generation(outputs)[0]
-    print(f"{asked.question} (answer: {asked.answer})")
-    for name, part in result["parts"].items():
-        print(f"{name}: {part}")
+    print(f"{question.question} (answer: {question.answer})")
+    for name, text in result["expert_texts"].items():
+        print(f"{name}: {text}")
     return result
 
 

@@ -4,8 +4,8 @@
 
 DATASET is what `datasets.load_dataset` takes, with the columns image and text: an ImageFolder (images and a
 metadata.jsonl with lines such as {"file_name": "a.png", "text": "many boats are in a harbor ."}) or a name on the Hub.
-The Q-Former and the projection learn, as in InstructBLIP; ViT, base LM, router and experts stay as they are, and
-all readers see what the encoder learned. The result is saved, loaded again and asked.
+The Q-Former and the projection learn, as in InstructBLIP; ViT, base LM, router and experts stay as they are, and all
+of them read what the encoder learned. The result is saved, loaded again and captions an image.
 """
 
 import argparse
@@ -26,19 +26,19 @@ def collator(processor) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
     def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
         chats = []
         for example in examples:
-            asked = [{"type": "image", "image": example["image"]}, {"type": "text", "text": INSTRUCTION}]
+            question = [{"type": "image", "image": example["image"]}, {"type": "text", "text": INSTRUCTION}]
             answer = [{"type": "text", "text": example["text"]}]
-            chats.append([{"role": "user", "content": asked}, {"role": "assistant", "content": answer}])
+            chats.append([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
         inputs = processor.apply_chat_template(
             chats,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             return_assistant_tokens_mask=True,
-            processor_kwargs={"expert_inputs": False},  # the rows of router and experts are for `generate`
+            processor_kwargs={"expert_inputs": False},  # inputs of router and experts are for `generate`
         )
-        of_text = inputs.pop("assistant_masks")
-        return {**inputs, "labels": inputs["input_ids"].masked_fill(of_text == 0, -100)}
+        answer_mask = inputs.pop("assistant_masks")
+        return {**inputs, "labels": inputs["input_ids"].masked_fill(answer_mask == 0, -100)}
 
     return collate
 
@@ -67,8 +67,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
     model.requires_grad_(False)  # the model itself keeps a frozen ViT in evaluation mode
     encoder = model.model.encoder
-    for part in (encoder.qformer, encoder.query_tokens, encoder.projection):
-        part.requires_grad_(True)
+    for module in (encoder.qformer, encoder.query_tokens, encoder.projection):
+        module.requires_grad_(True)
     arguments = TrainingArguments(
         output_dir=str(given.output),
         num_train_epochs=given.epochs,

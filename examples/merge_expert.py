@@ -3,8 +3,8 @@
     python examples/merge_expert.py CHECKPOINT OUTPUT [--expert object] [--text "Which objects are at an airport?"]
 
 OUTPUT is the folder of a causal LM of transformers (LlamaForCausalLM in nano) and its tokenizer, to go on with in
-whatever reads those. It reads text only; the expert's image tokens stay with RS-MoE. Shows that the logits are those
-of the expert's rows, and what the LLM answers.
+whatever reads those. It reads text only; images stay with RS-MoE. Shows that its logits are those of the expert, and
+what the LLM answers.
 """
 
 import argparse
@@ -38,12 +38,12 @@ def main(argv: list[str] | None = None) -> float:
     llm, tokenizer = AutoModelForCausalLM.from_pretrained(given.output), AutoTokenizer.from_pretrained(given.output)
     chat = [{"role": "user", "content": Prompt.for_expert(given.expert, given.text, "").text}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-    with torch.no_grad():  # the expert's token in the text makes it that expert's row
+    with torch.no_grad():  # the expert's token in the text selects its weights
         ours, theirs = model(**inputs).logits, llm(**inputs).logits
     difference = ((ours - theirs).abs().max() / ours.abs().max()).item()
     print(f"{type(llm).__name__} in {given.output}; its logits differ by {difference:.1e} of the largest one")
-    new = llm.generate(**inputs, max_new_tokens=32, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    print(f"{given.text} {tokenizer.decode(new, skip_special_tokens=True).strip()}")
+    answer = llm.generate(**inputs, max_new_tokens=32, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    print(f"{given.text} {tokenizer.decode(answer, skip_special_tokens=True).strip()}")
     return difference
 
 

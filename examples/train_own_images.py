@@ -6,7 +6,7 @@
 IMAGES is an ImageFolder of Hugging Face datasets: images and a metadata.jsonl with lines such as
 {"file_name": "a.png", "text": "many boats are in a harbor ."}; or a data folder with captions.jsonl. Where it has no
 splits, every tenth image is held out. Stage 1 trains the encoder and the base LM, stage 2 the router and the
-experts. Stopped, the same command goes on; OUTPUT/stage2 is an ordinary checkpoint, OUTPUT/*/loss.png its curves.
+experts. The same command goes on after a stop; OUTPUT/stage2 is an ordinary checkpoint, OUTPUT/*/loss.png its curves.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProce
 from modeling_rsmoe.data.aspects import ASPECTS, split_aspects
 from modeling_rsmoe.data.folder import write_folder
 from modeling_rsmoe.data.records import CAPTIONS_FILE, METADATA_FILE, read_captions
-from modeling_rsmoe.training import Recipe, TrainArguments, train_stage1, train_stage2
+from modeling_rsmoe.training import Recipe, TrainArguments, train_stage
 
 
 def with_splits(images: Path, copy: Path) -> Path:
@@ -29,8 +29,8 @@ def with_splits(images: Path, copy: Path) -> Path:
     records = read_captions(images)
     if any(record.split != "test" for record in records):  # that of lines which name none
         return images
-    parted = (replace(record, split="val" if i % 10 == 9 else "train") for i, record in enumerate(records))
-    write_folder(parted, images, copy, images.resolve().name)
+    split = (replace(record, split="val" if i % 10 == 9 else "train") for i, record in enumerate(records))
+    write_folder(split, images, copy, images.resolve().name)
     return copy
 
 
@@ -39,13 +39,14 @@ def train(checkpoint: Path, data: Path, output: Path, epochs: float, batch: int)
     captions = read_captions(data)
     val = any(record.split == "val" for record in captions)
     # An aspect that no caption speaks of has nothing for its expert to learn.
-    spoken = [name for name in ASPECTS if any(split_aspects(r.captions)[name] for r in captions if r.split == "train")]
-    tell(f"experts: {', '.join(spoken)}", None)
-    stages = [
-        ("stage1", train_stage1, Recipe.of("stage1", answer_share=0, eval_rows=64 if val else 0)),
-        ("stage2", train_stage2, Recipe.of("stage2", question_share=0, expert_names=spoken)),
-    ]
-    for stage, run, recipe in stages:
+    learned = [split_aspects(record.captions) for record in captions if record.split == "train"]
+    experts = [name for name in ASPECTS if any(sentences[name] for sentences in learned)]
+    report(f"experts: {', '.join(experts)}")
+    recipes = {
+        "stage1": Recipe.of("stage1", answer_share=0, eval_examples=64 if val else 0),
+        "stage2": Recipe.of("stage2", question_share=0, expert_names=experts),
+    }
+    for stage, recipe in recipes.items():
         if not (output / stage / "training.json").is_file():
             arguments = TrainArguments(
                 output_dir=str(output / stage),
@@ -56,13 +57,14 @@ def train(checkpoint: Path, data: Path, output: Path, epochs: float, batch: int)
                 logging_steps=5,
             )
             features = output / "features"  # of the frozen ViT, computed once for both stages
-            run(recipe, arguments, data, output / stage, checkpoint, resume=True, features=features, progress=tell)
+            options = {"resume": True, "features": features, "progress": report}
+            train_stage(stage, recipe, arguments, data, output / stage, checkpoint, **options)
         checkpoint = output / stage
     return checkpoint
 
 
-def tell(message: str, share: float | None) -> None:
-    if not share:  # not told again while it goes on
+def report(message: str, done: float = 0, total: float | None = None, unit: str = "") -> None:
+    if not done:  # once for each step
         print(message)
 
 
@@ -72,12 +74,12 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("images", type=Path, help="your images and captions")
     parser.add_argument("output", type=Path, help="both checkpoints, features and logs go here")
     parser.add_argument("--epochs", type=float, default=10, help="passes over the captions in each stage (10)")
-    parser.add_argument("--batch", type=int, default=16, help="rows of a step (16)")
-    given = parser.parse_args(argv)
+    parser.add_argument("--batch", type=int, default=16, help="examples of a step (16)")
+    arguments = parser.parse_args(argv)
     logging.set_verbosity_error()  # it would list the weights of experts that are left out
     try:
-        data = with_splits(given.images, given.output / "data")
-        trained = train(given.checkpoint, data, given.output, given.epochs, given.batch)
+        data = with_splits(arguments.images, arguments.output / "data")
+        trained = train(arguments.checkpoint, data, arguments.output, arguments.epochs, arguments.batch)
     except RSMoEError as error:
         raise SystemExit(f"error: {error}") from error
     image = read_captions(data)[-1].image  # a held-out one, where there is one
@@ -85,7 +87,7 @@ def main(argv: list[str] | None = None) -> dict:
     inputs = processor(images=image, text="Describe the image.", return_tensors="pt")
     outputs = model.generate(**inputs, return_dict_in_generate=True)
     result = processor.post_process_generation(outputs)[0]
-    print(f"{image}: {result['text']}\n{result['parts']}")
+    print(f"{image}: {result['text']}\n{result['expert_texts']}")
     return result
 
 

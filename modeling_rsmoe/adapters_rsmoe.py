@@ -60,7 +60,7 @@ class SelectAdapters:
         kwargs = dict(kwargs)  # attention backends never see our arguments
         _STATE.gate = kwargs.pop("adapter_gate", None)
         _STATE.adapter_ids = kwargs.pop("adapter_ids", None)
-        if self.first_norms and _STATE.adapter_ids is not None:
+        if self.first_norms and _STATE.adapter_ids is not None and _STATE.norm_input is not None:
             # The first norm ran before the adapters were known here: sequences of `full` experts get their norm now.
             hidden = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
             hidden = replace_outputs(hidden, _STATE.norm_input, _STATE.adapter_ids, self.first_norms)
@@ -97,7 +97,7 @@ class AddLowRank:
         A, B = self._stack(x)
         low = x @ A  # [batch_size, sequence_length, sum of ranks]
         if is_shard(self.pairs[0].lora_A):  # of inputs that are split: each process has a part of the sum
-            dist.all_reduce(low, group=self.pairs[0].lora_A.device_mesh.get_group())
+            dist.all_reduce(low, group=cast(Any, self.pairs[0].lora_A).device_mesh.get_group())
         gate = gate.to(x.device, x.dtype)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or output.dtype != x.dtype:
             return output + ((low * gate) @ B).to(output.dtype)

@@ -20,7 +20,7 @@ RESERVED_NAMES = frozenset(
 )
 
 
-class _ChecksModelType:
+class _ChecksModelType(PreTrainedConfig):
     """Refuses the configuration of another model: transformers would warn and fill in defaults, several GB of random weights."""
 
     @classmethod
@@ -35,7 +35,7 @@ class _ChecksModelType:
 
 
 @strict
-class RSMoEExpertConfig(_ChecksModelType, PreTrainedConfig):
+class RSMoEExpertConfig(_ChecksModelType):
     r"""
     How one expert differs from the base LM. Saved by itself (with `text_config`), it describes an expert's own
     folder.
@@ -92,7 +92,7 @@ class RSMoERouterConfig(RSMoEExpertConfig):
 
 
 @strict
-class RSMoEConfig(_ChecksModelType, PreTrainedConfig):
+class RSMoEConfig(_ChecksModelType):
     r"""
     Configuration of [`RSMoEForConditionalGeneration`].
 

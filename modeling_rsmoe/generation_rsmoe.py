@@ -7,7 +7,7 @@ how the experts' texts become one answer; the fusions here are [our decision].
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMixin
@@ -69,10 +69,10 @@ class RSMoEGenerateOutput(GenerateDecoderOnlyOutput):
             How well the reranker found each text to fit its image; not a number for texts that were rewritten.
     """
 
-    router_prompts: torch.LongTensor | None = None
-    expert_sequences: torch.LongTensor | None = None
+    router_prompts: torch.Tensor | None = None
+    expert_sequences: torch.Tensor | None = None
     prompt_length: int | None = None
-    sequences_scores: torch.FloatTensor | None = None
+    sequences_scores: torch.Tensor | None = None
 
 
 @dataclass
@@ -105,7 +105,9 @@ class RSMoEGenerationMixin(GenerationMixin):
     get_image_features: Any
 
     @torch.no_grad()
-    def generate(self, inputs=None, generation_config=None, streamer=None, **kwargs):
+    def generate(  # type: ignore[override]
+        self, inputs=None, generation_config=None, streamer=None, **kwargs
+    ):
         """Route, let the experts write and fuse their texts; with plain `input_ids`, transformers' own `generate`.
 
         The full model runs when the processor's expert inputs are among the arguments (its default). Decoding arguments
@@ -149,7 +151,7 @@ class RSMoEGenerationMixin(GenerationMixin):
         settings = {name: self._setting(name, kwargs, generation_config) for name in DEFAULTS}
         with stacked_adapters():
             if expert_inputs["expert_input_ids"] is None:
-                return super().generate(
+                return super().generate(  # type: ignore[misc]  # transformers annotates `self`
                     inputs=inputs, generation_config=generation_config, streamer=streamer, **kwargs
                 )
             input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
@@ -231,7 +233,7 @@ class RSMoEGenerationMixin(GenerationMixin):
             return outputs
         expert_texts = [texts for image in fused for texts in image.expert_texts]
         return RSMoEGenerateOutput(
-            sequences=outputs,
+            sequences=cast(torch.LongTensor, outputs),
             router_prompts=self._pad_by_expert(router_prompts, input_ids.device),
             expert_sequences=self._pad_by_expert(expert_texts, input_ids.device),
             prompt_length=input_ids.shape[1],
@@ -457,7 +459,7 @@ class RSMoEGenerationMixin(GenerationMixin):
         in `kwargs` holds them)."""
         if features is not None:
             kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
-        return super().generate(input_ids=ids, attention_mask=mask, **kwargs)
+        return super().generate(input_ids=ids, attention_mask=mask, **kwargs)  # type: ignore[misc]
 
     def _stream(self, streamer, input_ids: torch.LongTensor, texts: list[Tokens]) -> None:
         if streamer is None:
@@ -531,7 +533,7 @@ class RSMoEGenerationMixin(GenerationMixin):
                 model_kwargs["adapter_ids"] = cache.adapter_ids
             elif input_ids is not None and input_ids.shape[1]:
                 model_kwargs["adapter_ids"] = self.model.get_adapter_ids(input_ids)
-        expand: Callable = super()._expand_inputs_for_generation
+        expand: Callable = super()._expand_inputs_for_generation  # type: ignore[misc]
         return expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
 
 

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from .adapters_rsmoe import (
@@ -212,6 +212,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
         return self.encoder.encode_image(pixel_values)
 
     @can_return_tuple
+    @auto_docstring(custom_intro="Features that take the place of the image tokens.")
     def get_image_features(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -220,17 +221,13 @@ class RSMoEModel(RSMoEPreTrainedModel):
         qformer_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
-        """Features that take the place of the image tokens.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(num_images, 3, height, width)`, *optional*):
-                Images.
-            image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`, *optional*):
-                Output of `encode_image` in place of pixels.
-            qformer_input_ids (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
-                The instruction that each image is read under.
-            qformer_attention_mask (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
-                1 for its real tokens.
+        r"""
+        image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`, *optional*):
+            Output of `encode_image` in place of pixels.
+        qformer_input_ids (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
+            The instruction that each image is read under.
+        qformer_attention_mask (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
+            1 for its real tokens.
 
         Returns:
             [`BaseModelOutputWithPooling`]: `pooler_output` (num_images, num_query_tokens, hidden_size);
@@ -311,6 +308,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
         return RSMoECache(config=self.language_model.config) if use_cache and not checkpointed else None
 
     @can_return_tuple
+    @auto_docstring
     def forward(  # type: ignore[misc]  # transformers' own idiom: position_ids is a key of TransformersKwargs too
         self,
         input_ids: torch.LongTensor | None = None,
@@ -326,30 +324,20 @@ class RSMoEModel(RSMoEPreTrainedModel):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | RSMoEModelOutputWithPast:
-        """
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Each image stands as `num_query_tokens` image tokens; an adapter token selects who reads the sequence.
-            pixel_values (`torch.FloatTensor` of shape `(num_images, 3, height, width)`, *optional*):
-                Images in the order of the sequences.
-            image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`, *optional*):
-                Output of `encode_image` in place of pixels.
-            qformer_input_ids (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
-                The instruction that each image is read under.
-            qformer_attention_mask (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
-                1 for its real tokens.
-            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                1 for real tokens, 0 for padding.
-            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                As of every decoder.
-            past_key_values (`Cache`, *optional*):
-                Of earlier tokens. One that this model made remembers the adapters of its sequences.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
-                In place of `input_ids`; read by the base LM unless `adapter_ids` are given.
-            adapter_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Who reads each sequence (see `get_adapter_ids`), in place of adapter tokens.
-            mm_encoder_outputs (`dict`, *optional*):
-                `{"image": get_image_features(...)}` in place of images.
+        r"""
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Each image stands as `num_query_tokens` image tokens; an adapter token selects who reads the sequence.
+        image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`, *optional*):
+            Output of `encode_image` in place of pixels.
+        qformer_input_ids (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
+            The instruction that each image is read under.
+        qformer_attention_mask (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
+            1 for its real tokens.
+        adapter_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Who reads each sequence (see `get_adapter_ids`), in place of adapter tokens. Without them `inputs_embeds` are
+            read by the base LM, and later tokens by whom `past_key_values` remembers, if this model made it.
+        mm_encoder_outputs (`dict`, *optional*):
+            `{"image": get_image_features(...)}` in place of images.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -370,14 +358,14 @@ class RSMoEModel(RSMoEPreTrainedModel):
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
-        adapter_ids = self._select_adapters(input_ids, adapter_ids, past_key_values, inputs_embeds)
-        adapter_kwargs = self._adapter_kwargs(adapter_ids, inputs_embeds.dtype)
+        selected = self._select_adapters(input_ids, adapter_ids, past_key_values, inputs_embeds)
+        adapter_kwargs = self._adapter_kwargs(selected, inputs_embeds.dtype)
         if adapter_kwargs:
             self._check_hooks(past_key_values)
         if past_key_values is None:
             past_key_values = self._new_cache(kwargs.get("use_cache"))
         if isinstance(past_key_values, RSMoECache):
-            past_key_values.adapter_ids = adapter_ids
+            past_key_values.adapter_ids = selected
         clear_selection()
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -558,6 +546,7 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         return llm.eval()
 
     @can_return_tuple
+    @auto_docstring
     def forward(  # type: ignore[misc]  # transformers' own idiom: position_ids is a key of TransformersKwargs too
         self,
         input_ids: torch.LongTensor | None = None,
@@ -575,14 +564,20 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | RSMoECausalLMOutputWithPast:
-        """As of [`RSMoEModel`], and:
-
-        Args:
-            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                -100 where no loss is taken.
-            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
-                Logits of the last so many tokens (0: all), or of places (1-dimensional), or of a mask of shape
-                `(batch_size, sequence_length)`, whose logits then are `(true tokens, vocab_size)`.
+        r"""
+        image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`, *optional*):
+            This and what is not explained here: as of [`RSMoEModel`].
+        qformer_input_ids (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
+            Likewise.
+        qformer_attention_mask (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
+            Likewise.
+        adapter_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Likewise.
+        mm_encoder_outputs (`dict`, *optional*):
+            Likewise.
+        logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
+            Logits of the last so many tokens (0: all), or of places (1-dimensional), or of a mask of shape `(batch_size,
+            sequence_length)`, whose logits then are `(true tokens, vocab_size)`.
         """
         for name in EXPERT_INPUTS:  # the processor makes them for `generate`
             kwargs.pop(name, None)

@@ -139,7 +139,7 @@ class RSMoEProcessor(ProcessorMixin):
             tokenizer.init_kwargs.pop(name, None)
         return tokenizer
 
-    def prepare_inputs_layout(self, images=None, text=None, **kwargs):
+    def prepare_inputs_layout(self, images=None, text=None, **kwargs):  # type: ignore[override]
         images = None if images is None else to_rgb_images(images)
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
@@ -189,7 +189,7 @@ class RSMoEProcessor(ProcessorMixin):
         else:
             features = self._embed(image_embeds, rendered, **kwargs)
         if num_images:
-            self._add_image_inputs(features, prompts, rendered, expert_inputs, kwargs)
+            self._add_image_inputs(features, prompts, rendered, expert_inputs, dict(kwargs))
         return features
 
     def _to_prompts(self, texts: list, num_images: int) -> list[str | Prompt]:

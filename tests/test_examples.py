@@ -18,8 +18,8 @@ from transformers import logging
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.data.records import read_captions
 from modeling_rsmoe.prompting_rsmoe import Prompt, question_instruction
-from modeling_rsmoe.training.parts import part_of
-from modeling_rsmoe.training.rows import RowCollator
+from modeling_rsmoe.training.examples import ExampleCollator
+from modeling_rsmoe.training.modules import module_of
 
 from .tiny import tiny_checkpoint, tiny_processor
 
@@ -100,7 +100,7 @@ def moved(before: Path, after: Path) -> set[str]:
     """Names of the parts whose weights are not the same in two checkpoints."""
     old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
     assert old.keys() == new.keys()
-    return {part_of(name) for name in old if not torch.equal(old[name], new[name])}
+    return {module_of(name) for name in old if not torch.equal(old[name], new[name])}
 
 
 def test_every_example_is_tested():
@@ -121,7 +121,7 @@ def test_scene_memory(checkpoint, tmp_path, monkeypatch, capsys):
 
 def test_caption_image(checkpoint, data, capsys):
     result = example("caption_image").main(str(checkpoint), str(data / "0.png"))
-    assert capsys.readouterr().out.strip().endswith(result["text"]) and list(result["parts"]) == [
+    assert capsys.readouterr().out.strip().endswith(result["text"]) and list(result["expert_texts"]) == [
         "theme",
         "object",
         "relation",
@@ -148,8 +148,8 @@ def test_train_own_images(checkpoint, image_folder, tmp_path, capsys):
     main = example("train_own_images").main
     command = [str(checkpoint), str(image_folder), str(tmp_path / "out"), "--epochs", "1", "--batch", "4"]
     result = main(command)
-    assert capsys.readouterr().out.strip().endswith(str(result["parts"]))
-    assert list(result["parts"]) == ["theme", "object"]  # no caption speaks of a relation
+    assert capsys.readouterr().out.strip().endswith(str(result["expert_texts"]))
+    assert list(result["expert_texts"]) == ["theme", "object"]  # no caption speaks of a relation
     stage1, stage2 = (tmp_path / "out" / stage for stage in ("stage1", "stage2"))
     records = [json.loads((stage / "training.json").read_text()) for stage in (stage1, stage2)]
     assert [record["finished"] for record in records] == [True, True] and records[1]["before"]["stage"] == "stage1"
@@ -157,7 +157,7 @@ def test_train_own_images(checkpoint, image_folder, tmp_path, capsys):
     assert [record.split for record in read_captions(tmp_path / "out" / "data")] == ["train"] * 9 + ["val"]
     assert "eval_loss" in (stage1 / "trainer_state.json").read_text()
     old, new = load_file(stage1 / "model.safetensors"), load_file(stage2 / "model.safetensors")
-    assert {part_of(name) for name in new if not torch.equal(old[name], new[name])} == {"router", "experts"}
+    assert {module_of(name) for name in new if not torch.equal(old[name], new[name])} == {"router", "experts"}
     assert moved(checkpoint, stage1) == {"qformer", "projection", "language_model"}
     weights = (stage2 / "model.safetensors").stat().st_mtime_ns
     assert main(command)["text"] == result["text"]
@@ -202,7 +202,7 @@ def test_collator_of_the_plain_trainer(image_folder):
     )
     row = {"kind": "caption", "expert": None, "prompt": "Describe the image."}
     rows = [{**row, "image": str(image_folder / f"{i}.png"), "completions": [texts[i]]} for i in range(2)]
-    expected = RowCollator(processor)(rows)
+    expected = ExampleCollator(processor)(rows)
     assert set(found) <= set(expected)  # what only generation needs is not made
     for name in ("pixel_values", "qformer_input_ids", "qformer_attention_mask"):
         assert torch.equal(found[name], expected[name])
@@ -226,9 +226,9 @@ def test_finetune_with_trainer_says_what_is_wrong(checkpoint, image_folder, tmp_
 def test_add_expert(checkpoint, data, tmp_path, capsys):
     output = tmp_path / "out"
     result = example("add_expert").main([str(checkpoint), str(data), str(output), "--epochs", "2", "--batch", "3"])
-    assert list(result["parts"]) == ["theme", "object", "relation", "counting"]
-    assert f"counting: {result['parts']['counting']}" in capsys.readouterr().out
-    rows = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
+    assert list(result["expert_texts"]) == ["theme", "object", "relation", "counting"]
+    assert f"counting: {result['expert_texts']['counting']}" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (output / "examples.jsonl").read_text().splitlines()]
     prompt = f"<counting> {question_instruction('How many planes?')}"
     assert rows == [
         {"image": f"{i}.png", "kind": "expert", "expert": "counting", "prompt": prompt, "completions": [str(i)]}
@@ -250,7 +250,7 @@ def test_add_expert(checkpoint, data, tmp_path, capsys):
     asked = processor.render(Prompt.for_expert("counting", question_instruction("How many planes?"), "").text)
     inputs = processor(images=data / "0.png", text=asked, return_tensors="pt")
     written = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-    assert processor.batch_decode(written, skip_special_tokens=True)[0].strip() == result["parts"]["counting"]
+    assert processor.batch_decode(written, skip_special_tokens=True)[0].strip() == result["expert_texts"]["counting"]
 
 
 def test_add_expert_says_what_is_wrong(checkpoint, image_folder, data, tmp_path, capsys):

@@ -6,6 +6,7 @@ stage 1 made of it (same shapes, so the same work); a prompt of words takes the 
 
 import importlib
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,38 +34,32 @@ def check_file(file: Path) -> Any:
         return importlib.import_module("llama_cpp")
     except ImportError as error:
         raise RSMoEError(
-            f"--gguf needs llama-cpp-python ({error}): pip install llama-cpp-python, which compiles it, or leave --gguf out"
+            f"--gguf needs llama-cpp-python ({error}): pip install llama-cpp-python, which compiles it, or leave "
+            "--gguf out"
         ) from error
 
 
 def llama(file: Path, threads: int, context: int) -> Any:
-    """A model of llama-cpp-python.
+    """A model of llama-cpp-python, for prompt and text of `context` tokens together.
 
     Raises:
         RSMoEError: as of `check_file`, or llama.cpp does not know this LLM.
     """
     library = check_file(file)
+    settings = {"n_ctx": context, "n_batch": context, "n_threads": threads, "n_threads_batch": threads}
     try:
-        return library.Llama(
-            str(file), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False, n_batch=context
-        )
+        return library.Llama(str(file), verbose=False, **settings)
     except ValueError as error:
         raise RSMoEError(f"llama.cpp cannot load {file} ({error}); give --gguf a GGUF file of the LLM") from error
 
 
 def decode(model: Any, prompt_tokens: int, new_tokens: int) -> Callable[[], list[int]]:
-    """Greedy texts of exactly so many tokens after a prompt of so many, from an empty cache."""
-    words = model.tokenize((PROMPT_WORD * prompt_tokens).encode(), add_bos=False)
-    prompt = words[:prompt_tokens]
+    """Greedy texts of exactly `new_tokens` after a prompt of `prompt_tokens`, from an empty cache."""
+    prompt = model.tokenize((PROMPT_WORD * prompt_tokens).encode(), add_bos=False)[:prompt_tokens]
 
     def run() -> list[int]:
-        said: list[int] = []
         model.reset()  # else what it has in common with the last prompt is not read again
-        for token in model.generate(prompt, temp=0, reset=True):
-            said.append(token)
-            if len(said) == new_tokens:
-                break
-        return said
+        return list(islice(model.generate(prompt, temp=0, reset=True), new_tokens))
 
     return run
 
@@ -75,26 +70,23 @@ def file_facts(file: Path) -> dict[str, Any]:
 
     sizes: dict[str, int] = {}
     for tensor in GGUFReader(file).tensors:
-        kind = tensor.tensor_type.name
-        sizes[kind] = sizes.get(kind, 0) + int(tensor.n_bytes)
+        name = tensor.tensor_type.name
+        sizes[name] = sizes.get(name, 0) + int(tensor.n_bytes)
     return {"types": sizes, "bytes": sum(sizes.values())}
 
 
 def write_float(file: Path, target: Path) -> None:
-    """The same GGUF with all weights in float32: what our own weights are."""
+    """The same GGUF with all weights in float32, as our weights are."""
     import numpy as np
     from gguf import GGUFReader, GGUFValueType, GGUFWriter
     from gguf.quants import dequantize
 
     reader = GGUFReader(file)
-    architecture = reader.fields["general.architecture"].contents()
-    writer = GGUFWriter(target, architecture)
+    writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type"):
-            continue
-        kind = field.types[0]
-        of_items = field.types[-1] if kind == GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), kind, sub_type=of_items)
+        if not field.name.startswith("GGUF.") and field.name not in ("general.architecture", "general.file_type"):
+            item_type = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=item_type)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
     writer.write_header_to_file()

@@ -1,19 +1,17 @@
-"""What contenders are called, in results, tables and plots. Imports nothing, so that results can be read without torch."""
+"""What variants are called in results, tables and plots. Imports nothing, so results can be read without torch."""
 
-BLOCK = "base LM alone"
+BASE = "base LM alone"
 FULL, TEMPLATE = "full, router, concat", "full, template, concat"
-OURS, ONE_BY_ONE = "RS-MoE, one batch", "RS-MoE, row by row"
+RSMOE, ONE_BY_ONE = "RS-MoE, one batch", "RS-MoE, one sequence at a time"
 PEFT, MERGED = "PEFT adapter_names", "an LLM for each expert"
 ONE_BATCH, ONE_AFTER_ANOTHER = "one batch", "one after another"
 PLAIN_SEARCH = "transformers' own search and products"
 INSTRUCTBLIP = "transformers' InstructBLIP"
-TRL, OURS_SINGLE, OURS_SETTINGS = "TRL's SFTTrainer", "ours, one reference in a row", "ours, as the settings say"
+TRANSFORMERS = "transformers"
+TRL = "TRL's SFTTrainer"
+ONE_REFERENCE, ALL_REFERENCES = "ours, one reference per example", "ours, as the settings say"
 
 
-def tokens(count: int) -> str:
-    """How many, in words."""
-    return "1 token" if count == 1 else f"{count} tokens"
-
-
-def images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 token", "3 tokens"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -3,236 +3,178 @@
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from functools import partial
+from io import BytesIO
 from typing import Any
 
+import numpy as np
 import torch
 
-from .names import BLOCK, OURS
-from .peers import Decoders
-from .timing import Group, Tell, Times, in_turns
-from .workbench import Workbench, encoded, ends, expert_rows, modes, router_rows, trimmed
+from ..adapters_rsmoe import SelectAdapters, clear_selection, stacked_adapters
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION
+from ..utils.images import read_image
+from .names import BASE, RSMOE, count
+from .peers import decoder
+from .timing import Group, Seconds, now, phases_in_rounds
+from .workbench import Workbench, expert_sequences, modes, router_sequences, until_end
 
 
-WHOLE = "whole"
-# Operations of a profile by what they are for; what is in no list is "the rest".
-KINDS = {
-    "matrix products": (
-        "aten::addmm",
-        "aten::mm",
-        "aten::bmm",
-        "aten::linear",
-        "aten::matmul",
-        "aten::baddbmm",
-        "quantized::linear",
-    ),
-    "attention": ("aten::_scaled_dot_product", "aten::scaled_dot_product", "aten::_softmax", "aten::softmax"),
-    "cache and copies": (
-        "aten::cat",
-        "aten::copy_",
-        "aten::index_copy_",
-        "aten::clone",
-        "aten::contiguous",
-        "aten::to",
-    ),
-    "norms, activations, sums": (
-        "aten::mul",
-        "aten::add",
-        "aten::pow",
-        "aten::mean",
-        "aten::rsqrt",
-        "aten::silu",
-        "aten::neg",
-    ),
+TOTAL = "total"
+PHASES = ("image: decode, resize, normalise", "texts to tokens", "ViT", "Q-Former", "router", "experts", "fusion")
+# Operations of a profile by what they are for, as their names begin.
+OPERATIONS = {
+    "matrix products": "aten::addmm aten::mm aten::bmm aten::linear aten::matmul aten::baddbmm quantized::linear",
+    "attention": "aten::_scaled_dot_product aten::scaled_dot_product aten::_softmax aten::softmax",
+    "cache and copies": "aten::cat aten::copy_ aten::index_copy_ aten::clone aten::contiguous aten::to",
+    "norms, activations, sums": "aten::mul aten::add aten::pow aten::mean aten::rsqrt aten::silu aten::neg",
+    "other operations": "",
 }
-Clocks = tuple[float, float]  # seconds by the clock, of the processor
-
-
-def _now() -> Clocks:
-    return time.perf_counter(), time.process_time()
 
 
 class Phases:
-    """One caption of one image, timed where it passes from one phase to the next: a streamer that `generate` tells.
+    """One caption of one image, timed where it passes from one phase to the next: a streamer of `generate`.
 
-    The ViT and the Q-Former are timed by hooks; each phase of the LLM is what lies between two steps, without them.
+    The Q-Former is timed by hooks; each phase of the LLM is what lies between two steps, without it.
     """
 
     def __init__(self, bench: Workbench):
         self.bench = bench
-        self.file = encoded(bench.some(1)[0])
-        encoder = bench.model.model.encoder
-        self.parts = {"ViT": encoder.vision_model, "Q-Former": encoder.qformer}
+        self.features = bench.model.encode_image(bench.inputs(1, expert_inputs=False)["pixel_values"])
+        file = BytesIO()
+        bench.images[0].save(file, "JPEG", quality=90)
+        self.file = file.getvalue()
 
     def put(self, value: torch.Tensor) -> None:
-        """Of the final text; only its end matters."""
+        """Tokens of the final text, whose time is that of the fusion."""
 
     def end(self) -> None:
-        """The final text is told as a whole."""
+        """The end of the final text: `generate` returns."""
 
     def put_step(self, name: str, ids: torch.Tensor) -> None:
-        self._close({"router_prompts": "router", "parts": "experts"}[name])
+        """Router prompts or expert texts are written."""
+        self._close({"router_prompts": "router", "expert_texts": "experts"}[name])
 
-    def __call__(self, mode: tuple[str, str]) -> dict[str, Clocks]:
+    @torch.no_grad()
+    def run(self, router_mode: str, fusion: str) -> dict[str, Seconds]:
         """Seconds of every phase, in order."""
-        from ..prompting_rsmoe import DEFAULT_INSTRUCTION
-        from ..utils.images import read_image
-
-        bench = self.bench
-        self.spent: dict[str, Clocks] = {}
-        self.inside = (0.0, 0.0)
-        began = self.since = _now()
-        picture = read_image(self.file)
-        bench.processor.image_processor(picture, return_tensors="pt")
+        bench, model = self.bench, self.bench.model
+        self.spent = dict.fromkeys(PHASES, np.zeros(2))
+        self.qformer = np.zeros(2)  # of the phase that has begun
+        began = self.since = now()
+        image = bench.processor.image_processor(read_image(self.file), return_tensors="pt")
         self._close("image: decode, resize, normalise")
-        # Made again with the texts: what is left without the picture is the texts'.
-        picture_again = _now()
-        bench.processor.image_processor(picture, return_tensors="pt")
-        twice = _minus(_now(), picture_again)
-        self.since = _now()
-        inputs = bench.processor(images=picture, text=DEFAULT_INSTRUCTION, return_tensors="pt")
-        self.inside = twice
+        inputs = bench.processor(image_embeds=self.features, text=DEFAULT_INSTRUCTION, return_tensors="pt")
+        inputs, image = (tensors.to(model.device, model.dtype) for tensors in (inputs, image))
         self._close("texts to tokens")
-        inputs = inputs.to(bench.model.device, bench.model.dtype)
-        hooks = [hook for name, part in self.parts.items() for hook in self._timed(name, part)]
+        inputs["image_embeds"] = model.encode_image(image["pixel_values"])
+        self._close("ViT")
+        qformer, starts = model.model.encoder.qformer, []
+        hooks = [
+            qformer.register_forward_pre_hook(lambda *_: starts.append(now())),
+            qformer.register_forward_hook(lambda *_: self._add_qformer(now() - starts.pop())),
+        ]
         try:
-            bench.full_of(inputs, *mode)(streamer=self)
+            bench.full_of(inputs, router_mode, fusion)(streamer=self)
         finally:
             for hook in hooks:
                 hook.remove()
-        self._close("composing")
-        spent = {**self.spent, WHOLE: _minus(_minus(_now(), began), _plus(twice, twice))}
-        order = [
-            "image: decode, resize, normalise",
-            "texts to tokens",
-            *self.parts,
-            "router",
-            "experts",
-            "composing",
-            WHOLE,
-        ]
-        return {name: spent[name] for name in order if name in spent}
+        self._close("fusion")
+        return {**self.spent, TOTAL: now() - began}
 
-    def _timed(self, name: str, part: torch.nn.Module) -> list[Any]:
-        began: list[Clocks] = []
-
-        def leave(*_: Any) -> None:
-            spent = _minus(_now(), began.pop())
-            self.spent[name] = _plus(self.spent.get(name, (0.0, 0.0)), spent)
-            self.inside = _plus(self.inside, spent)
-
-        return [
-            part.register_forward_pre_hook(lambda *_: began.append(_now())),
-            part.register_forward_hook(leave),
-        ]
+    def _add_qformer(self, seconds: Seconds) -> None:
+        self.spent["Q-Former"] = self.spent["Q-Former"] + seconds
+        self.qformer = self.qformer + seconds
 
     def _close(self, name: str) -> None:
-        """What passed since the last phase, without what was inside of it, is the phase `name`."""
-        now = _now()
-        self.spent[name] = _plus(self.spent.get(name, (0.0, 0.0)), _minus(_minus(now, self.since), self.inside))
-        self.since, self.inside = now, (0.0, 0.0)
+        """What passed since the last phase, without the Q-Former, is the phase `name`."""
+        began, self.since = self.since, now()
+        self.spent[name] = self.since - began - self.qformer
+        self.qformer = np.zeros(2)
 
 
-def _plus(one: Clocks, other: Clocks) -> Clocks:
-    return one[0] + other[0], one[1] + other[1]
-
-
-def _minus(one: Clocks, other: Clocks) -> Clocks:
-    return one[0] - other[0], one[1] - other[1]
+def phases(bench: Workbench) -> list[Group]:
+    """Phases of one caption in every mode, in rounds."""
+    one = Phases(bench)
+    variants = {name: partial(one.run, *mode) for name, mode in modes(bench.fusions).items()}
+    times = phases_in_rounds(variants, bench.repeats, bench.progress)
+    return [
+        {"key": f"phases: {name}", "title": f"phases of 1 caption: {name}", "base": TOTAL, "times": of_mode}
+        for name, of_mode in times.items()
+    ]
 
 
 @torch.no_grad()
-def lengths(bench: Workbench) -> dict[str, Any]:
-    """Tokens of the rows of one image, and of the prompts that the router writes."""
-    inputs, stop = bench.inputs(1, expert_inputs=True), ends(bench)
-    prompts = trimmed(bench.full_of(inputs)(return_dict_in_generate=True).router_prompts[0], stop)
+def prompt_lengths(bench: Workbench) -> dict[str, Any]:
+    """Tokens of the sequences of one image, and of the prompts that the router writes."""
+    inputs = bench.inputs(1, expert_inputs=True)
+    prompts = until_end(bench, bench.full_of(inputs)(return_dict_in_generate=True).router_prompts)
     return {
-        "base LM's row": bench.inputs(1, expert_inputs=False)["input_ids"].shape[1],
-        "router's rows": router_rows(bench, inputs).mask.sum(1).tolist(),
+        "base LM's sequence": bench.inputs(1, expert_inputs=False)["input_ids"].shape[1],
+        "router's sequences": router_sequences(bench, inputs).mask.sum(1).tolist(),
         "router's prompts": [len(prompt) for prompt in prompts],
-        "experts' rows": expert_rows(bench, inputs, prompts if all(prompts) else None).mask.sum(1).tolist(),
+        "experts' sequences": expert_sequences(bench, inputs, prompts if all(prompts) else None).mask.sum(1).tolist(),
     }
-
-
-def phases(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
-    """Phases of one caption in every mode, in turn."""
-    run, every = Phases(bench), modes(bench.fusions)
-    found: dict[str, dict[str, Times]] = {name: {} for name in every}
-    runs = [(turn, name) for turn in range(repeats + 1) for name in every]
-    for index, (turn, name) in enumerate(runs):
-        tell(name, index / len(runs))
-        for phase, (wall, cpu) in run(every[name]).items():
-            times = found[name].setdefault(phase, {"first": wall, "wall": [], "cpu": []})
-            if turn:
-                times["wall"].append(wall)
-                times["cpu"].append(cpu)
-    return [
-        {"key": f"phases: {name}", "title": f"phases of 1 caption: {name}", "base": WHOLE, "times": times}
-        for name, times in found.items()
-    ]
 
 
 # ---- inside a decoding step
 
 
-def products(bench: Workbench, repeats: int, tell: Tell, images: int = 1) -> list[Group]:
-    """The matrix products of one decoding step alone, by the model's own linear layers, without what is between them: of
-    one row by the base LM, and of the experts' rows with and without the low-rank products."""
-    from ..decoding_rsmoe import fast_products
-
-    model, rows = bench.model, images * len(bench.processor.experts)
-    readers = torch.arange(rows, device=model.device) % len(bench.processor.experts) + 2
-    contenders = {
-        f"{BLOCK}, 1 row": _products(bench, 1, None),
-        f"{BLOCK}, {rows} rows": _products(bench, rows, None),
-        f"with experts, {rows} rows": _products(bench, rows, model.model.get_adapter_gate(readers)),
-    }
-    with (
-        torch.inference_mode(),
-        model.model.rows.stacked_once(),
-        fast_products(model.model.language_model, model.lm_head),
-    ):
-        times = in_turns(contenders, 5 * repeats, tell)
-    return [{"key": "products", "title": "matrix products of one step", "base": f"{BLOCK}, 1 row", "times": times}]
+def profile(bench: Workbench) -> tuple[list[Group], dict[str, Any]]:
+    """The matrix products of one decoding step alone, and shares of a decode's time by torch's profiler."""
+    products_group = products(bench)
+    bench.progress("torch.profiler")
+    return [products_group], {"operations": operations(bench)}
 
 
-def _products(bench: Workbench, rows: int, gate: torch.Tensor | None) -> Callable[[], None]:
-    """Every linear layer of the decoder and the head, over `rows` rows of one token."""
-    model = bench.model
-    layers = [each for each in model.model.language_model.modules() if isinstance(each, torch.nn.Linear)]
+def products(bench: Workbench, images: int = 1) -> Group:
+    """The matrix products of a decoding step alone, by the model's linear layers, without what is between them: of one
+    sequence by the base LM, and of the experts' sequences with and without the low-rank products."""
+    model: Any = bench.model
+    layers = [layer for layer in model.model.language_model.modules() if isinstance(layer, torch.nn.Linear)]
     layers.append(model.lm_head)
-    dtype = model.lm_head.weight.dtype
-    widths = {layer.in_features for layer in layers}
-    given = {width: torch.randn(rows, 1, width, device=model.device, dtype=dtype) for width in widths}
+    sequences = images * len(bench.processor.experts)
+    adapter_ids = torch.arange(sequences, device=model.device) % len(bench.processor.experts) + 2
+    gate, select = model.model.get_adapter_gate(adapter_ids), SelectAdapters({})
 
-    def run() -> None:
-        model.model.rows.gate = gate  # as a layer's attention sets it
+    def run(number: int, gate: torch.Tensor | None) -> None:
+        weight = model.lm_head.weight
+        inputs = {width: weight.new_ones(number, 1, width) for width in {layer.in_features for layer in layers}}
+        select(None, (), {"adapter_gate": gate})  # as before a layer's attention
         for layer in layers:
-            layer(given[layer.in_features])
-        model.model.rows.gate = None
+            layer(inputs[layer.in_features])
+        clear_selection()
 
-    return run
+    several = count(sequences, "sequence")
+    variants = {
+        f"{BASE}, 1 sequence": partial(run, 1, None),
+        f"{BASE}, {several}": partial(run, sequences, None),
+        f"with experts, {several}": partial(run, sequences, gate),
+    }
+    bench.base()()  # so that weights have their copies in half precision
+    with torch.inference_mode(), stacked_adapters():
+        return bench.measure("products", "matrix products of one step", variants, repeats=5 * bench.repeats)
 
 
 @torch.no_grad()
-def operations(bench: Workbench, decoders: Decoders) -> dict[str, dict[str, float]]:
-    """Shares of a decode's time by kind of operation, by torch's profiler; Python and the profiler itself are what is left.
+def operations(bench: Workbench) -> dict[str, dict[str, float]]:
+    """Shares of a decode's time by kind of operation; Python and the profiler itself are what is left.
 
-    A profile slows down what it looks at, Python most: shares, not seconds, and Python's is an upper bound.
+    A profile slows down what it measures, Python most: shares, not seconds, and Python's is an upper bound.
     """
-    rows = expert_rows(bench, bench.inputs(1, expert_inputs=True))
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells on stderr that it begins and ends
-    found = {}
-    for name, decoder, own in ((BLOCK, decoders.block, rows.of([0])), (OURS, decoders[OURS], rows)):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    sequences = expert_sequences(bench, bench.inputs(1, expert_inputs=True))
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes to stderr that it begins and ends
+    shares = {}
+    for name, decoded in ((BASE, sequences.select([0])), (RSMOE, sequences)):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
             began = time.perf_counter()
-            decoder.generate(own)
-            whole = time.perf_counter() - began
+            decoder(bench, name).generate(decoded)
+            total = time.perf_counter() - began
         spent: dict[str, float] = defaultdict(float)
-        for event in profile.key_averages():
-            kind = next((kind for kind, starts in KINDS.items() if event.key.startswith(starts)), "other operations")
+        for event in profiled.key_averages():
+            kind = next(kind for kind, names in OPERATIONS.items() if event.key.startswith(tuple(names.split()) or ""))
             spent[kind] += event.self_cpu_time_total / 1e6
-        spent["Python between operations"] = max(0.0, whole - sum(spent.values()))
-        total = sum(spent.values())
-        found[name] = {kind: spent[kind] / total for kind in sorted(spent, key=spent.__getitem__, reverse=True)}
-    return found
+        spent["Python between operations"] = max(0.0, total - sum(spent.values()))
+        measured = sum(spent.values())
+        largest_first = sorted(spent.items(), key=lambda item: -item[1])
+        shares[name] = {kind: seconds / measured for kind, seconds in largest_first}
+    return shares

@@ -1,33 +1,33 @@
-"""Curves and bars of a bench as one picture."""
+"""Curves and bars of a bench as one image file."""
 
 from pathlib import Path
 from typing import Any
 
 from ..utils.extras import require
 from ..utils.files import whole_file
-from .names import BLOCK, FULL, TEMPLATE
+from .names import BASE, FULL, TEMPLATE, count
 from .results import Results, group_of
 from .timing import Times, seconds, spread
 
 
-CURVES = (
+CURVES = (  # key, x axis, title
     ("growth: experts", "experts", "1 image, by number of experts"),
     ("images", "images in one batch", "by number of images"),
-    ("growth: tokens", "new tokens a part", "1 image, by length of parts"),
+    ("growth: tokens", "new tokens per text", "1 image, by length of texts"),
     ("growth: image tokens", "image tokens", "1 image, by its tokens"),
     ("growth: threads", "threads", "1 image, by threads"),
 )
-WHO = {BLOCK: ("C0", "o"), FULL: ("C1", "s"), TEMPLATE: ("C2", "^")}
-Points = dict[str, list[tuple[float, Times]]]
+STYLES = {BASE: ("C0", "o"), FULL: ("C1", "s"), TEMPLATE: ("C2", "^")}
+Points = dict[str, list[tuple[float, Times]]]  # by variant: what grows, and the times there
 
 
 def plot(results: Results, file: Path, clock: str = "wall") -> bool:
-    """One panel for each curve that was measured, median with lowest and highest, and the latencies; whole or not at all.
+    """Draw a panel for each curve that was measured, median with lowest and highest, and one of the latencies.
 
     Returns:
-        Whether there was anything to draw.
+        Whether there was anything to draw; else no file is written.
     """
-    curves = [(points, x, title) for key, x, title in CURVES if (points := _points(results, key))]
+    curves = [(points, x_label, title) for key, x_label, title in CURVES if (points := _points(results, key))]
     latency = group_of(results, "latency")
     panels = len(curves) + (latency is not None)
     if not panels:
@@ -35,65 +35,58 @@ def plot(results: Results, file: Path, clock: str = "wall") -> bool:
     require("matplotlib", "train").use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = -(-panels // 3)
-    figure, axes = plt.subplots(rows, min(3, panels), figsize=(4.6 * min(3, panels), 3.6 * rows), squeeze=False)
-    places = list(axes.flat)
-    for place in places[panels:]:
-        place.set_visible(False)
+    lines, columns = -(-panels // 3), min(3, panels)
+    figure, grid = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False)
+    axes = list(grid.flat)
+    for unused in axes[panels:]:
+        unused.set_visible(False)
     if latency is not None:
-        _bars(places.pop(0), latency["times"], clock)
-    for place, (points, x, title) in zip(places, curves):
-        _curve(place, points, x, title, clock)
-    threads = results["machine"]["threads"]
-    figure.suptitle(f"{results['checkpoint']['name']}, {threads} thread{'s' if threads > 1 else ''}")
+        _bars(axes.pop(0), latency["times"], clock)
+    for axis, (points, x_label, title) in zip(axes, curves):
+        _curve(axis, points, clock)
+        axis.set(xlabel=x_label, ylabel="seconds", title=title)
+    figure.suptitle(f"{results['checkpoint']['name']}, {count(results['machine']['threads'], 'thread')}")
     figure.tight_layout()
-    with whole_file(file) as part:
-        figure.savefig(part, dpi=110, format="png", bbox_inches="tight")  # long names stand outside
+    with whole_file(file) as path:
+        figure.savefig(path, dpi=110, format="png", bbox_inches="tight")  # long names stand outside
     plt.close(figure)
     return True
 
 
 def _points(results: Results, key: str) -> Points:
-    """Where each contender stands, by what grows."""
-    found: Points = {}
+    """The times of each variant, by what grows."""
+    points: Points = {}
     if key == "images":
         section = results["sections"].get("throughput")
-        for of_count in section["groups"] if section else []:
-            for name, times in of_count["times"].items():
-                found.setdefault(name, []).append((of_count["captions"], times))
-        return found
-    group = group_of(results, key)
-    if group is not None:
-        for name, x in group["x"].items():
-            who = next(known for known in WHO if name == known or name.startswith(f"{known}, "))
-            found.setdefault(who, []).append((x, group["times"][name]))
-    return found
+        for group in section["groups"] if section else []:
+            for name, times in group["times"].items():
+                points.setdefault(name, []).append((group["captions"], times))
+    elif (curve := group_of(results, key)) is not None:
+        for name, x in curve["x"].items():
+            variant = next(known for known in STYLES if f"{name}, ".startswith(f"{known}, "))
+            points.setdefault(variant, []).append((x, curve["times"][name]))
+    return points
 
 
-def _curve(place: Any, points: Points, x: str, title: str, clock: str) -> None:
-    for name, of_name in points.items():
-        color, marker = WHO[name]
-        found = [spread(seconds(times, clock)) for _, times in of_name]
-        middle = [one["median"] for one in found]
-        below = [one["median"] - one["low"] for one in found]
-        above = [one["high"] - one["median"] for one in found]
-        values = [value for value, _ in of_name]
-        place.errorbar(
-            values, middle, yerr=[below, above], label=name, color=color, marker=marker, markersize=4, capsize=2
-        )
-    place.set(xlabel=x, ylabel="seconds", title=title)
-    place.set_ylim(bottom=0)
-    place.legend(fontsize=7)
+def _medians(times: list[Times], clock: str) -> tuple[list[float], list[list[float]]]:
+    """Medians, and how far the lowest and the highest lie from them."""
+    spreads = [spread(seconds(of_variant, clock)) for of_variant in times]
+    below = [one["median"] - one["low"] for one in spreads]
+    return [one["median"] for one in spreads], [below, [one["high"] - one["median"] for one in spreads]]
 
 
-def _bars(place: Any, times: dict[str, Times], clock: str) -> None:
-    found = {name: spread(seconds(own, clock)) for name, own in times.items()}
-    middle = [one["median"] for one in found.values()]
-    errors = [
-        [one["median"] - one["low"] for one in found.values()],
-        [one["high"] - one["median"] for one in found.values()],
-    ]
-    place.barh(list(found), middle, xerr=errors, color="C1", capsize=2)
-    place.invert_yaxis()
-    place.tick_params(axis="y", labelsize=7)
-    place.set(xlabel="seconds", title="1 image, by mode")
+def _curve(axis: Any, points: Points, clock: str) -> None:
+    for name, of_variant in points.items():
+        medians, errors = _medians([times for _, times in of_variant], clock)
+        style: dict[str, Any] = dict(zip(("color", "marker"), STYLES[name]))
+        axis.errorbar([x for x, _ in of_variant], medians, errors, label=name, markersize=4, capsize=2, **style)
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=7)
+
+
+def _bars(axis: Any, times: dict[str, Times], clock: str) -> None:
+    medians, errors = _medians(list(times.values()), clock)
+    axis.barh(list(times), medians, xerr=errors, color="C1", capsize=2)
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", labelsize=7)
+    axis.set(xlabel="seconds", title="1 image, by mode")

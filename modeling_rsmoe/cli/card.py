@@ -1,4 +1,4 @@
-"""`rsmoe card NAME`: a checkpoint's model card and STAC item from facts and reports, by command, never by hand."""
+"""`rsmoe card MODEL`: a checkpoint's model card and STAC item from facts and reports, by command, never by hand."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def card(
-    checkpoint: Annotated[
+    model: Annotated[
         str,
         typer.Argument(
-            metavar="NAME",
-            help="A checkpoint: rs-moe-nano or another name under hub_configs, or its folder. Or the Markdown file of a "
-            "card that you wrote yourself: only scores are written into it.",
+            metavar="MODEL",
+            help="A checkpoint: rs-moe-nano or another name under hub_configs, or its folder. Or the Markdown file of "
+            "a card that you wrote yourself: only scores are written into it.",
             show_default=False,
         ),
     ],
@@ -40,7 +40,7 @@ def card(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where the STAC item of a trained checkpoint goes, which needs the extra geo.",
+            help="Where the STAC item of a trained checkpoint goes.",
             show_default="stac_item.json of the folder",
         ),
     ] = None,
@@ -63,75 +63,61 @@ def card(
         ),
     ] = None,
 ) -> None:
-    """Write a checkpoint's model card: front matter, use, parts, training, scores, limits, licences; and its STAC item.
+    """Write a checkpoint's model card (use, modules, training, scores, limits, licences) and its STAC item.
 
     What the checkpoint's files cannot say (uses, limits, risks, licences of data) stands in card.yaml beside them.
     """
-    from ..evaluation.markdown import markdown_table
+    from ..evaluation.markdown import markdown_table, summary_table
     from ..evaluation.report import TASKS, read_report
 
-    reports = [read_report(file) for path in scores or [] for file in _reports(path)]
+    reports = [read_report(file) for path in scores or [] for file in _report_files(path)]
+    reports.sort(key=_task_split_system)
     of_tasks = [[report for report in reports if report["task"] == task] for task in TASKS]
     table = "\n".join(markdown_table(of_task) for of_task in of_tasks if of_task)
-    named = dict(_benchmark(text) for text in benchmarks or [])
-    if not reports and (tables or named):
+    benchmark_ids = dict(_benchmark(text) for text in benchmarks or [])
+    if not reports and (tables or benchmark_ids):
         raise RSMoEError("--table and --benchmark are about scores; give --scores with reports of `rsmoe evaluate`")
-    if Path(checkpoint).suffix.lower() == ".md":
-        if not reports or output or stac:
-            raise RSMoEError(
-                f"{checkpoint} is a card of your own, into which scores are written where it is: give --scores with reports, "
-                "and neither --output nor --stac"
-            )
-        from ..hub.card_scores import write_scores
+    with quiet_libraries():
+        from ..hub.card import CARD, write_card
+        from ..hub.card_scores import with_tables, write_changed, write_scores
+        from ..hub.facts import read_facts
+        from ..hub.stac import STAC_ITEM, stac_text
 
-        done = write_scores(checkpoint, reports, table, tables or [], named)
-    else:
-        done = _write_whole_card(checkpoint, reports, table, output, stac, tables or [], named)
+        if Path(model).suffix.lower() == ".md":
+            if not reports or output or stac:
+                raise RSMoEError(
+                    f"{model} is a card of your own, into which scores are written where it is: give --scores with "
+                    "reports, and neither --output nor --stac"
+                )
+            done = write_scores(model, reports, table, tables or [], benchmark_ids)
+        else:
+            facts = read_facts(model)
+            texts = with_tables(tables or [], table)  # all is read and made before anything is written
+            item = stac_text(facts) if facts.trained else None
+            summary = summary_table(reports)
+            done = write_card(facts, output or facts.folder / CARD, reports, summary, table, benchmark_ids)
+            done += [write_changed(file, text) for file, text in texts.items()]
+            if item is None:
+                done.append("no STAC item: catalogs are for trained models")
+            else:
+                done.append(write_changed(stac or facts.folder / STAC_ITEM, item))
     for line in done:
         typer.echo(line)
 
 
-def _write_whole_card(
-    checkpoint: str,
-    reports: "list[Report]",
-    table: str,
-    output: Path | None,
-    stac: Path | None,
-    tables: list[Path],
-    benchmarks: dict[str, str],
-) -> list[str]:
-    from ..evaluation.markdown import summary_table
-
-    with quiet_libraries():
-        from ..hub.card import CARD, write_card
-        from ..hub.card_scores import with_tables, write_changed
-        from ..hub.facts import read_facts
-        from ..hub.stac import STAC_ITEM, stac_text
-
-        facts = read_facts(checkpoint)
-        item, reason = None, "catalogs are for trained models"
-        if facts.trained:
-            try:
-                item = stac_text(facts)
-            except RSMoEError as error:  # of the extra geo, which a card alone does not need
-                if stac:
-                    raise
-                reason = str(error)
-        texts = with_tables(tables, table)  # all is read and made before anything is written
-        done = write_card(facts, output or facts.folder / CARD, reports, summary_table(reports), table, benchmarks)
-        done += [write_changed(file, text) for file, text in texts.items()]
-        if item is None:
-            return [*done, f"no STAC item: {reason}"]
-        return [*done, write_changed(stac or facts.folder / STAC_ITEM, item)]
-
-
-def _reports(path: Path) -> list[Path]:
+def _report_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     files = sorted(path.glob("*.json"))
     if not files:
         raise RSMoEError(f"folder {path} has no report (*.json); `rsmoe evaluate --output` writes them")
     return files
+
+
+def _task_split_system(report: "Report") -> tuple[str, list[str], bool]:
+    """For sorting: in the tables of a split, the full model comes first."""
+    splits = [result["split"] for result in report["results"]]
+    return report["task"], splits, not report["system"].startswith("full")
 
 
 def _benchmark(text: str) -> tuple[str, str]:

@@ -88,7 +88,7 @@ def checkpoint_of(
         load: gives what is run, and the processor, out of the checkpoint's folder; by default the whole model.
     """
     from ..collection.describers import Checkpoint
-    from ..data.provenance import folder_sha256
+    from ..utils.provenance import folder_sha256
 
     name = model or DEFAULT_MODEL
     folder = find_checkpoint(name, steps)
@@ -106,7 +106,7 @@ def load_encoder_alone(folder: Path) -> tuple[Any, Any]:
         import torch
 
         from .. import RSMoEProcessor
-        from ..data.encoder import load_encoder
+        from ..inference.encoder import load_encoder
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         encoder: Any = load_encoder(folder)
@@ -219,7 +219,7 @@ def ask_features(
     loaded = load(settings.model, dtype, progress=steps)
     with quiet_libraries():
         from ..collection.features import predict_features
-        from ..data.encoder import encoder_sha256, load_encoder
+        from ..inference.encoder import encoder_sha256, load_encoder
         from ..prompting_rsmoe import question_instruction
 
         loaded.processor.refuse_marks(question)

@@ -1,4 +1,4 @@
-"""`rsmoe convert NAME`: the start of a training of rs-moe-1b, -3b or -7b out of an InstructBLIP and an LLM on disk."""
+"""`rsmoe convert MODEL`: the start of a training of rs-moe-1b, -3b or -7b out of an InstructBLIP and an LLM."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,10 +10,10 @@ from . import terminal
 
 
 def convert(
-    name: Annotated[
+    model: Annotated[
         str,
         typer.Argument(
-            metavar="NAME",
+            metavar="MODEL",
             help="rs-moe-1b, rs-moe-3b, rs-moe-7b, or a folder with config.json, generation_config.json and "
             "processor_config.json.",
             show_default=False,
@@ -35,7 +35,7 @@ def convert(
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the weights.", show_default="config.json's"),
+        typer.Option(help="Weight dtype.", show_default="config.json's"),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")
@@ -48,7 +48,7 @@ def convert(
             from ..hub.convert import convert as convert_checkpoint
 
             folder = convert_checkpoint(
-                name, instructblip, llm, output, dtype=dtype, overwrite=overwrite, progress=steps
+                model, instructblip, llm, output, dtype=dtype, overwrite=overwrite, progress=steps
             )
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         steps.print(f"{folder} ({size / 1e6:.0f} MB)")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .shared import Steps
+from .terminal import Steps
 
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def list_benchmarks() -> None:
     """The datasets that can be converted: name, tasks, splits, and where they are published."""
     from ..data.benchmarks import BENCHMARKS
 
-    rows = [(key, ", ".join(of.tasks), ", ".join(of.splits), of.url) for key, of in BENCHMARKS.items()]
+    rows = [(key, ", ".join(one.tasks), ", ".join(one.splits), one.url) for key, one in BENCHMARKS.items()]
     rows.append((IMAGE_FOLDER, "captioning, vqa", "yours", "your own images with metadata.jsonl"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -67,4 +67,4 @@ def convert(
             records, source, out, title, questions_file=questions_file, link=link, remedy=remedy, progress=steps
         )
         for (file, dataset, of_split), count in counts.items():
-            steps.print(f"{out / file}: {dataset} {of_split}, {count} rows")
+            steps.print(f"{out / file}: {dataset} {of_split}, {count} records")

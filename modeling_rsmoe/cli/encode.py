@@ -46,7 +46,7 @@ def encode(
         check_outputs(output)
         items = find_items(images)
         checkpoint = archive.checkpoint_of(model, steps, archive.load_encoder_alone)
-        from ..data.encoder import encoder_sha256
+        from ..inference.encoder import encoder_sha256
 
         digest = encoder_sha256(*checkpoint.load(checkpoint.find()))
         archive.write_archive(Encoder(checkpoint, digest, dtype), items, output, chosen, batch_size, steps, overwrite)

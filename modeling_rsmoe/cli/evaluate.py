@@ -118,10 +118,10 @@ def evaluate(
             raise RSMoEError(f"there is no file {other}; give --against the predictions (.jsonl) of another system")
     with terminal.Steps() as steps:
         steps("reading the data")
-        from ..data.provenance import peak_memory
         from ..evaluation import report, run
         from ..evaluation.differences import differences
         from ..evaluation.predict import read_predictions
+        from ..utils.provenance import peak_memory
 
         selection = run.select(data, task, split, dataset, limit, questions)
         shared.check_images(list(dict.fromkeys(str(record.image) for record in selection.all())), 0, steps)
@@ -171,9 +171,9 @@ def _predict(
     steps: terminal.Steps,
 ) -> _Made:
     """By the checkpoint's model, which is loaded only if `file` lacks a prediction."""
-    from ..data.provenance import folder_sha256
     from ..evaluation.predict import Predictor, System, key_of, predict, read_predictions
     from ..evaluation.run import run_id
+    from ..utils.provenance import folder_sha256, weights_sha256
 
     folder = find_checkpoint(checkpoint, steps)
     steps(f"hashing {checkpoint}")
@@ -201,7 +201,7 @@ def _predict(
                 lambda done, total: steps(told, done / total),
             )
     own = {key: lines[key] for key in (key_of(record, selection.folder) for record in records)}
-    made_by: Checkpoint = {"name": Path(checkpoint).name, "sha256": sha256}
+    made_by: Checkpoint = {"name": Path(checkpoint).name, "sha256": weights_sha256(folder)}
     return _Made(system.name, own, made_by, used, device)
 
 

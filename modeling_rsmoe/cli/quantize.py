@@ -1,4 +1,4 @@
-"""`rsmoe quantize CHECKPOINT`: the same checkpoint with smaller weights, as a folder that loads faster and needs less memory."""
+"""`rsmoe quantize MODEL`: the same checkpoint with smaller weights, which loads faster and needs less memory."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +12,8 @@ from . import options, terminal
 
 
 def quantize(
-    checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="A folder, or a name on the Hub.", show_default=False)
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint: a folder, or a name on the Hub.", show_default=False)
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)],
     dtype: options.DtypeOption = None,
@@ -27,11 +27,11 @@ def quantize(
         if dtype is None:
             raise RSMoEError("give --dtype: bfloat16, float16, int8, int8-dynamic or nf4")
         with quiet_libraries():
-            from ..hub.folders import check_output
+            from ..hub.folders import check_target
             from ..hub.quantize import save_checkpoint
 
-            check_output(folder, overwrite)
-        loaded = load(checkpoint, dtype, progress=steps)
+            check_target(folder, overwrite)
+        loaded = load(model, dtype, progress=steps)
         steps(f"writing {folder}")
         with quiet_libraries():
             save_checkpoint(loaded.model, loaded.processor, folder, overwrite)

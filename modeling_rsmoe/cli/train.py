@@ -1,4 +1,4 @@
-"""`rsmoe train`: from a start checkpoint and a data folder to a trained checkpoint, in two stages and in sittings."""
+"""`rsmoe train`: from a checkpoint and a data folder to a trained checkpoint, in two stages and in several runs."""
 
 import json
 import os
@@ -14,15 +14,17 @@ from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import find_checkpoint
 from ..utils.files import check_outputs
 from ..utils.quiet import quiet_libraries
+from ..utils.tables import markdown_table
 from . import terminal
 
 
 if TYPE_CHECKING:
     from ..configuration_rsmoe import RSMoEConfig
     from ..training.settings import Stage
+    from ..utils.progress import Progress
 
 train = typer.Typer(
-    add_completion=False, help="Train a checkpoint in two stages; what was stopped goes on with --resume."
+    add_completion=False, help="Train a checkpoint in two stages; a stopped run goes on with --resume."
 )
 # Further options are settings of the recipe and the trainer: `--max_steps 100`.
 _WITH_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -40,7 +42,8 @@ ConfigOption = Annotated[
     Path, typer.Option(metavar="FILE", help="YAML with a mapping of settings for each stage, stage1 and stage2.")
 ]
 DataOption = Annotated[
-    Path, typer.Option(metavar="DIR", help="A data folder: captions.jsonl, vqa.jsonl, images. Train rows are learned.")
+    Path,
+    typer.Option(metavar="DIR", help="A data folder: captions.jsonl, vqa.jsonl, images. The train split is learned."),
 ]
 OutputOption = Annotated[
     Path,
@@ -49,19 +52,19 @@ OutputOption = Annotated[
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on from the last checkpoint in DIR, or begin if there is none yet.")
 ]
-CheckpointOption = Annotated[
+ModelOption = Annotated[
     str | None,
     typer.Option(
-        metavar="START",
-        help="What is trained from. stage1: a folder, or a name such as rs-moe-nano, assembled without its trained "
-        "weights; stage2: the output of stage1.",
-        show_default="the checkpoint that FILE names",
+        metavar="MODEL",
+        help="The checkpoint to train from. stage1: a folder, or a name such as rs-moe-nano, assembled without its "
+        "trained weights; stage2: the output of stage1.",
+        show_default="the one that FILE names",
     ),
 ]
 FeaturesOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", help="Where features of images are kept, for all trainings.", show_default="in ~/.cache/rsmoe"
+        metavar="DIR", help="Folder of image features, shared by all trainings.", show_default="in ~/.cache/rsmoe"
     ),
 ]
 SettingsOption = Annotated[
@@ -85,12 +88,12 @@ def stage1(
     data: DataOption,
     output: OutputOption,
     resume: ResumeOption = False,
-    checkpoint: CheckpointOption = None,
+    model: ModelOption = None,
     features: FeaturesOption = None,
     settings: SettingsOption = False,
 ) -> None:
     """Train the vision-language encoder and the base LM. Settings may follow as options, such as --max_steps 100."""
-    _run("stage1", context.args, config, data, output, resume, checkpoint, features)
+    _run("stage1", context.args, config, data, output, resume, model, features)
 
 
 @train.command(context_settings=_WITH_SETTINGS)
@@ -100,35 +103,35 @@ def stage2(
     data: DataOption,
     output: OutputOption,
     resume: ResumeOption = False,
-    checkpoint: CheckpointOption = None,
+    model: ModelOption = None,
     features: FeaturesOption = None,
     settings: SettingsOption = False,
 ) -> None:
-    """Train router and experts from the base LM of stage 1. Settings may follow as options, such as --experts theme."""
-    _run("stage2", context.args, config, data, output, resume, checkpoint, features)
+    """Train router and experts, from stage 1's base LM. Settings may follow as options, such as --experts theme."""
+    _run("stage2", context.args, config, data, output, resume, model, features)
 
 
 @train.command()
 def reranker(
     data: DataOption,
     output: Annotated[Path, typer.Option(metavar="DIR", help="The new checkpoint.")],
-    checkpoint: Annotated[
-        str, typer.Option(metavar="START", help="A trained checkpoint: a folder, or a name such as rs-moe-nano.")
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="A trained checkpoint: a folder, or a name such as rs-moe-nano.")
     ],
     dataset: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A dataset of DIR. May be given more than once.", show_default="all"),
     ] = None,
     rank: Annotated[int, typer.Option(min=1, metavar="N", help="Rank of the reranker.")] = 256,
-    buckets: Annotated[int, typer.Option(min=1, metavar="N", help="Hashed n-grams that it knows.")] = 4096,
+    buckets: Annotated[int, typer.Option(min=1, metavar="N", help="Number of hashed n-grams.")] = 4096,
     features: FeaturesOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the checkpoint that --output names.")
     ] = False,
 ) -> None:
-    """Fit what chooses among the captions of base LM and experts (--fusion rerank) to the train images, in closed form."""
+    """Fit the reranker of captions (--fusion rerank) to the train images, in closed form."""
     with terminal.Steps() as steps, quiet_libraries():
-        start = find_checkpoint(checkpoint, steps)
+        start = find_checkpoint(model, steps)
         from ..training.reranker import train_reranker
 
         train_reranker(
@@ -164,8 +167,8 @@ def export(
 
 @train.command()
 def estimate(
-    size: Annotated[
-        str, typer.Argument(metavar="SIZE", help="A folder with config.json, or a name such as rs-moe-7b.")
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder with config.json, or a name such as rs-moe-7b.")
     ],
     config: Annotated[
         Path | None,
@@ -178,28 +181,27 @@ def estimate(
     tokens: Annotated[
         int,
         typer.Option(
-            min=2, metavar="N", help="Tokens of the longest rows, of image, prompt and completions; half are learned."
+            min=2, metavar="N", help="Tokens of a sequence: image, prompt and completions; half are learned."
         ),
     ] = 192,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:
-    """Say what learns and what each stage needs on each device; no weight is read or allocated."""
+    """Estimate trainable parameters and memory per device of each stage; no weight is read or allocated."""
     with terminal.Steps() as steps, quiet_libraries():
         steps("reading the configuration")
         from .. import RSMoEConfig
         from ..hub.sources import HUB_CONFIGS
 
-        folder = Path(size) if Path(size).is_dir() else HUB_CONFIGS / size
+        folder = Path(model) if Path(model).is_dir() else HUB_CONFIGS / model
         if not (folder / "config.json").is_file():
             known = ", ".join(sorted(path.parent.name for path in HUB_CONFIGS.glob("*/config.json")))
-            raise RSMoEError(f"{size} has no config.json: give the folder that holds it, or one of {known}")
+            raise RSMoEError(f"{model} has no config.json: give the folder that holds it, or one of {known}")
         settings = config or folder / "training.yaml"
         model_config = RSMoEConfig.from_pretrained(folder)
         tables = _estimates(model_config, settings, _image_size(folder), processes or [1, 8], tokens, steps)
         for title, columns, rows in tables:
             if markdown:
-                lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-                steps.print("\n".join([f"{title}:", "", *(f"| {' | '.join(line)} |" for line in lines), ""]))
+                steps.print(f"{title}:\n\n{markdown_table(columns, rows)}\n")
                 continue
             table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
             for place, column in enumerate(columns):
@@ -215,45 +217,49 @@ def _estimates(
     image_size: int | None,
     processes: list[int],
     tokens: int,
-    steps: terminal.Steps,
+    progress: "Progress",
 ) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Tables, as they are ready: title, columns, rows."""
     from ..training import memory, read_settings
     from ..training.settings import STAGES
 
     stages = {stage: read_settings(settings, stage, settings.parent) for stage in STAGES}
-    models = {name: memory.without_weights(config, recipe, use.bf16) for name, (recipe, use) in stages.items()}
-    counts = [memory.count_parts(memory.without_weights(config))]
-    counts += [memory.count_parts(model, learned=True) for model in models.values()]
-    rows = [[part, *(f"{count[part] / 1e6:,.1f}" for count in counts)] for part in counts[0]]
+    models = {
+        stage: memory.without_weights(config, recipe, arguments.bf16) for stage, (recipe, arguments) in stages.items()
+    }
+    counts = [memory.count_parameters(memory.without_weights(config))]
+    counts += [memory.count_parameters(model, learned=True) for model in models.values()]
+    rows = [[module, *(f"{count[module] / 1e6:,.1f}" for count in counts)] for module in counts[0]]
     rows.append(["all", *(f"{sum(count.values()) / 1e6:,.1f}" for count in counts)])
-    columns = ["part", "parameters", *(f"learn in {stage}" for stage in stages)]
+    columns = ["module", "parameters", *(f"learn in {stage}" for stage in stages)]
     yield "millions of parameters", columns, rows
 
     columns = ["", "weights", "gradients", "optimizer", "buffers", "activations", "total"]
-    for stage, (recipe, use) in stages.items():
-        steps(f"a step of {stage} without values")
-        batch = memory.Batch(use.per_device_train_batch_size, tokens, tokens // 2, image_size=image_size)
-        activations = memory.activation_bytes(config, recipe, batch, use.bf16)
+    for stage, (recipe, arguments) in stages.items():
+        progress(f"a step of {stage} without values")
+        batch = memory.Batch(arguments.per_device_train_batch_size, tokens, tokens // 2, image_size=image_size)
+        activations = memory.activation_bytes(config, recipe, batch, arguments.bf16)
         rows = []
         for count in sorted(set(processes)):
             for strategy in memory.STRATEGIES if count > 1 else memory.STRATEGIES[:1]:
-                kept, again = (memory.step_memory(models[stage], strategy, count, use.bf16, n) for n in activations)
+                kept, recomputed = (
+                    memory.step_memory(models[stage], strategy, count, arguments.bf16, size) for size in activations
+                )
                 values = [kept.weights, kept.gradients, kept.optimizer, kept.buffers]
-                pairs = [(kept.activations, again.activations), (kept.total, again.total)]
-                shown = [f"{value / 1e9:.1f}" for value in values]
-                shown += [" / ".join(f"{value / 1e9:.1f}" for value in pair) for pair in pairs]
-                rows.append([f"{count} x {strategy}" if count > 1 else "one device", *shown])
-        precision = "bfloat16" if use.bf16 else "float32"
-        title = f"{stage}, GB on each device, {batch.rows} rows of {tokens} tokens, {precision}\n"
+                pairs = [(kept.activations, recomputed.activations), (kept.total, recomputed.total)]
+                cells = [f"{value / 1e9:.1f}" for value in values]
+                cells += [" / ".join(f"{value / 1e9:.1f}" for value in pair) for pair in pairs]
+                rows.append([f"{count} x {strategy}" if count > 1 else "one device", *cells])
+        precision = "bfloat16" if arguments.bf16 else "float32"
+        title = f"{stage}, GB on each device, {batch.examples} examples of {tokens} tokens, {precision}\n"
         yield f"{title}(with activations kept / with activation_checkpointing)", columns, rows
 
 
 def _image_size(folder: Path) -> int | None:
     """Pixels of a side as the folder's processor makes them, where it has one."""
     try:
-        found = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-        return int(found["image_processor"]["size"]["height"])
+        config = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+        return int(config["image_processor"]["size"]["height"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -265,28 +271,27 @@ def _run(
     data: Path,
     output: Path,
     resume: bool,
-    checkpoint: str | None,
+    model: str | None,
     features: Path | None,
 ) -> None:
     check_outputs(output / "training.json")
-    first = os.environ.get("RANK", "0") == "0"  # of several processes, one tells what happens
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one reports its progress
     with terminal.Steps() as steps, quiet_libraries():
         if first:
             steps("reading the settings")
-        from ..training import read_settings, train_stage1, train_stage2
+        from ..training import read_settings, train_stage
         from ..training.stages import STATE
 
         recipe, arguments = read_settings(config, stage, output / STATE, changes)
-        start = _start(stage, checkpoint or recipe.checkpoint, output / STATE / "start", steps)
-        run = train_stage1 if stage == "stage1" else train_stage2
+        start = _start(stage, model or recipe.model, output / STATE / "start", steps)
 
-        def progress(message: str, share: float | None) -> None:
+        def progress(message: str, done: float = 0, total: float | None = None, unit: str = "") -> None:
             if message == "training":
-                steps.clear()  # the bar of the rows
+                steps.clear()  # the bar of the examples
             elif first:
-                steps(message, share)
+                steps(message, done, total, unit)
 
-        run(recipe, arguments, data, output, start, resume=resume, features=features, progress=progress)
+        train_stage(stage, recipe, arguments, data, output, start, resume=resume, features=features, progress=progress)
         if first:
             steps.print(f"{output} ({stage} finished)")
         arguments.distributed_state.destroy_process_group()

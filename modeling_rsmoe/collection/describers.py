@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..data.provenance import folder_sha256
 from ..errors_rsmoe import RSMoEError
 from ..scenes import describe as tiles
+from ..utils.provenance import folder_sha256
 from .store import FEATURES
 
 
@@ -30,7 +30,7 @@ class Checkpoint:
     Attributes:
         name: as the user knows it; rows carry it.
         revision: its commit on the Hub or the beginning of `sha256`; rows carry it.
-        sha256: of its folder (`data.provenance.folder_sha256`).
+        sha256: of its folder (`utils.provenance.folder_sha256`).
         find: gives its folder on the machine that asks.
         load: gives its model (or, for features, its encoder) and its processor out of that folder.
     """
@@ -142,7 +142,7 @@ class Encoder(Describer):
     Args:
         checkpoint: gives the encoder alone, in float32: features serve every later question, and the ViT is the small
             part of the work [our decision].
-        encoder_sha256: of `data.encoder`: what the features can be used with.
+        encoder_sha256: of `inference.encoder`: what the features can be used with.
         dtype: in which they are kept.
     """
 

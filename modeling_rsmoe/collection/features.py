@@ -38,7 +38,7 @@ class FeatureFile:
         path: the output of `rsmoe encode`.
 
     Attributes:
-        encoder_sha256: of the encoder that made them (`data.encoder.encoder_sha256`).
+        encoder_sha256: of the encoder that made them (`inference.encoder.encoder_sha256`).
         images: how many images have features.
         errors: how many have none.
 

@@ -9,9 +9,8 @@
 
 Most sentences qualify for more than one aspect ("many planes are parked near the terminal in an airport"), so the
 three experts of one image would often have nothing to learn from it. Hence a second step, for the sentences of one
-image
-together: an aspect that is still empty takes the sentence that qualifies best, from an aspect that keeps another one.
-Every sentence belongs to exactly one aspect of its image. docs/aspects.md shows what the rule does to the data.
+image together: an aspect that is still empty takes the sentence that qualifies best, from an aspect that keeps another
+one. Every sentence belongs to exactly one aspect of its image. docs/aspects.md shows what the rule does to the data.
 
 ``python -m modeling_rsmoe.data.aspects DIR`` prints that table for a data folder.
 """
@@ -23,15 +22,15 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from ..errors_rsmoe import RSMoEError
+from ..utils.tables import markdown_table
+from .cleaning import words
 from .lexicon import PLACING, PRONOUNS, Mention, Noun, mentions, spatial_spans
 from .records import CaptionRecord, read_captions
-from .text import words
 
 
 ASPECTS = ("theme", "object", "relation")
 
-# How many things a router prompt names at most, so that it stays a short line.
-_NAMED = 3
+_MAX_NAMED = 3  # things that a router prompt names, so that it stays a short line
 
 
 def aspect_of(sentence: str) -> str:
@@ -129,8 +128,8 @@ def _object(nouns: list[Mention]) -> int:
 
 def _relation(tokens: list[str], nouns: list[Mention]) -> int:
     things = {mention.noun for mention in nouns}
-    two = len(things) > 1 or (things and not PRONOUNS.isdisjoint(tokens))
-    if not two:
+    has_two_things = len(things) > 1 or (things and not PRONOUNS.isdisjoint(tokens))
+    if not has_two_things:
         return 0
     if spatial_spans(tokens):
         return 2
@@ -152,13 +151,13 @@ def _object_prompt(sentences: Sequence[str]) -> str:
     named = [mention for mention in mentioned if mention.noun.kind != "area"] or mentioned
     if not named:
         return "Which objects are there, and what do they look like?"
-    question = f"What {_do(named[:_NAMED])} {_join(named[:_NAMED])} look like"
-    counted = any(mention.is_plural for mention in named[:_NAMED])
+    question = f"What {_do(named[:_MAX_NAMED])} {_join(named[:_MAX_NAMED])} look like"
+    counted = any(mention.is_plural for mention in named[:_MAX_NAMED])
     return question + (", and how many are there?" if counted else "?")
 
 
 def _relation_prompt(sentences: Sequence[str]) -> str:
-    named = _named(sentences)[:_NAMED]
+    named = _named(sentences)[:_MAX_NAMED]
     if not named:
         return "Where do the objects lie relative to each other?"
     if len(named) > 1 or named[0].is_plural:
@@ -175,10 +174,10 @@ def _named(sentences: Sequence[str], modifiers: bool = False) -> list[Mention]:
     best: dict[Noun, Mention] = {}
     count: Counter[Noun] = Counter()
     for sentence in sentences:
-        found = mentions(words(sentence))
+        nouns = mentions(words(sentence))
         heads = [
             mention
-            for mention, after in zip(found, [*found[1:], None])
+            for mention, after in zip(nouns, [*nouns[1:], None])
             if modifiers or after is None or mention.is_plural or mention.end != after.start
         ]
         count.update({mention.noun for mention in heads})
@@ -203,16 +202,16 @@ def aspect_table(records: Sequence[CaptionRecord]) -> str:
     Triples are theme / object / relation. Shares are percentages; the last column is the number of distinct triples of
     router prompts divided by the number of images.
     """
-    heads = ["dataset", "images", "sentences", "% of sentences", "% of images that have it", "% with all three"]
-    heads += ["distinct router prompts", "distinct triples, % of images"]
-    lines = [_line(heads), _line(["---"] * len(heads))]
+    header = ["dataset", "images", "sentences", "% of sentences", "% of images that have it", "% with all three"]
+    header += ["distinct router prompts", "distinct triples, % of images"]
+    rows = []
     for dataset in sorted({record.dataset for record in records}):
         of_dataset = [record for record in records if record.dataset == dataset]
         several = [record for record in of_dataset if len(distinct(record.captions)) >= len(ASPECTS)]
-        lines.append(_line([dataset, *_table_row(of_dataset)]))
+        rows.append([dataset, *_table_row(of_dataset)])
         if several and len(several) < len(of_dataset):
-            lines.append(_line([f"{dataset}, 3 or more distinct captions", *_table_row(several)]))
-    return "\n".join(lines)
+            rows.append([f"{dataset}, 3 or more distinct captions", *_table_row(several)])
+    return markdown_table(header, rows)
 
 
 def _table_row(records: Sequence[CaptionRecord]) -> list[str]:
@@ -233,18 +232,14 @@ def _table_row(records: Sequence[CaptionRecord]) -> list[str]:
     ]
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of a data folder: ``python -m modeling_rsmoe.data.aspects DIR [--split train]``."""
     parser = argparse.ArgumentParser(prog="python -m modeling_rsmoe.data.aspects", description="Measure the split.")
     parser.add_argument("folder", metavar="DIR", help="a data folder with captions.jsonl")
     parser.add_argument("--split", help="only this split, for example train; all by default")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        print(aspect_table(read_captions(given.folder, given.split)))
+        print(aspect_table(read_captions(options.folder, options.split)))
     except RSMoEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,24 +4,23 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
+from ..utils.files import whole_file
+from ..utils.progress import Progress, no_progress
 from .records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
 
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-# Called with a message and the share that is done (0 to 1), or None where it is not known.
-Progress = Callable[[str, float | None], None]
-
-_NAMED = 3  # missing images in an error
-_EVERY = 1000  # records between two signs of progress
+_NAMED_IMAGES = 3  # missing images in an error
+_PROGRESS_EVERY = 1000  # records between two reports of progress
 
 
 def write_folder(
@@ -33,7 +32,7 @@ def write_folder(
     questions_file: str = QUESTIONS_FILE,
     link: bool = False,
     remedy: str = "copy them there",
-    progress: Progress = lambda message, share: None,
+    progress: Progress = no_progress,
 ) -> Counter[tuple[str, str, str]]:
     """Write records and their images into a data folder, beside what it holds of other datasets and splits.
 
@@ -42,12 +41,13 @@ def write_folder(
 
     Args:
         records: their images are in ``source``; consumed once, so they may be many.
-        source, out: the folder of the images, and the data folder, which is made if need be.
+        source: the folder of the images.
+        out: the data folder, which is made if need be.
         name: images become ``out/images/NAME/...`` and keep their path within ``source``, and their bytes.
         questions_file: where questions are written.
         link: make hard links instead of copies of the images, on the same file system.
         remedy: what to do about missing images.
-        progress: told what happens.
+        progress: how many records are read and images copied.
 
     Returns:
         The number of records by file, dataset and split.
@@ -58,33 +58,36 @@ def write_folder(
     images: dict[Path, Path] = {}  # in the source -> in the data folder
     records = iter(records)
     first = list(islice(records, 1))  # before the folder is made: most mistakes show here
+    verb = "linking" if link else "copying"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with _NewRows(out / CAPTIONS_FILE) as captions, _NewRows(out / questions_file) as questions:
+        with _NewRecords(out / CAPTIONS_FILE) as captions, _NewRecords(out / questions_file) as questions:
             for number, record in enumerate(chain(first, records)):
-                if number % _EVERY == 0:
-                    progress(f"reading {name}", None)
+                if number % _PROGRESS_EVERY == 0:
+                    progress(f"reading {name}", number, unit="records")
                 if record.image not in images:
                     images[record.image] = Path("images", name, record.image.relative_to(source.absolute()))
-                rows = captions if isinstance(record, CaptionRecord) else questions
-                rows.add(record, images[record.image])
+                lines = captions if isinstance(record, CaptionRecord) else questions
+                lines.add(record, images[record.image])
             check_images(images, remedy)
             for done, (image, target) in enumerate(images.items()):
-                progress(f"{'linking' if link else 'copying'} {len(images)} images", done / len(images))
+                progress(f"{verb} {len(images)} images", done, len(images), "images")
                 _place(image, out / target, link)
-            for rows in (captions, questions):
-                rows.finish()
+            for lines in (captions, questions):
+                lines.finish()
     except OSError as error:
         raise RSMoEError(
             f"cannot write {out} from {source} ({error}); check the permissions and the free space"
         ) from error
-    return Counter(
-        {(rows.file.name, *of): count for rows in (captions, questions) for of, count in rows.counts.items()}
-    )
+    return captions.totals() + questions.totals()
 
 
 def to_datasets(folder: str | Path, task: Literal["captioning", "vqa"]) -> "DatasetDict":
     """A data folder (or ImageFolder) as Hugging Face datasets, one for each split; columns as ``benchmarks.load``.
+
+    Args:
+        folder: the data folder.
+        task: which of its records.
 
     Raises:
         RSMoEError: as for ``read_captions`` and ``read_questions``.
@@ -97,7 +100,16 @@ def as_datasets(
     task: Literal["captioning", "vqa"],
     remedy: str = "copy them there",
 ) -> "DatasetDict":
-    """The records of one task as Hugging Face datasets; images are looked for here and decoded when they are used."""
+    """The records of one task as Hugging Face datasets; images must exist here and are decoded when they are used.
+
+    Args:
+        records: of both tasks; those of ``task`` are taken.
+        task: captions or questions.
+        remedy: what to do about missing images.
+
+    Raises:
+        RSMoEError: images are missing.
+    """
     datasets = require("datasets", "eval")
     kind = CaptionRecord if task == "captioning" else QuestionRecord
     columns = ("captions",) if task == "captioning" else ("question", "question_type", "answer")
@@ -120,7 +132,7 @@ def as_datasets(
     )
 
 
-def write_parquet(tables: "DatasetDict", out: str | Path, rows: int = 500) -> list[Path]:
+def write_parquet(tables: "DatasetDict", out: str | Path, shard_size: int = 500) -> list[Path]:
     """Parquet files that hold the images' bytes, ``out/data/SPLIT-00000-of-00003.parquet``, for any machine.
 
     ``datasets.load_dataset(out)`` reads them, and the Hub shows them as a dataset. (``to_parquet`` alone writes the
@@ -128,7 +140,11 @@ def write_parquet(tables: "DatasetDict", out: str | Path, rows: int = 500) -> li
 
     Args:
         tables: of ``to_datasets`` or ``benchmarks.load``.
-        rows: of one file; their images are in memory together.
+        out: the folder to write.
+        shard_size: records in one file; their images are in memory together.
+
+    Returns:
+        The files.
 
     Raises:
         RSMoEError: a file cannot be written.
@@ -138,18 +154,13 @@ def write_parquet(tables: "DatasetDict", out: str | Path, rows: int = 500) -> li
     written = []
     try:
         for split, table in tables.items():
-            count = max(1, -(-len(table) // rows))
+            count = max(1, -(-len(table) // shard_size))
             for number in range(count):
                 shard = table.shard(count, number, contiguous=True).with_format("arrow")
-                whole = shard.map(embed_table_storage, batched=True, batch_size=100, keep_in_memory=True)
+                shard = shard.map(embed_table_storage, batched=True, batch_size=100, keep_in_memory=True)
                 file = Path(out) / "data" / f"{split}-{number:05d}-of-{count:05d}.parquet"
-                part = file.with_name(f".{file.name}.{os.getpid()}.part")
-                file.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    whole.with_format(None).to_parquet(part)
-                    os.replace(part, file)
-                finally:
-                    part.unlink(missing_ok=True)
+                with whole_file(file) as unfinished:
+                    shard.with_format(None).to_parquet(unfinished)
                 written.append(file)
     except OSError as error:
         raise RSMoEError(
@@ -158,49 +169,53 @@ def write_parquet(tables: "DatasetDict", out: str | Path, rows: int = 500) -> li
     return written
 
 
-class _NewRows:
-    """New rows for one file of a data folder, under a temporary name until ``finish``."""
+class _NewRecords:
+    """New records for one file of a data folder, under a temporary name until ``finish``."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.counts: Counter[tuple[str, str]] = Counter()  # by dataset and split
-        self._part = file.with_name(f".{file.name}.{os.getpid()}.part")
+        self._unfinished = file.with_name(f".{file.name}.{os.getpid()}.part")
 
     def __enter__(self) -> Self:
-        self._stream = self._part.open("w", encoding="utf-8", newline="\n")
+        self._stream = self._unfinished.open("w", encoding="utf-8", newline="\n")
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stream.close()
-        self._part.unlink(missing_ok=True)
+        self._unfinished.unlink(missing_ok=True)
 
     def add(self, record: CaptionRecord | QuestionRecord, image: Path) -> None:
-        row: dict[str, object] = {**vars(record), "image": image.as_posix()}
-        self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        values: dict[str, object] = {**vars(record), "image": image.as_posix()}
+        self._stream.write(json.dumps(values, ensure_ascii=False) + "\n")
         self.counts[record.dataset, record.split] += 1
+
+    def totals(self) -> Counter[tuple[str, str, str]]:
+        """Number of new records by file, dataset and split."""
+        return Counter({(self.file.name, *place): count for place, count in self.counts.items()})
 
     def finish(self) -> None:
         """Keep what the file has of other datasets and splits, and put the new file in its place."""
         if not self.counts:
             return
-        for line in _other_rows(self.file, self.counts):
+        for line in _other_lines(self.file, self.counts):
             self._stream.write(line)
         self._stream.close()
-        os.replace(self._part, self.file)
+        os.replace(self._unfinished, self.file)
 
 
-def _other_rows(file: Path, replaced: Container[tuple[str, str]]) -> Iterator[str]:
+def _other_lines(file: Path, replaced: Container[tuple[str, str]]) -> Iterator[str]:
     if not file.is_file():
         return
     with file.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             try:
-                row = json.loads(line) if line.strip() else None
-                if row is not None and (row["dataset"], row["split"]) not in replaced:
+                values = json.loads(line) if line.strip() else None
+                if values is not None and (values["dataset"], values["split"]) not in replaced:
                     yield line.rstrip("\n") + "\n"
             except (ValueError, KeyError, TypeError) as error:
                 raise RSMoEError(
-                    f"{file}:{number} is not a row of a data folder ({error}); correct the line"
+                    f"{file}:{number} is not a record of a data folder ({error}); correct the line"
                 ) from None
 
 
@@ -208,7 +223,7 @@ def check_images(images: Collection[Path], remedy: str) -> None:
     """Raises RSMoEError if some of the files are not there, with their number and what to do."""
     missing = [image for image in images if not image.is_file()]
     if missing:
-        named = ", ".join(map(str, missing[:_NAMED])) + (", ..." if missing[_NAMED:] else "")
+        named = ", ".join(map(str, missing[:_NAMED_IMAGES])) + (", ..." if missing[_NAMED_IMAGES:] else "")
         raise RSMoEError(f"{len(missing)} of {len(images)} images are missing: {named}; {remedy}")
 
 
@@ -216,16 +231,11 @@ def _place(image: Path, target: Path, link: bool) -> None:
     size = image.stat().st_size
     if target.is_file() and target.stat().st_size == size:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with whole_file(target) as unfinished:
         if link:
             try:
-                os.link(image, part)
+                os.link(image, unfinished)
             except OSError as error:
                 raise RSMoEError(f"cannot link {image} to {target} ({error}); leave out --link to copy") from error
         else:
-            shutil.copyfile(image, part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+            shutil.copyfile(image, unfinished)

@@ -6,7 +6,7 @@ nouns:
 
 - ``area``: a scene or land use, which can fill an image ("residential area", "forest", "airport");
 - ``structure``: one large thing that is the scene when a sentence is about it and a thing when not ("bridge",
-"river");
+  "river");
 - ``thing``: everything else that is seen ("car", "tree", "roof").
 """
 
@@ -308,20 +308,20 @@ PRONOUNS = frozenset({"it", "them", "other", "others", "another"})
 
 def mentions(words: list[str]) -> list[Mention]:
     """The nouns of the list in a sentence's lower-case words, in order; the longest match wins."""
-    found: list[Mention] = []
-    taken = {place for start, end in spatial_spans(words) for place in range(start, end)}  # "in the center of"
+    nouns: list[Mention] = []
+    spatial = {place for start, end in spatial_spans(words) for place in range(start, end)}  # "in the center of"
     start = 0
     while start < len(words):
-        match = None if start in taken else _match(words, start)
+        match = None if start in spatial else _match(words, start)
         if match is None:
             start += 1
             continue
         following = words[match.end : match.end + 1]
         adjective = words[start] in _ALSO_ADJECTIVES and match.end == start + 1
         if not (adjective and following and (following[0] in ("shaped", "shape") or _match(words, match.end))):
-            found.append(match)
+            nouns.append(match)
         start = match.end
-    return found
+    return nouns
 
 
 def _match(words: list[str], start: int) -> Mention | None:

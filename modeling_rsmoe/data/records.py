@@ -11,12 +11,14 @@ write).
 """
 
 import json
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import sha256_of
+from ..utils.provenance import sha256_of_lines
 
 
 CAPTIONS_FILE = "captions.jsonl"
@@ -69,11 +71,11 @@ def read_captions(
 
     Raises:
         RSMoEError: for a missing folder, file or image, a line that is not such an object, an image path that is
-            absolute or leaves the folder, or a split or dataset that the file does not have. Every line is checked;
-            image files are looked for among the records kept.
+            absolute or leaves the folder, or a split or dataset that the file does not have. Every line is checked,
+            but only the images of selected records.
     """
     records = [(line, _caption_record(line)) for line in _entries(Path(folder), CAPTIONS_FILE)]
-    return _select(records, _shown(Path(folder), CAPTIONS_FILE), split, datasets)
+    return _select(records, _records_file(Path(folder), CAPTIONS_FILE), split, datasets)
 
 
 def read_questions(
@@ -85,23 +87,29 @@ def read_questions(
     """Read ``folder/vqa.jsonl``: ``image, dataset, split, question, question_type, answer``, one object a line.
 
     Args:
-        folder, split, datasets: as for :func:`read_captions`.
+        folder: the data folder.
+        split: keep only this split; all of them by default.
+        datasets: keep only these datasets; all of them by default.
         name: the file's name inside the folder, for a folder with more than one file of questions.
 
     Raises:
         RSMoEError: as for :func:`read_captions`.
     """
     records = [(line, _question_record(line)) for line in _entries(Path(folder), name)]
-    return _select(records, _shown(Path(folder), name), split, datasets)
+    return _select(records, _records_file(Path(folder), name), split, datasets)
 
 
 def read_image_folder(
     folder: str | Path, splits: Collection[str] | None = None
 ) -> list[CaptionRecord | QuestionRecord]:
-    """The captions and questions of an ImageFolder, in the order of its metadata; images are not looked for.
+    """The captions and questions of an ImageFolder, in the order of its metadata; images need not be there.
+
+    Args:
+        folder: with ``metadata.jsonl``.
+        splits: by default all.
 
     Raises:
-        RSMoEError: it has no metadata or no rows, a line is not as this module says, or a split is not there.
+        RSMoEError: it has no metadata or no records, a line is not as this module says, or a split is not there.
     """
     records: list[CaptionRecord | QuestionRecord] = []
     for line in _metadata_entries(Path(folder)):
@@ -111,15 +119,34 @@ def read_image_folder(
             records.append(_question_record(line))
     if not records:
         raise RSMoEError(f"{Path(folder) / METADATA_FILE} holds no records; give a file with at least one line")
-    known = {record.split for record in records}
-    wanted = known if splits is None else splits
-    _check_known("split", wanted, known, Path(folder) / METADATA_FILE)
-    return [record for record in records if record.split in wanted]
+    if splits is None:
+        return records
+    _check_known("split", splits, {record.split for record in records}, Path(folder) / METADATA_FILE)
+    return [record for record in records if record.split in splits]
+
+
+def records_sha256(records: Sequence[CaptionRecord | QuestionRecord], folder: str | Path) -> str:
+    """A hash of records: their texts and image names and the bytes of the images, whatever their order.
+
+    Two results with the same hash saw the same images and texts.
+
+    Args:
+        records: captions, questions or both.
+        folder: their data folder; image names are relative to it.
+    """
+    root = Path(folder).absolute()
+    images = {record.image: sha256_of(record.image) for record in records}
+    lines = []
+    for record in records:
+        texts = {name: value for name, value in asdict(record).items() if name != "image"}
+        name = record.image.relative_to(root).as_posix()
+        lines.append(json.dumps([name, images[record.image], texts], ensure_ascii=False, sort_keys=True))
+    return sha256_of_lines(sorted(lines))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One JSON object of a file, which knows where it stands so that errors can say it."""
+    """One JSON object of a file, with its place for errors."""
 
     where: str  # file and place in it
     folder: Path  # to which its paths are relative
@@ -183,9 +210,9 @@ def _entries(folder: Path, name: str) -> Iterator[Entry]:
         other = QUESTIONS_FILE if name == CAPTIONS_FILE else CAPTIONS_FILE
         yield from (line for line in _metadata_entries(folder) if _is_of(line, name) or not _is_of(line, other))
     else:
-        found = ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "none"
+        present = ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "none"
         raise RSMoEError(
-            f"{folder / name} is missing (.jsonl files there: {found}); a data folder needs {name}, "
+            f"{folder / name} is missing (.jsonl files there: {present}); a data folder needs {name}, "
             f"or {METADATA_FILE} if it is an ImageFolder"
         )
 
@@ -206,7 +233,7 @@ def _is_of(line: Entry, name: str) -> bool:
     return ("captions" if name == CAPTIONS_FILE else "question") in line.values
 
 
-def _shown(folder: Path, name: str) -> Path:
+def _records_file(folder: Path, name: str) -> Path:
     """The file that errors about all records name."""
     return folder / (METADATA_FILE if not (folder / name).is_file() and _metadata_files(folder) else name)
 
@@ -249,21 +276,20 @@ def _select(
 ) -> list[R]:
     if not records:
         raise RSMoEError(f"{file} holds no records; give a file with at least one line")
-    kept = records
     if datasets is not None:
         names = [datasets] if isinstance(datasets, str) else list(datasets)
         _check_known("dataset", names, {record.dataset for _, record in records}, file)
-        kept = [(line, record) for line, record in kept if record.dataset in names]
+        records = [(line, record) for line, record in records if record.dataset in names]
     if split is not None:
-        _check_known("split", [split], {record.split for _, record in kept}, file)
-        kept = [(line, record) for line, record in kept if record.split == split]
-    for line, record in kept:
+        _check_known("split", [split], {record.split for _, record in records}, file)
+        records = [(line, record) for line, record in records if record.split == split]
+    for line, record in records:
         if not record.image.is_file():
             raise line.error(f"image {record.image} is missing; copy it there or drop the line")
-    return [record for _, record in kept]
+    return [record for _, record in records]
 
 
-def _check_known(what: str, asked: Collection[str], known: set[str], file: Path) -> None:
-    for name in asked:
+def _check_known(what: str, names: Collection[str], known: set[str], file: Path) -> None:
+    for name in names:
         if name not in known:
             raise RSMoEError(f'unknown {what} "{name}" in {file}; known: {", ".join(sorted(known))}')

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.provenance import peak_memory
 from ..data.records import CaptionRecord, QuestionRecord
 from ..errors_rsmoe import RSMoEError
+from ..utils.provenance import peak_memory
 
 
 if TYPE_CHECKING:

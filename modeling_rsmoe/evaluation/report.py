@@ -10,10 +10,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from ..data.provenance import package_versions, records_sha256
-from ..data.records import CaptionRecord, QuestionRecord
+from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import write_whole
+from ..utils.provenance import package_versions
 from .scores import Scored, Scores
 
 
@@ -31,7 +31,7 @@ class ScoreEntry(TypedDict):
 
 
 class Checkpoint(TypedDict):
-    """The model that was evaluated, and the sha256 of its folder (`folder_sha256`)."""
+    """The model that was evaluated, and the sha256 of its weights (`weights_sha256`)."""
 
     name: str
     sha256: str

@@ -1,4 +1,4 @@
-"""Experts in other libraries' folders: PEFT adapters both ways, plain LLMs, and what a server of many adapters needs.
+"""Router and experts in other libraries' folders: PEFT adapters both ways, plain LLMs, a bundle for vLLM.
 
 Knows names, shapes and scalings of low-rank weights; an adapter that cannot be held exactly is refused.
 """
@@ -26,7 +26,7 @@ ROUTER = "router"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model.model."  # of a decoder's weights inside a PeftModel of its causal LM
 KEY = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d+)\.(.+)\.lora_([AB])\.weight")
-# Settings by which an adapter is more than low-rank products of linear layers, and the value that is none of that.
+# Settings by which an adapter is more than low-rank products of linear layers, and the value of one that is not.
 PLAIN = {"bias": "none", "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}}
 PLAIN |= {"fan_in_fan_out": False, "trainable_token_indices": None, "target_parameters": None, "lora_bias": False}
 PLAIN |= {"alora_invocation_tokens": None, "layer_replication": None}
@@ -34,44 +34,45 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 CLIENT = Path(__file__).with_name("vllm_client.py")
 
 
-def readers_of(model: RSMoEForConditionalGeneration) -> dict[str, RSMoEExpert]:
+def adapters_of(model: RSMoEForConditionalGeneration) -> dict[str, RSMoEExpert]:
     """The router and every expert, by name."""
     experts = {name: model.model.expert(name) for name in model.config.expert_names}
     return {ROUTER: model.model.router, **experts}
 
 
-def reader_of(model: RSMoEForConditionalGeneration, name: str) -> RSMoEExpert:
+def adapter_of(model: RSMoEForConditionalGeneration, name: str) -> RSMoEExpert:
     """The expert `name`, or the router; an unknown name raises with the known ones."""
-    readers = readers_of(model)
-    if name not in readers:
-        raise RSMoEError(f"Unknown expert {name!r}; this model has {', '.join(readers)}.")
-    return readers[name]
+    adapters = adapters_of(model)
+    if name not in adapters:
+        raise RSMoEError(f"Unknown expert {name!r}; this model has {', '.join(adapters)}.")
+    return adapters[name]
 
 
 def save_peft(model: RSMoEForConditionalGeneration, name: str, folder: str | Path, base: str | None = None) -> None:
     """Write the router or an expert as a PEFT adapter of the base LM (`model.plain_llm()`).
 
     Args:
+        model: that it is taken from.
+        name: of an expert, or "router".
+        folder: to write.
         base: where that LLM is to be found, for `AutoPeftModel`.
 
     Raises:
-        RSMoEError: an unknown name, or an expert of kind `full`, which is no adapter.
+        RSMoEError: an unknown name, or an expert of type `full`, which is not low-rank.
     """
-    reader, folder = reader_of(model, name), Path(folder)
-    if reader.config.expert_type != "lora":
-        raise RSMoEError(
-            f"{name} is of kind {reader.config.expert_type!r}, which is no adapter: export it as a plain LLM."
-        )
+    adapter, folder = adapter_of(model, name), Path(folder)
+    if adapter.config.expert_type != "lora":
+        raise RSMoEError(f"{name} is of type {adapter.config.expert_type!r}, not low-rank: export it as a plain LLM.")
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        r=reader.config.r,
-        lora_alpha=reader.config.lora_alpha,  # type: ignore[arg-type]  # PEFT only divides by the rank
-        target_modules=list(reader.config.target_modules),
+        r=adapter.config.r,
+        lora_alpha=adapter.config.lora_alpha,  # type: ignore[arg-type]  # PEFT only divides by r
+        target_modules=list(adapter.config.target_modules),
         inference_mode=True,
         base_model_name_or_path=base,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {f"{PREFIX}{key}.weight": value.contiguous() for key, value in reader.state_dict().items()}
+    weights = {f"{PREFIX}{key}.weight": value.contiguous() for key, value in adapter.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
 
@@ -81,45 +82,33 @@ def load_peft(model: RSMoEForConditionalGeneration, name: str, folder: str | Pat
     """Put a PEFT LoRA adapter into the router or an expert, in place, without any loss.
 
     A lower rank is filled up with directions of zero effect, another scaling goes into the weights, layers that the
-    adapter leaves alone stay the base LM's. For a new expert, call `add_expert` of processor and model first.
+    PEFT adapter does not have stay the base LM's. For a new expert, call `add_expert` of processor and model first.
 
     Args:
+        model: that it is put into.
+        name: of an expert, or "router".
         folder: with adapter_config.json and adapter_model.safetensors.
 
     Raises:
         RSMoEError: no LoRA adapter, one of a higher rank, of other layers or shapes, one that changes more than linear
             layers, or values that are not finite. Then nothing is changed.
     """
-    reader, folder = reader_of(model, name), Path(folder)
-    if reader.config.expert_type != "lora":
+    adapter, folder = adapter_of(model, name), Path(folder)
+    if adapter.config.expert_type != "lora":
         raise RSMoEError(
-            f"{name} is of kind {reader.config.expert_type!r}; an adapter goes into experts of kind 'lora'."
+            f"{name} is of type {adapter.config.expert_type!r}; a PEFT adapter goes into experts of type 'lora'."
         )
     config, weights = _read_adapter(folder)
-    if config.r > reader.config.r:
-        raise RSMoEError(f"{folder} has rank {config.r}; this model's experts have {reader.config.r}: give them more.")
-    pairs: dict[LowRank, dict[str, torch.Tensor]] = {}
-    for key, value in weights.items():
-        match = KEY.fullmatch(key)
-        pair = _pair(reader, int(match[1]), match[2]) if match else None
-        if match is None or pair is None:
-            raise RSMoEError(
-                f"{folder}: {key} is of no layer that this model's experts change ({', '.join(reader.config.target_modules)})."
-            )
-        if not torch.isfinite(value).all():
-            raise RSMoEError(f"{folder}: {key} is not finite; that expert would spoil every row of a batch.")
-        own = pair.lora_A if match[3] == "A" else pair.lora_B
-        needed = (config.r, own.shape[1]) if match[3] == "A" else (own.shape[0], config.r)
-        if tuple(value.shape) != needed:
-            raise RSMoEError(f"{folder}: {key} has shape {list(value.shape)}; this model needs {list(needed)}.")
-        pairs.setdefault(pair, {})[match[3]] = value
-    if not pairs or any(pair.keys() != {"A", "B"} for pair in pairs.values()):
-        raise RSMoEError(f"{folder / WEIGHTS} lacks weights: each layer needs its lora_A and its lora_B.")
+    if config.r > adapter.config.r:
+        raise RSMoEError(
+            f"{folder} has rank {config.r}; this model's experts have {adapter.config.r}: give them more."
+        )
+    pairs = _pairs(adapter, config.r, weights, folder)
     scaling = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
-    reader.reset_to(model.model.language_model)
-    for pair, found in pairs.items():
-        pair.lora_A[: config.r] = found["A"].to(pair.lora_A)
-        pair.lora_B[:, : config.r] = (found["B"].float() * (scaling / reader.scaling)).to(pair.lora_B)
+    adapter.reset_to(model.model.language_model)
+    for low_rank, pair in pairs.items():
+        low_rank.lora_A[: config.r] = pair["A"].to(low_rank.lora_A)
+        low_rank.lora_B[:, : config.r] = (pair["B"].float() * (scaling / adapter.scaling)).to(low_rank.lora_B)
 
 
 def save_llm(
@@ -128,7 +117,7 @@ def save_llm(
     """Write the base LM, or the router or an expert merged into it, as a plain causal LM with its tokenizer."""
     llm = model.plain_llm()
     if name is not None:
-        reader_of(model, name).merge_into(cast(PreTrainedModel, llm.base_model))
+        adapter_of(model, name).merge_into(cast(PreTrainedModel, llm.base_model))
     llm.save_pretrained(folder)
     processor.llm_tokenizer().save_pretrained(folder)
 
@@ -136,18 +125,18 @@ def save_llm(
 def export_peft(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> list[str]:
     """`output`/base: the base LM; `output`/NAME: the router and each expert as an adapter of it. Returns the names."""
     with whole_folder(output) as folder:
-        for name in readers_of(model):
+        for name in adapters_of(model):
             save_peft(model, name, folder / name, base=str(output / "base"))
         save_llm(model, processor, None, folder / "base")
-    return ["base", *readers_of(model)]
+    return ["base", *adapters_of(model)]
 
 
 def export_llm(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> list[str]:
     """`output`/NAME: the router and each expert as a plain LLM of its own. Returns the names."""
     with whole_folder(output) as folder:
-        for name in readers_of(model):
+        for name in adapters_of(model):
             save_llm(model, processor, name, folder / name)
-    return list(readers_of(model))
+    return list(adapters_of(model))
 
 
 def export_vllm(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> str:
@@ -159,10 +148,10 @@ def export_vllm(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor,
     Returns:
         The line that starts the server; it stands in `output`/serve.sh too.
     """
-    readers = readers_of(model)
-    line = serve_line(output, {name: reader.config.r for name, reader in readers.items()})
+    adapters = adapters_of(model)
+    line = serve_line(output, {name: adapter.config.r for name, adapter in adapters.items()})
     with whole_folder(output) as folder:
-        for name in readers:
+        for name in adapters:
             save_peft(model, name, folder / "adapters" / name, base=str(output / "base"))
         save_llm(model, processor, None, folder / "base")
         model.model.encoder.save_pretrained(folder / "encoder")
@@ -179,17 +168,9 @@ def serve_line(folder: Path, ranks: dict[str, int]) -> str:
     if allowed is None:
         raise RSMoEError(f"rank {highest} is more than vLLM takes ({VLLM_RANKS[-1]}): export plain LLMs.")
     modules = [f"{name}={folder / 'adapters' / name}" for name in ranks]
-    words = ["vllm", "serve", str(folder / "base"), "--served-model-name", "base", "--enable-prompt-embeds"]
-    words += [
-        "--enable-lora",
-        "--max-lora-rank",
-        str(allowed),
-        "--max-loras",
-        str(len(ranks)),
-        "--lora-modules",
-        *modules,
-    ]
-    return shlex.join(words)
+    server = ["vllm", "serve", str(folder / "base"), "--served-model-name", "base", "--enable-prompt-embeds"]
+    lora = ["--enable-lora", "--max-lora-rank", str(allowed), "--max-loras", str(len(ranks)), "--lora-modules"]
+    return shlex.join([*server, *lora, *modules])
 
 
 def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
@@ -208,14 +189,37 @@ def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
     if str(config.peft_type).rpartition(".")[2] != "LORA":
         raise RSMoEError(f"{folder} is an adapter of kind {config.peft_type}; only LORA can be an expert.")
     for field, plain in PLAIN.items():
-        found = getattr(config, field, plain)
-        if found != plain and found:
-            raise RSMoEError(f"{folder}: {field} is {found!r}; an expert is low-rank weights of linear layers only.")
+        value = getattr(config, field, plain)
+        if value != plain and value:
+            raise RSMoEError(f"{folder}: {field} is {value!r}; an expert is low-rank weights of linear layers only.")
     return cast(LoraConfig, config), weights
 
 
-def _pair(reader: RSMoEExpert, layer: int, path: str) -> LowRank | None:
-    if layer >= len(reader.layers):
+def _pairs(
+    adapter: RSMoEExpert, rank: int, weights: dict[str, torch.Tensor], folder: Path
+) -> dict[LowRank, dict[str, torch.Tensor]]:
+    """The weights of a PEFT adapter by the low-rank layer of ours that they go into, all of them checked."""
+    pairs: dict[LowRank, dict[str, torch.Tensor]] = {}
+    for key, value in weights.items():
+        match = KEY.fullmatch(key)
+        low_rank = _low_rank(adapter, int(match[1]), match[2]) if match else None
+        if match is None or low_rank is None:
+            targets = ", ".join(adapter.config.target_modules)
+            raise RSMoEError(f"{folder}: {key} is of no layer that this model's experts change ({targets}).")
+        if not torch.isfinite(value).all():
+            raise RSMoEError(f"{folder}: {key} is not finite; that expert would spoil every sequence of a batch.")
+        shape_a, shape_b = (rank, low_rank.lora_A.shape[1]), (low_rank.lora_B.shape[0], rank)
+        shape = shape_a if match[3] == "A" else shape_b
+        if tuple(value.shape) != shape:
+            raise RSMoEError(f"{folder}: {key} has shape {list(value.shape)}; this model needs {list(shape)}.")
+        pairs.setdefault(low_rank, {})[match[3]] = value
+    if not pairs or any(pair.keys() != {"A", "B"} for pair in pairs.values()):
+        raise RSMoEError(f"{folder / WEIGHTS} lacks weights: each layer needs its lora_A and its lora_B.")
+    return pairs
+
+
+def _low_rank(adapter: RSMoEExpert, layer: int, path: str) -> LowRank | None:
+    if layer >= len(adapter.layers):
         return None
-    found = dict(reader.layers[layer].named_modules()).get(path)
-    return found if isinstance(found, LowRank) else None
+    module = dict(adapter.layers[layer].named_modules()).get(path)
+    return module if isinstance(module, LowRank) else None

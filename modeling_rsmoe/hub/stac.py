@@ -1,71 +1,89 @@
 """A checkpoint as a STAC Item with the Machine Learning Model extension (MLM 1.4): what catalogs of models read.
 
-Everything in it is a fact of the checkpoint's folder (`facts`); nothing is measured here. Needs the extra `geo`.
+Everything in it is a fact of the checkpoint's folder (`facts`); nothing is measured here. The Item is plain JSON, held
+against the extension's own schemas by a test.
 """
 
 import json
 from typing import Any
 
-from ..data.provenance import STAC_ITEM
 from ..generation_rsmoe import DEFAULTS
-from ..utils.extras import require
+from ..utils.provenance import STAC_ITEM
 from .facts import Facts
 
 
-# The whole world and all times: where and when images may be from, as the extension asks for models without bounds.
-WORLD = (-180.0, -90.0, 180.0, 90.0)
+EXTENSION = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
+# All of the Earth and all times: where and when images may be from, as the extension asks for models without bounds.
+WEST, SOUTH, EAST, NORTH = -180.0, -90.0, 180.0, 90.0
+CORNERS = [[WEST, SOUTH], [EAST, SOUTH], [EAST, NORTH], [WEST, NORTH], [WEST, SOUTH]]
 START, END = "1900-01-01T00:00:00Z", "9999-12-31T23:59:59Z"
-BANDS = ("red", "green", "blue")
+BANDS = ["red", "green", "blue"]
 TASKS = ["image-captioning", "generative"]  # of the extension's list, which has no question answering
-WEIGHTS = "model.safetensors"
-CODE, PROCESSING = "modeling_rsmoe.py", "processing_rsmoe.py"
-PROCESSOR = "processing_rsmoe.RSMoEProcessor"
+RESIZE = {0: "nearest", 1: "lanczos4", 2: "linear", 3: "cubic"}  # PIL's filters by the extension's names
+TOKENS = {"shape": [-1, -1], "dim_order": ["batch", "token"], "data_type": "int64"}
+JSON, CODE, TENSORS = "application/json", "text/x-python", "application/octet-stream; application=pytorch"
+MAKES_INPUTS = {"format": "python", "expression": "processing_rsmoe.RSMoEProcessor.__call__"}
+READS_OUTPUTS = {"format": "python", "expression": "processing_rsmoe.RSMoEProcessor.post_process_generation"}
+INSTRUCTION = {
+    "name": "input_ids",
+    "bands": [],
+    "input": TOKENS,
+    "description": 'The instruction, such as "Describe the image." or a question, in English.',
+    "pre_processing_function": MAKES_INPUTS,
+}
+OUTPUT = {
+    "name": "sequences",
+    "tasks": TASKS,
+    "result": TOKENS,
+    "description": "Tokens of the text; with return_dict_in_generate, also of every prompt and expert text.",
+    "post_processing_function": READS_OUTPUTS,
+}
+# Name -> file, title, media type, roles.
+ASSETS = {
+    "model": (
+        "model.safetensors",
+        "Weights",
+        "application/octet-stream; application=pytorch",
+        "mlm:model mlm:weights",
+    ),
+    "config": ("config.json", "Configuration of every module", JSON, "metadata"),
+    "processor": ("processor_config.json", "How images and texts become inputs", JSON, "metadata"),
+    "source_code": ("modeling_rsmoe.py", "The model, for trust_remote_code", CODE, "mlm:source_code code"),
+    "processing_code": ("processing_rsmoe.py", "The processor", CODE, "mlm:source_code code"),
+    "model_card": ("README.md", "Use, training, scores, limits, licences", "text/markdown", "metadata overview"),
+}
 
 
 def stac_item(facts: Facts) -> dict[str, Any]:
-    """The Item as JSON values. Assets lie beside it, in the checkpoint's folder.
-
-    Raises:
-        RSMoEError: pystac is not installed.
-    """
-    pystac = require("pystac", "geo")
-    mlm = require("pystac.extensions.mlm", "geo")
-    west, south, east, north = WORLD
-    corners = [[west, south], [east, south], [east, north], [west, north], [west, south]]
-    item = pystac.Item(
-        id=facts.name,
-        geometry={"type": "Polygon", "coordinates": [corners]},
-        bbox=list(WORLD),
-        datetime=None,
-        start_datetime=pystac.utils.str_to_datetime(START),
-        end_datetime=pystac.utils.str_to_datetime(END),
-        properties={
-            "title": facts.name,
-            "description": facts.texts.summary or "An RS-MoE: captions of aerial images, answers to questions.",
-            "license": facts.texts.license or "other",
-            "keywords": ["remote sensing", "image captioning", "visual question answering", "mixture of experts"],
-            "bands": _bands(),
-        },
-        assets=_assets(pystac, mlm, facts),
-    )
-    extension = mlm.MLMExtension.ext(item, add_if_missing=True)
-    extension.apply(
-        name=facts.name,
-        architecture="RS-MoE",
-        tasks=TASKS,
-        input=_inputs(mlm, facts),
-        output=[_output(mlm)],
-        framework="Hugging Face",
-        framework_version=facts.config.transformers_version,
-        memory_size=facts.parameters * facts.bytes_per_parameter,
-        total_parameters=facts.parameters,
-        pretrained=True,
-        pretrained_source=", ".join(facts.base_models) or "unknown",
-        accelerator=None,
-        accelerator_constrained=False,
-        hyperparameters=mlm.Hyperparameters.create(**_hyperparameters(facts)),
-    )
-    return item.to_dict(include_self_link=False, transform_hrefs=False)
+    """The Item as JSON values. Assets lie beside it, in the checkpoint's folder."""
+    bands = [{"name": band} for band in BANDS]
+    assets: dict[str, dict[str, Any]] = {
+        name: {"href": f"./{file}", "type": media_type, "title": title, "roles": roles.split()}
+        for name, (file, title, media_type, roles) in ASSETS.items()
+    }
+    # STAC allows bands of an item only where an asset has some; the extension wants them in the item.
+    assets["model"] |= {"mlm:artifact_type": "safetensors.torch.save_file", "bands": bands}
+    properties = {
+        "title": facts.name,
+        "description": facts.texts.summary or "An RS-MoE: captions of aerial images, answers to questions.",
+        "license": facts.texts.license or "other",
+        "keywords": ["remote sensing", "image captioning", "visual question answering", "mixture of experts"],
+        "bands": bands,
+        "datetime": None,
+        "start_datetime": START,
+        "end_datetime": END,
+    }
+    return {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": [EXTENSION],
+        "id": facts.name,
+        "geometry": {"type": "Polygon", "coordinates": [CORNERS]},
+        "bbox": [WEST, SOUTH, EAST, NORTH],
+        "properties": properties | {f"mlm:{name}": value for name, value in _model(facts).items()},
+        "links": [],
+        "assets": assets,
+    }
 
 
 def stac_text(facts: Facts) -> str:
@@ -73,66 +91,51 @@ def stac_text(facts: Facts) -> str:
     return json.dumps(stac_item(facts), indent=2, ensure_ascii=False) + "\n"
 
 
-def _inputs(mlm: Any, facts: Facts) -> list[Any]:
-    """The image as the processor gives it, and the text."""
-    images = facts.image_processor
-    channels = [images.image_mean, images.image_std]
-    scales = [
-        # (x * rescale_factor - mean) / std, said of the bytes of an image
-        mlm.ValueScaling.create(
-            mlm.ValueScalingType.Z_SCORE,
-            mean=round(mean / images.rescale_factor, 4),
-            stddev=round(std / images.rescale_factor, 4),
-        )
-        for mean, std in zip(*channels)
-    ]
-    image = mlm.ModelInput.create(
-        name="pixel_values",
-        description="One RGB image in 8 bits, of any size; it is resized, then scaled band by band.",
-        bands=list(BANDS),
-        input=mlm.InputStructure.create(
-            [-1, len(BANDS), images.size["height"], images.size["width"]],
-            ["batch", "channel", "height", "width"],
-            "float32",
-        ),
-        resize_type=_resize(mlm, images.resample),
-        pre_processing_function=_python(mlm, f"{PROCESSOR}.__call__"),
-    )
-    image.properties["value_scaling"] = [scale.to_dict() for scale in scales]  # a list in the schema, not in pystac
-    text = mlm.ModelInput.create(
-        name="input_ids",
-        description='The instruction, such as "Describe the image." or a question, in English, with the marks of its image.',
-        bands=[],
-        input=mlm.InputStructure.create([-1, -1], ["batch", "token"], "int64"),
-        pre_processing_function=_python(mlm, f"{PROCESSOR}.__call__"),
-    )
-    return [image, text]
+def _model(facts: Facts) -> dict[str, Any]:
+    """The extension's fields, without their prefix."""
+    return {
+        "name": facts.name,
+        "architecture": "RS-MoE",
+        "tasks": TASKS,
+        "input": [_image(facts.image_processor), INSTRUCTION],
+        "output": [OUTPUT],
+        "framework": "Hugging Face",
+        "framework_version": facts.config.transformers_version,
+        "memory_size": facts.weight_bytes,
+        "total_parameters": facts.parameters,
+        "pretrained": True,
+        "pretrained_source": ", ".join(facts.base_models) or "unknown",
+        "accelerator": None,
+        "accelerator_constrained": False,
+        "hyperparameters": _hyperparameters(facts),
+    }
 
 
-def _output(mlm: Any) -> Any:
-    return mlm.ModelOutput.create(
-        name="sequences",
-        tasks=TASKS,
-        description="Tokens of the caption or answer; with return_dict_in_generate, of every prompt and part as well.",
-        result=mlm.ResultStructure.create([-1, -1], ["batch", "token"], "int64"),
-        post_processing_function=_python(mlm, f"{PROCESSOR}.post_process_generation"),
-    )
-
-
-def _resize(mlm: Any, resample: int) -> Any:
-    """The extension's name for PIL's filter; None for a filter that it does not know."""
-    kinds = mlm.ResizeType
-    names = {0: kinds.INTERPOLATION_NEAREST, 1: kinds.INTERPOLATION_LANCZOS4, 2: kinds.INTERPOLATION_LINEAR}
-    return (names | {3: kinds.INTERPOLATION_CUBIC}).get(int(resample))
-
-
-def _python(mlm: Any, name: str) -> Any:
-    return mlm.ProcessingExpression.create("python", name)
+def _image(images: Any) -> dict[str, Any]:
+    """The image as the processor's image processor gives it."""
+    # (x * rescale_factor - mean) / std, in terms of the bytes of an image
+    means = [round(mean / images.rescale_factor, 4) for mean in images.image_mean]
+    stds = [round(std / images.rescale_factor, 4) for std in images.image_std]
+    scaling = [{"type": "z-score", "mean": mean, "stddev": std} for mean, std in zip(means, stds)]
+    resize = RESIZE.get(int(images.resample))
+    return {
+        "name": "pixel_values",
+        "bands": BANDS,
+        "input": {
+            "shape": [-1, len(BANDS), images.size["height"], images.size["width"]],
+            "dim_order": ["batch", "channel", "height", "width"],
+            "data_type": "float32",
+        },
+        "description": "One RGB image in 8 bits, of any size; it is resized, then scaled band by band.",
+        "value_scaling": scaling,
+        "resize_type": resize and f"interpolation-{resize}",
+        "pre_processing_function": MAKES_INPUTS,
+    }
 
 
 def _hyperparameters(facts: Facts) -> dict[str, Any]:
     config, generation = facts.config, facts.generation
-    found = {
+    values = {
         "num_query_tokens": config.num_query_tokens,
         "experts": config.expert_names,
         "expert_type": config.expert_config.expert_type,
@@ -140,38 +143,8 @@ def _hyperparameters(facts: Facts) -> dict[str, Any]:
         **{name: getattr(generation, name, default) for name, default in DEFAULTS.items()},
     }
     if config.expert_config.expert_type == "lora":
-        found |= {"expert_r": config.expert_config.r, "expert_lora_alpha": config.expert_config.lora_alpha}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _assets(pystac: Any, mlm: Any, facts: Facts) -> dict[str, Any]:
-    kinds = {
-        "model": (WEIGHTS, "application/octet-stream; application=pytorch", ["mlm:model", "mlm:weights", "data"]),
-        "config": ("config.json", pystac.MediaType.JSON, ["metadata"]),
-        "processor": ("processor_config.json", pystac.MediaType.JSON, ["metadata"]),
-        "source_code": (CODE, "text/x-python", ["mlm:source_code", "code"]),
-        "processing_code": (PROCESSING, "text/x-python", ["mlm:source_code", "code"]),
-        "model_card": ("README.md", "text/markdown", ["metadata", "overview"]),
-    }
-    titles = {
-        "model": "Weights, as safetensors",
-        "config": "Configuration of every part",
-        "processor": "How images and texts become inputs",
-        "source_code": "The model, for transformers' trust_remote_code",
-        "processing_code": "The processor",
-        "model_card": "Model card: use, training, scores, limits, licences",
-    }
-    assets = {
-        name: pystac.Asset(f"./{file}", title=titles[name], media_type=kind, roles=roles)
-        for name, (file, kind, roles) in kinds.items()
-    }
-    # STAC allows bands of an item only where an asset has some; the extension wants them in the item.
-    assets["model"].extra_fields |= {"mlm:artifact_type": "safetensors.torch.save_file", "bands": _bands()}
-    return assets
-
-
-def _bands() -> list[dict[str, str]]:
-    return [{"name": band} for band in BANDS]
+        values |= {"expert_r": config.expert_config.r, "expert_lora_alpha": config.expert_config.lora_alpha}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 __all__ = ["STAC_ITEM", "stac_item", "stac_text"]

@@ -68,8 +68,8 @@ def load(
         import torch
 
         from .. import RSMoEForConditionalGeneration, RSMoEProcessor
-        from ..data.loading import check_complete, loading_errors
         from ..hub.quantize import loading_arguments
+        from ..inference.loading import check_complete, loading_errors
         from .kernels import use_fast_kernels
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -117,7 +117,7 @@ def revision_of(folder: Path, sha256: str | None = None) -> str:
         folder: of the checkpoint.
         sha256: its hash (`folder_sha256`), if it is known.
     """
-    from ..data.provenance import folder_sha256
+    from ..utils.provenance import folder_sha256
 
     from_hub = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
     return folder.name if from_hub else (sha256 or folder_sha256(folder))[:12]

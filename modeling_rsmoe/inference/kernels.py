@@ -90,7 +90,7 @@ class _Packed(NamedTuple):
 _PACKED = WeakIdKeyDictionary()  # weight -> _Packed: layers and models that share a weight share its copy
 
 
-def _packed(parameter: nn.Parameter) -> Any:
+def _packed(parameter: torch.Tensor) -> Any:
     """The packed copy of a weight, made once, and again when the weight has changed."""
     weight = parameter.detach()
     state = weight.data_ptr(), 0 if weight.is_inference() else weight._version

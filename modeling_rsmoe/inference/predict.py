@@ -228,7 +228,8 @@ class Predictor:
         return prediction.text
 
     def _inputs(self, image_embeds: torch.Tensor, prompts: list[Prompt]) -> dict[str, Any]:
-        inputs = self.processor(
+        processor: Any = self.processor
+        inputs = processor(
             text=prompts,
             image_embeds=image_embeds.to(self.model.dtype),
             expert_inputs=self.system != BASE and all(prompt.kind == "base" for prompt in prompts),

@@ -1,4 +1,4 @@
-"""Two-stage training: TRL's SFTTrainer over rows of all kinds, its settings, cached image features and checkpoints."""
+"""Two-stage training: TRL's SFTTrainer over examples of all kinds, its settings, image features and checkpoints."""
 
 from ..utils.extras import require
 
@@ -8,7 +8,7 @@ for _module in ("datasets", "matplotlib", "tensorboard", "trl"):
     require(_module, "train")
 
 from .settings import Recipe, TrainArguments, read_settings  # noqa: E402
-from .stages import train_stage1, train_stage2  # noqa: E402
+from .stages import train_stage  # noqa: E402
 
 
-__all__ = ["Recipe", "TrainArguments", "read_settings", "train_stage1", "train_stage2"]
+__all__ = ["Recipe", "TrainArguments", "read_settings", "train_stage"]

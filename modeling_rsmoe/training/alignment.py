@@ -1,7 +1,7 @@
-"""Before the rows of stage 1: the ViT's last norm is set, and the Q-Former learns to look [our decision].
+"""Before the examples of stage 1: the ViT's last norm is set, the Q-Former is aligned with captions [our decision].
 
-BLIP-2 trains its Q-Former on image-text pairs before any LLM sees it; without that, nano's captions hardly look at
-the image. Here the queries learn to name the frequent words of the captions (the best query counts, which keeps
+BLIP-2 trains its Q-Former on image-text pairs before any LLM sees it; without that, nano's captions say little of the
+image. Here the queries learn to name the frequent words of the captions (the best query counts, which keeps
 queries apart), and their mean to lie near the captions' embedding by the Q-Former's own pretrained text path.
 """
 
@@ -22,10 +22,12 @@ from ..data.records import CaptionRecord
 from ..errors_rsmoe import RSMoEError
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 from ..utils.images import read_images
-from .checkpoints import SafeCheckpoints, save_tensors
-from .features import BATCH, FeatureCache, Progress
-from .parts import part_of, select_parts, trained_parameters
+from ..utils.progress import Progress
+from .checkpoints import save_tensors
+from .features import VISION_BATCH, FeatureCache
+from .modules import module_of, select_modules, trained_parameters
 from .settings import Recipe
+from .trainer import TrainerMixin
 
 
 if TYPE_CHECKING:
@@ -33,12 +35,13 @@ if TYPE_CHECKING:
     from ..modeling_rsmoe import RSMoEForConditionalGeneration
     from ..processing_rsmoe import RSMoEProcessor
 
-SAMPLED = 500  # images whose features are measured
+MEASURED_IMAGES = 500  # images whose features give mean and spread
+CAPTION_BATCH = 64  # captions that the Q-Former's text path embeds together
 LAST_NORMS = ("layernorm", "post_layernorm")  # of the ViTs of transformers
 TEMPERATURE = 0.05
-TOO_FREQUENT = 0.5  # words of more images say nothing of an image
-WORD_WEIGHT = 0.1  # of the words' loss, which is a sum over words
-RARE_BIAS = -4.0  # most words are not of an image
+MAX_WORD_SHARE = 0.5  # words of more images say nothing of an image
+WORD_LOSS_WEIGHT = 0.1  # of the words' loss, which is a sum over words
+WORD_BIAS = -4.0  # most words are not of an image
 
 
 @torch.no_grad()
@@ -49,9 +52,16 @@ def standardize_vision(
     seed: int,
     progress: Progress,
 ) -> None:
-    """Let each channel of the ViT's features have mean 0 and spread 1 over some of the images, by its last norm.
+    """Let each channel of the ViT's features have mean 0 and spread 1 over a sample of the images, by its last norm.
 
     A ViT that was cut has no norm of its own at that layer.
+
+    Args:
+        model: its ViT's last norm is set in place.
+        processor: makes pixels.
+        images: of the training.
+        seed: of the sample.
+        progress: how many images are measured.
 
     Raises:
         RSMoEError: the ViT has no last norm.
@@ -64,22 +74,24 @@ def standardize_vision(
         )
     norm.weight.fill_(1)
     norm.bias.zero_()
-    some = random.Random(f"{seed}/standardize").sample(list(images), min(SAMPLED, len(images)))
-    count, total, squares = 0, torch.zeros(0), torch.zeros(0)
-    for start in range(0, len(some), BATCH):
-        progress("measuring image features", start / len(some))
-        pixels = processor.image_processor(images=read_images(some[start : start + BATCH]), return_tensors="pt")
-        values = model.encode_image(pixels["pixel_values"].to(model.device)).flatten(0, 1).double().cpu()
+    sample = random.Random(f"{seed}/standardize").sample(list(images), min(MEASURED_IMAGES, len(images)))
+    width = norm.weight.numel()
+    count, total, squares = 0, torch.zeros(width, dtype=torch.double), torch.zeros(width, dtype=torch.double)
+    for start in range(0, len(sample), VISION_BATCH):
+        progress("measuring image features", start, len(sample), "images")
+        batch = read_images(sample[start : start + VISION_BATCH])
+        pixels = processor.image_processor(images=batch, return_tensors="pt")["pixel_values"]
+        values = model.encode_image(pixels.to(model.device)).flatten(0, 1).double().cpu()
         count += len(values)
-        total = total + values.sum(0) if count > len(values) else values.sum(0)
-        squares = squares + values.square().sum(0) if count > len(values) else values.square().sum(0)
+        total += values.sum(0)
+        squares += values.square().sum(0)
     mean = total / count
     spread = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
     norm.weight.copy_(1 / spread)
     norm.bias.copy_(-mean / spread)
 
 
-class QueryWarmup(nn.Module):
+class AlignmentModel(nn.Module):
     """The encoder with two heads that are dropped afterwards.
 
     Args:
@@ -92,7 +104,7 @@ class QueryWarmup(nn.Module):
         width = encoder.config.qformer_config.hidden_size
         self.encoder = encoder
         self.words, self.embedding = nn.Linear(width, words), nn.Linear(width, width)
-        nn.init.constant_(self.words.bias, RARE_BIAS)
+        nn.init.constant_(self.words.bias, WORD_BIAS)
 
     def forward(
         self,
@@ -103,13 +115,18 @@ class QueryWarmup(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """
         Args:
-            image_embeds: [images, patches, vision width]; qformer_input_ids: [images, tokens].
-            words: [images, words], 1 for those of the image's captions; texts: [images, Q-Former width], unit length.
+            image_embeds: [images, patches, vision width].
+            qformer_input_ids: [images, tokens].
+            words: [images, words], 1 for those of the image's captions.
+            texts: [images, Q-Former width], embeddings of captions, of unit length.
+
+        Returns:
+            `loss`, the sum of `loss_words` and `loss_contrast`.
         """
         with torch.autocast(image_embeds.device.type, enabled=False):  # similarities are too fine for bfloat16
             hidden = self.encoder.query_states(image_embeds=image_embeds, qformer_input_ids=qformer_input_ids)
             named = self.words(hidden).logsumexp(1) - math.log(hidden.shape[1])  # soft maximum over the queries
-            word = F.binary_cross_entropy_with_logits(named, words, reduction="none").sum(1).mean() * WORD_WEIGHT
+            word = F.binary_cross_entropy_with_logits(named, words, reduction="none").sum(1).mean() * WORD_LOSS_WEIGHT
             pooled = F.normalize(self.embedding(hidden).mean(1), dim=-1)
             same = (texts @ texts.T / TEMPERATURE).softmax(-1)  # captions that are nearly the same share the target
             entropy = -(same * same.clamp(min=1e-30).log()).sum(-1).mean()
@@ -117,25 +134,24 @@ class QueryWarmup(nn.Module):
             return {"loss": word + contrast, "loss_words": word, "loss_contrast": contrast}
 
 
-class WarmupTrainer(SafeCheckpoints, Trainer):
-    """Logs both losses of `QueryWarmup`, and gives pretrained parts a learning rate of their own."""
+class AlignmentTrainer(TrainerMixin, Trainer):
+    """Logs both losses of `AlignmentModel`, and gives the pretrained Q-Former a learning rate of its own."""
 
     def __init__(self, *args: Any, recipe: Recipe, **kwargs: Any):
         self.recipe = recipe
-        self._losses: dict[str, list[float]] = {}
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             recipe = self.recipe
-            rates = {"qformer": recipe.align_qformer_learning_rate}
             groups: dict[float, list[nn.Parameter]] = {}
             for name, parameter in trained_parameters(self.model if model is None else model).items():
-                own = rates.get(part_of(name), recipe.align_learning_rate)
-                groups.setdefault(own, []).append(parameter)
+                pretrained = module_of(name) == "qformer"
+                rate = recipe.alignment_qformer_learning_rate if pretrained else recipe.alignment_learning_rate
+                groups.setdefault(rate, []).append(parameter)
             self.optimizer = torch.optim.AdamW(
-                [{"params": some, "lr": rate} for rate, some in groups.items()], weight_decay=self.args.weight_decay
+                [{"params": group, "lr": rate} for rate, group in groups.items()], weight_decay=self.args.weight_decay
             )
         return self.optimizer
 
@@ -143,22 +159,23 @@ class WarmupTrainer(SafeCheckpoints, Trainer):
         losses = model(**inputs)
         for name, value in losses.items():
             if name != "loss":
-                self._losses.setdefault(name, []).append(value.item())
+                self.note(name, value.item())
         return (losses["loss"], losses) if return_outputs else losses["loss"]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        logs |= {name: sum(values) / len(values) for name, values in self._losses.items()}
-        self._losses.clear()
-        super().log(logs, start_time)
 
 
 class CaptionPairs:
-    """What the warm-up learns from: images, the words of their captions, and embeddings of the captions.
+    """What alignment learns from: images, the words of their captions, and embeddings of the captions.
 
     Args:
         model: as it starts; its Q-Former's text path embeds the captions.
+        processor: makes tokens.
         records: at least two images.
+        features: of all these images.
         file: safetensors that the embeddings are kept in.
+        progress: how many captions are embedded.
+
+    Raises:
+        RSMoEError: fewer than two images, or captions that do not differ.
     """
 
     def __init__(
@@ -171,7 +188,7 @@ class CaptionPairs:
         progress: Progress,
     ):
         if len(records) < 2:
-            raise RSMoEError(f"align_steps needs captions of two images or more, there are {len(records)}")
+            raise RSMoEError(f"alignment_steps needs captions of two images or more, there are {len(records)}")
         self.records, self.features = records, features
         self.words = frequent_words(records)
         unique = list(dict.fromkeys(caption for record in records for caption in record.captions))
@@ -179,23 +196,23 @@ class CaptionPairs:
         if not file.is_file():
             save_tensors({"embeddings": _embed(model, processor, unique, progress)}, file)
         self.embeddings = load_file(file)["embeddings"]  # [captions, Q-Former width]
-        self.instruction = processor.tokenize_qformer([DEFAULT_INSTRUCTION], "pt")["input_ids"]
+        self.instruction = processor.tokenize_qformer([DEFAULT_INSTRUCTION], "pt")["qformer_input_ids"]
 
     def examples(self, count: int, seed: int) -> list[dict[str, int]]:
         """`count` pairs of an image and one of its captions, in passes over all images."""
         order: list[dict[str, int]] = []
         while len(order) < count:
-            rng = random.Random(f"{seed}/align/{len(order)}")
+            rng = random.Random(f"{seed}/align/{len(order)}")  # as when nano was trained
             places = rng.sample(range(len(self.records)), len(self.records))
             order += [{"record": i, "caption": rng.randrange(len(self.records[i].captions))} for i in places]
         return order[:count]
 
     def collate(self, examples: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
-        """The inputs of `QueryWarmup`."""
+        """The inputs of `AlignmentModel`."""
         records = [self.records[example["record"]] for example in examples]
         words = torch.zeros(len(records), len(self.words))
-        for row, record in enumerate(records):
-            words[row, [self.words[word] for word in _words_of(record) if word in self.words]] = 1
+        for place, record in enumerate(records):
+            words[place, [self.words[word] for word in _words_of(record) if word in self.words]] = 1
         captions = [record.captions[example["caption"]] for record, example in zip(records, examples)]
         return {
             "image_embeds": self.features([record.image for record in records]),
@@ -206,38 +223,38 @@ class CaptionPairs:
 
 
 def select_queries(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> None:
-    """Let the Q-Former learn as the recipe says, and the query tokens; the LLM is not there yet."""
-    frozen = Recipe(qformer=recipe.qformer, projection="full", language_model="frozen")
-    select_parts(model, frozen)
+    """Let the Q-Former learn as the recipe says, and the query tokens; the base LM has no share in alignment."""
+    select_modules(model, Recipe(qformer=recipe.qformer, projection="full", language_model="frozen"))
     model.model.encoder.projection.requires_grad_(False)
 
 
 def frequent_words(records: Sequence[CaptionRecord]) -> dict[str, int]:
     """Words of some of the images, but not of most, in alphabetical order with their places."""
     counts = Counter(word for record in records for word in _words_of(record))
-    least, most = max(2, len(records) // 500), TOO_FREQUENT * len(records)
-    words = sorted(word for word, count in counts.items() if least <= count <= most)
+    fewest, most = max(2, len(records) // 500), MAX_WORD_SHARE * len(records)
+    words = sorted(word for word, count in counts.items() if fewest <= count <= most)
     if not words:
-        raise RSMoEError("align_steps needs captions that differ between images: no word is in some of them only")
+        raise RSMoEError("alignment_steps needs captions that differ between images: no word is in some of them only")
     return {word: place for place, word in enumerate(words)}
 
 
 def _words_of(record: CaptionRecord) -> set[str]:
     text = " ".join(record.captions).lower()
-    return set("".join(letter if letter.isalpha() else " " for letter in text).split())
+    return set("".join(character if character.isalpha() else " " for character in text).split())
 
 
 @torch.no_grad()
 def _embed(
     model: "RSMoEForConditionalGeneration", processor: "RSMoEProcessor", captions: list[str], progress: Progress
 ) -> torch.Tensor:
-    """[captions, Q-Former width], unit length: the mean over the Q-Former's text path, as of the encoder it comes from."""
+    """[captions, Q-Former width], of unit length: the mean over tokens, as of the text encoder that it comes from."""
     vectors = []
-    for start in range(0, len(captions), 64):
-        progress("embedding captions", start / len(captions))
-        encoded = processor.tokenize_qformer(captions[start : start + 64], "pt").copy()
-        encoded = {name: tensor.to(model.device) for name, tensor in encoded.items()}
-        hidden = model.model.encoder.qformer(**encoded).last_hidden_state
-        mask = encoded["attention_mask"].unsqueeze(-1)
+    for start in range(0, len(captions), CAPTION_BATCH):
+        progress("embedding captions", start, len(captions), "captions")
+        encoded = processor.tokenize_qformer(captions[start : start + CAPTION_BATCH], "pt")
+        ids = encoded["qformer_input_ids"].to(model.device)
+        mask = encoded["qformer_attention_mask"].to(model.device)
+        hidden = model.model.encoder.qformer(input_ids=ids, attention_mask=mask).last_hidden_state
+        mask = mask.unsqueeze(-1)
         vectors.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu())
     return torch.cat(vectors)

@@ -1,12 +1,12 @@
-"""Checkpoints of a running training: only what learns, in safetensors and JSON, there whole or not at all.
+"""Checkpoints of a running training: only what learns, in safetensors and JSON, there complete or not at all.
 
-transformers' Trainer keeps the optimizer, the schedule and the random numbers in pickles. Nothing is unpickled here:
-the optimizer's state is kept by the parameters' names in safetensors, the schedule is JSON, and random numbers need no
-keeping, since each step draws from a seed of its own.
+transformers' Trainer writes the whole model, and keeps the optimizer, the schedule and the random numbers in pickles.
+A callback writes ours: the optimizer's state by the parameters' names in safetensors, the schedule as JSON; random
+numbers need no keeping, since each step draws from a seed of its own. The Trainer resumes from such a folder: it reads
+its state, `TrainerMixin` the weights, and the callback the optimizer's state.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,33 +17,41 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import SaveStrategy, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from ..errors_rsmoe import RSMoEError
-from .parts import trained_parameters
+from ..utils.files import whole_file
+from .modules import trained_parameters
 
 
 WEIGHTS, OPTIMIZER, SCHEDULE = "trained.safetensors", "optimizer.safetensors", "schedule.json"
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
-    """Write a safetensors file, there whole or not at all.
+def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, there complete or not at all.
+
+    Args:
+        tensors: by name, on any device.
+        file: is replaced if it exists.
+        metadata: of the file.
 
     Raises:
         OSError: it cannot be written.
     """
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
-        part.replace(file)
+        with whole_file(file) as unfinished:
+            save_file(contiguous, unfinished, metadata)
     except SafetensorError as error:  # how safetensors reports an error of the file system
         raise OSError(f"{file}: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_parameters(model: torch.nn.Module, file: Path) -> None:
     """Put the weights of a file into the parameters of their names.
+
+    Args:
+        model: is changed in place.
+        file: safetensors.
 
     Raises:
         RSMoEError: the file is damaged, or holds a weight that the model does not have in that shape.
@@ -60,96 +68,137 @@ def load_parameters(model: torch.nn.Module, file: Path) -> None:
             parameters[name].copy_(tensor)
 
 
-class OwnSeedEachStep(TrainerCallback):
+class SeedEachStep(TrainerCallback):
     """Dropout of a step depends on the seed, the step and the process alone, so that a resumed run draws the same."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         torch.manual_seed((args.seed * 1_000_003 + state.global_step) * args.world_size + args.process_index)
 
 
-class SafeCheckpoints:
-    """A Trainer whose checkpoints hold what learns, without pickles. Put it before the Trainer's class."""
+class SaveTrained(TrainerCallback):
+    """Writes `checkpoint-STEP` every `save_steps` steps and after the last one, and resumes from one.
 
-    # of the Trainer
-    accelerator: Any
-    args: Any
-    lr_scheduler: Any
-    model: Any
-    optimizer: Any
-    state: Any
+    Args:
+        resumed: the checkpoint that `Trainer.train` resumes from.
+    """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        trainer: Any = self
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            self.args.save_strategy = SaveStrategy.NO  # sharded weights are only written at the end
-        trainer.add_callback(OwnSeedEachStep())
+    def __init__(self, resumed: Path | None = None):
+        self.resumed = resumed
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if not self.args.should_save:
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs):
+        self._args, self._state, self._saved_step = args, state, state.global_step
+        self._learning = (model, optimizer, lr_scheduler)
+        if self.resumed is not None:
+            load_optimizer(self.resumed, *self._learning)
+
+    def before_batch(self) -> None:
+        """Called when a step is over, its losses are logged and the val split is measured, before images are read."""
+        if self._state.global_step % self._state.save_steps == 0:
+            self._save()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            self._save()
+
+    def _save(self) -> None:
+        args, step = self._args, self._state.global_step
+        if step == self._saved_step or not args.should_save:
             return
-        root = Path(self.args.output_dir)
-        target = root / f"checkpoint-{self.state.global_step}"
-        part = root / f".checkpoint-{self.state.global_step}.part"
+        self._saved_step = step
+        root = Path(args.output_dir)
+        target, unfinished = root / f"checkpoint-{step}", root / f".checkpoint-{step}.part"
         try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            self._write_checkpoint(part)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            write_checkpoint(unfinished, *self._learning)
+            self._state.save_to_json(str(unfinished / TRAINER_STATE_NAME))
             shutil.rmtree(target, ignore_errors=True)
-            part.rename(target)
+            unfinished.rename(target)
         except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise RSMoEError(f"checkpoint {target} cannot be written ({error}); free some space") from error
-        rotate_checkpoints(str(root), save_total_limit=self.args.save_total_limit)
+        rotate_checkpoints(str(root), save_total_limit=args.save_total_limit)
 
-    def _write_checkpoint(self, folder: Path) -> None:
-        names = {id(parameter): name for name, parameter in trained_parameters(self.model).items()}
-        save_tensors(trained_parameters(self.model), folder / WEIGHTS)
-        state = self.optimizer.state_dict()
-        order = [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
-        tensors = {
-            f"{key}/{order[place]}": torch.as_tensor(value)
-            for place, values in state["state"].items()
-            for key, value in values.items()
-        }
-        save_tensors(tensors, folder / OPTIMIZER)
-        groups = [{**group, "params": [order[place] for place in group["params"]]} for group in state["param_groups"]]
-        schedule = {"groups": groups, "scheduler": self.lr_scheduler.state_dict()}
-        (folder / SCHEDULE).write_text(json.dumps(schedule), encoding="utf-8")
-        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_parameters(self.model if model is None else model, Path(resume_from_checkpoint) / WEIGHTS)
+def write_checkpoint(folder: Path, model: torch.nn.Module, optimizer: Any, lr_scheduler: Any) -> None:
+    """Write what learns, the optimizer's state and the schedule into an empty folder.
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        try:
-            schedule = json.loads((Path(checkpoint) / SCHEDULE).read_text(encoding="utf-8"))
-            tensors = load_file(Path(checkpoint) / OPTIMIZER)
-            order = [name for group in schedule["groups"] for name in group["params"]]
-            places = {name: place for place, name in enumerate(order)}
-            names = {id(parameter): name for name, parameter in trained_parameters(self.model).items()}
-            ours = [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
-            if ours != order:
-                raise ValueError("other weights learned")
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for key, tensor in tensors.items():
-                kind, name = key.split("/", 1)
-                state.setdefault(places[name], {})[kind] = tensor
-            groups = [{**group, "params": [places[name] for name in group["params"]]} for group in schedule["groups"]]
-            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-            self.lr_scheduler.load_state_dict(schedule["scheduler"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise RSMoEError(
-                f"{checkpoint} is damaged or of another training ({error}); remove it to go on from the one before"
-            ) from error
+    Raises:
+        OSError: a file cannot be written.
+    """
+    save_tensors(trained_parameters(model), folder / WEIGHTS)
+    state, order = optimizer.state_dict(), _parameter_order(model, optimizer)
+    tensors = {
+        f"{key}/{order[place]}": torch.as_tensor(value)
+        for place, values in state["state"].items()
+        for key, value in values.items()
+    }
+    save_tensors(tensors, folder / OPTIMIZER)
+    groups = [{**group, "params": [order[place] for place in group["params"]]} for group in state["param_groups"]]
+    schedule = {"groups": groups, "scheduler": lr_scheduler.state_dict()}
+    (folder / SCHEDULE).write_text(json.dumps(schedule), encoding="utf-8")
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Nothing: see `OwnSeedEachStep`."""
+
+def load_optimizer(folder: Path, model: torch.nn.Module, optimizer: Any, lr_scheduler: Any) -> None:
+    """Load what `write_checkpoint` wrote of the optimizer and the schedule.
+
+    Raises:
+        RSMoEError: the files are damaged, or other weights learned.
+    """
+    try:
+        schedule = json.loads((folder / SCHEDULE).read_text(encoding="utf-8"))
+        tensors = load_file(folder / OPTIMIZER)
+        order = [name for group in schedule["groups"] for name in group["params"]]
+        if order != _parameter_order(model, optimizer):
+            raise ValueError("other weights learned")
+        places = {name: place for place, name in enumerate(order)}
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, tensor in tensors.items():
+            kind, name = key.split("/", 1)
+            state.setdefault(places[name], {})[kind] = tensor
+        groups = [{**group, "params": [places[name] for name in group["params"]]} for group in schedule["groups"]]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        lr_scheduler.load_state_dict(schedule["scheduler"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RSMoEError(
+            f"{folder} is damaged or of another training ({error}); remove it to go on from the one before"
+        ) from error
+
+
+def _parameter_order(model: torch.nn.Module, optimizer: Any) -> list[str]:
+    """Names of the parameters in the order in which the optimizer counts them."""
+    names = {id(parameter): name for name, parameter in trained_parameters(model).items()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def train_to_the_end(trainer: Any) -> None:
+    """Train from the last checkpoint in the trainer's folder, if there is one.
+
+    Weights that are spread over processes (FSDP, DeepSpeed) are only written at the end of a training.
+
+    Raises:
+        RSMoEError: what broke, such as an image that was lost, and that the rest can be had.
+    """
+    folder = Path(trainer.args.output_dir)
+    last = last_checkpoint(folder)
+    trainer.add_callback(SeedEachStep())
+    save_strategy = trainer.args.save_strategy
+    if save_strategy != "no" and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        trainer.saver = SaveTrained(last)
+        trainer.add_callback(trainer.saver)
+    trainer.args.save_strategy = "no"  # the Trainer writes none of its own
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except RSMoEError as error:
+        intact = last_checkpoint(folder) or "Its start"
+        raise RSMoEError(
+            f"the training stopped: {error}. {intact} is intact: with that mended, go on with --resume"
+        ) from error
+    finally:
+        trainer.args.save_strategy = save_strategy
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a trainer's folder; unfinished ones have other names."""
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    return None if found is None else Path(found)
+    newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    return None if newest is None else Path(newest)

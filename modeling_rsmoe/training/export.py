@@ -1,4 +1,4 @@
-"""What a training changed, without the frozen parts: the small file that `rsmoe assemble` adds to pretrained parts."""
+"""What a training changed, without frozen weights: the small file that `rsmoe assemble` adds to pretrained modules."""
 
 import json
 import re
@@ -7,15 +7,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import write_whole
-from .stages import ALIGNED, LEARNED, RECORD, STANDARD, STATE
+from ..utils.provenance import TRAINING_RECORD
+from .checkpoints import save_tensors
+from .stages import ALIGNED, LEARNED, STANDARD, STATE
 
 
 PEFT_PREFIX = "base_model.model."  # of parameters inside a PeftModel
-LLM_LORA = re.compile(r"model\.language_model\.(.+)\.(lora_[AB])\.default\.weight")
+BASE_LM_LORA = re.compile(r"model\.language_model\.(.+)\.(lora_[AB])\.default\.weight")
 
 
 def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
@@ -40,10 +42,10 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
         recipe = record["recipe"]
         for name, value in learned.items():
             name = name.removeprefix(PEFT_PREFIX)
-            pair = LLM_LORA.fullmatch(name)
+            pair = BASE_LM_LORA.fullmatch(name)
             if pair:
                 name = f"llm_lora.{pair[1]}.{pair[2]}"
-                metadata["language_model_lora_scaling"] = str(recipe["lora_alpha"] / recipe["lora_rank"])
+                metadata["language_model_lora_scaling"] = str(recipe["lora_alpha"] / recipe["lora_r"])
             if "lora_" in name and not pair and ".default." in name:
                 raise RSMoEError(f"{output}: the LoRA {name} is not of the base LM; train the Q-Former's own weights")
             if pair and name in tensors:
@@ -52,30 +54,25 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
     if not tensors:
         raise RSMoEError("nothing to export; give the folder of a finished training")
     target = Path(file)
-    part = target.with_name(f".{target.name}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata=metadata)
-        part.replace(target)
+        save_tensors(tensors, target, metadata)
         write_whole(target.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise RSMoEError(f"{target} cannot be written ({error}); free some space or give another file") from error
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 
 def _outcome(output: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """The record of a finished training, and its weights by name: what came before rows, then what rows changed."""
+    """The record of a finished training, and its weights by name: of what came before the examples, then of these."""
     try:
-        record = json.loads((output / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((output / TRAINING_RECORD).read_text(encoding="utf-8"))
         if not record["finished"]:
             raise ValueError("it is not finished")
         learned: dict[str, torch.Tensor] = {}
         for name in (STANDARD, ALIGNED, LEARNED):
             if name == LEARNED or (output / STATE / name).is_file():
-                found = load_file(output / STATE / name)
-                learned |= {key.removeprefix(PEFT_PREFIX): value for key, value in found.items()}
+                tensors = load_file(output / STATE / name)
+                learned |= {key.removeprefix(PEFT_PREFIX): value for key, value in tensors.items()}
         return record, learned
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RSMoEError(

@@ -1,15 +1,15 @@
 """Image features of the frozen ViT, computed once for each image and read from disk afterwards.
 
-A cache folder belongs to one encoder (its weights, settings and preprocessing): `features.f16` holds records of
-float16 [patches, width] one after the other, `index.json` says which image each belongs to. An image is known by its
-content; size and modification time only spare reading it again. The index is written after the records it names, so
+A cache folder belongs to one encoder (its weights, settings and preprocessing): `features.f16` holds float16
+[patches, width] of one image after the other, `index.json` says which image each belongs to. An image is known by its
+content; size and modification time only spare reading it again. The index is written after the features it names, so
 that a cache is good at every moment: what a killed process had not entered is computed again.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,29 +18,29 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 
-from ..data.encoder import encoder_sha256
 from ..errors_rsmoe import RSMoEError
+from ..inference.encoder import encoder_sha256
 from ..utils.files import write_whole
 from ..utils.images import read_images
+from ..utils.progress import Progress, no_progress
 
 
 if TYPE_CHECKING:
     from ..modeling_rsmoe import RSMoEForConditionalGeneration
     from ..processing_rsmoe import RSMoEProcessor
 
-Progress = Callable[[str, float | None], None]
-
 FORMAT = 1
-BATCH = 8  # images that the ViT sees together
-ENTER_EVERY = 32  # batches between two writings of the index
+VISION_BATCH = 8  # images that the ViT encodes together
+INDEX_EVERY = 32  # batches between two writings of the index
 
 
 class FeatureCache:
-    """Features of images on disk, made as they are asked for by `add` and read by calling the cache.
+    """Features of images on disk, made by `add` and read by calling the cache.
 
     Args:
         folder: of all caches; this one's has the encoder's hash as its name.
-        model, processor: make the features; the ViT must not change while the cache is used.
+        model: makes the features; its ViT must not change while the cache is used.
+        processor: makes the pixels.
 
     Raises:
         RSMoEError: the folder cannot be read or written.
@@ -50,16 +50,20 @@ class FeatureCache:
         self.encoder = encoder_sha256(model.model.encoder, processor)
         self.folder = Path(folder) / self.encoder[:16]
         self._model, self._processor = model, processor
-        self._rows: dict[str, int] = {}  # sha256 of an image -> its record
+        self._places: dict[str, int] = {}  # sha256 of an image -> its place in the file
         self._files: dict[str, list[Any]] = {}  # path -> [size, modification time in ns, sha256]
         self._shape: tuple[int, int] | None = None  # patches, width
         self._values: np.ndarray | None = None
 
-    def add(self, images: Sequence[Path], progress: Progress = lambda message, share: None) -> None:
+    def add(self, images: Sequence[Path], progress: Progress = no_progress) -> None:
         """Make the features of those images that have none here, or have changed. A second process waits meanwhile.
 
+        Args:
+            images: paths.
+            progress: how many images are encoded.
+
         Raises:
-            RSMoEError: an image cannot be read, a feature is not finite, or the disk is full (what was made stays).
+            RSMoEError: an image cannot be read, a feature is not finite, or the disk is full (finished features stay).
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -73,9 +77,9 @@ class FeatureCache:
             raise RSMoEError(
                 f"cannot keep image features in {self.folder} ({error}); free some space or give another folder"
             ) from error
-        if self._rows:
+        if self._places:
             assert self._shape is not None
-            count = len(self._rows)
+            count = len(self._places)
             self._values = np.memmap(self._data_file, np.float16, "r", shape=(count, *self._shape))
 
     def __call__(self, images: Sequence[str | Path]) -> torch.Tensor:
@@ -87,16 +91,16 @@ class FeatureCache:
         unknown = [str(image) for image in images if str(image) not in self._files]
         if unknown or self._values is None:
             raise RSMoEError(f"no features of {unknown[:3]} in {self.folder}; add the image to the cache first")
-        records = [self._rows[self._files[str(image)][2]] for image in images]
-        return torch.from_numpy(np.stack([self._values[record] for record in records]).astype(np.float32))
+        places = [self._places[self._files[str(image)][2]] for image in images]
+        return torch.from_numpy(np.stack([self._values[place] for place in places]).astype(np.float32))
 
     @property
     def _data_file(self) -> Path:
         return self.folder / "features.f16"
 
     def _read_index(self) -> None:
-        """Take the index as it stands; anything wrong with it, or with the records it names, starts the cache anew."""
-        self._rows, self._files, self._shape = {}, {}, None
+        """Take the index as it stands; anything wrong with it, or with the file, starts the cache anew."""
+        self._places, self._files, self._shape = {}, {}, None
         try:
             index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
             if index["format"] != FORMAT or index["encoder"] != self.encoder:
@@ -106,7 +110,7 @@ class FeatureCache:
             if sorted(index["images"].values()) != list(range(len(index["images"]))):
                 return
             if self._data_file.stat().st_size >= needed:
-                self._rows, self._files, self._shape = index["images"], index["files"], shape
+                self._places, self._files, self._shape = index["images"], index["files"], shape
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return
 
@@ -114,12 +118,12 @@ class FeatureCache:
         if self._shape is None:
             return
         index = {"format": FORMAT, "encoder": self.encoder, "shape": self._shape}
-        text = json.dumps({**index, "images": self._rows, "files": self._files})
+        text = json.dumps({**index, "images": self._places, "files": self._files})
         if not (self.folder / "index.json").is_file() or (self.folder / "index.json").read_text() != text:
             write_whole(self.folder / "index.json", text)
 
     def _missing(self, images: list[Path]) -> list[Path]:
-        """Those without a record; what is known of each file is brought up to date on the way."""
+        """Those without features; what is known of each file is brought up to date on the way."""
         missing: dict[str, Path] = {}
         for image in images:
             try:
@@ -133,26 +137,25 @@ class FeatureCache:
                 raise RSMoEError(
                     f"image {image} cannot be read ({error.strerror}); put it back or leave its records out"
                 ) from error
-            if known[2] not in self._rows:
+            if known[2] not in self._places:
                 missing.setdefault(known[2], image)
         return list(missing.values())
 
     @torch.no_grad()
     def _make(self, images: list[Path], progress: Progress) -> None:
-        told = f"features of {len(images)} images"
         mode = "r+b" if self._data_file.exists() else "w+b"
         with self._data_file.open(mode) as file:
-            for number, start in enumerate(range(0, len(images), BATCH)):
-                progress(told, start / len(images))
-                some = images[start : start + BATCH]
-                values = self._embed(some)
+            for number, start in enumerate(range(0, len(images), VISION_BATCH)):
+                progress("encoding images", start, len(images), "images")
+                batch = images[start : start + VISION_BATCH]
+                values = self._embed(batch)
                 if self._shape is None:
                     self._shape = (values.shape[1], values.shape[2])
-                file.seek(len(self._rows) * values[0].nbytes)
+                file.seek(len(self._places) * values[0].nbytes)
                 file.write(values.tobytes())
-                for image in some:
-                    self._rows[self._files[str(image)][2]] = len(self._rows)
-                if number % ENTER_EVERY == ENTER_EVERY - 1 or start + BATCH >= len(images):
+                for image in batch:
+                    self._places[self._files[str(image)][2]] = len(self._places)
+                if number % INDEX_EVERY == INDEX_EVERY - 1 or start + VISION_BATCH >= len(images):
                     file.flush()
                     os.fsync(file.fileno())
                     self._write_index()
@@ -168,14 +171,20 @@ class FeatureCache:
 
 
 def similar_images(features: FeatureCache, images: Sequence[Path], number: int) -> dict[Path, list[Path]]:
-    """The `number` other images that look most like each image, by the cosine of their mean features."""
+    """The `number` other images most like each image, by the cosine of their mean features.
+
+    Args:
+        features: of all these images.
+        images: paths; repeated ones count once.
+        number: of similar images for each; fewer where there are not as many.
+    """
     images = list(dict.fromkeys(images))
     means = torch.cat([features(images[i : i + 256]).mean(1) for i in range(0, len(images), 256)])
     means = F.normalize(means, dim=-1)
-    found = {}
+    similar = {}
     for place, image in enumerate(images):
-        likeness = means @ means[place]
-        likeness[place] = -torch.inf
-        best = likeness.topk(min(number, len(images) - 1)).indices.tolist()
-        found[image] = [images[i] for i in best]
-    return found
+        cosines = means @ means[place]
+        cosines[place] = -torch.inf
+        nearest = cosines.topk(min(number, len(images) - 1)).indices.tolist()
+        similar[image] = [images[i] for i in nearest]
+    return similar

@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a bar that counts rows, TensorBoard, and a picture of the losses."""
+"""What a training shows while it runs: a bar that counts examples, TensorBoard, and the loss curve."""
 
 import sys
 from collections.abc import Sequence
@@ -8,30 +8,37 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from ..utils.files import whole_file
 
-SMOOTHED = 40  # points of a curve, about
+
+CURVE_POINTS = 40  # about: a curve is smoothed to so many
 
 
-class RowBar(TrainerCallback):
-    """A bar in rows: rows per second, time left, the last loss. Outside a terminal, a line now and then."""
+class ExampleBar(TrainerCallback):
+    """A bar in examples: examples per second, time left, the last loss. Outside a terminal, a line now and then.
 
-    def __init__(self, name: str, rows_per_step: int):
-        self.name, self.rows_per_step, self._bar = name, rows_per_step, None
+    Args:
+        name: of the training.
+        examples_per_step: over all processes.
+    """
+
+    def __init__(self, name: str, examples_per_step: int):
+        self.name, self.examples_per_step, self._bar = name, examples_per_step, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self._bar = tqdm(
                 desc=self.name,
-                total=state.max_steps * self.rows_per_step,
-                initial=state.global_step * self.rows_per_step,
-                unit=" rows",
+                total=state.max_steps * self.examples_per_step,
+                initial=state.global_step * self.examples_per_step,
+                unit=" examples",
                 mininterval=0.5 if sys.stderr.isatty() else 30,
                 dynamic_ncols=True,
             )
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._bar is not None:
-            self._bar.update(self.rows_per_step)
+            self._bar.update(self.examples_per_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self._bar is not None and logs and "loss" in logs:
@@ -43,18 +50,19 @@ class RowBar(TrainerCallback):
             self._bar = None
 
 
-class LossPicture(TrainerCallback):
-    """Draws the losses of the log whenever a checkpoint is saved, and at the end."""
+class LossCurve(TrainerCallback):
+    """Draws the losses of the log every `save_steps` steps, and at the end."""
 
     def __init__(self, file: Path):
         self.file = file
 
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            plot_losses(state.log_history, self.file)
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step % state.save_steps == 0:
+            self.on_train_end(args, state, control)
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.on_save(args, state, control)
+        if state.is_world_process_zero:
+            plot_losses(state.log_history, self.file)
 
 
 def tensorboard(folder: Path) -> TrainerCallback:
@@ -67,7 +75,12 @@ def tensorboard(folder: Path) -> TrainerCallback:
 
 
 def plot_losses(log: Sequence[dict[str, Any]], file: Path) -> None:
-    """The loss of all rows and of each kind by step, smoothed, as a picture; without an entry there is none."""
+    """Draw the loss of all examples and of each kind by step, smoothed; without an entry there is no file.
+
+    Args:
+        log: the Trainer's `log_history`.
+        file: the PNG to write.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -81,22 +94,21 @@ def plot_losses(log: Sequence[dict[str, Any]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5))
     for name in names:
         points = [(entry["step"], entry[name]) for entry in log if name in entry]
-        window = max(1, len(points) // SMOOTHED)
+        window = max(1, len(points) // CURVE_POINTS)
         values = np.convolve([value for _, value in points], np.ones(window) / window, mode="valid")
-        kind = name.removeprefix("eval_")
+        kind, of_val = name.removeprefix("eval_"), name.startswith("eval")
+        label = "all" if kind == "loss" else kind.removeprefix("loss_")
         axes.plot(
             [step for step, _ in points][window - 1 :],
             values,
-            label=("val " if name.startswith("eval") else "")
-            + ("all" if kind == "loss" else kind.removeprefix("loss_")),
+            label=f"val {label}" if of_val else label,
             color=f"C{kinds.index(kind)}",  # a kind has one colour, dashed on val
-            linestyle="--" if name.startswith("eval") else "-",
+            linestyle="--" if of_val else "-",
             linewidth=2 if kind == "loss" else 1,
         )
     axes.set(xlabel="step", ylabel="loss", title=f"{file.parent.name}: running mean of the loss")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
-    part = file.with_name(f".{file.name}.part")
-    figure.savefig(part, dpi=110, format="png")
+    with whole_file(file) as unfinished:
+        figure.savefig(unfinished, dpi=110, format="png")
     plt.close(figure)
-    part.replace(file)

@@ -1,4 +1,4 @@
-"""What a training needs, without a weight being allocated: parameters by part, what learns, bytes on each device.
+"""What a training needs, without a weight being allocated: parameters by module, which learn, bytes on each device.
 
 Weights, gradients and the optimizer's state are counted from the model on the meta device. Activations are the peak of
 one step over fake tensors (torch's FakeTensorMode), which have shapes and types but no values. Not counted: what the
@@ -7,7 +7,7 @@ driver, the communication library and the allocator's fragments take.
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors_rsmoe import RSMoEError
 from ..experts_rsmoe import decoder_layers
-from .parts import halve_llm, select_parts, trained_parameters
+from .modules import cast_base_lm, select_modules, trained_parameters
 from .settings import Recipe
 
 
@@ -32,21 +32,22 @@ Strategy = Literal["DDP", "FSDP", "ZeRO-2", "ZeRO-3"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 FLOAT32 = 4  # bytes of what learns, of its gradients, and of each of AdamW's two moments
-# DeepSpeed's defaults, in elements: the buffer that gradients are sent from, and what ZeRO-3 keeps gathered at most.
+# DeepSpeed's defaults, in elements: the buffer that gradients are sent from, and the most that ZeRO-3 keeps gathered.
 REDUCE_BUCKET, MAX_LIVE = 500_000_000, 1_000_000_000
 GATHERED_LAYERS = 2  # that FSDP holds at once: the one that runs and the next
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one step on one device.
+    """The examples of one step on one device.
 
-    The defaults are the widest batch of nano's trainings (RSICD, UCM-Captions and questions; 160 tokens), and some more.
+    The defaults are a little wider than the widest batch of nano's trainings (RSICD, UCM-Captions and questions; 160
+    tokens).
     """
 
-    rows: int
-    tokens: int = 192  # of a row: image, prompt and all its completions
-    learned: int = 96  # of them, those with a label
+    examples: int
+    tokens: int = 192  # of a sequence: image, prompt and all its completions
+    labels: int = 96  # of them, those that are learned
     qformer_tokens: int = 32
     image_size: int | None = None  # pixels of a side; by default the vision encoder's
 
@@ -77,12 +78,12 @@ def without_weights(
     """The model on the meta device; with a recipe, as its stage trains it.
 
     Args:
-        config: of the whole model.
-        recipe: which parts learn, with which LoRA.
+        config: of the model.
+        recipe: which modules learn, with which LoRA.
         bf16: as of the training's arguments: frozen weights of the base LM in half precision.
 
     Raises:
-        RSMoEError: as of `select_parts`.
+        RSMoEError: as of `select_modules`.
     """
     from ..modeling_rsmoe import RSMoEForConditionalGeneration
 
@@ -91,16 +92,16 @@ def without_weights(
         if recipe is not None:
             if recipe.attn_implementation is not None:
                 cast(Any, model).set_attn_implementation({"text_config": recipe.attn_implementation})
-            select_parts(model, recipe)
+            select_modules(model, recipe)
         if bf16:
-            halve_llm(model)
+            cast_base_lm(model)
     return model
 
 
-def count_parts(model: "RSMoEForConditionalGeneration", learned: bool = False) -> dict[str, int]:
-    """Part -> its parameters, each counted once; with `learned`, only those that learn (LoRA among them)."""
+def count_parameters(model: "RSMoEForConditionalGeneration", learned: bool = False) -> dict[str, int]:
+    """Module -> its parameters, each counted once; with `learned`, only those that learn (LoRA among them)."""
     encoder = model.model.encoder
-    parts: dict[str, list[nn.Module]] = {
+    modules: dict[str, list[nn.Module]] = {
         "vision": [encoder.vision_model],
         "qformer": [encoder.qformer, encoder.query_tokens],
         "projection": [encoder.projection],
@@ -109,14 +110,10 @@ def count_parts(model: "RSMoEForConditionalGeneration", learned: bool = False) -
         "experts": [model.model.experts],
     }
     if model.model.reranker is not None:
-        parts["reranker"] = [model.model.reranker]
+        modules["reranker"] = [model.model.reranker]
     return {
-        name: sum(
-            parameter.numel()
-            for parameter in nn.ModuleList(modules).parameters()
-            if parameter.requires_grad or not learned
-        )
-        for name, modules in parts.items()
+        name: sum(p.numel() for p in nn.ModuleList(several).parameters() if p.requires_grad or not learned)
+        for name, several in modules.items()
     }
 
 
@@ -128,8 +125,8 @@ def layer_classes(model: "RSMoEForConditionalGeneration") -> list[str]:
 def _layers(model: "RSMoEForConditionalGeneration") -> list[nn.Module]:
     encoder = model.model.encoder
     layers = list(decoder_layers(model.model.language_model))
-    for part in (encoder.vision_model, encoder.qformer):
-        layers += next((module for module in part.modules() if isinstance(module, nn.ModuleList)), [])
+    for transformer in (encoder.vision_model, encoder.qformer):
+        layers += next((module for module in transformer.modules() if isinstance(module, nn.ModuleList)), [])
     return layers
 
 
@@ -141,53 +138,59 @@ def step_memory(
 ) -> Memory:
     """Bytes on each of `processes` devices.
 
-    DDP keeps all on every device, FSDP is FSDP2 as in `hub_configs/accelerate`. For ZeRO, weights, gradients and
-    optimizer are those of DeepSpeed's own estimators with what is frozen left out: in half precision 2 bytes a
-    parameter and 18 / processes for each that learns (ZeRO-2), or a whole of 2 and 16 / processes (ZeRO-3).
+    DDP keeps everything on every device, FSDP is FSDP2 as in `hub_configs/accelerate`. For ZeRO, weights, gradients
+    and optimizer are those of DeepSpeed's own estimators without what is frozen: in half precision 2 bytes a parameter
+    and 18 / processes for each that learns (ZeRO-2), or 2 / processes and 16 / processes (ZeRO-3).
 
     Args:
         model: from `without_weights` with a recipe.
+        strategy: how the training is spread.
+        processes: number of devices.
         bf16: whether it trains in half precision.
         activations: from `activation_bytes`.
 
     Raises:
-        RSMoEError: experts of kind `full` cannot be trained with FSDP, since their layers never run as a whole.
+        RSMoEError: experts of type `full` cannot be trained with FSDP, since the layers of one never run together.
     """
-    every, learned = list(model.parameters()), list(trained_parameters(model).values())
-    if strategy == "DDP":
-        count = sum(parameter.numel() for parameter in learned)
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in every)
-        buckets = FLOAT32 * count if processes > 1 else 0  # gradients are copied into what is sent
-        return _memory(weights, count, activations, gradients=FLOAT32 * count, buffers=buckets)
+    parameters, learned = list(model.parameters()), list(trained_parameters(model).values())
+    total = sum(parameter.numel() for parameter in parameters)
+    count = sum(parameter.numel() for parameter in learned)  # updated on each device
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    if strategy in ("ZeRO-2", "ZeRO-3"):  # all weights in the computing precision, and float32 copies of what learns
+        width, count = 2 if bf16 else FLOAT32, ceil(count / processes)
+        is_spread = strategy == "ZeRO-3"
+        weights = width * (ceil(total / processes) if is_spread else total)
+        buffers = width * (REDUCE_BUCKET + (min(total, MAX_LIVE) if is_spread else 0))
+        gradients = (FLOAT32 if is_spread else FLOAT32 + width) * count
+        # Gradients in float32 are only there in the step, which needs no more then.
+        return Memory(weights, gradients, 3 * FLOAT32 * count, buffers, activations, step=0)
+    buffers = FLOAT32 * count if processes > 1 else 0  # gradients are copied into what is sent
     if strategy == "FSDP":
-        if any(reader.config.expert_type == "full" for reader in model.model.readers.values()):
+        if any(adapter.config.expert_type == "full" for adapter in model.model.adapters.values()):
             raise RSMoEError(
-                "expert_config.expert_type is 'full': FSDP cannot spread such experts; use DDP, or kind 'lora'"
+                "expert_config.expert_type is 'full': FSDP cannot spread such experts; use DDP, or 'lora'"
             )
         count = sum(_shard(parameter, processes) for parameter in learned)
-        weights = sum(_shard(parameter, processes) * parameter.element_size() for parameter in every)
-        return _memory(weights, count, activations, gradients=FLOAT32 * count, buffers=_gathered(model, bf16))
-    return _zero(every, learned, processes, bf16, activations, weights_too=strategy == "ZeRO-3")
-
-
-def _memory(weights: int, count: int, activations: int, gradients: int, buffers: int, master: int = 0) -> Memory:
-    """Of a device on which `count` parameters are updated; `master`: bytes of their copies in full precision."""
-    optimizer = 2 * FLOAT32 * count + master
-    return Memory(weights, gradients, optimizer, buffers, activations, step=FLOAT32 * count)
+        weights = sum(_shard(parameter, processes) * parameter.element_size() for parameter in parameters)
+        buffers = _gathered(model, bf16)
+    return Memory(weights, FLOAT32 * count, 2 * FLOAT32 * count, buffers, activations, step=FLOAT32 * count)
 
 
 def _shard(parameter: nn.Parameter, processes: int) -> int:
     """Elements on the first device: FSDP2 cuts along the first dimension."""
-    rows = parameter.shape[0] if parameter.ndim else 1
-    return ceil(rows / processes) * (parameter.numel() // max(rows, 1))
+    length = parameter.shape[0] if parameter.ndim else 1
+    return ceil(length / processes) * (parameter.numel() // max(length, 1))
 
 
 def _gathered(model: "RSMoEForConditionalGeneration", bf16: bool) -> int:
     """What FSDP holds beside its shards: all that is in no layer, two layers, and their gradients."""
 
     def size(parameters: Sequence[nn.Parameter]) -> int:
-        whole = ((p.numel(), 2 if bf16 else p.element_size(), p.requires_grad) for p in parameters)
-        return sum(count * width * (2 if learns else 1) for count, width, learns in whole)
+        total = 0
+        for parameter in parameters:
+            width = 2 if bf16 else parameter.element_size()
+            total += parameter.numel() * width * (2 if parameter.requires_grad else 1)
+        return total
 
     layers = [list(layer.parameters()) for layer in _layers(model)]
     inside = {id(parameter) for layer in layers for parameter in layer}
@@ -195,30 +198,11 @@ def _gathered(model: "RSMoEForConditionalGeneration", bf16: bool) -> int:
     return size(root) + GATHERED_LAYERS * max(size(layer) for layer in layers)
 
 
-def _zero(
-    every: Sequence[nn.Parameter],
-    learned: Sequence[nn.Parameter],
-    processes: int,
-    bf16: bool,
-    activations: int,
-    weights_too: bool,
-) -> Memory:
-    """DeepSpeed keeps every weight in the computing precision, and copies in float32 of what learns."""
-    width = 2 if bf16 else FLOAT32
-    total, count = (sum(parameter.numel() for parameter in some) for some in (every, learned))
-    own = ceil(count / processes)
-    weights = width * (ceil(total / processes) if weights_too else total)
-    gathered = width * min(total, MAX_LIVE) if weights_too else 0
-    gradients = (FLOAT32 if weights_too else FLOAT32 + width) * own
-    memory = _memory(weights, own, activations, gradients, gathered + width * REDUCE_BUCKET, master=FLOAT32 * own)
-    return replace(memory, step=0)  # the gradients in float32 are only there in the step
-
-
 # ---- activations
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make while it is on: those alive, and the most there were.
+    """Counts the bytes of all tensors that operations make while it is on: those alive, and their peak.
 
     Works for real and for fake tensors. Weights, buffers and finished gradients of `model` are left out.
     """
@@ -230,7 +214,7 @@ class PeakMemory(TorchDispatchMode):
         for tensor in [*model.parameters(), *model.buffers()]:
             self._enter(tensor, counted=False)
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(self._leave_out)
+            parameter.register_post_accumulate_grad_hook(self._exclude_gradient)
             for parameter in model.parameters()
             if parameter.requires_grad
         ]
@@ -256,7 +240,7 @@ class PeakMemory(TorchDispatchMode):
             self.alive += self._sizes[key]
             weakref.finalize(storage, self._forget, key)
 
-    def _leave_out(self, parameter: torch.Tensor) -> None:
+    def _exclude_gradient(self, parameter: torch.Tensor) -> None:
         assert parameter.grad is not None
         key = parameter.grad.untyped_storage()._cdata
         self.alive -= self._sizes.get(key, 0)
@@ -273,14 +257,14 @@ def activation_bytes(config: "RSMoEConfig", recipe: Recipe, batch: Batch, bf16: 
         With activations kept, and with `activation_checkpointing`, where those of a layer are computed again.
 
     Raises:
-        RSMoEError: experts of kind `full`, whose rows are only known at run time.
+        RSMoEError: experts of type `full`, whose sequences are only known at run time.
     """
     if "full" in (config.expert_config.expert_type, config.router_config.expert_type):
         raise RSMoEError(
-            "expert_config.expert_type is 'full': what its rows need is not known before; choose kind 'lora'"
+            "expert_config.expert_type is 'full': what its sequences need is not known before; choose type 'lora'"
         )
     model: Any = without_weights(config, recipe, bf16)
-    with FakeTensorMode(allow_non_fake_inputs=True):  # the inputs that are none: the meta tensors it begins with
+    with FakeTensorMode(allow_non_fake_inputs=True):  # the model begins with meta tensors, which are not fake
         model.to_empty(device="cpu").train()  # fake: nothing is allocated
         model.tie_weights()
         kept = _peak(model, recipe, batch, bf16)
@@ -298,32 +282,32 @@ def _peak(model: "RSMoEForConditionalGeneration", recipe: Recipe, batch: Batch, 
 
 
 def _loss(model: "RSMoEForConditionalGeneration", recipe: Recipe, batch: Batch, bf16: bool) -> torch.Tensor:
-    """What `RowTrainer` computes, without looking at a value: all readers may stand in the batch."""
-    whole, rows, tokens = model.model, batch.rows, batch.tokens
+    """What `ExampleTrainer` computes, without reading a value: sequences of all adapters may be in the batch."""
+    base, examples, tokens = model.model, batch.examples, batch.tokens
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        questions = torch.zeros(rows, batch.qformer_tokens, dtype=torch.long)
+        instructions = torch.zeros(examples, batch.qformer_tokens, dtype=torch.long)
         images = _images(model.config.vision_config, recipe, batch)
-        features = whole.encoder(
-            **images, qformer_input_ids=questions, qformer_attention_mask=torch.ones_like(questions)
+        features = base.encoder(
+            **images, qformer_input_ids=instructions, qformer_attention_mask=torch.ones_like(instructions)
         )
-        embeds = whole.get_input_embeddings()(torch.zeros(rows, tokens, dtype=torch.long))
-        places = torch.zeros(rows, tokens, 1, dtype=torch.bool)
-        embeds = embeds.masked_scatter(places, features.to(embeds.dtype))  # [rows, tokens, hidden_size]
-        readers: dict[str, Any] = {}
+        embeds = base.get_input_embeddings()(torch.zeros(examples, tokens, dtype=torch.long))
+        places = torch.zeros(examples, tokens, 1, dtype=torch.bool)
+        embeds = embeds.masked_scatter(places, features.to(embeds.dtype))  # [examples, tokens, hidden_size]
+        adapters: dict[str, Any] = {}
         if recipe.router == "train" or recipe.experts:
-            readers["adapter_gate"] = whole.get_adapter_gate(torch.zeros(rows, dtype=torch.long)).to(embeds.dtype)
-        seen: torch.Tensor = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool)
-        if whole.language_model.config._attn_implementation == "eager":
-            seen = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-        hidden = whole.language_model(
+            adapters["adapter_gate"] = base.get_adapter_gate(torch.zeros(examples, dtype=torch.long)).to(embeds.dtype)
+        mask: torch.Tensor = torch.ones(examples, 1, tokens, tokens, dtype=torch.bool)
+        if base.language_model.config._attn_implementation == "eager":
+            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+        hidden = base.language_model(
             inputs_embeds=embeds,
-            attention_mask=seen,
-            position_ids=torch.zeros(rows, tokens, dtype=torch.long),
+            attention_mask=mask,
+            position_ids=torch.zeros(examples, tokens, dtype=torch.long),
             use_cache=False,
-            **readers,
+            **adapters,
         ).last_hidden_state
-        logits = model.lm_head(hidden[:, : batch.learned].flatten(0, 1))
-    targets = torch.zeros(rows * batch.learned, dtype=torch.long)
+        logits = model.lm_head(hidden[:, : batch.labels].flatten(0, 1))
+    targets = torch.zeros(examples * batch.labels, dtype=torch.long)
     return F.cross_entropy(logits.float(), targets, reduction="none").sum()
 
 
@@ -331,6 +315,6 @@ def _images(vision_config: Any, recipe: Recipe, batch: Batch) -> dict[str, torch
     """Features of a frozen ViT, which are read from disk, or pixels."""
     size = batch.image_size or vision_config.image_size
     if recipe.vision != "frozen":
-        return {"pixel_values": torch.zeros(batch.rows, 3, size, size)}
+        return {"pixel_values": torch.zeros(batch.examples, 3, size, size)}
     patches = (size // vision_config.patch_size) ** 2 + 1
-    return {"image_embeds": torch.zeros(batch.rows, patches, vision_config.hidden_size)}
+    return {"image_embeds": torch.zeros(batch.examples, patches, vision_config.hidden_size)}

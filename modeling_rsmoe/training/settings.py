@@ -1,4 +1,4 @@
-"""Everything a training can be told: a recipe (what learns, from which rows) and the arguments of TRL's trainer.
+"""All settings of a training: a recipe (what learns, from which examples) and the arguments of TRL's trainer.
 
 Both are dataclasses with a sentence for each field. A YAML file holds one mapping for each stage, `stage1:` and
 `stage2:`, with the fields of both; TRL's parser reads it and takes changes from the command line (`--max_steps 100`).
@@ -43,15 +43,16 @@ def _setting(default: Any, help: str) -> Any:
 
 @dataclass
 class Recipe:
-    """What learns, and from which rows. The defaults are stage 1's; `Recipe.of("stage2")` has those of stage 2.
+    """What learns, and from which examples. The defaults are stage 1's; `Recipe.of("stage2")` has those of stage 2.
 
     Raises:
         RSMoEError: a value that a field cannot have, naming the field and what it can.
     """
 
-    checkpoint: str | None = _setting(
+    model: str | None = _setting(
         None,
-        "What is trained from: a folder, or in stage 1 a name such as rs-moe-nano, assembled without its weights.",
+        "The checkpoint to train from: a folder, or in stage 1 a name such as rs-moe-nano, assembled without its "
+        "trained weights.",
     )
     one_stage: bool = _setting(False, "Let stage 2 begin without a finished stage 1: the paper's one-stage ablation.")
 
@@ -60,16 +61,16 @@ class Recipe:
     qformer: Literal["full", "queries", "lora", "frozen"] = _setting(
         "full", "The Q-Former; queries: all but the layers that only its text passes through."
     )
-    projection: Literal["full", "frozen"] = _setting("full", "The query tokens and the projection to the LLM.")
+    projection: Literal["full", "frozen"] = _setting("full", "The query tokens and the projection to the base LM.")
     language_model: Literal["lora", "full", "frozen"] = _setting("lora", "The base LM; LoRA is merged at the end.")
     router: Literal["train", "frozen"] = _setting("frozen", "The instruction router.")
     experts: list[str] = _setting([], "The experts that learn, by name, or all.")
-    expert_names: list[str] | None = _setting(None, "Keep only these experts of the checkpoint; by default every one.")
+    expert_names: list[str] | None = _setting(None, "Keep only these experts of the checkpoint; by default all.")
     expert_start: Literal["base", "random", "checkpoint"] = _setting(
         "base", "Where router and experts that learn begin: at the base LM, at random weights, or as they are."
     )
-    lora_rank: int = _setting(16, "Rank of the LoRA of the base LM and the Q-Former.")
-    lora_alpha: float = _setting(32.0, "The LoRA's product is scaled by lora_alpha / lora_rank.")
+    lora_r: int = _setting(16, "Rank of the LoRA of the base LM and the Q-Former.")
+    lora_alpha: float = _setting(32.0, "The LoRA's product is scaled by lora_alpha / lora_r.")
     lora_dropout: float = _setting(0.0, "Dropout on the input of the LoRA.")
 
     attn_implementation: str | None = _setting(
@@ -77,7 +78,7 @@ class Recipe:
         "Attention of the base LM while it trains, sdpa or eager (faster on CPUs); by default the checkpoint's.",
     )
 
-    # learning rates; learning_rate is that of every part without its own
+    # learning rates; learning_rate is that of every module without one of its own
     vision_learning_rate: float | None = _setting(None, "Learning rate of the ViT, in place of learning_rate.")
     qformer_learning_rate: float | None = _setting(
         None,
@@ -90,44 +91,46 @@ class Recipe:
     router_learning_rate: float | None = _setting(None, "Learning rate of the router.")
     experts_learning_rate: float | None = _setting(None, "Learning rate of the experts.")
 
-    # rows
+    # examples
     datasets: list[str] | None = _setting(
-        None, "Datasets whose captions are learned, one named twice twice as often; by default all of the folder."
+        None, "Datasets whose captions are learned, twice as often where named twice; by default all of the folder."
     )
     question_datasets: list[str] | None = _setting(
-        None, "Datasets whose questions are learned, one named twice twice as often; by default all."
+        None, "Datasets whose questions are learned, twice as often where named twice; by default all."
     )
-    caption_share: float = _setting(0.55, "Share of rows: the base LM captions the image.")
-    answer_share: float = _setting(0.25, "Share of rows: the base LM answers a question.")
-    rewrite_share: float = _setting(0.2, "Share of rows: the base LM composes a caption out of parts.")
-    router_share: float = _setting(0.0, "Share of rows: the router writes an expert's prompt.")
-    expert_share: float = _setting(0.0, "Share of rows: an expert writes its part.")
-    question_share: float = _setting(0.15, "Share of the router's rows that begin from a question.")
-    references_per_row: int = _setting(
-        5, "References of an image that one row of a caption or an expert learns at once, as if drawn one by one."
+    caption_share: float = _setting(0.55, "Share of examples: the base LM captions the image.")
+    answer_share: float = _setting(0.25, "Share of examples: the base LM answers a question.")
+    rewrite_share: float = _setting(0.2, "Share of examples: the base LM rewrites expert texts into a caption.")
+    router_share: float = _setting(0.0, "Share of examples: the router writes an expert's prompt.")
+    expert_share: float = _setting(0.0, "Share of examples: an expert writes its text.")
+    question_share: float = _setting(0.15, "Share of the router's examples that begin from a question.")
+    references_per_example: int = _setting(
+        5, "References of an image that one example of a caption or an expert learns at once, as if drawn one by one."
     )
     similar_images: int = _setting(
-        8, "Fusions also have parts of so many images that look like theirs, as wrong as an expert's; 0 for none."
+        8, "Rewrite examples also take expert texts from so many similar images, as wrong as an expert's; 0 for none."
     )
-    extra_rows: str | None = _setting(
-        None, "JSONL of further rows for every epoch: image, kind, expert (or null), prompt, completions."
+    extra_examples: str | None = _setting(
+        None, "JSONL of further examples for every epoch: image, kind, expert (or null), prompt, completions."
     )
-    row_weight: float = _setting(
-        0.5, "Share of the loss in which every row counts the same; in the rest every token does."
+    example_weight: float = _setting(
+        0.5, "Share of the loss in which every example counts the same; in the rest every token does."
     )
-    eval_rows: int = _setting(0, "Rows of the val split whose loss is measured every eval_steps; 0 for none.")
+    eval_examples: int = _setting(0, "Examples of the val split whose loss is measured every eval_steps; 0 for none.")
 
-    # before the rows of stage 1
+    # before the examples of stage 1
     standardize_vision: bool = _setting(
         False, "Set the ViT's last norm to mean 0 and spread 1 of each channel, measured on 500 training images."
     )
-    align_steps: int = _setting(0, "Steps in which the Q-Former learns to name the captions' words, before all rows.")
-    align_batch_size: int = _setting(32, "Images of a step of this warm-up.")
-    align_learning_rate: float = _setting(3e-4, "Learning rate of this warm-up.")
-    align_qformer_learning_rate: float = _setting(
-        9e-5, "Learning rate in this warm-up of what comes from a pretrained text encoder."
+    alignment_steps: int = _setting(
+        0, "Steps of alignment, in which the Q-Former learns to name the captions' words before the base LM reads it."
     )
-    align_warmup_steps: int = _setting(50, "Steps in which its learning rates rise.")
+    alignment_batch_size: int = _setting(32, "Images of a step of alignment.")
+    alignment_learning_rate: float = _setting(3e-4, "Learning rate of alignment.")
+    alignment_qformer_learning_rate: float = _setting(
+        9e-5, "Learning rate in alignment of what comes from a pretrained text encoder."
+    )
+    alignment_warmup_steps: int = _setting(50, "Steps of alignment in which the learning rates rise.")
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(Recipe).items():  # not fields(): the parser simplifies their types
@@ -138,48 +141,53 @@ class Recipe:
                 raise RSMoEError(f"{name} is {value!r}; expected a list of names")
             if kind in (int, float, float | None) and not _is_number(value, kind):
                 raise RSMoEError(f"{name} is {value!r}; expected {'a' if kind is not int else 'a whole'} number")
-        for name in ("question_share", "row_weight", "lora_dropout"):
+        for name in ("question_share", "example_weight", "lora_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RSMoEError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
-        for name in ("lora_rank", "align_batch_size", "references_per_row"):
+        for name in ("lora_r", "alignment_batch_size", "references_per_example"):
             if getattr(self, name) < 1:
                 raise RSMoEError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        if self.align_steps and self.qformer in ("frozen", "lora"):
+        if self.alignment_steps and self.qformer in ("frozen", "lora"):
             raise RSMoEError(
-                f"align_steps is {self.align_steps}, but the Q-Former is {self.qformer}: it warms up only where its own "
-                "weights learn; set qformer to queries or full, or align_steps to 0"
+                f"alignment_steps is {self.alignment_steps}, but the Q-Former is {self.qformer}: it is aligned only "
+                "where its own weights learn; set qformer to queries or full, or alignment_steps to 0"
             )
 
     @classmethod
     def of(cls, stage: Stage, **changes: Any) -> "Recipe":
-        """The stage's defaults with changes."""
+        """The stage's defaults with changes.
+
+        Args:
+            stage: "stage1" or "stage2".
+            **changes: fields.
+        """
         return cls(**{**(STAGE2_DEFAULTS if stage == "stage2" else {}), **changes})
 
     @property
     def shares(self) -> dict[str, float]:
-        """Kind of row -> its share."""
+        """Kind of example -> its share."""
         kinds = ("caption", "answer", "rewrite", "router", "expert")
         return {kind: getattr(self, f"{kind}_share") for kind in kinds}
 
 
 @dataclass
 class TrainArguments(SFTConfig):
-    """TRL's SFTConfig with our defaults; fields that this project's rows and checkpoints rule out are refused.
+    """TRL's SFTConfig with our defaults; fields that this project's examples and checkpoints rule out are refused.
 
     Every field of transformers' TrainingArguments can be set: per_device_train_batch_size, learning_rate,
     num_train_epochs or max_steps, warmup_steps, bf16, activation_checkpointing, save_steps, seed, ...
     """
 
-    learning_rate: float = _setting(5e-4, "Learning rate of every part that has none of its own.")
-    per_device_train_batch_size: int = _setting(16, "Rows of a step in one process.")
-    per_device_eval_batch_size: int = _setting(16, "Rows of the val split that are measured together.")
+    learning_rate: float = _setting(5e-4, "Learning rate of every module that has none of its own.")
+    per_device_train_batch_size: int = _setting(16, "Examples of a step in one process.")
+    per_device_eval_batch_size: int = _setting(16, "Examples of the val split that are measured together.")
     weight_decay: float = _setting(0.05, "Weight decay of AdamW, for matrices [paper: 0.05].")
     warmup_steps: float = _setting(50, "Steps in which the learning rate rises; below 1, their share of all steps.")
     logging_steps: float = _setting(10, "Steps between two entries of the log.")
     save_steps: float = _setting(100, "Steps between two checkpoints, from which --resume goes on.")
     save_total_limit: int | None = _setting(2, "Checkpoints that are kept.")
-    seed: int = _setting(17, "Seed of rows, new weights and dropout.")
-    max_length: int | None = _setting(None, "Rows are never cut: cutting would lose image tokens.")
+    seed: int = _setting(17, "Seed of examples, new weights and dropout.")
+    max_length: int | None = _setting(None, "Sequences are never cut: cutting would lose image tokens.")
     bf16: bool = _setting(
         False, "Compute in bfloat16; frozen weights of the base LM are kept in it, weights that learn in float32."
     )
@@ -190,11 +198,11 @@ class TrainArguments(SFTConfig):
         None, "The older name of activation_checkpointing."
     )
     report_to: None | str | list[str] = _setting("none", "Further trackers of transformers; TensorBoard is always on.")
-    disable_tqdm: bool | None = _setting(True, "transformers' own bar; ours counts rows.")
+    disable_tqdm: bool | None = _setting(True, "transformers' own bar; ours counts examples.")
     prediction_loss_only: bool = _setting(True, "Only the loss is measured on the val split.")
 
     def __post_init__(self) -> None:
-        # Without being told, transformers refuses bfloat16 where there is only a CPU.
+        # transformers refuses bfloat16 where there is only a CPU, unless use_cpu is set.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         fixed: dict[str, Any] = {
@@ -207,8 +215,8 @@ class TrainArguments(SFTConfig):
         fixed |= {"auto_find_batch_size": False, "label_smoothing_factor": 0.0, "load_best_model_at_end": False}
         for name, value in fixed.items():
             if getattr(self, name) != value:
-                raise RSMoEError(f"{name} is {getattr(self, name)!r}; training on rows needs {value!r}: leave it out")
-        # Rows come in their final order, with columns that only our collator reads.
+                raise RSMoEError(f"{name} is {getattr(self, name)!r}; training needs {value!r}: leave it out")
+        # Examples come in their final order, with columns that only our collator reads.
         self.remove_unused_columns = False
         self.train_sampling_strategy = "sequential"
         self.average_tokens_across_devices = True
@@ -248,13 +256,13 @@ def read_settings(
 
 
 def describe_settings(stage: Stage) -> str:
-    """Every field of the recipe and ours of the arguments, a line each: name, default, sentence."""
+    """Every field of the recipe and ours of the arguments, one a line: name, default, sentence."""
     defaults = STAGE2_DEFAULTS if stage == "stage2" else {}
     lines = []
-    for each in [*fields(Recipe), *(f for f in fields(TrainArguments) if f.name in TrainArguments.__annotations__)]:
-        default = each.default_factory() if callable(each.default_factory) else each.default
-        shown = defaults.get(each.name, default)
-        lines.append(f"{each.name} ({shown if shown is not None else 'not set'}): {each.metadata['help']}")
+    for setting in [*fields(Recipe), *(f for f in fields(TrainArguments) if f.name in TrainArguments.__annotations__)]:
+        default = setting.default_factory() if callable(setting.default_factory) else setting.default
+        value = defaults.get(setting.name, default)
+        lines.append(f"{setting.name} ({value if value is not None else 'not set'}): {setting.metadata['help']}")
     return "\n".join(lines)
 
 

@@ -22,28 +22,30 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 
 from .. import RSMoEConfig, RSMoEForConditionalGeneration, RSMoEProcessor
-from ..data.provenance import TRAINING_RECORD as RECORD
-from ..data.provenance import folder_sha256, package_versions, records_sha256
+from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import cache_folder, write_whole
-from .checkpoints import last_checkpoint, load_parameters, save_tensors
-from .features import FeatureCache, Progress, similar_images
-from .logs import LossPicture, RowBar, tensorboard
-from .parts import halve_llm, part_of, select_parts, start_readers, trained_experts, trained_parameters
-from .rows import RowCollator, TrainingData, read_data, training_rows, val_rows
+from ..utils.progress import Progress, no_progress
+from ..utils.provenance import TRAINING_RECORD, folder_sha256, package_versions
+from .checkpoints import last_checkpoint, load_parameters, save_tensors, train_to_the_end
+from .examples import ExampleCollator, TrainingData, read_data, training_examples, val_examples
+from .features import FeatureCache, similar_images
+from .logs import ExampleBar, LossCurve, tensorboard
+from .modules import cast_base_lm, initialize_adapters, module_of, select_modules, trained_experts, trained_parameters
 from .settings import Recipe, Stage, TrainArguments
-from .trainer import RowTrainer
+from .trainer import ExampleTrainer
 
 
 STATE = ".training"
-STANDARD, ALIGNED = "standard.safetensors", "align.safetensors"  # outcomes of what comes before rows
-LEARNED = "learned.safetensors"  # what the rows changed
+STANDARD, ALIGNED = "standard.safetensors", "alignment.safetensors"  # outcomes of what comes before the examples
+LEARNED = "learned.safetensors"  # what the examples changed
 # Arguments that change what is learned: a run is resumed with the same.
 DECISIVE = ["learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1"]
 DECISIVE += ["adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "bf16", "max_steps", "num_train_epochs"]
 
 
-def train_stage1(
+def train_stage(
+    stage: Stage,
     recipe: Recipe,
     arguments: TrainArguments,
     data: str | Path,
@@ -52,18 +54,24 @@ def train_stage1(
     *,
     resume: bool = False,
     features: str | Path | None = None,
-    progress: Progress = lambda message, share: None,
+    progress: Progress = no_progress,
 ) -> Path:
-    """Train the vision-language encoder and the base LM [paper], and write the checkpoint.
+    """Train one stage and write the checkpoint.
+
+    Stage 1 trains the vision-language encoder and the base LM; stage 2 trains router and experts, which begin at the
+    base LM of stage 1 [paper].
 
     Args:
-        recipe, arguments: the settings; `arguments.output_dir` is set here.
+        stage: "stage1" or "stage2".
+        recipe: what learns, and from which examples.
+        arguments: of the trainer; `output_dir` is set here.
         data: a data folder; its train split is learned, its val split only measured.
         output: the folder of the new checkpoint, and of the training's state.
-        checkpoint: the folder that is trained from; by default `recipe.checkpoint`.
+        checkpoint: the folder that is trained from; by default `recipe.model`. That of stage 2 must have a finished
+            stage 1 behind it, unless `recipe.one_stage`.
         resume: go on from the last checkpoint of a training in `output`, or begin if there is none yet.
         features: folder of image features, by default in the cache.
-        progress: told what happens before the first step.
+        progress: what happens before the first step and after the last one.
 
     Returns:
         `output`.
@@ -71,31 +79,31 @@ def train_stage1(
     Raises:
         RSMoEError: unfitting settings or data, an image that is lost, a full disk. Checkpoints stay good.
     """
-    return _train("stage1", recipe, arguments, data, output, checkpoint, resume, features, progress)
-
-
-def train_stage2(
-    recipe: Recipe,
-    arguments: TrainArguments,
-    data: str | Path,
-    output: str | Path,
-    checkpoint: str | Path | None = None,
-    *,
-    resume: bool = False,
-    features: str | Path | None = None,
-    progress: Progress = lambda message, share: None,
-) -> Path:
-    """Train router and experts, which begin at the base LM of stage 1 [paper], and write the checkpoint.
-
-    Arguments and errors as of `train_stage1`; `checkpoint` must have a finished stage 1 behind it, unless
-    `recipe.one_stage`.
-    """
-    return _train("stage2", recipe, arguments, data, output, checkpoint, resume, features, progress)
+    start, output = _start_folder(stage, recipe, checkpoint), Path(output).absolute()
+    before = history(start)
+    if stage == "stage2" and not recipe.one_stage and not _has_stage1(before):
+        raise RSMoEError(
+            f"{start} has no finished stage 1 ({TRAINING_RECORD} does not say so): give the output of `rsmoe train "
+            "stage1`, or set one_stage to true for the one-stage ablation"
+        )
+    progress("reading the data")
+    training = read_data(Path(data).absolute(), recipe)
+    folder = None if features is None else Path(features)
+    job = _Job(stage, recipe, arguments, training, start, output, folder, progress)
+    arguments.output_dir = str(job.state)
+    try:
+        _run(job, resume, before)
+    except (OSError, SafetensorError) as error:
+        raise RSMoEError(
+            f"the training in {output} stopped: {error}. Its last checkpoint is intact: free some space or put the "
+            "file back, then go on with --resume"
+        ) from error
+    return output
 
 
 @dataclass
 class _Job:
-    """One training: what it was told, and where things are."""
+    """One training: its settings, and where things are."""
 
     stage: Stage
     recipe: Recipe
@@ -116,55 +124,27 @@ class _Job:
         return self.arguments.process_index == 0
 
     @property
-    def rows_per_step(self) -> int:
+    def examples_per_step(self) -> int:
         arguments = self.arguments
         return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
 
 
-def _train(
-    stage: Stage,
-    recipe: Recipe,
-    arguments: TrainArguments,
-    data: str | Path,
-    output: str | Path,
-    checkpoint: str | Path | None,
-    resume: bool,
-    features: str | Path | None,
-    progress: Progress,
-) -> Path:
-    start, output = _start_folder(stage, recipe, checkpoint), Path(output).absolute()
-    before = history(start)
-    if stage == "stage2" and not recipe.one_stage and not _has_stage1(before):
-        raise RSMoEError(
-            f"{start} has no finished stage 1 ({RECORD} does not say so): give the output of `rsmoe train stage1`, or set "
-            "one_stage to true for the one-stage ablation"
-        )
-    progress("reading the data", None)
-    training = read_data(Path(data).absolute(), recipe)
-    folder = None if features is None else Path(features)
-    job = _Job(stage, recipe, arguments, training, start, output, folder, progress)
-    arguments.output_dir = str(job.state)
+def _run(job: _Job, resume: bool, before: dict[str, Any] | None) -> None:
+    """Begin or resume, learn, and write the outcome."""
     record: dict[str, Any] = {}
     if job.is_first:
-        progress("hashing the data", None)
+        job.progress("hashing the data")
         record = _record(job)
         _begin(job, record, resume)
-    try:
-        begun = time.time()
-        weights, log = _learn(job)
-        if job.is_first:
-            progress(f"writing {output}", None)
-            gc.collect()  # the trainer's cycles hold a model
-            steps = log[-1]["step"]
-            record |= {"steps": steps, "rows": steps * job.rows_per_step, "finished": True}
-            record |= {"seconds_of_last_sitting": round(time.time() - begun, 1), "before": before}
-            _finish(job, weights, record)
-    except (OSError, SafetensorError) as error:
-        raise RSMoEError(
-            f"the training in {output} stopped: {error}. Its last checkpoint is intact: free some space or put the file "
-            "back, then go on with --resume"
-        ) from error
-    return output
+    began = time.time()
+    weights, log = _learn(job)
+    if job.is_first:
+        job.progress(f"writing {job.output}")
+        gc.collect()  # the trainer's cycles hold a model
+        steps = log[-1]["step"]
+        record |= {"steps": steps, "examples": steps * job.examples_per_step, "finished": True}
+        record |= {"seconds_of_last_session": round(time.time() - began, 1), "before": before}
+        _finish(job, weights, record)
 
 
 # ---- the start
@@ -173,6 +153,10 @@ def _train(
 def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGeneration, RSMoEProcessor]:
     """Model and processor of a checkpoint in float32, with the experts that the recipe keeps.
 
+    Args:
+        start: the checkpoint's folder.
+        recipe: `expert_names` says which experts; a reranker is left out where the recipe changes the ViT.
+
     Raises:
         RSMoEError: an expert that the checkpoint does not have, or its weights are quantised.
     """
@@ -180,39 +164,40 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
     if recipe.vision != "frozen" or recipe.standardize_vision:
         config.reranker_rank = 0  # a reranker belongs to the ViT that it was fitted to
     if getattr(config, "quantization_config", None) is not None:
-        raise RSMoEError(f"the weights of {start} are quantised; give --checkpoint with one of float weights")
+        raise RSMoEError(f"the weights of {start} are quantised; give --model with one of float weights")
     processor = RSMoEProcessor.from_pretrained(start)
     if recipe.expert_names is not None:
         unknown = [name for name in recipe.expert_names if name not in config.expert_names]
         if unknown or not recipe.expert_names:
             raise RSMoEError(f"expert_names is {recipe.expert_names}; {start} has {', '.join(config.expert_names)}")
         ids = dict(zip(config.expert_names, config.expert_token_ids or ()))
-        kept = [name for name in config.expert_names if name in recipe.expert_names]
-        config.expert_names, config.expert_token_ids = kept, [ids[name] for name in kept]
-        processor.experts = kept
+        names = [name for name in config.expert_names if name in recipe.expert_names]
+        config.expert_names, config.expert_token_ids = names, [ids[name] for name in names]
+        processor.experts = names
     model = RSMoEForConditionalGeneration.from_pretrained(start, config=config, dtype=torch.float32)
     return model, processor
 
 
 def _start_folder(stage: Stage, recipe: Recipe, checkpoint: str | Path | None) -> Path:
-    given = checkpoint or recipe.checkpoint
-    if given is None:
+    folder = checkpoint or recipe.model
+    if folder is None:
         hint = "the output of stage 1" if stage == "stage2" else "an assembled checkpoint"
-        raise RSMoEError(f"{stage} has no checkpoint to begin from; give --checkpoint with {hint}")
-    if not (Path(given) / "config.json").is_file():
-        raise RSMoEError(f"{given} is no checkpoint folder (it has no config.json); give one with --checkpoint")
-    return Path(given).absolute()
+        raise RSMoEError(f"{stage} has no checkpoint to begin from; give --model with {hint}")
+    if not (Path(folder) / "config.json").is_file():
+        raise RSMoEError(f"{folder} is no checkpoint folder (it has no config.json); give one with --model")
+    return Path(folder).absolute()
 
 
 def history(start: Path) -> dict[str, Any] | None:
     """The training.json of a checkpoint, or None."""
     try:
-        found = json.loads((start / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((start / TRAINING_RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise RSMoEError(f"{start / RECORD} cannot be read ({error}); restore it or train stage 1 again") from error
-    return found if isinstance(found, dict) else None
+        file = start / TRAINING_RECORD
+        raise RSMoEError(f"{file} cannot be read ({error}); restore it or train stage 1 again") from error
+    return record if isinstance(record, dict) else None
 
 
 def _has_stage1(record: dict[str, Any] | None) -> bool:
@@ -225,21 +210,21 @@ def _has_stage1(record: dict[str, Any] | None) -> bool:
 
 def _record(job: _Job) -> dict[str, Any]:
     """What decides a training's outcome, as JSON values."""
-    data, every = job.data, job.arguments.to_dict()
-    records: list[Any] = [*data.captions, *data.questions]
-    extra = [replace(row, image=row.image.relative_to(data.folder)) for row in data.extra]
+    data, arguments = job.data, job.arguments.to_dict()
+    records: list[CaptionRecord | QuestionRecord] = [*data.captions, *data.questions]
+    extra = [replace(example, image=example.image.relative_to(data.folder)) for example in data.extra]
     record = {
         "format": 1,
         "stage": job.stage,
         "finished": False,
         "recipe": asdict(job.recipe),
-        "arguments": {name: every[name] for name in DECISIVE} | {"rows_per_step": job.rows_per_step},
+        "arguments": {name: arguments[name] for name in DECISIVE} | {"examples_per_step": job.examples_per_step},
         "data": {
             "sha256": records_sha256(records, data.folder),
             "captioned_images": len(data.captions),
             "questions": len(data.questions),
-            "extra_rows": len(data.extra),
-            "extra_rows_sha256": hashlib.sha256(repr(extra).encode()).hexdigest(),
+            "extra_examples": len(data.extra),
+            "extra_examples_sha256": hashlib.sha256(repr(extra).encode()).hexdigest(),
         },
         "start": {"name": job.start.name, "sha256": folder_sha256(job.start)},
         "versions": package_versions(),
@@ -253,8 +238,8 @@ def _begin(job: _Job, record: dict[str, Any], resume: bool) -> None:
     Raises:
         RSMoEError: a training is there already, or another one than what is to be resumed.
     """
-    output, file = job.output, job.state / RECORD
-    if (output / RECORD).is_file():
+    output, file = job.output, job.state / TRAINING_RECORD
+    if (output / TRAINING_RECORD).is_file():
         raise RSMoEError(f"{output} holds a finished training; give another --output")
     if not file.is_file():
         if (output / "config.json").is_file():
@@ -279,14 +264,14 @@ def _begin(job: _Job, record: dict[str, Any], resume: bool) -> None:
 
 def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
     """`name was ..., is ...` for each value that differs."""
-    found = []
+    differences = []
     for name in {**old, **new}:
         before, now = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
-            found += _differences(before, now, f"{path}{name}.")
+            differences += _differences(before, now, f"{path}{name}.")
         elif before != now:
-            found.append(f"{path}{name} was {before}, is {now}")
-    return found
+            differences.append(f"{path}{name} was {before}, is {now}")
+    return differences
 
 
 # ---- the training
@@ -297,19 +282,19 @@ def _learn(job: _Job) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     model, processor = load_start(job.start, job.recipe)
     cast(Any, model).to(job.arguments.device)
     cache = _prepare_encoder(job, model, processor) if job.recipe.vision == "frozen" else None
-    trainer = _row_trainer(job, model, processor, cache)
-    _show(trainer, job.stage, job.rows_per_step, job.output / "loss.png", job.output / "tensorboard" / job.stage)
-    job.progress("training", None)
-    _to_the_end(trainer, job.state)
+    trainer = _example_trainer(job, model, processor, cache)
+    _show(trainer, job.stage, job.examples_per_step, job.output / "loss.png", job.output / "tensorboard" / job.stage)
+    job.progress("training")
+    train_to_the_end(trainer)
     learned = trained_parameters(cast(Any, trainer.model))
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # every process gives its shards
-        whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        return {name: value.cpu() for name, value in whole.items() if name in learned}, trainer.state.log_history
+        gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        return {name: value.cpu() for name, value in gathered.items() if name in learned}, trainer.state.log_history
     return {name: value.detach().cpu() for name, value in learned.items()}, trainer.state.log_history
 
 
 def _prepare_encoder(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor) -> FeatureCache:
-    """What comes before rows, each once: the ViT's last norm, features of the images, the Q-Former's warm-up."""
+    """What comes before the examples, each once: the ViT's last norm, features of the images, alignment."""
     from .alignment import standardize_vision
 
     model.eval()
@@ -317,9 +302,9 @@ def _prepare_encoder(job: _Job, model: RSMoEForConditionalGeneration, processor:
         measure = partial(standardize_vision, model, processor, job.data.images, job.arguments.seed, job.progress)
         _once(job, model, STANDARD, measure)
     cache = FeatureCache(job.features or cache_folder() / "features", model, processor)
-    if job.recipe.align_steps or _looks_for_similar(job.recipe):
+    if job.recipe.alignment_steps or _needs_similar_images(job.recipe):
         cache.add(job.data.images, job.progress)
-    if job.recipe.align_steps:
+    if job.recipe.alignment_steps:
         _once(job, model, ALIGNED, partial(_align, job, model, processor, cache))
     return cache
 
@@ -339,100 +324,102 @@ def _once(job: _Job, model: RSMoEForConditionalGeneration, name: str, change: Ca
 
 
 def _align(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, cache: FeatureCache) -> None:
-    """Warm the Q-Former up."""
-    from .alignment import CaptionPairs, QueryWarmup, WarmupTrainer, select_queries
+    """Align the Q-Former with the captions."""
+    from .alignment import AlignmentModel, AlignmentTrainer, CaptionPairs, select_queries
 
     recipe, arguments = job.recipe, job.arguments
     pairs = CaptionPairs(model, processor, job.data.captions, cache, job.state / "captions.safetensors", job.progress)
     set_seed(arguments.seed)
-    warmup = QueryWarmup(model.model.encoder, len(pairs.words)).to(arguments.device)
+    aligned = AlignmentModel(model.model.encoder, len(pairs.words)).to(arguments.device)
     select_queries(model, recipe)
-    own = TrainArguments(
-        output_dir=str(job.state / "align"),
-        max_steps=recipe.align_steps,
-        per_device_train_batch_size=recipe.align_batch_size,
-        warmup_steps=recipe.align_warmup_steps,
+    alignment_arguments = TrainArguments(
+        output_dir=str(job.state / "alignment"),
+        max_steps=recipe.alignment_steps,
+        per_device_train_batch_size=recipe.alignment_batch_size,
+        warmup_steps=recipe.alignment_warmup_steps,
         logging_steps=arguments.logging_steps,
         save_steps=arguments.save_steps,
         weight_decay=arguments.weight_decay,
         seed=arguments.seed,
-        bf16=arguments.bf16,  # accelerate knows one precision in a process; the warm-up itself is in float32
+        bf16=arguments.bf16,  # accelerate knows one precision in a process; alignment itself is in float32
         use_cpu=arguments.use_cpu,
     )
-    rows_per_step = recipe.align_batch_size * arguments.world_size
-    examples: Any = pairs.examples(recipe.align_steps * rows_per_step, arguments.seed)
-    trainer = WarmupTrainer(model=warmup, args=own, recipe=recipe, train_dataset=examples, data_collator=pairs.collate)
-    _show(trainer, "align", rows_per_step, job.output / "align.png", job.output / "tensorboard" / "align")
-    _to_the_end(trainer, job.state / "align")
+    images_per_step = recipe.alignment_batch_size * arguments.world_size
+    trainer = AlignmentTrainer(
+        model=aligned,
+        args=alignment_arguments,
+        recipe=recipe,
+        train_dataset=cast(Any, pairs.examples(recipe.alignment_steps * images_per_step, arguments.seed)),
+        data_collator=pairs.collate,
+    )
+    events = job.output / "tensorboard" / "alignment"
+    _show(trainer, "alignment", images_per_step, job.output / "alignment.png", events)
+    train_to_the_end(trainer)
     model.requires_grad_(False)
 
 
-def _to_the_end(trainer: Any, state: Path) -> None:
-    """Train from the last checkpoint in `state`, if there is one.
-
-    Raises:
-        RSMoEError: what broke, such as an image that was lost, and that the rest can be had.
-    """
-    last = last_checkpoint(state)
-    try:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
-    except RSMoEError as error:
-        kept = last_checkpoint(state)
-        raise RSMoEError(
-            f"the training stopped: {error}. {kept or 'Its start'} is intact: with that mended, go on with --resume"
-        ) from error
-
-
-def _row_trainer(
+def _example_trainer(
     job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, cache: FeatureCache | None
-) -> RowTrainer:
+) -> ExampleTrainer:
     recipe, arguments = job.recipe, job.arguments
     set_seed(arguments.seed)
     if recipe.attn_implementation is not None:
         cast(Any, model).set_attn_implementation({"text_config": recipe.attn_implementation})
-    start_readers(model, recipe)
-    selected = select_parts(model, recipe)
+    initialize_adapters(model, recipe)
+    selected = select_modules(model, recipe)
     if arguments.bf16:
-        halve_llm(model)
-    only_readers = all(part_of(name) in ("router", "experts") for name in trained_parameters(model))
-    arguments.ddp_find_unused_parameters = not only_readers  # all readers are always in the graph
-    if cache is not None and _looks_for_similar(recipe):
-        job.progress("looking for similar images", None)
+        cast_base_lm(model)
+    only_adapters = all(module_of(name) in ("router", "experts") for name in trained_parameters(model))
+    arguments.ddp_find_unused_parameters = not only_adapters  # all adapters are always in the graph
+    if cache is not None and _needs_similar_images(recipe):
+        job.progress("comparing images")
         records = {record.image: record for record in job.data.captions}
-        found = similar_images(cache, list(records), recipe.similar_images)
-        job.data.similar.update({image: [records[other] for other in others] for image, others in found.items()})
-    job.progress("writing the rows", None)
+        for image, others in similar_images(cache, list(records), recipe.similar_images).items():
+            job.data.similar[image] = [records[other] for other in others]
+    job.progress("writing the examples")
     names = list(model.model.experts) if recipe.router == "train" else trained_experts(model, recipe)
-    instructions = {name: processor.expert_instructions[name] for name in names}
-    epochs, steps = arguments.num_train_epochs, arguments.max_steps
-    table = training_rows(job.data, recipe, instructions, arguments.seed, job.rows_per_step, epochs, steps)
-    arguments.max_steps = len(table) // job.rows_per_step
-    val = None
-    if recipe.eval_rows:
-        held_out = read_data(job.data.folder, recipe, "val")
-        val = val_rows(held_out, recipe, instructions, arguments.seed, arguments.per_device_eval_batch_size)
-        arguments.eval_strategy = IntervalStrategy.STEPS
-        arguments.eval_steps = arguments.eval_steps or arguments.save_steps
+    train, val = _datasets(job, {name: processor.expert_instructions[name] for name in names})
     if cache is not None:
-        cache.add([Path(image) for rows in (table, val) if rows for image in rows["image"]], job.progress)
-    return RowTrainer(
+        cache.add([Path(image) for table in (train, val) if table for image in table["image"]], job.progress)
+    return ExampleTrainer(
         model=selected,
         args=arguments,
         recipe=recipe,
-        train_dataset=table,
+        train_dataset=train,
         eval_dataset=val,
         processing_class=processor,
-        data_collator=RowCollator(processor, cache),
+        data_collator=ExampleCollator(processor, cache),
     )
 
 
-def _looks_for_similar(recipe: Recipe) -> bool:
+def _datasets(job: _Job, instructions: dict[str, str]) -> tuple[Any, Any]:
+    """The examples that are learned and those that are measured, or None; the arguments get the steps of both."""
+    recipe, arguments = job.recipe, job.arguments
+    train = training_examples(
+        job.data,
+        recipe,
+        instructions,
+        arguments.seed,
+        job.examples_per_step,
+        arguments.num_train_epochs,
+        arguments.max_steps,
+    )
+    arguments.max_steps = len(train) // job.examples_per_step
+    if not recipe.eval_examples:
+        return train, None
+    arguments.eval_strategy = IntervalStrategy.STEPS
+    arguments.eval_steps = arguments.eval_steps or arguments.save_steps
+    held_out = read_data(job.data.folder, recipe, "val")
+    return train, val_examples(held_out, recipe, instructions, arguments.seed, arguments.per_device_eval_batch_size)
+
+
+def _needs_similar_images(recipe: Recipe) -> bool:
     return bool(recipe.rewrite_share and recipe.similar_images)
 
 
-def _show(trainer: Any, name: str, rows_per_step: int, picture: Path, events: Path) -> None:
+def _show(trainer: Any, name: str, examples_per_step: int, curve: Path, events: Path) -> None:
     trainer.remove_callback(PrinterCallback)
-    for callback in (RowBar(name, rows_per_step), LossPicture(picture), tensorboard(events)):
+    for callback in (ExampleBar(name, examples_per_step), LossCurve(curve), tensorboard(events)):
         trainer.add_callback(callback)
 
 
@@ -440,30 +427,30 @@ def _show(trainer: Any, name: str, rows_per_step: int, picture: Path, events: Pa
 
 
 def _finish(job: _Job, weights: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
-    """Write the checkpoint: the start's weights in full precision, the warm-up's, and what was learned, merged."""
+    """Write the checkpoint: the start's weights in full precision, of alignment, and learned ones, merged."""
     output, learned = job.output, job.state / LEARNED
     model, processor = load_start(job.start, job.recipe)
     for name in (STANDARD, ALIGNED):
         if (job.state / name).is_file():
             load_parameters(model, job.state / name)
-    selected: Any = select_parts(model, job.recipe)
+    selected: Any = select_modules(model, job.recipe)
     save_tensors(weights, learned)
     load_parameters(selected, learned)
-    whole: Any = model if selected is model else selected.merge_and_unload()
-    part = job.state / "finished.part"
-    shutil.rmtree(part, ignore_errors=True)
+    merged: Any = model if selected is model else selected.merge_and_unload()
+    unfinished = job.state / "finished.part"
+    shutil.rmtree(unfinished, ignore_errors=True)
     dtype = RSMoEConfig.from_pretrained(job.start).dtype or torch.float32
     # Names as the model has them: saved under DINOv2's old names, a plain load_state_dict would miss them.
-    whole.to(dtype).save_pretrained(part, save_original_format=False)
-    processor.save_pretrained(part)
+    merged.to(dtype).save_pretrained(unfinished, save_original_format=False)
+    processor.save_pretrained(unfinished)
     last = last_checkpoint(job.state)
     if last is not None:
-        shutil.copyfile(last / TRAINER_STATE_NAME, part / TRAINER_STATE_NAME)
-    write_whole(part / "training_args.json", json.dumps(job.arguments.to_dict(), indent=2, default=str) + "\n")
-    for new in part.iterdir():
+        shutil.copyfile(last / TRAINER_STATE_NAME, unfinished / TRAINER_STATE_NAME)
+    write_whole(unfinished / "training_args.json", json.dumps(job.arguments.to_dict(), indent=2, default=str) + "\n")
+    for new in unfinished.iterdir():
         old = output / new.name
         if old.is_dir():
             shutil.rmtree(old)
         new.replace(old)
-    part.rmdir()
-    write_whole(output / RECORD, json.dumps(record, indent=2) + "\n")  # last: it says that all is there
+    unfinished.rmdir()
+    write_whole(output / TRAINING_RECORD, json.dumps(record, indent=2) + "\n")  # last: it says that all is there

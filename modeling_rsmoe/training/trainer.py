@@ -1,6 +1,8 @@
-"""TRL's SFTTrainer over rows: the loss at labelled positions only, and the loss of each kind of row in the log."""
+"""TRL's SFTTrainer over examples: the loss at labelled positions only, and that of each kind of example in the log."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -9,29 +11,65 @@ from torch import nn
 from trl import SFTTrainer
 
 from ..errors_rsmoe import RSMoEError
-from .checkpoints import SafeCheckpoints
-from .parts import learning_rate_groups
-from .rows import RowCollator
+from .checkpoints import WEIGHTS, SaveTrained, load_parameters
+from .examples import ExampleCollator
+from .modules import learning_rate_groups
 from .settings import Recipe
 
 
-class RowTrainer(SafeCheckpoints, SFTTrainer):
-    """Next-token cross-entropy on the completions of rows [paper], by one reader for each row.
+class TrainerMixin:
+    """What both trainers add to a Trainer: means of further values in the log, and checkpoints of what learns alone.
 
-    SFTTrainer's own loss counts every token the same. Here each row counts the same in the share `row_weight` of the
-    loss, so that answers of one word are learned too [our decision]. Over several processes and accumulated batches,
-    tokens and rows of the whole step are counted.
-
-    Args:
-        recipe: learning rates and `row_weight`.
-        data_collator: a `RowCollator`; its kinds name the losses in the log.
-        kwargs: of SFTTrainer.
+    Put it before the Trainer's class.
     """
 
-    def __init__(self, *args: Any, recipe: Recipe, data_collator: RowCollator, **kwargs: Any):
+    model: Any  # of the Trainer
+    saver: SaveTrained | None = None  # writes checkpoints
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._noted: dict[bool, defaultdict[str, list[float]]] = {True: defaultdict(list), False: defaultdict(list)}
+        super().__init__(*args, **kwargs)
+
+    def note(self, name: str, value: float) -> None:
+        """Enter a value; where the model is in evaluation mode, the log calls it eval_NAME."""
+        self._noted[self.model.training][name].append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        training = self.model.training
+        prefix = "" if training else "eval_"
+        means = {f"{prefix}{name}": sum(values) / len(values) for name, values in self._noted[training].items()}
+        self._noted[training].clear()
+        cast(Any, super()).log(logs | means, start_time)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The batches of one step. Those of the steps before are saved first: an image may be lost."""
+        if self.saver is not None:
+            self.saver.before_batch()
+        return cast(Any, super()).get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # Private, but without a public way: the Trainer's own refuses a folder without the whole model.
+        load_parameters(self.model if model is None else model, Path(resume_from_checkpoint) / WEIGHTS)
+
+
+class ExampleTrainer(TrainerMixin, SFTTrainer):
+    """Next-token cross-entropy on the completions of examples [paper]; each example is of one adapter or the base LM.
+
+    SFTTrainer's own loss counts every token the same. Here each example counts the same in the share `example_weight`
+    of the loss, so that answers of one word are learned too [our decision]. Over several processes and accumulated
+    batches, tokens and examples of the whole step are counted.
+
+    Args:
+        recipe: learning rates and `example_weight`.
+        data_collator: its kinds name the losses in the log.
+        **kwargs: of SFTTrainer.
+    """
+
+    def __init__(self, *args: Any, recipe: Recipe, data_collator: ExampleCollator, **kwargs: Any):
         self.recipe, self.kinds = recipe, data_collator.kinds
         super().__init__(*args, data_collator=cast(Callable, data_collator), **kwargs)
         cast(Any, self).loss_is_scaled_for_ga = True  # by the counts of the whole step
+        self.model_accepts_loss_kwargs = False  # the counts are for `compute_loss` alone; evaluation has none
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -46,48 +84,55 @@ class RowTrainer(SafeCheckpoints, SFTTrainer):
             )
         return self.optimizer
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        """[weights of tokens, rows] of one step, over all processes."""
-        if not batch_samples:
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The batches of one step, and `count_items` of them."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, self.count_items(batches, device)
+
+    def count_items(self, batches: list[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor | None:
+        """[weights of tokens, examples] of the batches of one step, over all processes."""
+        if not batches:
             return None
-        tokens = sum(float(batch["token_weights"].sum()) for batch in batch_samples)
-        counts = torch.tensor([[tokens, sum(len(batch["labels"]) for batch in batch_samples)]], device=device)
+        tokens = sum(float(batch["token_weights"].sum()) for batch in batches)
+        counts = torch.tensor([[tokens, sum(len(batch["labels"]) for batch in batches)]], device=device)
         return self.accelerator.gather(counts).sum(0)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         kinds, labels = inputs.pop("kinds"), inputs.pop("labels")
-        token_weights, row_weights = inputs.pop("token_weights"), inputs.pop("row_weights")
+        token_weights, example_weights = inputs.pop("token_weights"), inputs.pop("example_weights")
         if inputs["attention_mask"].ndim == 4:
             inputs["attention_mask"] = self._mask(inputs["attention_mask"])
         targets = labels[:, 1:]
-        kept = targets != -100
+        labelled = targets != -100
         # The head runs where there is something to learn, not over images and prompts.
-        outputs = model(**inputs, use_cache=False, logits_to_keep=F.pad(kept, (0, 1)))
-        losses = F.cross_entropy(outputs.logits.float(), targets[kept], reduction="none")
-        by_token, by_row = losses * token_weights[:, 1:][kept], losses * row_weights[:, 1:][kept]
+        outputs = model(**inputs, use_cache=False, logits_to_keep=F.pad(labelled, (0, 1)))
+        losses = F.cross_entropy(outputs.logits.float(), targets[labelled], reduction="none")
+        by_token = losses * token_weights[:, 1:][labelled]
+        by_example = losses * example_weights[:, 1:][labelled]
         if num_items_in_batch is None:  # evaluation
-            tokens, rows, processes = token_weights.sum(), len(labels), 1
+            tokens, examples, processes = token_weights.sum(), len(labels), 1
         else:  # DDP averages over processes
-            (tokens, rows), processes = num_items_in_batch, self.accelerator.num_processes
-        weight = self.recipe.row_weight
-        loss = processes * ((1 - weight) * by_token.sum() / tokens + weight * by_row.sum() / rows)
-        self._note(kinds, losses.new_zeros(len(labels)).index_add(0, kept.nonzero()[:, 0], by_row.detach()))
+            (tokens, examples), processes = num_items_in_batch, self.accelerator.num_processes
+        weight = self.recipe.example_weight
+        loss = processes * ((1 - weight) * by_token.sum() / tokens + weight * by_example.sum() / examples)
+        example_losses = losses.new_zeros(len(labels)).index_add(0, labelled.nonzero()[:, 0], by_example.detach())
+        self._note_kinds(kinds, example_losses)
         return (loss, outputs) if return_outputs else loss
 
-    def _mask(self, seen: torch.Tensor) -> torch.Tensor:
+    def _mask(self, mask: torch.Tensor) -> torch.Tensor:
         """The mask of several completions as the base LM's attention takes it."""
         implementation = cast(Any, self.model).config.text_config._attn_implementation
         if implementation == "sdpa":
-            return seen
+            return mask
         if implementation == "eager":
-            return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, torch.finfo(torch.float32).min)
+            return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
         raise RSMoEError(
-            f"attn_implementation {implementation!r} takes no mask of several completions; set references_per_row to 1"
+            f"attn_implementation {implementation!r} takes no mask of several completions; set references_per_example "
+            "to 1"
         )
 
-    def _note(self, kinds: torch.Tensor, per_row: torch.Tensor) -> None:
-        """Enter the loss of each row; the log has their mean since the last entry, by kind."""
-        kinds, per_row = self.accelerator.gather_for_metrics((kinds, per_row))
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        for kind, value in zip(kinds.tolist(), per_row.tolist()):
-            metrics[f"loss_{self.kinds[kind]}"].append(value)
+    def _note_kinds(self, kinds: torch.Tensor, example_losses: torch.Tensor) -> None:
+        """Enter the loss of each example; the log has their mean by kind."""
+        kinds, example_losses = self.accelerator.gather_for_metrics((kinds, example_losses))
+        for kind, value in zip(kinds.tolist(), example_losses.tolist()):
+            self.note(f"loss_{self.kinds[kind]}", value)

@@ -10,8 +10,7 @@ from gguf.quants import dequantize, quantize
 
 from modeling_rsmoe.bench import speed
 from modeling_rsmoe.bench.llama_cpp import check_file, decode, file_facts, llama, write_float
-from modeling_rsmoe.bench.names import BLOCK
-from modeling_rsmoe.bench.peers import Decoders
+from modeling_rsmoe.bench.names import BASE
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 
 
@@ -91,10 +90,10 @@ def test_prompt_and_text_have_the_given_lengths(library, gguf):
     assert model.settings["n_threads"] == model.settings["n_threads_batch"] == 3 and model.settings["n_ctx"] == 40
 
 
-def test_contenders_of_llama_cpp(library, bench, gguf):
-    (group,), facts = speed.against_llama_cpp(bench, Decoders(bench), gguf, 1, 1, lambda name, share: None)
+def test_variants_of_llama_cpp(library, bench, gguf):
+    group, facts = speed.against_llama_cpp(bench, gguf)
     names = ["llama.cpp, float32", "llama.cpp, the file (F32)"]  # most of this small file
-    who = [f"{name}, {n}" for n in ("1 token", "4 tokens") for name in ("transformers", BLOCK, *names)]
+    who = [f"{name}, {n}" for n in ("1 token", "4 tokens") for name in ("transformers", BASE, *names)]
     assert set(who) == group["times"].keys()
     assert group["base"] == "transformers, 4 tokens" and list(facts) == names
 

@@ -1,6 +1,6 @@
 """Facts of the machine, its memory."""
 
-from modeling_rsmoe.bench.machine import Reading, machine_facts
+from modeling_rsmoe.bench.machine import machine_facts, memory_reads, read_rates
 
 
 def test_facts_are_of_this_machine():
@@ -10,8 +10,9 @@ def test_facts_are_of_this_machine():
 
 
 def test_reading_is_timed_over_all_bytes():
-    reading = Reading(size=1 << 22)
-    assert reading.size == 1 << 22 and reading.sum() == reading.size / 4 and reading.product() == 4096
-    found = reading.bandwidth(3)
-    assert {name: len(values) for name, values in found.items()} == {"sum": 3, "product": 3}
-    assert all(1e7 < value < 1e13 for values in found.values() for value in values)
+    size = 1 << 22
+    reads = memory_reads("cpu", size)
+    assert reads["sum"]() == size / 4 and reads["product"]() == 4096
+    rates = read_rates("cpu", 3, size=size)
+    assert {name: len(values) for name, values in rates.items()} == {"sum": 3, "product": 3}
+    assert all(1e7 < value < 1e13 for values in rates.values() for value in values)

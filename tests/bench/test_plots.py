@@ -1,8 +1,8 @@
-"""The picture of a bench."""
+"""The plot of a bench."""
 
 from PIL import Image
 
-from modeling_rsmoe.bench.names import BLOCK, FULL, TEMPLATE
+from modeling_rsmoe.bench.names import BASE, FULL, TEMPLATE
 from modeling_rsmoe.bench.plots import _points, plot
 
 from .results import made_results
@@ -29,8 +29,8 @@ def test_nothing_measured_nothing_drawn(tmp_path):
 def test_points_of_curves():
     results = made_results()
     experts = _points(results, "growth: experts")
-    assert [x for x, _ in experts[FULL]] == list(range(1, 9)) and [x for x, _ in experts[BLOCK]] == [0]
+    assert [x for x, _ in experts[FULL]] == list(range(1, 9)) and [x for x, _ in experts[BASE]] == [0]
     images = _points(results, "images")
     assert {name: [x for x, _ in points] for name, points in images.items()} == dict.fromkeys(
-        (BLOCK, FULL, TEMPLATE), [1, 8]
+        (BASE, FULL, TEMPLATE), [1, 8]
     )

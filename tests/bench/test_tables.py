@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from modeling_rsmoe.bench.names import BLOCK, FULL
+from modeling_rsmoe.bench.names import BASE, FULL
 from modeling_rsmoe.bench.results import read_results, write_results
 from modeling_rsmoe.bench.tables import footer, markdown, tables, targets
 from modeling_rsmoe.bench.targets import TARGETS
@@ -15,7 +15,7 @@ from modeling_rsmoe.errors_rsmoe import RSMoEError
 from .results import made_results, times
 
 
-def test_targets_are_ratios_of_turns():
+def test_targets_are_ratios_of_rounds():
     rows = {row[0]: row[1:] for row in targets(made_results()).rows}
     assert rows["full (router, 3 experts, concat) against the base LM alone, 1 image"] == [
         "at most 2.2 x",
@@ -23,12 +23,12 @@ def test_targets_are_ratios_of_turns():
         "yes",
     ]
     assert rows["against router and experts one after another (b), 1 image"][1:] == ["3.50 (3.00 to 4.00)", "yes"]
-    assert rows["against PEFT's `adapter_names` (c), 3 rows"][1:] == ["1.25 (1.00 to 1.50)", "no"]
-    assert rows["training rows per second against TRL's plain loop"][1:] == ["1.80 (1.60 to 2.00)", "yes"]
+    assert rows["against PEFT's `adapter_names` (c), 3 sequences"][1:] == ["1.25 (1.00 to 1.50)", "no"]
+    assert rows["training examples per second against TRL's plain loop"][1:] == ["1.80 (1.60 to 2.00)", "yes"]
     assert rows["against router and experts one after another (b), 1 image"][0] == "at least 2.5 x"
     assert [name for name, row in rows.items() if row[1] == "not measured"] == [
         "the same, 8 images",
-        "the same, 24 rows",
+        "the same, 24 sequences",
         "the same with `router=template`, 5 to 8 experts",
     ]
     assert len(rows) == len(TARGETS)
@@ -43,7 +43,7 @@ def test_growth_is_that_of_the_added_experts():
 def test_a_step_is_a_difference_of_two_texts():
     """23 more tokens take 2.3 s, so one takes 0.1 s; its 100 MB are read in 0.05 s at 2 GB a second."""
     table = next(table for table in tables(made_results()) if table.title.startswith("(g) one decoding step"))
-    assert table.rows[0] == [BLOCK, "100", "50.0", "100.0", "2.00 (2.00 to 2.00)"]
+    assert table.rows[0] == [BASE, "100", "50.0", "100.0", "2.00 (2.00 to 2.00)"]
     assert table.notes == ["memory is read at, GB/s: sum 2.0 (1.0 to 3.0), product 1.0 (1.0 to 1.0)"]
 
 
@@ -61,7 +61,7 @@ def test_the_processor_s_clock():
     assert "| full, router, concat | 2.00 | 1.00 to 4.50 | 0.50 |" in markdown(made_results(), "cpu")
 
 
-def test_a_busy_machine_is_told():
+def test_a_busy_machine_is_reported():
     results = made_results()
     assert "The machine was busy: 50 % of" in footer(results)[-1]
     results["machine"]["threads"] = 2
@@ -76,7 +76,7 @@ def test_results_come_back_from_their_file(tmp_path):
 
 @pytest.mark.parametrize(
     "text, said",
-    [("{", "cannot be read"), ("[]", "format is None"), ('{"format": "rsmoe-bench-1"}', "lacks checkpoint")],
+    [("{", "cannot be read"), ("[]", "format is None"), ('{"format": "rsmoe-bench-2"}', "lacks checkpoint")],
 )
 def test_what_is_no_result_is_refused(tmp_path, text, said):
     (tmp_path / "x.json").write_text(text)

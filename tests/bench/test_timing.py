@@ -1,32 +1,32 @@
-"""Turns, spreads and ratios."""
+"""Rounds, spreads and ratios."""
 
 import time
 
 import pytest
 
 from modeling_rsmoe.bench import timing
-from modeling_rsmoe.bench.timing import busy_share, in_turns, ratio, spread
+from modeling_rsmoe.bench.timing import busy_share, in_rounds, ratio, spread
 
 from .results import group, times
 
 
-def test_contenders_take_turns_and_the_first_turn_does_not_count():
-    order, told = [], []
-    contenders = {name: lambda name=name: order.append(name) for name in "abc"}
-    found = in_turns(contenders, 2, lambda name, share: told.append((name, share)))
+def test_variants_run_in_rounds_and_the_first_round_does_not_count():
+    order, reported = [], []
+    variants = {name: lambda name=name: order.append(name) for name in "abc"}
+    found = in_rounds(variants, 2, lambda name, done, total: reported.append((name, done / total)))
     assert order == list("abc") * 3
-    assert [len(own["wall"]) for own in found.values()] == [2, 2, 2] and list(found) == list("abc")
-    assert [name for name, _ in told] == order and told[0][1] == 0 and told[-1][1] == pytest.approx(8 / 9)
+    assert [len(times["wall"]) for times in found.values()] == [2, 2, 2] and list(found) == list("abc")
+    assert [name for name, _ in reported] == order and reported[0][1] == 0 and reported[-1][1] == pytest.approx(8 / 9)
 
 
-def test_without_warming_every_turn_counts():
+def test_without_warming_every_round_counts():
     order = []
-    found = in_turns({"a": lambda: order.append("a")}, 3, lambda name, share: None, warm=False)
+    found = in_rounds({"a": lambda: order.append("a")}, 3, warm=False)
     assert order == ["a"] * 3 and len(found["a"]["wall"]) == 3 and found["a"]["first"] == found["a"]["wall"][0]
 
 
 @pytest.mark.parametrize("repeats, warm, runs", [(9, True, 4), (9, False, 4), (1, True, 2), (1, False, 1)])
-def test_long_groups_have_fewer_turns(monkeypatch, repeats, warm, runs):
+def test_long_groups_have_fewer_rounds(monkeypatch, repeats, warm, runs):
     """Four fit into the time that a group may take; without it there would be 9."""
     monkeypatch.setattr(timing, "GROUP_SECONDS", 0.23)
     order = []
@@ -35,31 +35,31 @@ def test_long_groups_have_fewer_turns(monkeypatch, repeats, warm, runs):
         order.append(1)
         time.sleep(0.05)
 
-    found = in_turns({"a": run}, repeats, lambda name, share: None, warm=warm)
+    found = in_rounds({"a": run}, repeats, warm=warm)
     assert len(order) == runs and len(found["a"]["wall"]) == runs - warm
 
 
-def test_two_turns_there_are(monkeypatch):
+def test_two_rounds_there_are(monkeypatch):
     monkeypatch.setattr(timing, "GROUP_SECONDS", 1e-9)
-    found = in_turns({"a": lambda: time.sleep(0.001)}, 5, lambda name, share: None)
+    found = in_rounds({"a": lambda: time.sleep(0.001)}, 5)
     assert len(found["a"]["wall"]) == 2
 
 
 def test_both_clocks():
-    """A contender that sleeps costs no processor time."""
+    """A variant that sleeps costs no processor time."""
 
     def work():
         began = time.process_time()
         while time.process_time() - began < 0.05:
             pass
 
-    found = in_turns({"sleeps": lambda: time.sleep(0.05), "works": work}, 1, lambda name, share: None)
+    found = in_rounds({"sleeps": lambda: time.sleep(0.05), "works": work}, 1)
     assert found["sleeps"]["wall"][0] >= 0.05 and found["sleeps"]["cpu"][0] < 0.02
     assert found["works"]["wall"][0] >= 0.049 and found["works"]["cpu"][0] >= 0.05
 
 
-def test_ratios_are_of_the_same_turn():
-    """A slow turn of the machine slows both, and leaves the ratio alone."""
+def test_ratios_are_of_the_same_round():
+    """A slow round of the machine slows both, and leaves the ratio alone."""
     slow = ratio(times(2, 20, 2.2), times(1, 10, 1))
     assert slow == {"median": 2, "low": 2, "high": 2.2}
     assert spread([3, 1, 2]) == {"median": 2, "low": 1, "high": 3}

@@ -1,24 +1,26 @@
-"""Both training loops run on the same rows, and their time is told by part."""
+"""All training loops run on the same examples, and the bench shows where their time goes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from modeling_rsmoe.bench.names import OURS_SETTINGS, OURS_SINGLE, TRL
-from modeling_rsmoe.bench.training import Course, training
+from modeling_rsmoe.bench.names import ALL_REFERENCES, ONE_REFERENCE, TRL
+from modeling_rsmoe.bench.training import training
+from modeling_rsmoe.bench.workbench import Workbench
 from modeling_rsmoe.errors_rsmoe import RSMoEError
-from tests.tiny import tiny_checkpoint
+from tests.tiny import tiny_checkpoint, tiny_model
 
 
 CAPTIONS = ["it is an airport with many planes .", "many planes are parked near the terminal .", "two white planes ."]
 
 
 @pytest.fixture(scope="module")
-def course(tmp_path_factory) -> Course:
-    folder = tmp_path_factory.mktemp("course")
+def small(tmp_path_factory) -> Workbench:
+    folder = tmp_path_factory.mktemp("training")
     tiny_checkpoint(folder / "start")
     generator, lines = np.random.default_rng(0), []
     (folder / "data").mkdir()
@@ -28,29 +30,28 @@ def course(tmp_path_factory) -> Course:
         record = {"image": f"{i}.png", "dataset": "Tiny", "split": "train", "captions": CAPTIONS}
         lines.append(json.dumps(record))
     (folder / "data" / "captions.jsonl").write_text("\n".join(lines))
-    settings = {"lora_rank": 2, "rewrite_share": 0, "answer_share": 0, "learning_rate": 1e-4}
+    settings = {"lora_r": 2, "rewrite_share": 0, "answer_share": 0, "learning_rate": 1e-4}
     (folder / "training.yaml").write_text(yaml.safe_dump({"stage1": settings}))
-    return Course(
-        folder / "start", folder / "training.yaml", folder / "data", (), folder / "features", rows=2, steps=2
+    return Workbench(tiny_model(), None, folder / "start", data=folder / "data", config=folder / "training.yaml")
+
+
+def test_three_loops_run_in_rounds(small):
+    reported = []
+    bench = replace(small, progress=lambda name, done, total: reported.append(name))
+    (group,), facts = training(bench, batch_size=2, steps=2, features=small.folder.parent / "features")
+    assert reported == list(group["times"]) == [TRL, ONE_REFERENCE, ALL_REFERENCES] and group["base"] == TRL
+    assert all(
+        times["first"] > 0 and len(times["wall"]) == 1 and times["cpu"][0] > 0 for times in group["times"].values()
     )
-
-
-def test_three_loops_take_turns(course):
-    told = []
-    (group,), facts = training(course, 1, lambda name, share: told.append(name))
-    assert told == list(group["times"]) == [TRL, OURS_SINGLE, OURS_SETTINGS] and group["base"] == TRL
-    assert all(own["first"] > 0 and len(own["wall"]) == 1 and own["cpu"][0] > 0 for own in group["times"].values())
     shares = facts["shares"]
-    assert ["ViT" in own for own in shares.values()] == [True, False, False]  # ours has its features cached
-    for own in shares.values():
-        assert sum(own.values()) == pytest.approx(1) and min(own.values()) >= 0
-        assert {"backward", "optimizer", "base LM"} <= own.keys()
-    completions = facts["completions in a row"]
-    assert completions[TRL] == completions[OURS_SINGLE] == 1 < completions[OURS_SETTINGS]
+    assert ["ViT" in of_loop for of_loop in shares.values()] == [True, False, False]  # ours has its features cached
+    for of_loop in shares.values():
+        assert sum(of_loop.values()) == pytest.approx(1) and min(of_loop.values()) >= 0
+        assert {"backward", "optimizer", "base LM"} <= of_loop.keys()
+    completions = facts["completions per example"]
+    assert completions[TRL] == completions[ONE_REFERENCE] == 1 < completions[ALL_REFERENCES]
 
 
-def test_one_step_is_too_few(course):
-    from dataclasses import replace
-
+def test_one_step_is_too_few(small):
     with pytest.raises(RSMoEError, match="1 step of each loop is too few"):
-        training(replace(course, steps=1), 1, lambda name, share: None)
+        training(small, steps=1)

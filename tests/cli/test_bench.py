@@ -39,7 +39,7 @@ def test_quick_checks_equality_and_no_times(checkpoint: Path) -> None:
     assert "captions/s" not in result.stdout and "Targets" not in result.stdout
 
 
-def test_quick_fails_where_a_contender_says_something_else(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_fails_where_a_variant_says_something_else(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(equality.VARIANTS, "a wrong one", lambda bench, inputs: Texts([[5]] * 6, [[5]] * 6))
     result = command(checkpoint, "--quick", "--output", checkpoint.parent / "wrong.json")
     assert result.exit_code == 1
@@ -49,10 +49,9 @@ def test_quick_fails_where_a_contender_says_something_else(checkpoint: Path, mon
     assert [one["name"] for one in written if one["differences"]] == ["a wrong one"]
 
 
-def test_a_run_writes_all_times_and_a_picture(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speed, "throughput", lambda *a: speed_throughput(*a, images=(1, 2), most=3))
+def test_a_run_writes_all_times_and_a_plot(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "IMAGES", (1, 2))
+    monkeypatch.setattr(speed, "MOST_IMAGES", 3)
     file = tmp_path / "new" / "bench.json"
     options = ["--only", "throughput", "--only", "latency", "--repeats", 2, "--tokens", 2, "--threads", 1]
     result = command(checkpoint, "--output", file, *options)
@@ -60,18 +59,15 @@ def test_a_run_writes_all_times_and_a_picture(
     assert sorted(path.name for path in file.parent.iterdir()) == ["bench.json", "bench.png"]
     written = json.loads(file.read_text())
     assert list(written["sections"]) == ["latency", "throughput"] and "equality" not in written
-    times = [own for one in written["sections"]["throughput"]["groups"] for own in one["times"].values()]
-    assert len(times) == 7 and all(len(own["wall"]) == len(own["cpu"]) == 2 for own in times[:-1])
+    times = [of_variant for one in written["sections"]["throughput"]["groups"] for of_variant in one["times"].values()]
+    assert len(times) == 7 and all(len(one["wall"]) == len(one["cpu"]) == 2 for one in times[:-1])
     assert written["checkpoint"]["name"] == "tiny"  # not where it lies on this machine
     assert written["machine"]["threads"] == 1 and len(written["checkpoint"]["sha256"]) == 64
     assert "full, template, concat" in result.stdout and "not measured" in result.stdout
-    with Image.open(file.with_suffix(".png")) as picture:
-        assert picture.format == "PNG"
+    with Image.open(file.with_suffix(".png")) as plot:
+        assert plot.format == "PNG"
     again = command("--from", file, "--markdown")
     assert again.exit_code == 0 and again.stdout.startswith("**Targets**")
-
-
-speed_throughput = speed.throughput
 
 
 def test_every_section_has_a_name() -> None:
@@ -100,15 +96,15 @@ def test_shown_again_as_markdown(tmp_path: Path) -> None:
 
 
 def test_wrong_usage(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modeling_rsmoe.cli import shared
+    from modeling_rsmoe.cli import bench
 
-    monkeypatch.setattr(shared, "load", lambda *arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(bench, "load", lambda *arguments: pytest.fail("the model was loaded"))
     assert error(command(checkpoint, "--only", "speed")).startswith(
         "--only speed: there is no such section; known are"
     )
     assert error(command(checkpoint, "--only", "training")) == "the section training needs --data, a data folder"
     assert "leave --only out" in error(command(checkpoint, "--quick", "--only", "cold"))
-    assert "leave CHECKPOINT" in error(command(checkpoint, "--from", tmp_path / "x.json"))
+    assert "leave MODEL" in error(command(checkpoint, "--from", tmp_path / "x.json"))
     assert "cannot be read" in error(command("--from", tmp_path / "x.json"))
     assert "is a folder" in error(command(checkpoint, "--output", tmp_path))
     assert command(checkpoint, "--repeats", 0).exit_code == 2

@@ -60,8 +60,8 @@ def test_convert_one_split_with_links(tmp_path: Path) -> None:
     arguments = ("data", "convert", "rsvqa-hr", tmp_path / "source", out, "--split", "test", "--split", "test_phili")
     result = run(*arguments, "--link")
     assert result.stdout.splitlines() == [
-        f"{out}/vqa.jsonl: RSVQA-HR test, 2 rows",
-        f"{out}/vqa.jsonl: RSVQA-HR test_phili, 2 rows",
+        f"{out}/vqa.jsonl: RSVQA-HR test, 2 records",
+        f"{out}/vqa.jsonl: RSVQA-HR test_phili, 2 records",
     ]
     assert (out / "images/RSVQA-HR/Data/3.tif").samefile(tmp_path / "source/Data/3.tif")
     assert sorted(path.name for path in out.iterdir()) == ["images", "vqa.jsonl"]

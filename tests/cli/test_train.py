@@ -27,10 +27,10 @@ def rsmoe(monkeypatch, capfd):
 
 def test_both_stages(rsmoe, start, data, features, settings_file, tmp_path):  # noqa: F811
     shared = ("--config", settings_file, "--data", data, "--features", features, "--max_steps", 2)
-    code, out, err = rsmoe("train", "stage1", "--checkpoint", start, "--output", tmp_path / "1", *shared)
+    code, out, err = rsmoe("train", "stage1", "--model", start, "--output", tmp_path / "1", *shared)
     assert (code, out) == (0, f"{tmp_path / '1'} (stage1 finished)\n"), err
-    assert "rows/s" in err and "Warning" not in err and "Loading weights" not in err
-    code, out, err = rsmoe("train", "stage2", "--checkpoint", tmp_path / "1", "--output", tmp_path / "2", *shared)
+    assert "examples/s" in err and "Warning" not in err and "Loading weights" not in err
+    code, out, err = rsmoe("train", "stage2", "--model", tmp_path / "1", "--output", tmp_path / "2", *shared)
     assert (code, out) == (0, f"{tmp_path / '2'} (stage2 finished)\n"), err
     record = json.loads((tmp_path / "2" / "training.json").read_text())
     assert (record["stage"], record["before"]["stage"], record["arguments"]["max_steps"]) == ("stage2", "stage1", 2)
@@ -45,7 +45,7 @@ def test_a_name_is_assembled_untrained(rsmoe, start, data, features, settings_fi
 
     monkeypatch.setattr(hub_assemble, "assemble", assemble)
     arguments = ("--config", settings_file, "--data", data, "--features", features, "--max_steps", 1)
-    code, _, err = rsmoe("train", "stage1", *arguments, "--output", tmp_path / "1", "--checkpoint", "rs-moe-nano")
+    code, _, err = rsmoe("train", "stage1", *arguments, "--output", tmp_path / "1", "--model", "rs-moe-nano")
     assert code == 0 and asked == {"name": "rs-moe-nano", "trained": False}, err
 
 
@@ -54,15 +54,15 @@ def test_a_name_is_assembled_untrained(rsmoe, start, data, features, settings_fi
     [
         ("stage1", ("--config", "none.yaml"), "none.yaml cannot be read"),
         ("stage1", ("--data", "nowhere"), "data folder"),
-        ("stage1", ("--checkpoint", "nothing"), "there is no checkpoint nothing"),
+        ("stage1", ("--model", "nothing"), "there is no checkpoint nothing"),
         ("stage1", ("--lr", "1"), "wrong setting"),
-        ("stage1", ("--llm", "half"), "--llm: invalid choice: 'half'"),
+        ("stage1", ("--language_model", "half"), "language-model: invalid choice: 'half'"),
         ("stage1", ("--datasets", "RSICD"), "RSICD"),
         ("stage2", (), "no finished stage 1"),
     ],
 )
 def test_bad_input(rsmoe, start, data, features, settings_file, tmp_path, stage, change, said):  # noqa: F811
-    given = {"--config": settings_file, "--data": data, "--features": features, "--checkpoint": start}
+    given = {"--config": settings_file, "--data": data, "--features": features, "--model": start}
     given |= {"--output": tmp_path / "out"} | dict(zip(change[::2], change[1::2]))
     code, out, err = rsmoe("train", stage, *[word for pair in given.items() for word in pair])
     lines = [line for line in err.splitlines() if line.startswith("rsmoe: error")]
@@ -78,7 +78,7 @@ def test_settings_are_explained(rsmoe):
 
 def test_reranker(rsmoe, start, data, features, tmp_path):  # noqa: F811
     """Of a data folder with too few images it says so; how a reranker is fitted is tested with the training."""
-    arguments = ("--checkpoint", start, "--data", data, "--features", features, "--output", tmp_path / "out")
+    arguments = ("--model", start, "--data", data, "--features", features, "--output", tmp_path / "out")
     code, out, err = rsmoe("train", "reranker", *arguments)
     assert code == 2 and not out and "8 captioned images are too few" in err and not (tmp_path / "out").exists()
     lines = (data / "captions.jsonl").read_text().splitlines()
@@ -86,7 +86,7 @@ def test_reranker(rsmoe, start, data, features, tmp_path):  # noqa: F811
     (tmp_path / "data" / "captions.jsonl").write_text("\n".join(lines[:8] * 3))
     for file in data.glob("*.png"):
         (tmp_path / "data" / file.name).symlink_to(file)
-    arguments = ("--checkpoint", start, "--data", tmp_path / "data", "--features", features, "--rank", 4)
+    arguments = ("--model", start, "--data", tmp_path / "data", "--features", features, "--rank", 4)
     code, out, err = rsmoe("train", "reranker", *arguments, "--output", tmp_path / "out")
     assert (code, out) == (0, f"{tmp_path / 'out'} (reranker fitted)\n"), err
     assert "fitting to 24 images" in err and "Warning" not in err and "Loading weights" not in err

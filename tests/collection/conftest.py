@@ -9,8 +9,8 @@ from PIL import Image
 
 from modeling_rsmoe.cli.archive import load_encoder_alone, load_whole
 from modeling_rsmoe.collection.describers import Captioner, Checkpoint, Encoder
-from modeling_rsmoe.data.encoder import encoder_sha256
-from modeling_rsmoe.data.provenance import folder_sha256
+from modeling_rsmoe.inference.encoder import encoder_sha256
+from modeling_rsmoe.utils.provenance import folder_sha256
 from tests.tiny import tiny_checkpoint
 
 

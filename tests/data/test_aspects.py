@@ -5,8 +5,8 @@ import json
 import pytest
 
 from modeling_rsmoe.data.aspects import ASPECTS, aspect_of, distinct, main, router_prompt, split_aspects
+from modeling_rsmoe.data.cleaning import SPELLING, clean_caption, words
 from modeling_rsmoe.data.lexicon import NOUNS, mentions
-from modeling_rsmoe.data.text import SPELLING, clean_caption, words
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 
 

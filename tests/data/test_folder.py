@@ -35,7 +35,7 @@ def convert(name: str, source: Path, out: Path, splits: list[str] | None = None,
     return write_folder(records, source, out, BENCHMARKS[name].name, **options)
 
 
-def rows(file: Path) -> list[dict]:
+def lines_of(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
@@ -52,7 +52,7 @@ def test_a_folder_is_written_as_records_read_it(rsicd, tmp_path):
     assert counts == {("captions.jsonl", "RSICD", "train"): 2} | {
         ("captions.jsonl", "RSICD", split): 1 for split in ("val", "test")
     }
-    assert rows(out / "captions.jsonl")[0] == {
+    assert lines_of(out / "captions.jsonl")[0] == {
         "image": "images/RSICD/RSICD_images/airport_1.jpg",
         "dataset": "RSICD",
         "split": "train",
@@ -93,7 +93,7 @@ def test_the_same_dataset_and_split_is_replaced_and_all_else_kept(rsicd, tmp_pat
     text = (rsicd / "dataset_rsicd.json").read_text().replace("many trees .", "some trees .")
     (rsicd / "dataset_rsicd.json").write_text(text)
     convert("rsicd", rsicd, out, ["train"])
-    found = sorted((row["dataset"], row["split"], row["captions"][4]) for row in rows(out / "captions.jsonl"))
+    found = sorted((line["dataset"], line["split"], line["captions"][4]) for line in lines_of(out / "captions.jsonl"))
     assert found == [
         ("RSICD", "train", "some trees ."),
         ("RSICD", "train", "some trees ."),
@@ -103,7 +103,7 @@ def test_the_same_dataset_and_split_is_replaced_and_all_else_kept(rsicd, tmp_pat
         ("UCM-Captions", "val", "many trees ."),
     ]
     (out / "captions.jsonl").write_text("[1]\n")
-    with pytest.raises(RSMoEError, match=r"captions.jsonl:1 is not a row of a data folder"):
+    with pytest.raises(RSMoEError, match=r"captions.jsonl:1 is not a record of a data folder"):
         convert("rsicd", rsicd, out)
     assert (out / "captions.jsonl").read_text() == "[1]\n"
 
@@ -118,7 +118,7 @@ def test_missing_images_are_counted_and_nothing_is_written(rsicd, tmp_path):
     ):
         convert("rsicd", rsicd, tmp_path / "out", remedy="get them there")
     assert files(tmp_path / "out") == before
-    assert [row["split"] for row in rows(tmp_path / "out/captions.jsonl")] == ["test"]
+    assert [line["split"] for line in lines_of(tmp_path / "out/captions.jsonl")] == ["test"]
 
 
 def test_an_interrupted_run_leaves_no_half_file_and_the_next_goes_on(rsicd, tmp_path, monkeypatch):
@@ -164,10 +164,15 @@ def test_a_disk_that_cannot_be_written_is_an_error_not_a_traceback(rsicd, tmp_pa
         convert("rsicd", rsicd, tmp_path / "file")
 
 
-def test_progress_is_told(rsicd, tmp_path):
-    told: list[tuple[str, float | None]] = []
-    convert("rsicd", rsicd, tmp_path / "out", progress=lambda message, share: told.append((message, share)))
-    assert told == [("reading RSICD", None)] + [("copying 4 images", done / 4) for done in range(4)]
+def test_progress_is_reported(rsicd, tmp_path):
+    reports: list[tuple] = []
+
+    def progress(message: str, done: int = 0, total: int | None = None, unit: str = "") -> None:
+        reports.append((message, done, total, unit))
+
+    convert("rsicd", rsicd, tmp_path / "out", progress=progress)
+    copies = [("copying 4 images", done, 4, "images") for done in range(4)]
+    assert reports == [("reading RSICD", 0, None, "records"), *copies]
 
 
 # ---- ImageFolders of users
@@ -277,7 +282,7 @@ def test_parquet_holds_the_images(rsicd, tmp_path):
 
     tables = load("rsicd", rsicd)
     pixels = [row["image"].tobytes() for row in tables["train"]]
-    written = write_parquet(tables, tmp_path / "out", rows=1)
+    written = write_parquet(tables, tmp_path / "out", shard_size=1)
     assert [file.name for file in written] == [
         "train-00000-of-00002.parquet",
         "train-00001-of-00002.parquet",

@@ -1,4 +1,4 @@
-"""Fixtures of the hub tests: the tiny stand-ins for all sources, and the real parts of rs-moe-nano."""
+"""Fixtures of the hub tests: the tiny stand-ins for all sources, and the real files of rs-moe-nano."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from modeling_rsmoe.hub.download import wheel_files
-from modeling_rsmoe.hub.sources import PART_NAMES, read_sources
+from modeling_rsmoe.hub.sources import PRETRAINED, pinned_sources
 
 from .tiny_sources import TinySources, make_tiny_sources
 
@@ -33,13 +33,13 @@ def package_index(tiny_sources, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def real_files():
-    """The data files of rs-moe-nano's wheels, by part and name: 290 MB, moved out so that the cache is not held locked."""
-    sources = read_sources("rs-moe-nano")
+    """The data files of rs-moe-nano's wheels by module and name: 290 MB, moved, so that the cache is not locked."""
+    sources = pinned_sources("rs-moe-nano")
     with TemporaryDirectory() as folder:
-        found = {}
-        for part in PART_NAMES:
-            own = Path(folder) / part
-            own.mkdir()
-            with wheel_files(sources.parts[part].wheel) as files:
-                found[part] = {name: Path(shutil.move(path, own / name)) for name, path in files.items()}
-        yield found
+        real = {}
+        for module in PRETRAINED:
+            moved = Path(folder) / module
+            moved.mkdir()
+            with wheel_files(sources.modules[module].wheel) as files:
+                real[module] = {name: Path(shutil.move(path, moved / name)) for name, path in files.items()}
+        yield real

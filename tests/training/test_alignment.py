@@ -1,4 +1,4 @@
-"""The warm-up before rows: the queries learn to tell images apart by their captions."""
+"""Alignment: the queries learn to tell images apart by their captions."""
 
 from pathlib import Path
 
@@ -7,30 +7,27 @@ import torch
 
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.data.records import CaptionRecord
-from modeling_rsmoe.training import Recipe, parts
+from modeling_rsmoe.training import Recipe, modules
 from modeling_rsmoe.training.alignment import (
+    AlignmentModel,
     CaptionPairs,
-    QueryWarmup,
     frequent_words,
     select_queries,
     standardize_vision,
 )
+from modeling_rsmoe.training.examples import read_data
 from modeling_rsmoe.training.features import FeatureCache
-from modeling_rsmoe.training.rows import read_data
 from modeling_rsmoe.utils.images import read_images
+from modeling_rsmoe.utils.progress import no_progress
 
 from ..tiny import tiny_model, tiny_processor
-
-
-def silent(message, share) -> None:
-    pass
 
 
 def pairs_of(model, data, features, file) -> CaptionPairs:
     records = read_data(data, Recipe()).captions
     cache = FeatureCache(features, model, tiny_processor())
     cache.add([record.image for record in records])
-    return CaptionPairs(model, tiny_processor(), records, cache, file, silent)
+    return CaptionPairs(model, tiny_processor(), records, cache, file, no_progress)
 
 
 def test_it_learns(data, features, tmp_path):
@@ -38,9 +35,9 @@ def test_it_learns(data, features, tmp_path):
     model = tiny_model()
     pairs = pairs_of(model, data, features, tmp_path / "captions.safetensors")
     assert list(pairs.words) == ["airport", "forest", "harbor"]  # words of all images say nothing of one
-    warmup = QueryWarmup(model.model.encoder, len(pairs.words))
+    warmup = AlignmentModel(model.model.encoder, len(pairs.words))
     select_queries(model, Recipe(qformer="queries"))
-    learning = parts.trained_parameters(warmup)
+    learning = modules.trained_parameters(warmup)
     assert {name.split(".")[0] for name in learning} == {"encoder", "words", "embedding"}
     assert not any("projection" in name or "vision" in name or "embeddings" in name for name in learning)
     optimizer = torch.optim.AdamW(learning.values(), 1e-2)
@@ -77,7 +74,7 @@ def test_captions_that_say_the_same():
 def test_standardized_features(data):
     model, processor = tiny_model(), tiny_processor()
     images = read_data(data, Recipe()).images
-    standardize_vision(model, processor, images, 0, silent)
+    standardize_vision(model, processor, images, 0, no_progress)
     pixels = processor.image_processor(images=read_images(images), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         values = model.encode_image(pixels).flatten(0, 1)
@@ -85,4 +82,4 @@ def test_standardized_features(data):
     torch.testing.assert_close(values.std(0, correction=0), torch.ones(16), atol=1e-4, rtol=0)
     model.model.encoder.vision_model.layernorm = torch.nn.Identity()
     with pytest.raises(RSMoEError, match="'dinov2' has no last norm"):
-        standardize_vision(model, processor, images, 0, silent)
+        standardize_vision(model, processor, images, 0, no_progress)

@@ -8,17 +8,17 @@ from safetensors.torch import load_file
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration
 from modeling_rsmoe.hub.assemble import merge_trained
-from modeling_rsmoe.training import read_settings, train_stage1, train_stage2
+from modeling_rsmoe.training import read_settings, train_stage
 from modeling_rsmoe.training.export import export_trained
 
 
 def test_the_start_and_what_was_learned_are_the_outcome(start, data, features, settings_file, tmp_path):
     torch.set_num_threads(1)
-    changes = ["--qformer", "queries", "--standardize_vision", "true", "--align_steps", "2", "--max_steps", "2"]
+    changes = ["--qformer", "queries", "--standardize_vision", "true", "--alignment_steps", "2", "--max_steps", "2"]
     recipe, arguments = read_settings(settings_file, "stage1", tmp_path, changes)
-    train_stage1(recipe, arguments, data, tmp_path / "1", start, features=features)
+    train_stage("stage1", recipe, arguments, data, tmp_path / "1", start, features=features)
     recipe, arguments = read_settings(settings_file, "stage2", tmp_path, ["--max_steps", "2"])
-    train_stage2(recipe, arguments, data, tmp_path / "2", tmp_path / "1", features=features)
+    train_stage("stage2", recipe, arguments, data, tmp_path / "2", tmp_path / "1", features=features)
     file = export_trained([tmp_path / "1", tmp_path / "2"], tmp_path / "trained.safetensors")
     model = RSMoEForConditionalGeneration.from_pretrained(start)
     merge_trained(model, file)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
-from modeling_rsmoe.data.encoder import encoder_sha256
+from modeling_rsmoe.inference.encoder import encoder_sha256
 from modeling_rsmoe.training import features as module
 from modeling_rsmoe.training.features import FeatureCache
 
@@ -87,8 +87,8 @@ def test_changed_image_and_changed_encoder_are_noticed(images, tmp_path, embedde
 
 
 def test_a_killed_making_goes_on(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 1)
-    monkeypatch.setattr(module, "ENTER_EVERY", 2)
+    monkeypatch.setattr(module, "VISION_BATCH", 1)
+    monkeypatch.setattr(module, "INDEX_EVERY", 2)
     seen: list[str] = []
     embed = FeatureCache._embed
 

@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 from modeling_rsmoe import RSMoEConfig, RSMoEError
 from modeling_rsmoe.cli import app
 from modeling_rsmoe.hub.sources import HUB_CONFIGS, known_names
-from modeling_rsmoe.training import Recipe, memory, parts, read_settings, stages
-from modeling_rsmoe.training.rows import RowCollator, read_data, training_rows
-from modeling_rsmoe.training.trainer import RowTrainer
+from modeling_rsmoe.training import Recipe, memory, modules, read_settings, stages
+from modeling_rsmoe.training.examples import ExampleCollator, read_data, training_examples
+from modeling_rsmoe.training.trainer import ExampleTrainer
 
 from ..tiny import INSTRUCTIONS, tiny_config
 from .runs import ENVIRONMENT
@@ -53,7 +53,7 @@ def test_sizes_have_the_published_parameters(size, published):
     config = config_of(size)
     model = memory.without_weights(config)
     assert all(parameter.is_meta for parameter in model.parameters())
-    counts = memory.count_parts(model)
+    counts = memory.count_parameters(model)
     tables = 1 if config.tie_word_embeddings else 2
     assert counts["language_model"] - tables * ADDED_TOKENS * config.text_config.hidden_size == published
     assert round(counts["vision"] / 1e9, 2) == 0.99  # EVA ViT-g/14 as in BLIP-2 and InstructBLIP
@@ -80,11 +80,11 @@ def test_what_learns(size):
     for stage in STAGES:
         recipe, arguments = settings_of(size, stage)
         model = memory.without_weights(config, recipe, arguments.bf16)
-        learned = memory.count_parts(model, learned=True)
+        learned = memory.count_parameters(model, learned=True)
         assert {part for part, count in learned.items() if count} == LEARNS[stage]
-        assert sum(learned.values()) == sum(p.numel() for p in parts.trained_parameters(model).values())
+        assert sum(learned.values()) == sum(p.numel() for p in modules.trained_parameters(model).values())
         if stage == "stage2":
-            rank = config.router_config.rank
+            rank = config.router_config.r
             text = config.text_config
             width, inner = text.hidden_size, text.intermediate_size
             keys = text.num_key_value_heads * text.head_dim
@@ -132,25 +132,25 @@ class Measured(TrainerCallback):
         self.losses += [logs["loss"]] if "loss" in logs else []
 
 
-def measured_training(stage, start, settings_file, output, table, **changes) -> tuple[RowTrainer, Measured]:
+def measured_training(stage, start, settings_file, output, table, **changes) -> tuple[ExampleTrainer, Measured]:
     """Train on `table`, one batch for each step, and measure."""
     torch.set_num_threads(1)
     words = [word for name, value in changes.items() for word in (f"--{name}", *str(value).split())]
     recipe, arguments = read_settings(settings_file, stage, output, words)
     model, processor = stages.load_start(start, recipe)
     torch.manual_seed(0)
-    selected = parts.select_parts(model, recipe)
+    selected = modules.select_modules(model, recipe)
     if arguments.bf16:
-        parts.halve_llm(model)
+        modules.cast_base_lm(model)
     arguments.max_steps = len(table) // arguments.per_device_train_batch_size
     arguments.save_strategy = "no"
-    trainer = RowTrainer(
+    trainer = ExampleTrainer(
         model=selected,
         args=arguments,
         recipe=recipe,
         train_dataset=table,
         processing_class=processor,
-        data_collator=RowCollator(processor),
+        data_collator=ExampleCollator(processor),
     )
     measured = Measured()
     trainer.add_callback(measured)
@@ -173,12 +173,12 @@ def measured_training(stage, start, settings_file, output, table, **changes) -> 
     return trainer, measured
 
 
-def mixed_rows(stage, data, batch: int):
+def mixed_examples(stage, data, batch: int):
     """Rows with several completions, of the base LM, or of router and experts."""
     recipe = Recipe.of(stage)
-    table = training_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, batch, 1, 4)
-    assert any(len(set(row["completions"])) > 1 for row in table)
-    kinds = {(row["kind"], row["expert"]) for row in table}
+    table = training_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, batch, 1, 4)
+    assert any(len(set(example["completions"])) > 1 for example in table)
+    kinds = {(example["kind"], example["expert"]) for example in table}
     assert len(kinds) > 2, kinds
     return table
 
@@ -186,7 +186,7 @@ def mixed_rows(stage, data, batch: int):
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
 def test_states_are_those_of_a_real_training(start, data, settings_file, tmp_path, stage, bf16):
-    table = mixed_rows(stage, data, 4)
+    table = mixed_examples(stage, data, 4)
     trainer, measured = measured_training(stage, start, settings_file, tmp_path, table, bf16=bf16)
     recipe, _ = read_settings(settings_file, stage, tmp_path)
     model = memory.without_weights(RSMoEConfig.from_pretrained(start), recipe, bf16)
@@ -201,22 +201,22 @@ def test_states_are_those_of_a_real_training(start, data, settings_file, tmp_pat
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
 def test_activations_are_those_of_a_real_step(start, data, settings_file, tmp_path, stage, bf16, checkpointing):
-    """Within 2 %, all rows being about as long."""
+    """Within 2 %, all examples being about as long."""
     image = str(data / "0.png")
-    row = {"image": image, "completions": ["some green trees .", "two white planes ."]}
+    example = {"image": image, "completions": ["some green trees .", "two white planes ."]}
     if stage == "stage1":
-        table = [{**row, "kind": "caption", "expert": None, "prompt": "what is it?"}] * 4
+        table = [{**example, "kind": "caption", "expert": None, "prompt": "what is it?"}] * 4
     else:
         readers = [("router", "theme", "<router> theme: what"), ("expert", "theme", "<theme> what is it?")]
         readers += [("expert", "object", "<object> what is i?"), ("expert", "relation", "<relation> what is?")]
-        table = [{**row, "kind": kind, "expert": name, "prompt": prompt} for kind, name, prompt in readers]
+        table = [{**example, "kind": kind, "expert": name, "prompt": prompt} for kind, name, prompt in readers]
     changes = {"bf16": bf16, "activation_checkpointing": checkpointing, "lora_dropout": 0}
     trainer, measured = measured_training(stage, start, settings_file, tmp_path, Dataset.from_list(table), **changes)
     inputs = trainer.data_collator(table)
     batch = memory.Batch(
-        rows=4,
+        examples=4,
         tokens=inputs["input_ids"].shape[1],
-        learned=int((inputs["labels"] != -100).sum()) // 4,
+        labels=int((inputs["labels"] != -100).sum()) // 4,
         qformer_tokens=inputs["qformer_input_ids"].shape[1],
     )
     recipe, _ = read_settings(settings_file, stage, tmp_path, ["--lora_dropout", "0"])
@@ -228,7 +228,7 @@ RESIDENT = """
 import resource, sys
 import torch
 from modeling_rsmoe import RSMoEConfig, RSMoEForConditionalGeneration
-from modeling_rsmoe.training import Recipe, memory, parts
+from modeling_rsmoe.training import Recipe, memory, modules
 
 def pages(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
@@ -243,8 +243,8 @@ config = RSMoEConfig(
 recipe, batch = Recipe.of(sys.argv[1]), memory.Batch(16, 160, 80, image_size=224)
 estimated = memory.activation_bytes(config, recipe, batch, bf16=False)[0]
 model = RSMoEForConditionalGeneration(config).train()
-parts.select_parts(model, recipe)
-memory._loss(model, recipe, memory.Batch(1, 40, 4, image_size=224), False).backward()  # libraries and gradients are there
+modules.select_modules(model, recipe)
+memory._loss(model, recipe, memory.Batch(1, 40, 4, image_size=224), False).backward()  # makes libraries and gradients
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
 before = pages("VmRSS")
 memory._loss(model, recipe, batch, False).backward()
@@ -266,15 +266,15 @@ def test_activations_are_the_memory_that_the_system_gives(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_checkpointing_changes_memory_only(start, data, settings_file, tmp_path, stage):
-    """Rows of several readers and several completions in a batch; the layers are computed again with their own rows."""
-    table = mixed_rows(stage, data, 4)
+    """A batch of several adapters and several completions; layers are computed again with their own sequences."""
+    table = mixed_examples(stage, data, 4)
     runs = []
     for checkpointing in (False, True):
         changes = {"activation_checkpointing": checkpointing, "lora_dropout": 0}
         runs.append(measured_training(stage, start, settings_file, tmp_path / str(checkpointing), table, **changes))
     (kept, measured), (checkpointed, measured_again) = runs
     assert len(measured.losses) == 4 and measured.losses == measured_again.losses
-    first, second = (parts.trained_parameters(trainer.model) for trainer in (kept, checkpointed))
+    first, second = (modules.trained_parameters(trainer.model) for trainer in (kept, checkpointed))
     began = dict(stages.load_start(start, Recipe())[0].named_parameters())
     assert first.keys() == second.keys()
     moved = 0
@@ -291,9 +291,9 @@ def test_checkpointing_changes_memory_only(start, data, settings_file, tmp_path,
 
 def test_deepspeeds_own_formulas():
     """Where all parameters learn: `estimate_zero2_model_states_mem_needs`, `estimate_zero3_model_states_mem_needs`."""
-    everything = Recipe(vision="full", llm="full", router="train", experts=["all"])
+    everything = Recipe(vision="full", language_model="full", router="train", experts=["all"])
     model = memory.without_weights(tiny_config(), everything, bf16=True)
-    learned = sum(parameter.numel() for parameter in parts.trained_parameters(model).values())
+    learned = sum(parameter.numel() for parameter in modules.trained_parameters(model).values())
     total = sum(parameter.numel() for parameter in model.parameters())
     assert total - learned == model.config.vision_config.hidden_size  # but for DINOv2's mask token
     for processes in (2, 4, 8):
@@ -324,7 +324,7 @@ def test_copied_experts_are_refused():
     recipe = Recipe.of("stage2")
     with pytest.raises(RSMoEError, match="FSDP cannot spread"):
         memory.step_memory(memory.without_weights(config, recipe), "FSDP", 2, bf16=False)
-    with pytest.raises(RSMoEError, match="'full'.*kind 'lora'"):
+    with pytest.raises(RSMoEError, match="'full'.*type 'lora'"):
         memory.activation_bytes(config, recipe, memory.Batch(2), bf16=False)
 
 
@@ -360,11 +360,14 @@ def test_command(start, settings_file, tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     config = RSMoEConfig.from_pretrained(start)
-    counts = memory.count_parts(memory.without_weights(config))
+    counts = memory.count_parameters(memory.without_weights(config))
     for part, count in counts.items():
         assert f"| {part} | {count / 1e6:,.1f} |" in result.stdout
-    rows = [line for line in result.stdout.splitlines() if line.startswith(("| one device", "| 4 x"))]
-    assert [row.split(" | ")[0] for row in rows] == ["| one device", *(f"| 4 x {s}" for s in memory.STRATEGIES)] * 2
+    examples = [line for line in result.stdout.splitlines() if line.startswith(("| one device", "| 4 x"))]
+    assert [example.split(" | ")[0] for example in examples] == [
+        "| one device",
+        *(f"| 4 x {s}" for s in memory.STRATEGIES),
+    ] * 2
 
 
 def test_command_refuses(tmp_path):

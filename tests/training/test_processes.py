@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling_rsmoe.training import read_settings, train_stage1
+from modeling_rsmoe.training import read_settings, train_stage
 
 from .runs import in_processes
 
@@ -23,13 +23,13 @@ def test_two_processes_are_one_with_twice_the_batch(start, data, features, setti
     torch.set_num_threads(1)
     one, two = tmp_path / "one", tmp_path / "two"
     recipe, arguments = read_settings(settings_file, "stage1", one, CHANGES)
-    train_stage1(recipe, arguments, data, one, start, features=features)
-    folders = ["--config", settings_file, "--data", data, "--output", two, "--checkpoint", start]
+    train_stage("stage1", recipe, arguments, data, one, start, features=features)
+    folders = ["--config", settings_file, "--data", data, "--output", two, "--model", start]
     folders += ["--features", tmp_path / "features"]  # made by one process while the other waits
     said = in_processes(2, ["train", "stage1", *folders, *CHANGES, "--per_device_train_batch_size", "2"])
     assert said.count("reading the data") == 1 and "custom code" not in said, said
     record = json.loads((two / "training.json").read_text())
-    assert record["arguments"]["rows_per_step"] == 4 and record["rows"] == 12
+    assert record["arguments"]["examples_per_step"] == 4 and record["examples"] == 12
     assert json.loads((two / "training_args.json").read_text())["per_device_train_batch_size"] == 2
     ours, theirs = losses(two), losses(one)
     assert len(ours) == len(theirs) == 3

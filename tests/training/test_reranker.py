@@ -54,7 +54,8 @@ def test_unseen_images_get_the_caption_that_fits(fitted, shades):
 def test_all_else_stays_as_it_was(fitted, start):
     before, after = (RSMoEForConditionalGeneration.from_pretrained(f).state_dict() for f in (start, fitted))
     assert {name for name in after if name not in before} == {
-        f"model.reranker.{name}" for name in ("look.weight", "look.bias", "ngrams.weight", "rarity.weight")
+        f"model.reranker.{name}"
+        for name in ("image_projection.weight", "image_projection.bias", "ngram_embeddings.weight", "idf.weight")
     }
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     record = json.loads((fitted / "training.json").read_text())["reranker"]
@@ -86,7 +87,8 @@ def test_export_has_the_reranker(fitted, start, tmp_path):
     (fitted / "training.json").write_text(json.dumps(record))
     exported = load_file(export_trained([fitted], tmp_path / "trained.safetensors"))
     assert set(exported) == {
-        f"model.reranker.{name}" for name in ("look.weight", "look.bias", "ngrams.weight", "rarity.weight")
+        f"model.reranker.{name}"
+        for name in ("image_projection.weight", "image_projection.bias", "ngram_embeddings.weight", "idf.weight")
     }
 
 

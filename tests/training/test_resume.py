@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_rsmoe import RSMoEError
-from modeling_rsmoe.training import checkpoints, logs, read_settings, train_stage1, train_stage2
+from modeling_rsmoe.training import checkpoints, logs, read_settings, train_stage
 
 from .runs import killed_at
 
 
 CHANGES = {
-    "stage1": ["--align_steps", "3", "--align_batch_size", "4", "--standardize_vision", "true"],
+    "stage1": ["--alignment_steps", "3", "--alignment_batch_size", "4", "--standardize_vision", "true"],
     "stage2": ["--one_stage", "true"],
 }
 
@@ -23,26 +23,25 @@ CHANGES = {
 def run(stage, start, data, features, settings_file, output, resume=False, changes=()):
     torch.set_num_threads(1)
     recipe, arguments = read_settings(settings_file, stage, output, [*CHANGES[stage], *changes])
-    function = train_stage1 if stage == "stage1" else train_stage2
-    return function(recipe, arguments, data, output, start, resume=resume, features=features)
+    return train_stage(stage, recipe, arguments, data, output, start, resume=resume, features=features)
 
 
 def command(stage, start, data, features, settings_file, output) -> list[str | Path]:
-    folders = ["--config", settings_file, "--data", data, "--output", output, "--checkpoint", start]
+    folders = ["--config", settings_file, "--data", data, "--output", output, "--model", start]
     return ["train", stage, *folders, "--features", features, *CHANGES[stage]]
 
 
-def test_killed_in_the_warm_up_and_in_stage1(start, data, features, settings_file, tmp_path):
+def test_killed_in_alignment_and_in_stage1(start, data, features, settings_file, tmp_path):
     places = (start, data, features, settings_file)
     whole = run("stage1", *places, tmp_path / "whole")
     broken = tmp_path / "broken"
-    killed_at("align:3", command("stage1", *places, broken))
+    killed_at("alignment:3", command("stage1", *places, broken))
     killed_at("stage1:3", [*command("stage1", *places, broken), "--resume"])
     assert not (broken / "config.json").exists()
     run("stage1", *places, broken, resume=True)
     (broken / "training.json").unlink()  # killed before the last file was written
     run("stage1", *places, broken, resume=True)
-    for name in ("model.safetensors", ".training/learned.safetensors", ".training/align.safetensors"):
+    for name in ("model.safetensors", ".training/learned.safetensors", ".training/alignment.safetensors"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
     logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (whole, broken)]
     assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
@@ -52,14 +51,14 @@ def test_stage2_goes_on(start, data, features, settings_file, tmp_path, monkeypa
     """Stopped in the middle of writing a checkpoint: the one before is whole and is gone on from."""
     places = (start, data, features, settings_file)
     whole = run("stage2", *places, tmp_path / "whole")
-    written = checkpoints.SafeCheckpoints._write_checkpoint
+    write = checkpoints.write_checkpoint
 
-    def full_disk(self, folder):
-        written(self, folder)
-        if self.state.global_step == 4:
+    def full_disk(folder, *state):
+        write(folder, *state)
+        if folder.name == ".checkpoint-4.part":
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.SafeCheckpoints, "_write_checkpoint", full_disk)
+    monkeypatch.setattr(checkpoints, "write_checkpoint", full_disk)
     broken = tmp_path / "broken"
     with pytest.raises(RSMoEError, match="No space left on device.*checkpoint-2 is intact.*--resume"):
         run("stage2", *places, broken)
@@ -79,9 +78,9 @@ def test_stage2_goes_on(start, data, features, settings_file, tmp_path, monkeypa
 def test_images_lost_in_the_middle(start, data, features, settings_file, tmp_path, monkeypatch):
     """Where the ViT learns, every step reads images."""
     copy = Path(shutil.copytree(data, tmp_path / "data"))
-    changes = ["--vision", "full", "--align_steps", "0", "--standardize_vision", "false"]
+    changes = ["--vision", "full", "--alignment_steps", "0", "--standardize_vision", "false"]
     run("stage1", start, data, features, settings_file, tmp_path / "whole", changes=changes)
-    shown = logs.RowBar.on_step_end
+    shown = logs.ExampleBar.on_step_end
 
     def lose(self, args, state, control, **kwargs):
         shown(self, args, state, control, **kwargs)
@@ -89,7 +88,7 @@ def test_images_lost_in_the_middle(start, data, features, settings_file, tmp_pat
             for image in copy.glob("*.png"):
                 image.rename(image.with_suffix(".lost"))
 
-    monkeypatch.setattr(logs.RowBar, "on_step_end", lose)
+    monkeypatch.setattr(logs.ExampleBar, "on_step_end", lose)
     broken = (start, copy, features, settings_file, tmp_path / "broken")
     with pytest.raises(RSMoEError, match=r"stopped: .*\.png.*checkpoint-2 is intact.*--resume"):
         run("stage1", *broken, changes=changes)
@@ -107,16 +106,15 @@ def test_a_damaged_checkpoint_is_named(start, data, features, settings_file, tmp
     broken = tmp_path / "broken"
     killed = ["--save_steps", "2"]
 
-    def stop(self, folder):
-        raise KeyboardInterrupt
+    write = checkpoints.write_checkpoint
+
+    def stop_at_the_second(folder, *state):
+        if folder.name != ".checkpoint-2.part":
+            raise KeyboardInterrupt
+        write(folder, *state)
 
     with pytest.MonkeyPatch.context() as patch:
-        written = checkpoints.SafeCheckpoints._write_checkpoint
-        patch.setattr(
-            checkpoints.SafeCheckpoints,
-            "_write_checkpoint",
-            lambda self, folder: written(self, folder) if self.state.global_step == 2 else stop(self, folder),
-        )
+        patch.setattr(checkpoints, "write_checkpoint", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             run("stage2", *places, broken, changes=killed)
     file = broken / ".training" / "checkpoint-2" / "optimizer.safetensors"

@@ -19,11 +19,11 @@ def write(folder: Path, text: str) -> Path:
 def test_a_file_for_both_stages(tmp_path):
     file = write(
         tmp_path,
-        "stage1: {llm: full, learning_rate: 3e-4, max_steps: 7}\n"
+        "stage1: {language_model: full, learning_rate: 3e-4, max_steps: 7}\n"
         "stage2: {experts: [theme], expert_share: 1, qformer_learning_rate: 1e-5}\n",
     )
     recipe, arguments = read_settings(file, "stage1", tmp_path / "out")
-    assert recipe == Recipe(llm="full") and (arguments.learning_rate, arguments.max_steps) == (3e-4, 7)
+    assert recipe == Recipe(language_model="full") and (arguments.learning_rate, arguments.max_steps) == (3e-4, 7)
     assert (
         arguments.output_dir == str(tmp_path / "out") and not arguments.bf16 and not arguments.gradient_checkpointing
     )
@@ -39,14 +39,14 @@ def test_a_file_for_both_stages(tmp_path):
         ("[1", "no YAML"),
         ("stage1: {lerning_rate: 1}", "stage1 has no setting lerning_rate"),
         ("stage1: {output_dir: x}", "--output"),
-        ("stage1: {llm: half}", "llm is 'half'; expected one of lora, full, frozen"),
-        ("stage1: {lora_rank: many}", "wrong setting: argument --lora_rank.*invalid int"),
-        ("stage1: {lora_rank: 0}", "lora_rank is 0; expected 1 or more"),
+        ("stage1: {language_model: half}", "language_model is 'half'; expected one of lora, full, frozen"),
+        ("stage1: {lora_r: many}", "wrong setting: argument --lora_r.*invalid int"),
+        ("stage1: {lora_r: 0}", "lora_r is 0; expected 1 or more"),
         ("stage1: {caption_share: -1}", "caption_share is -1"),
-        ("stage1: {row_weight: 2}", "row_weight is 2; expected a share"),
+        ("stage1: {example_weight: 2}", "example_weight is 2; expected a share"),
         ("stage1: {experts: theme}", "experts is 'theme'; expected a list"),
-        ("stage1: {align_steps: 5, qformer: lora}", "align_steps is 5, but the Q-Former is lora"),
-        ("stage1: {packing: true}", "packing is True; training on rows needs False"),
+        ("stage1: {alignment_steps: 5, qformer: lora}", "alignment_steps is 5, but the Q-Former is lora"),
+        ("stage1: {packing: true}", "packing is True; training needs False"),
         ("stage1: {max_length: 100}", "max_length is 100"),
         ("stage1: {lr_scheduler_type: zigzag}", "settings of stage1 do not fit .*zigzag"),
     ],

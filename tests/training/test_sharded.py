@@ -1,4 +1,4 @@
-"""FSDP by the shipped file of accelerate: what two processes learn with the model spread over them is what one learns."""
+"""FSDP by the shipped file of accelerate: two processes with the model spread over them learn what one does."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from modeling_rsmoe import RSMoEConfig
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
-from modeling_rsmoe.training import memory, read_settings, train_stage1, train_stage2
+from modeling_rsmoe.training import memory, read_settings, train_stage
 
 from ..tiny import tiny_checkpoint
 from .runs import ENVIRONMENT
@@ -28,10 +28,10 @@ torch.distributed.init_process_group("gloo")
 PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
 from modeling_rsmoe.cli import main
-from modeling_rsmoe.training.trainer import RowTrainer
+from modeling_rsmoe.training.trainer import ExampleTrainer
 
 file = sys.argv.pop(1)
-train = RowTrainer.train
+train = ExampleTrainer.train
 
 def own(tensor):
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
@@ -49,7 +49,7 @@ def train_and_count(self, *args, **kwargs):
         open(file, "w").write(json.dumps(counts))
     return result
 
-RowTrainer.train = train_and_count
+ExampleTrainer.train = train_and_count
 main()
 """
 
@@ -90,8 +90,8 @@ def test_spread_over_two_processes(eva, data, features, settings_file, tmp_path,
     if stage == "stage2":
         changes = ["--max_steps", "3", "--one_stage", "true", "--activation_checkpointing", "true"]
     recipe, arguments = read_settings(settings_file, stage, one, changes)
-    (train_stage1 if stage == "stage1" else train_stage2)(recipe, arguments, data, one, eva, features=features)
-    command = ["train", stage, "--config", settings_file, "--data", data, "--output", two, "--checkpoint", eva]
+    train_stage(stage, recipe, arguments, data, one, eva, features=features)
+    command = ["train", stage, "--config", settings_file, "--data", data, "--output", two, "--model", eva]
     command += ["--features", features, *changes, "--per_device_train_batch_size", 2]
     result = spread(2, tmp_path, command)
     assert result.returncode == 0, result.stderr

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
-from modeling_rsmoe.training import Recipe, parts, read_settings, stages, train_stage1, train_stage2
+from modeling_rsmoe.training import Recipe, modules, read_settings, stages, train_stage
 from modeling_rsmoe.training.checkpoints import save_tensors
-from modeling_rsmoe.training.rows import RowCollator, read_data, training_rows
-from modeling_rsmoe.training.trainer import RowTrainer
+from modeling_rsmoe.training.examples import ExampleCollator, read_data, training_examples
+from modeling_rsmoe.training.trainer import ExampleTrainer
 
 from ..tiny import INSTRUCTIONS, tiny_config, tiny_model, tiny_processor
 
@@ -24,15 +24,14 @@ def train(stage, start, data, features, settings_file, output, **changes):
     torch.set_num_threads(1)
     words = [word for name, value in changes.items() for word in (f"--{name}", *str(value).split())]
     recipe, arguments = read_settings(settings_file, stage, output, words)
-    function = train_stage1 if stage == "stage1" else train_stage2
-    return function(recipe, arguments, data, output, start, features=features)
+    return train_stage(stage, recipe, arguments, data, output, start, features=features)
 
 
 def moved(start, output) -> set[str]:
-    """Names of the parts whose weights are not the start's."""
+    """Names of the modules whose weights are not the start's."""
     before, after = load_file(start / "model.safetensors"), load_file(output / "model.safetensors")
     assert before.keys() == after.keys()
-    return {parts.part_of(name) for name in before if not torch.equal(before[name], after[name])}
+    return {modules.module_of(name) for name in before if not torch.equal(before[name], after[name])}
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +66,9 @@ def test_tensorboard(stage1):
 
 def test_what_is_written_is_what_was_learned(start, stage1):
     """The merged LoRA says what the model under training said."""
-    recipe = Recipe(lora_rank=2, lora_alpha=4)
+    recipe = Recipe(lora_r=2, lora_alpha=4)
     model, processor = stages.load_start(start, recipe)
-    selected = parts.select_parts(model, recipe)
+    selected = modules.select_modules(model, recipe)
     stages.load_parameters(selected, stage1 / ".training" / "learned.safetensors")
     inputs = processor(
         images=Image.new("RGB", (28, 28), "red"), text="What?", expert_inputs=False, return_tensors="pt"
@@ -83,7 +82,7 @@ def test_what_is_written_is_what_was_learned(start, stage1):
 
 
 def test_stage2(start, stage1, data, features, settings_file, tmp_path):
-    output = train("stage2", stage1, data, features, settings_file, tmp_path / "stage2", eval_rows=6, max_steps=8)
+    output = train("stage2", stage1, data, features, settings_file, tmp_path / "stage2", eval_examples=6, max_steps=8)
     assert moved(stage1, output) == {"router", "experts"}
     record = json.loads((output / "training.json").read_text())
     assert record["before"]["stage"] == "stage1" and record["before"]["start"]["name"] == start.name
@@ -96,7 +95,7 @@ def test_stage2_wants_stage1(start, stage1, data, features, settings_file, tmp_p
     with pytest.raises(RSMoEError, match="has no finished stage 1.*one_stage"):
         train("stage2", start, data, features, settings_file, tmp_path / "a")
     shares = {"caption_share": 0.4, "router_share": 0.2, "expert_share": 0.4}
-    learning = {"qformer": "queries", "projection": "full", "language_model": "lora", "lora_rank": 2}
+    learning = {"qformer": "queries", "projection": "full", "language_model": "lora", "lora_r": 2}
     output = train(
         "stage2", start, data, features, settings_file, tmp_path / "b", one_stage=True, **shares, **learning
     )
@@ -125,7 +124,7 @@ def test_one_expert_without_router(stage1, data, features, settings_file, tmp_pa
     said = model.generate(
         **processor(images=Image.new("RGB", (28, 28)), text="What?", return_tensors="pt"), return_dict_in_generate=True
     )
-    assert list(processor.post_process_generation(said)[0]["parts"]) == ["object"]
+    assert list(processor.post_process_generation(said)[0]["expert_texts"]) == ["object"]
     with pytest.raises(RSMoEError, match="expert_names is .*color.*has theme, object, relation"):
         train("stage2", stage1, data, features, settings_file, tmp_path / "no", expert_names="color")
 
@@ -142,7 +141,7 @@ def test_shipped_weights_have_a_stage1_behind_them(tmp_path):
 
 
 def test_features_of_no_more_images_than_are_learned(start, stage1, data, settings_file, tmp_path):
-    changes = {"max_steps": 1, "per_device_train_batch_size": 2, "eval_rows": 1}
+    changes = {"max_steps": 1, "per_device_train_batch_size": 2, "eval_examples": 1}
     output = train("stage2", stage1, data, tmp_path / "features", settings_file, tmp_path / "2", **changes)
     (index,) = (tmp_path / "features").glob("*/index.json")
     assert 1 <= len(json.loads(index.read_text())["images"]) <= 3
@@ -166,26 +165,26 @@ def test_features_of_no_more_images_than_are_learned(start, stage1, data, settin
         ({"qformer": "frozen", "projection": "frozen", "language_model": "frozen", "router": "train"}, {"router"}),
     ],
 )
-def test_which_parts_learn(changes, learned):
+def test_which_modules_learn(changes, learned):
     """Everything selected gets a gradient, and nothing else does."""
     recipe = Recipe(**changes)
     model, processor = tiny_model(), tiny_processor()
-    selected = parts.select_parts(model, recipe).train()
-    rows = [{"image": Image.new("RGB", (28, 28), "red"), "expert": None, "prompt": "What?", "completions": ["a"]}]
-    rows = [{**rows[0], "kind": "caption"}]
+    selected = modules.select_modules(model, recipe).train()
+    examples = [{"image": Image.new("RGB", (28, 28), "red"), "expert": None, "prompt": "What?", "completions": ["a"]}]
+    examples = [{**examples[0], "kind": "caption"}]
     for name, prompt in (("theme", "<theme> What?"), ("object", "<object> What?")):
-        rows.append({**rows[0], "kind": "expert", "expert": name, "prompt": prompt})
-    rows.append({**rows[0], "kind": "router", "expert": "theme", "prompt": "<router> theme: What?"})
-    collator = RowCollator(processor)
+        examples.append({**examples[0], "kind": "expert", "expert": name, "prompt": prompt})
+    examples.append({**examples[0], "kind": "router", "expert": "theme", "prompt": "<router> theme: What?"})
+    collator = ExampleCollator(processor)
     collator._images = lambda images: {  # type: ignore[method-assign]
         "pixel_values": processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
     }
-    inputs = {name: value for name, value in collator(rows).items() if name != "kinds"}
+    inputs = {name: value for name, value in collator(examples).items() if name != "kinds"}
     selected(**inputs).loss.backward()
     names = {name for name, parameter in selected.named_parameters() if parameter.grad is not None}
-    chosen = set(parts.trained_parameters(selected))
-    assert {parts.part_of(name) for name in chosen} == learned and names <= chosen
-    assert {parts.part_of(name) for name in names} == learned
+    chosen = set(modules.trained_parameters(selected))
+    assert {modules.module_of(name) for name in chosen} == learned and names <= chosen
+    assert {modules.module_of(name) for name in names} == learned
     if changes["qformer"] == "queries":
         assert not any("embeddings" in name or ".output.dense" in name and "attention" not in name for name in chosen)
     if learned == {"experts"}:
@@ -194,10 +193,10 @@ def test_which_parts_learn(changes, learned):
 
 def test_nothing_learns():
     frozen = {"qformer": "frozen", "projection": "frozen", "language_model": "frozen"}
-    with pytest.raises(RSMoEError, match="nothing learns"):
-        parts.select_parts(tiny_model(), Recipe(**frozen))
+    with pytest.raises(RSMoEError, match="no trainable parameters"):
+        modules.select_modules(tiny_model(), Recipe(**frozen))
     with pytest.raises(RSMoEError, match="the model has no color; it has theme, object, relation"):
-        parts.select_parts(tiny_model(), Recipe(**frozen, experts=["color"]))
+        modules.select_modules(tiny_model(), Recipe(**frozen, experts=["color"]))
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
@@ -213,44 +212,47 @@ def test_where_experts_begin(kind):
             logits = [model(**ids, adapter_ids=torch.tensor([reader])).logits for reader in (0, 2)]
         return (logits[0] - logits[1]).abs().max().item()
 
-    parts.start_readers(model, Recipe.of("stage2", expert_start="checkpoint"))
+    modules.initialize_adapters(model, Recipe.of("stage2", expert_start="checkpoint"))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    parts.start_readers(model, Recipe.of("stage2", expert_start="base", experts=["theme"]))
+    modules.initialize_adapters(model, Recipe.of("stage2", expert_start="base", experts=["theme"]))
     assert apart() < 1e-5
     kept = model.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in kept.items() if ".experts.object." in name)
-    parts.start_readers(model, Recipe.of("stage2", expert_start="random"))
+    modules.initialize_adapters(model, Recipe.of("stage2", expert_start="random"))
     assert apart() > 1e-3
 
 
 def test_learning_rates():
     model = tiny_model()
     recipe = Recipe(
-        llm="full", qformer_learning_rate=0.1, projection_learning_rate=0.2, language_model_learning_rate=0.3
+        language_model="full",
+        qformer_learning_rate=0.1,
+        projection_learning_rate=0.2,
+        language_model_learning_rate=0.3,
     )
-    parts.select_parts(model, recipe)
-    groups = parts.learning_rate_groups(model, recipe, default=1.0, weight_decay=0.5)
+    modules.select_modules(model, recipe)
+    groups = modules.learning_rate_groups(model, recipe, default=1.0, weight_decay=0.5)
     rate = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
-    for name, parameter in parts.trained_parameters(model).items():
-        expected = {"qformer": 0.1, "projection": 0.2, "language_model": 0.3}[parts.part_of(name)]
+    for name, parameter in modules.trained_parameters(model).items():
+        expected = {"qformer": 0.1, "projection": 0.2, "language_model": 0.3}[modules.module_of(name)]
         assert rate[id(parameter)] == (expected, 0.5 if parameter.ndim > 1 else 0.0)
 
 
 def test_half_precision(start, data, features, settings_file, tmp_path):
-    """Frozen weights of the LLM are halved, what learns is not; the checkpoint keeps the start's own frozen weights."""
+    """Frozen weights of the base LM are halved, what learns is not; the checkpoint has the start's frozen weights."""
     model = tiny_model()
-    parts.select_parts(model, Recipe(language_model="lora", lora_rank=2))
-    parts.halve_llm(model)
+    modules.select_modules(model, Recipe(language_model="lora", lora_r=2))
+    modules.cast_base_lm(model)
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
-    assert {dtypes[name] for name in dtypes if parts.part_of(name) == "language_model" and "lora_" not in name} == {
-        torch.bfloat16
-    }
-    assert all(p.dtype == torch.float32 for p in parts.trained_parameters(model).values())
-    changes = {"lora_dropout": 0, "align_steps": 2, "align_batch_size": 4}
+    assert {
+        dtypes[name] for name in dtypes if modules.module_of(name) == "language_model" and "lora_" not in name
+    } == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 for p in modules.trained_parameters(model).values())
+    changes = {"lora_dropout": 0, "alignment_steps": 2, "alignment_batch_size": 4}
     whole = train("stage1", start, data, features, settings_file, tmp_path / "whole", **changes)
     half = train("stage1", start, data, features, settings_file, tmp_path / "half", **changes, bf16=True)
-    aligned = [load_file(folder / ".training" / "align.safetensors") for folder in (whole, half)]
-    assert all(torch.equal(aligned[0][name], aligned[1][name]) for name in aligned[0])  # the warm-up is in float32
+    aligned = [load_file(folder / ".training" / "alignment.safetensors") for folder in (whole, half)]
+    assert all(torch.equal(aligned[0][name], aligned[1][name]) for name in aligned[0])  # the alignment is in float32
     before, after = load_file(start / "model.safetensors"), load_file(half / "model.safetensors")
     name = "model.language_model.embed_tokens.weight"
     assert after[name].dtype == torch.float32 and torch.equal(after[name], before[name])
@@ -263,14 +265,14 @@ def test_half_precision(start, data, features, settings_file, tmp_path):
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_the_loss(start, data, features, settings_file, tmp_path, weight):
-    """Of labelled positions only, counted by tokens and by rows over all batches of a step."""
+    """Of labelled positions only, counted by tokens and by examples over all batches of a step."""
     recipe, arguments = read_settings(
-        settings_file, "stage1", tmp_path, ["--row_weight", str(weight), "--references_per_row", "1"]
+        settings_file, "stage1", tmp_path, ["--example_weight", str(weight), "--references_per_example", "1"]
     )
     model, processor = stages.load_start(start, recipe)
-    table = training_rows(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 4, 1)
-    collator = RowCollator(processor)
-    trainer = RowTrainer(
+    table = training_examples(read_data(data, recipe), recipe, INSTRUCTIONS, 0, 4, 1)
+    collator = ExampleCollator(processor)
+    trainer = ExampleTrainer(
         model=model,
         args=arguments,
         recipe=recipe,
@@ -280,7 +282,7 @@ def test_the_loss(start, data, features, settings_file, tmp_path, weight):
     )
     model.eval()
     batches = [collator([table[i] for i in (0, 1, 2, 3)]), collator([table[4]])]
-    counts = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+    counts = trainer.count_items(batches, torch.device("cpu"))
     expected_token, expected_row, tokens = 0.0, 0.0, 0
     for batch in batches:
         inputs = {name: value for name, value in batch.items() if name not in ("kinds", "labels")}

@@ -1,7 +1,7 @@
-"""Public benchmarks, read from the files in which they are published: one module for each, ``BENCHMARKS`` has them all.
+"""Public benchmarks, read from the files in which they are published: all in ``BENCHMARKS``.
 
-``load`` gives a ``datasets.DatasetDict``; ``rsmoe data convert`` writes a data folder (``data.folder``). docs/benchmarks.md
-says where to get each, how to lay out its files, and what to beware of.
+``load`` gives a ``datasets.DatasetDict``; ``rsmoe data convert`` writes a data folder (``data.folder``).
+docs/benchmarks.md says where to get each, how to lay out its files, and what to beware of.
 """
 
 from collections.abc import Collection
@@ -11,36 +11,20 @@ from typing import TYPE_CHECKING
 from ...errors_rsmoe import RSMoEError
 from ..folder import as_datasets
 from .files import Benchmark, Task
+from .karpathy import RSICD, SYDNEY, UCM
 from .nwpu import NWPU
 from .rsicap import RSICAP, RSIEVAL
-from .rsicd import RSICD
 from .rsivqa import RSIVQA, RSIVQA_SCENES
-from .rsvqa_hr import RSVQA_HR
-from .rsvqa_lr import RSVQA_LR
-from .sydney import SYDNEY
-from .ucm import UCM
+from .rsvqa import RSVQA_HR, RSVQA_LR
 from .vrsbench import VRSBENCH
 
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.key: benchmark
-    for benchmark in (
-        RSICD,
-        UCM,
-        SYDNEY,
-        NWPU,
-        RSICAP,
-        RSIEVAL,
-        VRSBENCH,
-        RSVQA_LR,
-        RSVQA_HR,
-        RSIVQA,
-        RSIVQA_SCENES,
-    )
-}
+_CAPTIONING = (RSICD, UCM, SYDNEY, NWPU, RSICAP, RSIEVAL, VRSBENCH)
+_QUESTIONS = (RSVQA_LR, RSVQA_HR, RSIVQA, RSIVQA_SCENES)
+BENCHMARKS: dict[str, Benchmark] = {benchmark.key: benchmark for benchmark in _CAPTIONING + _QUESTIONS}
 
 
 def find(name: str) -> Benchmark:
@@ -66,7 +50,7 @@ def load(
         splits: the official splits to read; all of them by default.
 
     Returns:
-        The columns ``image`` (decoded when it is looked at) and ``dataset``, and ``captions`` (a list) or
+        The columns ``image`` (decoded when it is used) and ``dataset``, and ``captions`` (a list) or
         ``question``, ``question_type`` and ``answer``. ``push_to_hub`` and ``folder.write_parquet`` store the images.
 
     Raises:

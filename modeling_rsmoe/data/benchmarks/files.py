@@ -52,7 +52,7 @@ class Benchmark:
     tasks: tuple[Task, ...]
     splits: tuple[str, ...]  # official ones, or ours where docs/benchmarks.md says so
     url: str
-    read: Callable[[Source, Sequence[str]], Iterator[Record]]  # of the splits asked for
+    read: Callable[[Source, Sequence[str]], Iterator[Record]]  # of the chosen splits
     questions_file: str = QUESTIONS_FILE  # of a data folder
 
     @property
@@ -61,15 +61,17 @@ class Benchmark:
         return f"{self.name} is published at {self.url}, docs/benchmarks.md shows how to lay out its files"
 
     def records(self, folder: str | Path, splits: Collection[str] | None = None) -> Iterator[Record]:
-        """The records in the published files in ``folder``, by default of all splits.
+        """The records in the published files; images need not be there.
 
-        Images are not looked for.
+        Args:
+            folder: with the published files.
+            splits: by default all.
 
         Raises:
             RSMoEError: an unknown split, a missing file, or one that is not as published.
         """
-        wanted = self.splits if splits is None else tuple(dict.fromkeys(splits))
-        for split in wanted:
+        chosen = self.splits if splits is None else tuple(dict.fromkeys(splits))
+        for split in chosen:
             if split not in self.splits:
                 raise RSMoEError(f'{self.name} has no split "{split}"; known: {", ".join(self.splits)}')
         path = Path(folder)
@@ -79,11 +81,11 @@ class Benchmark:
                 f"({self.url})"
             )
         count = 0
-        for record in self.read(Source(path, self), wanted):
+        for record in self.read(Source(path, self), chosen):
             count += 1
             yield record
         if not count:
-            raise RSMoEError(f"no records of {self.name} in {path} for the splits {', '.join(wanted)}")
+            raise RSMoEError(f"no records of {self.name} in {path} for the splits {', '.join(chosen)}")
 
 
 def tidy(text: str) -> str:
@@ -93,10 +95,9 @@ def tidy(text: str) -> str:
 
 def read_json(file: Path, fields: Collection[str] | None = None) -> Any:
     """The content of a JSON file; of its objects keep only ``fields``, so that a million of them fit into memory."""
-    kept = None if fields is None else frozenset(fields)
 
     def reduce(values: dict[str, Any]) -> dict[str, Any]:
-        return values if kept is None else {key: value for key, value in values.items() if key in kept}
+        return values if fields is None else {key: value for key, value in values.items() if key in fields}
 
     try:
         with file.open(encoding="utf-8-sig") as stream:
@@ -108,7 +109,13 @@ def read_json(file: Path, fields: Collection[str] | None = None) -> Any:
 
 
 def entries(file: Path, content: Any, images: Path, key: str = "") -> Iterator[Entry]:
-    """The objects of a list in a JSON file: the list is under ``key``, or is all of it; their images are in ``images``.
+    """The objects of a list in a JSON file.
+
+    Args:
+        file: named in errors.
+        content: of the file.
+        images: the folder of their images.
+        key: of the list in an object; without it, the content is the list.
 
     Raises:
         RSMoEError: there is no such list, or one of its items is no object.
@@ -149,31 +156,16 @@ def caption_record(entry: Entry, image: Path, dataset: str, split: str, captions
     Raises:
         RSMoEError: none is left.
     """
-    kept = tuple(filter(None, map(tidy, captions)))
-    if not kept:
+    texts = tuple(filter(None, map(tidy, captions)))
+    if not texts:
         raise entry.error("it has no caption that is not empty")
-    return CaptionRecord(image, dataset, split, kept)
+    return CaptionRecord(image, dataset, split, texts)
 
 
 def question_record(entry: Entry, image: Path, dataset: str, split: str, keys: Sequence[str]) -> QuestionRecord:
     """A record whose question, type and answer are in these fields of the entry."""
     question, question_type, answer = (tidy(entry.text(key)) for key in keys)
     return QuestionRecord(image, dataset, split, question, question_type, answer)
-
-
-def read_karpathy(source: Source, splits: Sequence[str], file: Path, images: Path) -> Iterator[CaptionRecord]:
-    """Captions in the JSON layout of Karpathy's splits: ``images[].filename, split, sentences[].raw``."""
-    for entry in karpathy_entries(file, images):
-        split = split_of(entry, source.benchmark.splits)
-        if split not in splits:
-            continue
-        sentences = [raw(sentence) for sentence in children(entry, "sentences")]
-        yield caption_record(entry, entry.path("filename"), source.benchmark.name, split, sentences)
-
-
-def karpathy_entries(file: Path, images: Path) -> Iterator[Entry]:
-    """The ``images`` of a file of that layout."""
-    return entries(file, read_json(file), images, "images")
 
 
 def raw(entry: Entry, key: str = "raw") -> str:

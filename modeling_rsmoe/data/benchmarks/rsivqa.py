@@ -3,14 +3,14 @@
 Source: Zheng et al., "Mutual Attention Inception Network for Remote Sensing Visual Question Answering", TGRS 2021,
 https://github.com/spectralpublic/RSIVQA. Three kinds of questions were published together and are kept apart here:
 
-- ``rsivqa``: those about a part of UCM (``ucm_res.txt``), written by people, and those about DOTA and HRRSD, made from
-  their boxes;
+- ``rsivqa``: those about some images of UCM (``ucm_res.txt``), written by people, and those about DOTA and HRRSD, made
+  from their boxes;
 - ``rsivqa-scenes``: "what is the theme of this picture?" about the rest of UCM, Sydney and RSICD (in the folder AID),
   made from scene labels. They are written to a file of their own, ``vqa_scene_derived.jsonl``.
 
-There is no official split. [our decision] An image of UCM, Sydney and RSICD has the split of the captioning dataset of
-that name, so that no test image is trained on; DOTA has its own train and val; an image of HRRSD (or without a split in
-the captioning dataset) is in train, val or test by a hash of its name, 80 / 10 / 10 %.
+There is no official split. [our decision] An image of UCM, Sydney and RSICD has the split of the captioning dataset
+of that name, so that no test image is trained on; DOTA has its own train and val; an image of HRRSD, or of no split in
+the captioning dataset, is in train, val or test by a hash of its name, 80 / 10 / 10 %.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ from pathlib import Path
 
 from ...errors_rsmoe import RSMoEError
 from ..records import Entry, QuestionRecord
-from .files import Benchmark, Source, karpathy_entries, question_record, split_of, tidy
+from .files import Benchmark, Source, question_record, split_of, tidy
+from .karpathy import karpathy_entries
 
 
 URL = "https://github.com/spectralpublic/RSIVQA"
@@ -36,28 +37,28 @@ TYPES = {
 
 
 @dataclass(frozen=True)
-class _Part:
+class _TextFile:
     """One of the published text files."""
 
-    file: str
+    name: str
     dataset: str
     suffix: str = ""  # of image files, where the text file leaves it out
     split_file: str | None = None  # of the captioning dataset, in the same folder
-    split: str | None = None  # of all its rows
-    but_images_of: str | None = None  # a text file whose images are left out
+    split: str | None = None  # of all its lines
+    excluded_by: str | None = None  # a text file whose images are left out
 
 
-HUMAN = "UCM/ucm_res.txt"
-PARTS = (
-    _Part(HUMAN, "RSIVQA-UCM", split_file="UCM/dataset.json"),
-    _Part("DOTA/dota_train_vqa2.txt", "RSIVQA-DOTA", suffix=".png", split="train"),
-    _Part("DOTA/dota_val_vqa2.txt", "RSIVQA-DOTA", suffix=".png", split="val"),
-    _Part("HRRSD/opt_val_vqa.txt", "RSIVQA-HRRSD", suffix=".jpg"),
+HUMAN_FILE = "UCM/ucm_res.txt"
+FILES = (
+    _TextFile(HUMAN_FILE, "RSIVQA-UCM", split_file="UCM/dataset.json"),
+    _TextFile("DOTA/dota_train_vqa2.txt", "RSIVQA-DOTA", suffix=".png", split="train"),
+    _TextFile("DOTA/dota_val_vqa2.txt", "RSIVQA-DOTA", suffix=".png", split="val"),
+    _TextFile("HRRSD/opt_val_vqa.txt", "RSIVQA-HRRSD", suffix=".jpg"),
 )
-SCENE_PARTS = (
-    _Part("UCM/ucm_vqa.txt", "RSIVQA-UCM", split_file="UCM/dataset.json", but_images_of=HUMAN),
-    _Part("Sydney/sydney_vqa.txt", "RSIVQA-Sydney", split_file="Sydney/dataset.json"),
-    _Part("AID/rsicd_vqa.txt", "RSIVQA-RSICD", split_file="AID/dataset_rsicd.json"),
+SCENE_FILES = (
+    _TextFile("UCM/ucm_vqa.txt", "RSIVQA-UCM", split_file="UCM/dataset.json", excluded_by=HUMAN_FILE),
+    _TextFile("Sydney/sydney_vqa.txt", "RSIVQA-Sydney", split_file="Sydney/dataset.json"),
+    _TextFile("AID/rsicd_vqa.txt", "RSIVQA-RSICD", split_file="AID/dataset_rsicd.json"),
 )
 
 
@@ -77,36 +78,36 @@ def hash_split(name: str) -> str:
 
 
 def _read(source: Source, splits: Sequence[str]) -> Iterator[QuestionRecord]:
-    return _read_parts(source, splits, PARTS)
+    return _read_files(source, splits, FILES)
 
 
 def _read_scenes(source: Source, splits: Sequence[str]) -> Iterator[QuestionRecord]:
-    return _read_parts(source, splits, SCENE_PARTS)
+    return _read_files(source, splits, SCENE_FILES)
 
 
-def _read_parts(source: Source, splits: Sequence[str], parts: Sequence[_Part]) -> Iterator[QuestionRecord]:
-    """The parts whose text file is there: each needs the images of another dataset, and few people have all."""
-    found = [part for part in parts if (source.folder / part.file).is_file()]
-    if not found:
-        source.file(*(part.file for part in parts))  # says which files are missing
-    for part in found:
-        if part.split not in (None, *splits):
+def _read_files(source: Source, splits: Sequence[str], files: Sequence[_TextFile]) -> Iterator[QuestionRecord]:
+    """The text files that are there: each needs the images of another dataset, and few people have all."""
+    present = [file for file in files if (source.folder / file.name).is_file()]
+    if not present:
+        source.file(*(file.name for file in files))  # says which files are missing
+    for file in present:
+        if file.split not in (None, *splits):
             continue
-        images = source.directory(f"{Path(part.file).parent}/images")
-        known: dict[str, str] = {}
-        if part.split_file:
-            for entry in karpathy_entries(source.file(part.split_file), images):
-                known[entry.text("filename")] = split_of(entry, source.benchmark.splits)
-        left_out: set[str] = set()
-        if part.but_images_of:
-            left_out = {entry.text("image") for entry in _lines(source.file(part.but_images_of), images)}
-        for entry in _lines(source.folder / part.file, images):
+        images = source.directory(f"{Path(file.name).parent}/images")
+        official: dict[str, str] = {}
+        if file.split_file:
+            for entry in karpathy_entries(source.file(file.split_file), images):
+                official[entry.text("filename")] = split_of(entry, source.benchmark.splits)
+        excluded: set[str] = set()
+        if file.excluded_by:
+            excluded = {entry.text("image") for entry in _lines(source.file(file.excluded_by), images)}
+        for entry in _lines(source.folder / file.name, images):
             name = entry.text("image")
-            split = part.split or known.get(name) or hash_split(name)
-            if split not in splits or name in left_out or _is_unanswerable(entry):
+            split = file.split or official.get(name) or hash_split(name)
+            if split not in splits or name in excluded or _is_unanswerable(entry):
                 continue
-            image = Entry(entry.where, images, {"image": name + part.suffix}).path("image")
-            yield question_record(entry, image, part.dataset, split, ("question", "question_type", "answer"))
+            image = Entry(entry.where, images, {"image": name + file.suffix}).path("image")
+            yield question_record(entry, image, file.dataset, split, ("question", "question_type", "answer"))
 
 
 def _lines(file: Path, images: Path) -> Iterator[Entry]:

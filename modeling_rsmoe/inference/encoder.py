@@ -25,8 +25,10 @@ def encoder_sha256(encoder: "RSMoEVisionLanguageEncoder", processor: "RSMoEProce
     image_processor: Any = processor.image_processor
     digest = hashlib.sha256()
     for settings in (vision.config.to_dict(), image_processor.to_dict()):
-        kept = {k: v for k, v in settings.items() if not k.startswith("_") and k not in _NOT_ARCHITECTURE}
-        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+        relevant = {
+            key: value for key, value in settings.items() if not key.startswith("_") and key not in _NOT_ARCHITECTURE
+        }
+        digest.update(json.dumps(relevant, sort_keys=True, default=str).encode())
     for name, tensor in sorted(vision.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
@@ -34,7 +36,7 @@ def encoder_sha256(encoder: "RSMoEVisionLanguageEncoder", processor: "RSMoEProce
 
 
 def load_encoder(folder: str | Path) -> "RSMoEVisionLanguageEncoder":
-    """The encoder of a whole checkpoint's folder in float32; router, experts and base LM are left on the disk.
+    """The encoder of a checkpoint's folder in float32; router, experts and base LM are not loaded.
 
     Raises:
         RSMoEError: a file is missing or damaged, or holds no encoder.
@@ -45,20 +47,20 @@ def load_encoder(folder: str | Path) -> "RSMoEVisionLanguageEncoder":
     from ..encoder_rsmoe import RSMoEVisionLanguageEncoder
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # else a report of all that is left on the disk
+    logging.set_verbosity_error()  # else a report of all that is not loaded
     try:
         with loading_errors("the encoder of", folder):
             config = RSMoEConfig.from_pretrained(folder)
-            own = RSMoEEncoderConfig.from_dict({**config.to_dict(), "model_type": RSMoEEncoderConfig.model_type})
-            found: Any = RSMoEVisionLanguageEncoder.from_pretrained(
+            values = {**config.to_dict(), "model_type": RSMoEEncoderConfig.model_type}
+            loaded: Any = RSMoEVisionLanguageEncoder.from_pretrained(
                 folder,
-                config=own,
+                config=RSMoEEncoderConfig.from_dict(values),
                 key_mapping={r"^model\.encoder\.": ""},
                 dtype="float32",
                 output_loading_info=True,
             )
     finally:
         logging.set_verbosity(verbosity)
-    encoder, info = found
+    encoder, info = loaded
     check_complete(info, folder)
     return encoder.eval()

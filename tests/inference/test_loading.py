@@ -5,8 +5,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from modeling_rsmoe import RSMoEError
-from modeling_rsmoe.data.encoder import load_encoder
-from modeling_rsmoe.data.loading import loading_errors
+from modeling_rsmoe.inference.encoder import load_encoder
+from modeling_rsmoe.inference.loading import loading_errors
 from tests.tiny import tiny_checkpoint
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
-from modeling_rsmoe.data.encoder import encoder_sha256, load_encoder
+from modeling_rsmoe.inference.encoder import encoder_sha256, load_encoder
 from tests.tiny import tiny_checkpoint, tiny_model
 
 

@@ -1,7 +1,12 @@
-"""RSVQA-LR: 772 Sentinel-2 images of the Netherlands (256 px, 10 m) with 77,232 questions made from OpenStreetMap.
+"""RSVQA: questions about aerial and satellite images, made from OpenStreetMap.
 
-Source: Lobry et al., "RSVQA: Visual Question Answering for Remote Sensing Data", TGRS 2020, arXiv 2003.07333,
-https://zenodo.org/records/6344334. Types: ``presence``, ``comp``, ``count``, ``rural_urban``.
+- RSVQA-LR: 772 Sentinel-2 images of the Netherlands (256 px, 10 m) with 77,232 questions of the types ``presence``,
+  ``comp``, ``count``, ``rural_urban``. https://zenodo.org/records/6344334
+- RSVQA-HR: 10,659 aerial images of the north-east of the USA (512 px, 15 cm) with 1,066,316 questions of the types
+  ``presence``, ``comp``, ``count``, ``area``. There are two test sets: ``test`` lies where training and validation do,
+  ``test_phili`` is Philadelphia and another sensor. https://zenodo.org/records/6344367
+
+Source: Lobry et al., "RSVQA: Visual Question Answering for Remote Sensing Data", TGRS 2020, arXiv 2003.07333.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +20,7 @@ from .files import Benchmark, Source, entries, question_record, read_json
 _FIELDS = ("images", "questions", "answers", "id", "active", "img_id", "type", "question", "answers_ids", "answer")
 
 
-def read_rsvqa(source: Source, splits: Sequence[str], prefix: str, images: Path) -> Iterator[QuestionRecord]:
+def _read(source: Source, splits: Sequence[str], prefix: str, images: Path) -> Iterator[QuestionRecord]:
     """The questions of the RSVQA layout: ``PREFIX_split_SPLIT_{images,questions,answers}.json``.
 
     A split's files list everything; what belongs to the split is ``active``. As in the authors' own loader, the
@@ -53,15 +58,15 @@ def _number(entry: Entry, key: str) -> int:
     return value
 
 
-def _read(source: Source, splits: Sequence[str]) -> Iterator[QuestionRecord]:
-    return read_rsvqa(source, splits, "LR", source.directory("Images_LR"))
+def _read_lr(source: Source, splits: Sequence[str]) -> Iterator[QuestionRecord]:
+    return _read(source, splits, "LR", source.directory("Images_LR"))
 
 
-RSVQA_LR = Benchmark(
-    key="rsvqa-lr",
-    name="RSVQA-LR",
-    tasks=("vqa",),
-    splits=("train", "val", "test"),
-    url="https://zenodo.org/records/6344334",
-    read=_read,
-)
+def _read_hr(source: Source, splits: Sequence[str]) -> Iterator[QuestionRecord]:
+    return _read(source, splits, "USGS", source.directory("Data"))
+
+
+LR_URL, HR_URL = "https://zenodo.org/records/6344334", "https://zenodo.org/records/6344367"
+SPLITS = ("train", "val", "test")
+RSVQA_LR = Benchmark("rsvqa-lr", "RSVQA-LR", ("vqa",), SPLITS, LR_URL, _read_lr)
+RSVQA_HR = Benchmark("rsvqa-hr", "RSVQA-HR", ("vqa",), (*SPLITS, "test_phili"), HR_URL, _read_hr)

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from modeling_rsmoe.data import provenance
-from modeling_rsmoe.data.records import CaptionRecord
+from modeling_rsmoe.data.records import CaptionRecord, records_sha256
 from modeling_rsmoe.errors_rsmoe import RSMoEError
+from modeling_rsmoe.utils import provenance
 
 
 @pytest.fixture
@@ -50,27 +52,47 @@ def test_a_folder_without_a_checkpoint_has_no_hash(tmp_path: Path) -> None:
         provenance.folder_sha256(tmp_path)
 
 
+def test_weights_hash_is_of_names_and_values_whatever_the_files(tmp_path: Path) -> None:
+    weights = {"a": torch.ones(2, 3), "b": torch.zeros(2, dtype=torch.float16)}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    before = provenance.weights_sha256(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert provenance.weights_sha256(tmp_path) == before
+    (tmp_path / "model.safetensors").unlink()
+    for number, name in enumerate("ba"):
+        save_file({name: weights[name]}, tmp_path / f"model-{number}.safetensors")
+    assert provenance.weights_sha256(tmp_path) == before
+    for other in ({"c": weights["a"]}, {"a": 2 * weights["a"]}, {"a": weights["a"].T.contiguous()}):
+        save_file(other, tmp_path / "model-1.safetensors")
+        assert provenance.weights_sha256(tmp_path) != before
+    (tmp_path / "model-1.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(RSMoEError, match="cannot be read as safetensors"):
+        provenance.weights_sha256(tmp_path)
+    with pytest.raises(RSMoEError, match="no weights"):
+        provenance.weights_sha256(tmp_path / "none")
+
+
 def test_data_hash_changes_with_texts_names_and_pixels_only(tmp_path: Path, records: list[CaptionRecord]) -> None:
-    before = provenance.records_sha256(records, tmp_path)
-    assert provenance.records_sha256(records[::-1], tmp_path) == before
-    assert provenance.records_sha256(records[:1], tmp_path) != before
+    before = records_sha256(records, tmp_path)
+    assert records_sha256(records[::-1], tmp_path) == before
+    assert records_sha256(records[:1], tmp_path) != before
     other = CaptionRecord(records[0].image, "RSICD", "val", ("Another .",))
-    assert provenance.records_sha256([other, records[1]], tmp_path) != before
+    assert records_sha256([other, records[1]], tmp_path) != before
 
     copied = tmp_path / "copy"
     copied.mkdir()
     for record in records:
         shutil.copy(record.image, copied)
     there = [CaptionRecord(copied / record.image.name, "RSICD", "val", record.captions) for record in records]
-    assert provenance.records_sha256(there, copied) == before
+    assert records_sha256(there, copied) == before
     there[1].image.write_bytes(b"other pixels")
-    assert provenance.records_sha256(there, copied) != before
+    assert records_sha256(there, copied) != before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_is_of_the_process_itself():
     """Not that of the large process that started it, as getrusage says."""
-    code = "from modeling_rsmoe.data.provenance import peak_memory; print(peak_memory())"
+    code = "from modeling_rsmoe.utils.provenance import peak_memory; print(peak_memory())"
     held = bytearray(300 << 20)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < int(done.stdout) < len(held) < provenance.peak_memory()

@@ -1,4 +1,4 @@
-"""Clean one published caption into the sentence a model learns to write. Knows nothing about tokenizers or images.
+"""Cleans one published caption into the sentence that a model learns to write. Knows no tokenizer and no image.
 
 [our decision] Targets are cleaned, references are not: scores are always computed against the raw published text. The
 cleaning does not cost score: the PTB tokenizer of the caption metrics lower-cases and drops punctuation, and a word is
@@ -61,7 +61,7 @@ SPELLING = {
 }
 _SPELLING = re.compile(r"\b(" + "|".join(sorted(SPELLING, key=len, reverse=True)) + r")\b", re.IGNORECASE)
 
-_MARKS = str.maketrans({"_": "-", "`": "'", "\u2019": "'", "[": None, "]": None})
+_CHARACTERS = str.maketrans({"_": "-", "`": "'", "\u2019": "'", "[": None, "]": None})
 
 
 def clean_caption(caption: str) -> str:
@@ -70,7 +70,7 @@ def clean_caption(caption: str) -> str:
     >>> clean_caption("many  trees ,and a raod . .")
     'Many trees, and a road.'
     """
-    text = caption.translate(_MARKS)
+    text = caption.translate(_CHARACTERS)
     text = _SPELLING.sub(lambda match: SPELLING[match.group(0).lower()], re.sub(r"\(\d*\)?|\)", " ", text))
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"\s+([.,;:!?])", r"\1", text)
@@ -89,5 +89,5 @@ def words(sentence: str) -> list[str]:
     >>> words("Some semi-surrounded tress.")
     ['some', 'semi', 'surrounded', 'trees']
     """
-    found = re.findall(r"[a-z]+", sentence.lower())
-    return [word for slip in found for word in SPELLING.get(slip, slip).split()]
+    published = re.findall(r"[a-z]+", sentence.lower())
+    return [word for spelling in published for word in SPELLING.get(spelling, spelling).split()]

@@ -1,4 +1,4 @@
-"""The parts of rs-moe-nano, as `build` loads them, equal independent readings of their sources; bad files are refused."""
+"""rs-moe-nano's pretrained modules equal independent readings of their sources; bad files are refused."""
 
 import gc
 import io
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertModel, LlamaForCausalLM
 
 from modeling_rsmoe import RSMoEError
-from modeling_rsmoe.hub import convert_parts
+from modeling_rsmoe.hub import pretrained
 from modeling_rsmoe.hub.assemble import build
 from modeling_rsmoe.hub.download import demo_image
 
@@ -33,7 +33,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def nano():
-    """The model and processor of rs-moe-nano before training: every converted part in its place."""
+    """The model and processor of rs-moe-nano before training: every pretrained module in its place."""
     yield build("rs-moe-nano", trained=False)
     gc.collect()
 
@@ -98,8 +98,8 @@ class TestLanguageModel:
             torch.testing.assert_close(logits, llama_reference(input_ids).logits, rtol=0, atol=TOLERANCE)
 
     def test_a_tensor_read_by_hand(self, nano, gguf_file):
-        """Q4_1 by its definition: blocks of 32 weights, each half a scale, a minimum and 16 bytes of two 4-bit numbers."""
-        reader = convert_parts.open_gguf(gguf_file)
+        """Q4_1 by definition: blocks of 32 weights, each half a scale, a minimum, 16 bytes of two 4-bit numbers."""
+        reader = pretrained.open_gguf(gguf_file)
         tensor = next(tensor for tensor in reader.tensors if tensor.name == "blk.7.attn_k.weight")
         blocks = np.frombuffer(
             tensor.data.tobytes(), dtype=[("scale", "<f2"), ("minimum", "<f2"), ("packed", "u1", 16)]
@@ -189,13 +189,13 @@ class TestQFormer:
         assert len(ours("tree " * 300)["input_ids"]) == 302  # the file would cut it
 
 
-class TestTinyParts:
+class TestTinySources:
     """Without the real wheels: the tiny stand-ins come out as they went in."""
 
-    def test_each_part_from_both_sources(self, tiny_sources):
+    def test_each_module_from_both_sources(self, tiny_sources):
         for folder, read in (
-            ("wheel", {"llm": _gguf, "vit": convert_parts.dinov2_from_onnx}),
-            ("hub", {"llm": convert_parts.llama_from_safetensors, "vit": convert_parts.dinov2_from_safetensors}),
+            ("wheel", {"llm": _gguf, "vit": pretrained.dinov2_from_onnx}),
+            ("hub", {"llm": pretrained.llama_from_safetensors, "vit": pretrained.dinov2_from_safetensors}),
         ):
             data, hub = tiny_sources.hub.parent / "data", tiny_sources.hub / "tiny"
             llm = data / "llm.gguf" if folder == "wheel" else hub / "language_model" / "model.safetensors"
@@ -210,10 +210,10 @@ class TestTinyParts:
     @pytest.mark.parametrize(
         ("name", "read"),
         [
-            ("a.gguf", convert_parts.open_gguf),
-            ("a.onnx", lambda path: convert_parts.dinov2_from_onnx(path, 2)),
-            ("a.safetensors", convert_parts.qformer_from_bert),
-            ("a.safetensors", convert_parts.llama_from_safetensors),
+            ("a.gguf", pretrained.open_gguf),
+            ("a.onnx", lambda path: pretrained.dinov2_from_onnx(path, 2)),
+            ("a.safetensors", pretrained.qformer_from_bert),
+            ("a.safetensors", pretrained.llama_from_safetensors),
         ],
     )
     def test_a_file_of_another_kind_is_refused(self, tmp_path, name, read):
@@ -227,11 +227,11 @@ class TestTinyParts:
         )
         onnx.save(onnx.helper.make_model(graph), tmp_path / "other.onnx")
         with pytest.raises(RSMoEError, match="not the expected model"):
-            convert_parts.dinov2_from_onnx(tmp_path / "other.onnx", 2)
+            pretrained.dinov2_from_onnx(tmp_path / "other.onnx", 2)
 
     @pytest.mark.parametrize(
         ("module", "read"),
-        [("gguf", convert_parts.open_gguf), ("onnx", lambda path: convert_parts.dinov2_from_onnx(path, 2))],
+        [("gguf", pretrained.open_gguf), ("onnx", lambda path: pretrained.dinov2_from_onnx(path, 2))],
     )
     def test_a_missing_reader_is_named(self, tmp_path, monkeypatch, module, read):
         monkeypatch.setitem(sys.modules, module, None)
@@ -243,27 +243,27 @@ class TestTinyParts:
         with pytest.raises(
             RSMoEError, match=r"the source of head does not fit: weight \[3, 4\] \(the model has \[3, 2\]\)"
         ):
-            convert_parts.load_part(linear, {"weight": torch.zeros(3, 4)}, "head")
+            pretrained.load_module(linear, {"weight": torch.zeros(3, 4)}, "head")
         with pytest.raises(RSMoEError, match=r"does not fit: gate \[1\] \(the model has none\)"):
-            convert_parts.load_part(linear, {**linear.state_dict(), "gate": torch.zeros(1)}, "head")
+            pretrained.load_module(linear, {**linear.state_dict(), "gate": torch.zeros(1)}, "head")
         with pytest.raises(RSMoEError, match="lacks bias"):
-            convert_parts.load_part(linear, {"weight": torch.ones(3, 2)}, "head")
-        assert convert_parts.load_part(linear, {"weight": torch.ones(3, 2)}, "head", new="bias") == ["weight"]
+            pretrained.load_module(linear, {"weight": torch.ones(3, 2)}, "head")
+        assert pretrained.load_module(linear, {"weight": torch.ones(3, 2)}, "head", new="bias") == ["weight"]
         assert torch.equal(linear.weight, torch.ones(3, 2))
 
     def test_nothing_is_unpickled(self, tmp_path):
         torch.save({"weight": torch.zeros(1)}, buffer := io.BytesIO())
         (tmp_path / "model.safetensors").write_bytes(buffer.getvalue())
         with pytest.raises(RSMoEError, match="cannot be read as safetensors"):
-            convert_parts.llama_from_safetensors(tmp_path / "model.safetensors")
+            pretrained.llama_from_safetensors(tmp_path / "model.safetensors")
 
     def test_half_precision_becomes_float32(self, tmp_path):
         save_file({"model.norm.weight": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "m.safetensors")
-        assert convert_parts.llama_from_safetensors(tmp_path / "m.safetensors")["norm.weight"].dtype == torch.float32
+        assert pretrained.llama_from_safetensors(tmp_path / "m.safetensors")["norm.weight"].dtype == torch.float32
 
 
 def _gguf(path):
-    return convert_parts.llama_from_gguf(convert_parts.open_gguf(path))
+    return pretrained.llama_from_gguf(path)[0]
 
 
 def _assert_same(ours, theirs):

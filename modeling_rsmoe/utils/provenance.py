@@ -1,18 +1,15 @@
-"""What a result came from and took: hashes of checkpoints and records, versions of packages, memory."""
+"""What a result came from and took: the hash of a checkpoint, versions of packages, memory."""
 
 import hashlib
-import json
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import sha256_of
-from .records import CaptionRecord, QuestionRecord
+from .files import sha256_of
 
 
 _PACKAGES = (
@@ -30,8 +27,8 @@ _PACKAGES = (
 _CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".txt")
 STAC_ITEM = "stac_item.json"  # what describes a checkpoint in a folder of it, beside README.md
 TRAINING_RECORD = "training.json"  # beside the weights: how they came about
-# What says something of a checkpoint, and is no part of it.
-_ABOUT = (STAC_ITEM, TRAINING_RECORD, "training_args.json", "trainer_state.json")
+# Files that describe a checkpoint and do not belong to it.
+_DESCRIPTIONS = (STAC_ITEM, TRAINING_RECORD, "training_args.json", "trainer_state.json")
 
 
 def package_versions() -> dict[str, str]:
@@ -73,29 +70,47 @@ def folder_sha256(folder: str | Path) -> str:
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
         if path.suffix in _CHECKPOINT_FILES
-        and path.name not in _ABOUT
+        and path.name not in _DESCRIPTIONS
         and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and not any(name.startswith(".") for name in path.relative_to(root).parts)
     )
     if not names:
         raise RSMoEError(f"{root} has no file of a checkpoint ({', '.join(_CHECKPOINT_FILES)}); give its folder")
-    return _sha256_of_lines(f"{sha256_of(root / name)}  {name}" for name in names)
+    return sha256_of_lines(f"{sha256_of(root / name)}  {name}" for name in names)
 
 
-def records_sha256(records: Sequence[CaptionRecord | QuestionRecord], folder: str | Path) -> str:
-    """A hash of records: their texts and image names and the bytes of the images, whatever their order.
+def weights_sha256(folder: str | Path) -> str:
+    """A hash of a checkpoint's weights: name, dtype, shape and values of every tensor, whatever the files.
 
-    Two results with the same hash saw the same images and texts.
+    It stays where only settings are renamed or weights are put into other files. The scores of a report belong to the
+    weights of this hash; the settings that they were generated with stand in the report itself.
+
+    Args:
+        folder: with *.safetensors.
+
+    Raises:
+        RSMoEError: there is no such file, or one is damaged.
     """
-    root = Path(folder).absolute()
-    images = {record.image: sha256_of(record.image) for record in records}
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise RSMoEError(f"{folder} has no weights (*.safetensors); give the folder of a checkpoint")
     lines = []
-    for record in records:
-        texts = {name: value for name, value in asdict(record).items() if name != "image"}
-        name = record.image.relative_to(root).as_posix()
-        lines.append(json.dumps([name, images[record.image], texts], ensure_ascii=False, sort_keys=True))
-    return _sha256_of_lines(sorted(lines))
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    values = tensors.get_tensor(name).reshape(-1).view(torch.uint8).numpy()
+                    digest = hashlib.sha256(values.data).hexdigest()
+                    header = tensors.get_slice(name)
+                    lines.append(f"{digest}  {name} {header.get_dtype()} {header.get_shape()}")
+        except (OSError, SafetensorError) as error:
+            raise RSMoEError(f"{path} cannot be read as safetensors ({error}); fetch it again") from error
+    return sha256_of_lines(sorted(lines))
 
 
-def _sha256_of_lines(lines: Iterable[str]) -> str:
+def sha256_of_lines(lines: Iterable[str]) -> str:
+    """The sha256 of lines, each with its line end."""
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()

@@ -1,40 +1,34 @@
-"""Turning the files of the frozen parts into state dicts and tokenizers, in float32.
+"""Files of pretrained models -> state dicts and tokenizers, in float32.
 
 What flows through: a GGUF file, an ONNX graph or safetensors go in; tensors under the names of transformers' own
-`LlamaModel`, `Dinov2Model` and `InstructBlipQFormerModel` come out. Files are read as data: no graph is run, no code in
-them executed. Knows nothing about RS-MoE, downloads or folders.
+`LlamaModel`, `Dinov2Model` and `InstructBlipQFormerModel` come out. Files are read as data: no graph is run, no code
+in them executed. Knows nothing about RS-MoE, downloads or folders.
 """
 
 import re
 from collections.abc import Mapping
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import BertTokenizer, PreTrainedTokenizerFast
+from transformers import BertTokenizer, LlamaModel, PreTrainedConfig, PreTrainedTokenizerFast
 
+from ..inference.loading import check_complete
 from ..errors_rsmoe import RSMoEError
 
 
 StateDict = dict[str, torch.Tensor]
 
-# GGUF's names of a Llama layer's tensors -> transformers'.
-_LLAMA_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_LLAMA_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm"}
+# Added tokens start at the mean of all tokens, moved by this share towards a token each: tokens with equal embeddings
+# could not be distinguished where a sequence is passed as embeddings [our decision].
+NUDGE = 1e-3
+
 _GGUF_SPECIAL_TOKEN = 3  # LLAMA_TOKEN_TYPE_CONTROL
 # Names in DINOv2's checkpoints -> names in transformers 5's Dinov2Model.
 _DINOV2_RENAMES = {
@@ -65,48 +59,13 @@ def open_gguf(path: str | Path) -> Any:
         raise RSMoEError(f"{path} cannot be read as a GGUF file ({error}): fetch it again.") from error
 
 
-def llama_from_gguf(reader: Any) -> StateDict:
-    """`LlamaModel`'s weights out of a GGUF file, dequantized; equal to transformers' own GGUF reader.
-
-    Args:
-        reader: of `open_gguf`.
-    """
-    from gguf.quants import dequantize
-
-    if _field(reader, "general.architecture") != "llama":
-        raise RSMoEError(f"the GGUF file holds a {_field(reader, 'general.architecture')!r} model, expected 'llama'.")
-    heads = {
-        "attn_q": _field(reader, "llama.attention.head_count"),
-        "attn_k": _field(reader, "llama.attention.head_count_kv"),
-    }
-    state: StateDict = {}
-    for tensor in reader.tensors:
-        weight = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))  # [out, in]
-        match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", tensor.name)
-        if match and match[2] in _LLAMA_LAYER_NAMES:
-            if match[2] in heads:
-                weight = _unpermute(weight, heads[match[2]])
-            state[f"layers.{match[1]}.{_LLAMA_LAYER_NAMES[match[2]]}.weight"] = weight
-        elif tensor.name.removesuffix(".weight") in _LLAMA_NAMES:
-            state[f"{_LLAMA_NAMES[tensor.name.removesuffix('.weight')]}.weight"] = weight
-        else:
-            raise RSMoEError(f"the GGUF file holds a tensor {tensor.name!r} that a Llama decoder does not have.")
-    return state
-
-
-def gguf_config(reader: Any) -> dict[str, Any]:
-    """The `LlamaConfig` fields that a GGUF file states, for comparing with a checkpoint's own configuration."""
-    names = {
-        "vocab_size": "llama.vocab_size",
-        "hidden_size": "llama.embedding_length",
-        "intermediate_size": "llama.feed_forward_length",
-        "num_hidden_layers": "llama.block_count",
-        "num_attention_heads": "llama.attention.head_count",
-        "num_key_value_heads": "llama.attention.head_count_kv",
-        "rope_theta": "llama.rope.freq_base",
-        "rms_norm_eps": "llama.attention.layer_norm_rms_epsilon",
-    }
-    return {name: _field(reader, key) for name, key in names.items()}
+def llama_from_gguf(path: Path) -> tuple[StateDict, PreTrainedConfig]:
+    """`LlamaModel`'s weights out of a GGUF file, dequantized by transformers, and the file's configuration."""
+    options: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.float32, "output_loading_info": True}
+    with redirect_stderr(StringIO()):  # transformers' bar, which cannot be switched off
+        model, info = cast(Any, LlamaModel.from_pretrained(path.parent, **options))
+    check_complete(info, path)
+    return model.state_dict(), model.config
 
 
 def tokenizer_from_gguf(reader: Any) -> PreTrainedTokenizerFast:
@@ -173,13 +132,12 @@ def dinov2_from_onnx(path: str | Path, num_layers: int) -> StateDict:
             backbone[f"encoder.layer.{match[1]}.{match[2].replace('/', '.')}.weight"] = values[node.input[1]].T
     # The position embeddings are renamed too, and come in two: the class token's and the patches'.
     width = backbone["embeddings.cls_token"].shape[-1] if "embeddings.cls_token" in backbone else 0
-    loose = [
-        v for name, v in values.items() if v.ndim == 3 and v.shape[-1] == width and not name.startswith("backbone.")
-    ]
-    loose.sort(key=lambda value: value.shape[1])
-    if len(loose) != 2 or loose[0].shape[1] != 1:
+    renamed = {name: value for name, value in values.items() if not name.startswith("backbone.")}
+    tables = [value for value in renamed.values() if value.ndim == 3 and value.shape[-1] == width]
+    tables.sort(key=lambda value: value.shape[1])
+    if len(tables) != 2 or tables[0].shape[1] != 1:
         raise RSMoEError(f"{path} is not the expected model: its position embeddings were not found. Fetch it again.")
-    backbone["embeddings.position_embeddings"] = np.concatenate(loose, axis=1)
+    backbone["embeddings.position_embeddings"] = np.concatenate(tables, axis=1)
     backbone["embeddings.mask_token"] = np.zeros((1, width), np.float32)  # for pretraining only; the export dropped it
     return _cut_dinov2(
         {name: torch.from_numpy(np.array(value, order="C")) for name, value in backbone.items()}, num_layers
@@ -214,28 +172,40 @@ def qformer_from_bert(path: str | Path) -> StateDict:
     return state
 
 
-def load_part(
-    module: torch.nn.Module, state: Mapping[str, torch.Tensor], part: str, new: str | None = None
+def add_tokens(table: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Embeddings [tokens, width] -> [vocab_size, width]: those of the special tokens that RS-MoE adds come last."""
+    mean = table.mean(dim=0, keepdim=True, dtype=torch.float32)
+    added = mean + NUDGE * (table[: vocab_size - len(table)].float() - mean)
+    return torch.cat([table, added.to(table.dtype)])  # no second table in float32
+
+
+def load_module(
+    module: torch.nn.Module, state: Mapping[str, torch.Tensor], name: str, new: str | None = None
 ) -> list[str]:
-    """Put a converted part's weights into `module`: every weight given must fit, every weight of `module` must be given.
+    """Put pretrained weights into `module`: each of `state` must fit, and none of `module` may be missing.
 
     Args:
-        part: the part's name, for the error.
-        new: a regular expression; weights of `module` whose names it finds need not be given.
+        module: of our model.
+        state: weights by their names in `module`.
+        name: of the module, for the error.
+        new: a regular expression; weights of `module` whose names it finds may be missing.
 
     Returns:
         The names in `module` that were filled.
+
+    Raises:
+        RSMoEError: names the weights that do not fit or are missing.
     """
-    own = module.state_dict()
-    wrong = [
-        f"{name} {list(value.shape)} (the model has {list(own[name].shape) if name in own else 'none'})"
-        for name, value in state.items()
-        if name not in own or own[name].shape != value.shape
+    shapes = {key: list(value.shape) for key, value in module.state_dict().items()}
+    unfit = [
+        f"{key} {list(value.shape)} (the model has {shapes.get(key, 'none')})"
+        for key, value in state.items()
+        if shapes.get(key) != list(value.shape)
     ]
-    missing = [name for name in own if name not in state and not (new and re.search(new, name))]
-    if wrong or missing:
-        problem = f"does not fit: {', '.join(wrong[:3])}" if wrong else f"lacks {', '.join(missing[:3])}"
-        raise RSMoEError(f"the source of {part} {problem}. Check config.json against sources.yaml.")
+    missing = [key for key in shapes if key not in state and not (new and re.search(new, key))]
+    if unfit or missing:
+        problem = f"does not fit: {', '.join(unfit[:3])}" if unfit else f"lacks {', '.join(missing[:3])}"
+        raise RSMoEError(f"the source of {name} {problem}. Check config.json against sources.yaml.")
     module.load_state_dict(state, strict=False)
     return list(state)
 
@@ -244,13 +214,6 @@ def _field(reader: Any, key: str) -> Any:
     if key not in reader.fields:
         raise RSMoEError(f"the GGUF file lacks the field {key!r}: it is not the expected model.")
     return reader.fields[key].contents()
-
-
-def _unpermute(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Undo llama.cpp's order of q and k rows: it keeps the two halves of each rotary pair side by side. [out, in]"""
-    return (
-        weight.reshape(heads, weight.shape[0] // heads // 2, 2, -1).transpose(1, 2).reshape(weight.shape).contiguous()
-    )
 
 
 def _llm_tokenizer(tokenizer: Tokenizer, model_max_length: int) -> PreTrainedTokenizerFast:

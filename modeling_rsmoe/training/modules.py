@@ -1,4 +1,4 @@
-"""Which weights learn: the parts of the model by name, frozen, with LoRA, or whole."""
+"""Which weights learn: the modules of the model by name, frozen, with LoRA, or all of their weights."""
 
 import re
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ RANDOM_STD = 0.02  # of weights with expert_start: random
 
 
 def trained_experts(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> list[str]:
-    """Names of the experts that learn.
+    """Names of the experts that learn, in the model's order.
 
     Raises:
         RSMoEError: a name that the model does not have.
@@ -41,19 +41,19 @@ def trained_experts(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> l
     return known if ALL in recipe.experts else [name for name in known if name in recipe.experts]
 
 
-def start_readers(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> None:
+def initialize_adapters(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> None:
     """Put router and experts that learn at their start: the base LM exactly [paper], or random weights."""
     if recipe.expert_start == "checkpoint":
         return
-    for reader in _readers(model, recipe):
-        reader.reset_to(model.model.language_model)
+    for adapter in _trained_adapters(model, recipe):
+        adapter.reset_to(model.model.language_model)
         if recipe.expert_start == "random":
-            for parameter in reader.parameters():
+            for parameter in adapter.parameters():
                 if parameter.ndim > 1:
                     nn.init.normal_(parameter, std=RANDOM_STD)
 
 
-def select_parts(
+def select_modules(
     model: "RSMoEForConditionalGeneration", recipe: Recipe
 ) -> "RSMoEForConditionalGeneration | PeftModel":
     """Freeze everything but what the recipe lets learn, and add LoRA where it says so. Changes the model in place.
@@ -69,26 +69,27 @@ def select_parts(
             parameter.requires_grad_(not name.endswith("mask_token"))
     if recipe.qformer in ("full", "queries"):
         for name, parameter in encoder.qformer.named_parameters():
-            parameter.requires_grad_(recipe.qformer == "full" or TEXT_PATH.search(_own_path(name)) is None)
+            parameter.requires_grad_(recipe.qformer == "full" or TEXT_PATH.search(_path_in_layer(name)) is None)
     if recipe.projection == "full":
         encoder.projection.requires_grad_(True)
         encoder.query_tokens.requires_grad_(True)
     if recipe.language_model == "full":
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
-    for reader in _readers(model, recipe):
-        reader.requires_grad_(True)
+    for adapter in _trained_adapters(model, recipe):
+        adapter.requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise RSMoEError(
-            "nothing learns: every part is frozen; set vision, qformer, projection, language_model, router or experts"
+            "no trainable parameters: every module is frozen; set vision, qformer, projection, language_model, router "
+            "or experts"
         )
     return selected
 
 
-def halve_llm(model: "RSMoEForConditionalGeneration") -> None:
+def cast_base_lm(model: "RSMoEForConditionalGeneration") -> None:
     """Keep the frozen weights of the base LM in bfloat16; what learns stays in float32, or small steps were lost."""
-    for part in (model.model.language_model, model.lm_head):
-        for parameter in part.parameters():
+    for module in (model.model.language_model, model.lm_head):
+        for parameter in module.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
@@ -96,17 +97,24 @@ def halve_llm(model: "RSMoEForConditionalGeneration") -> None:
 def learning_rate_groups(
     model: nn.Module, recipe: Recipe, default: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups of an optimizer: those that learn, by learning rate, matrices with weight decay."""
+    """Parameter groups of an optimizer: those that learn, by learning rate, matrices with weight decay.
+
+    Args:
+        model: from `select_modules`.
+        recipe: has the learning rate of each module that has one of its own.
+        default: learning rate of the others.
+        weight_decay: of matrices; vectors have none.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained_parameters(model).items():
-        own = getattr(recipe, f"{part_of(name)}_learning_rate")
-        rate = default if own is None else own
-        groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-    return [{"params": some, "lr": rate, "weight_decay": decay} for (rate, decay), some in groups.items()]
+        rate = getattr(recipe, f"{module_of(name)}_learning_rate")
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((default if rate is None else rate, decay), []).append(parameter)
+    return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
 
 
-def part_of(name: str) -> str:
-    """The part that a parameter belongs to, as in the names of the learning rates."""
+def module_of(name: str) -> str:
+    """The module that a parameter belongs to, as in the names of the learning rates."""
     if ".router." in name:
         return "router"
     if ".experts." in name:
@@ -123,7 +131,7 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _readers(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> "Iterator[RSMoEExpert]":
+def _trained_adapters(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> "Iterator[RSMoEExpert]":
     if recipe.router == "train":
         yield model.model.router
     for name in trained_experts(model, recipe):
@@ -143,7 +151,7 @@ def _with_lora(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> "RSMoE
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     config = LoraConfig(
-        r=recipe.lora_rank,
+        r=recipe.lora_r,
         lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=recipe.lora_dropout,
         target_modules="|".join(f"({target})" for target in targets),
@@ -155,6 +163,6 @@ def _with_lora(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> "RSMoE
     return wrapped
 
 
-def _own_path(name: str) -> str:
+def _path_in_layer(name: str) -> str:
     """A parameter's name inside its layer: the text path's `output.dense`, not `attention.output.dense`."""
     return "" if "attention" in name or "_query" in name else name

@@ -1,4 +1,4 @@
-"""What the loading of a checkpoint's folder can run into, said in one line."""
+"""What can go wrong when a checkpoint's folder is loaded, in one line."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ REMEDY = "assemble or download it again"
 
 @contextmanager
 def loading_errors(what: str, folder: str | Path) -> Iterator[None]:
-    """Within: what transformers and safetensors raise over files that are missing or damaged becomes one of our errors.
+    """Within: what transformers and safetensors raise about missing or damaged files becomes an `RSMoEError`.
 
     Args:
         what: is loaded, such as "the checkpoint".
@@ -34,10 +34,14 @@ def loading_errors(what: str, folder: str | Path) -> Iterator[None]:
 
 
 def check_complete(info: Mapping[str, Collection[str]], folder: str | Path) -> None:
-    """Raise if a weight was not in the files: transformers fills what is missing with random numbers.
+    """Refuse a checkpoint that lacks a weight: transformers fills what is missing with random numbers.
 
     Args:
         info: from `from_pretrained(..., output_loading_info=True)`.
+        folder: named in the error.
+
+    Raises:
+        RSMoEError: a weight was not in the files.
     """
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])

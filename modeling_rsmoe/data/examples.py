@@ -1,0 +1,331 @@
+"""Training examples: a prompt and the completions to write after it. Knows nothing about tokenizers, models or pixels.
+
+An epoch of examples is a list that depends only on the records, the seed and the epoch's number, so a run can be
+resumed and repeated.
+
+[our decision] All prompt wordings and shares here, except that the four wordings of RSICap and the answer wording of
+GeoChat are theirs. The paper's own prompts were not recovered.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from ..errors_rsmoe import RSMoEError
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION, Prompt, question_instruction
+from .aspects import ASPECTS, distinct, router_prompt, split_aspects
+from .cleaning import clean_caption
+from .records import CaptionRecord, QuestionRecord
+
+
+Kind = Literal["caption", "answer", "rewrite", "router", "expert"]
+T = TypeVar("T")
+
+OTHER_INSTRUCTIONS = (
+    # RSICap [paper]
+    "Take a look at this image and describe what you notice.",
+    "Please provide a detailed description of the picture.",
+    "Could you describe the contents of this image for me?",
+    "Describe this image in detail.",
+    # our own
+    "What does this image show?",
+    "Write a caption for this aerial image.",
+    "Describe this satellite image in one sentence.",
+)
+
+# Shares of an epoch's examples.
+STAGE1_MIX: Mapping[str, float] = {"caption": 0.55, "answer": 0.25, "rewrite": 0.2}
+STAGE2_MIX: Mapping[str, float] = {"router": 0.4, "expert": 0.6}
+
+OTHER_INSTRUCTION_SHARE = 0.3  # of instructions are not the default one
+EXPERT_TEXT_NOISE = 0.15  # of the expert texts in rewrite examples are left out or belong to another image
+# Rewrite examples by the image's distinct captions: one (every expert text is noise), some, or enough for all experts.
+# Generation always has all expert texts, so half of the examples should.
+REWRITE_GROUP_SHARES: Mapping[str, float] = {"one": 0.15, "some": 0.35, "many": 0.5}
+ANSWER_REWRITE_SHARE = 0.2  # of answer examples hold expert texts, so that questions are rewritten too
+SIMILAR_SHARE = 0.7  # of rewrite examples have expert texts out of similar images' captions, where those are known
+TEMPLATE_SHARE = 0.25  # of expert examples have the expert's instruction as prompt, for router mode "template"
+GLOBAL_SHARE = 0.1  # of expert examples have the user's instruction as prompt, for router mode "none"
+QUESTION_SHARE = 0.15  # of router examples begin from a question instead of an instruction
+
+# Every random draw has a seed of its own, such as "17/0/compose/3". These words stay as they were when nano was
+# trained ("compose" for what is called rewrite now), so that its training can be repeated bit for bit.
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is learned from one image and one prompt.
+
+    Several completions are learned in one pass: each follows the prompt, none sees another. A repeated one counts as
+    often as it stands here.
+    """
+
+    image: Path
+    kind: Kind
+    prompt: Prompt
+    completions: tuple[str, ...]
+
+    @property
+    def expert(self) -> str | None:
+        """Of a router's and an expert's example."""
+        return self.prompt.expert
+
+
+def stage1_examples(
+    captions: Sequence[CaptionRecord],
+    questions: Sequence[QuestionRecord],
+    seed: int,
+    epoch: int = 0,
+    count: int | None = None,
+    mix: Mapping[str, float] = STAGE1_MIX,
+    references: int = 1,
+    similar: Mapping[Path, Sequence[CaptionRecord]] | None = None,
+) -> list[Example]:
+    """One epoch of examples for the base LM: captions, answers and rewrites, shuffled.
+
+    Args:
+        captions: captioned images; may be empty when only ``answer`` has a share in ``mix``.
+        questions: may be empty when ``answer`` has no share in ``mix``.
+        seed: of everything random here.
+        epoch: another epoch draws other examples; each kind goes on through its records where the last epoch ended.
+        count: examples of the epoch; by default so many that each captioned image (or, without caption examples, each
+            record) has one caption example.
+        mix: share of each kind, ``caption``, ``answer`` and ``rewrite``, of any sum; 0 or absent for none.
+        references: so many captions of its image, or all where it has fewer, are the completions of a caption example.
+        similar: for each captioned image others that look like it. Their sentences stand in for expert texts, as wrong
+            as an expert's: a base LM that only ever read other references of the same image would believe every text.
+
+    Raises:
+        RSMoEError: for an unknown kind or a negative share in ``mix``, or a kind that has no record to draw from.
+    """
+    shares = _shares(mix, ("caption", "answer", "rewrite"))
+    if count is None:
+        kind = "caption" if "caption" in shares else max(shares, key=lambda name: shares[name])
+        count = round(len(questions if kind == "answer" else captions) / shares[kind])
+    numbers = _numbers(shares, count)
+    examples = []
+    for place, record in enumerate(_draw(captions, numbers.get("caption", 0), "caption", seed, epoch)):
+        examples.append(_caption_example(record, references, random.Random(f"{seed}/{epoch}/caption/{place}")))
+    captioned = {record.image: record for record in captions}
+    for place, question in enumerate(_draw(questions, numbers.get("answer", 0), "answer", seed, epoch)):
+        rng = random.Random(f"{seed}/{epoch}/answer/{place}")
+        examples.append(_answer_example(question, captioned, captions, rng))
+    rewrites = numbers.get("rewrite", 0)
+    from_similar = round(rewrites * SIMILAR_SHARE) if similar else 0
+    for place, record in enumerate(_draw(captions, from_similar, "compose similar", seed, epoch)):
+        rng = random.Random(f"{seed}/{epoch}/compose similar/{place}")
+        examples.append(_similar_rewrite_example(record, (similar or {})[record.image], references, rng))
+    for place, record in enumerate(_draw_for_rewrite(captions, rewrites - from_similar, seed, epoch)):
+        examples.append(_rewrite_example(record, captions, random.Random(f"{seed}/{epoch}/compose/{place}")))
+    random.Random(f"{seed}/{epoch}/stage1").shuffle(examples)
+    return examples
+
+
+def stage2_examples(
+    captions: Sequence[CaptionRecord],
+    questions: Sequence[QuestionRecord],
+    expert_instructions: Mapping[str, str],
+    seed: int,
+    epoch: int = 0,
+    count: int | None = None,
+    mix: Mapping[str, float] = STAGE2_MIX,
+    question_share: float = QUESTION_SHARE,
+    references: int = 1,
+) -> list[Example]:
+    """One epoch of examples for the router and the experts, shuffled; every expert has the same number.
+
+    An image has examples only for the aspects its captions speak of. A question has router examples: the completion
+    names what the question speaks of, in the wording of each expert ("Where are the buildings and the river relative
+    to each other?").
+
+    Args:
+        captions: captioned images.
+        questions: may be empty.
+        expert_instructions: the experts' names, each one of ``ASPECTS``, with their instructions.
+        seed: of everything random here.
+        epoch: another epoch draws other examples; each kind goes on through its records where the last epoch ended.
+        count: examples of the epoch; by default one expert example for each image and aspect that it has.
+        mix: share of each kind, ``router`` and ``expert``, of any sum; 0 or absent for none.
+        question_share: share of router examples that begin from a question; 0 without questions.
+        references: so many sentences of its aspect, or all where there are fewer, are the completions of an expert
+            example.
+
+    Raises:
+        RSMoEError: as for :func:`stage1_examples`, and for an expert that is no aspect.
+    """
+    unknown = [name for name in expert_instructions if name not in ASPECTS]
+    if unknown or not expert_instructions:
+        raise RSMoEError(
+            f"experts {unknown or 'none'} have no training sentences; known aspects: {', '.join(ASPECTS)}"
+        )
+    if not 0 <= question_share <= 1:
+        raise RSMoEError(f"question_share is {question_share}, expected a share from 0 to 1")
+    by_expert = {name: [r for r in captions if split_aspects(r.captions)[name]] for name in expert_instructions}
+    shares = _shares(mix, ("router", "expert"))
+    if count is None:
+        image_aspects = sum(len(records) for records in by_expert.values())
+        count = round(image_aspects / shares.get("expert", 1))
+    examples = []
+    for kind, of_kind in _numbers(shares, count).items():
+        for name, of_expert in _numbers({name: 1 / len(by_expert) for name in by_expert}, of_kind).items():
+            from_questions = round(of_expert * question_share) if kind == "router" and questions else 0
+            drawn = _draw(by_expert[name], of_expert - from_questions, f"{kind} {name}", seed, epoch)
+            for place, record in enumerate(drawn):
+                rng = random.Random(f"{seed}/{epoch}/{kind}/{name}/{place}")
+                if kind == "router":
+                    examples.append(_router_example(record, name, rng))
+                else:
+                    examples.append(_expert_example(record, name, expert_instructions[name], references, rng))
+            for question in _draw(questions, from_questions, f"question {name}", seed, epoch):
+                examples.append(_question_router_example(question, name))
+    random.Random(f"{seed}/{epoch}/stage2").shuffle(examples)
+    return examples
+
+
+def _caption_example(record: CaptionRecord, references: int, rng: random.Random) -> Example:
+    prompt = Prompt.base(_instruction(rng))
+    return Example(record.image, "caption", prompt, _completions(record.captions, references, rng))
+
+
+def _answer_example(
+    question: QuestionRecord,
+    captioned: Mapping[Path, CaptionRecord],
+    others: Sequence[CaptionRecord],
+    rng: random.Random,
+) -> Example:
+    """Some with expert texts: out of the image's captions, or noise where it has none."""
+    instruction = question_instruction(question.question)
+    prompt = Prompt.base(instruction)
+    if others and rng.random() < ANSWER_REWRITE_SHARE:
+        record = captioned.get(question.image)
+        prompt = Prompt.rewrite(instruction, _expert_texts(record.captions if record else (), others, rng))
+    return Example(question.image, "answer", prompt, (question.answer.strip(),))
+
+
+def _rewrite_example(record: CaptionRecord, others: Sequence[CaptionRecord], rng: random.Random) -> Example:
+    """The completion is one reference; the expert texts come from the others, so that copying one is never right.
+
+    Some expert texts are noise, half of them missing and half of a random image, so that the image has the last word.
+    With one distinct caption there is nothing else to draw from, and every expert text is noise.
+    """
+    (completion,) = _completions(record.captions, 1, rng)
+    references = [text for text in distinct(record.captions) if clean_caption(text) != completion]
+    texts = _expert_texts(references, others, rng)
+    # Another image may have the very same caption.
+    texts = {aspect: "" if text == completion else text for aspect, text in texts.items()}
+    return Example(record.image, "rewrite", Prompt.rewrite(_instruction(rng), texts), (completion,))
+
+
+def _similar_rewrite_example(
+    record: CaptionRecord, similar: Sequence[CaptionRecord], references: int, rng: random.Random
+) -> Example:
+    """Each expert text comes from one of the similar images that have it. It may well be right, as an expert's may."""
+    texts = {}
+    for aspect in ASPECTS:
+        by_image = [sentences for other in similar if (sentences := split_aspects(other.captions)[aspect])]
+        texts[aspect] = clean_caption(rng.choice(rng.choice(by_image))) if by_image else ""
+    prompt = Prompt.rewrite(_instruction(rng), texts)
+    return Example(record.image, "rewrite", prompt, _completions(record.captions, references, rng))
+
+
+def _expert_texts(sentences: Sequence[str], others: Sequence[CaptionRecord], rng: random.Random) -> dict[str, str]:
+    """A text for each aspect out of an image's sentences; some are noise, all where there is no sentence."""
+    split = split_aspects(sentences)
+    noise = EXPERT_TEXT_NOISE if sentences else 1
+    texts = {}
+    for aspect in ASPECTS:
+        candidates = split[aspect]
+        if rng.random() < noise:
+            candidates = split_aspects(rng.choice(others).captions)[aspect] if rng.random() < 0.5 else []
+        texts[aspect] = clean_caption(rng.choice(candidates)) if candidates else ""
+    return texts
+
+
+def _router_example(record: CaptionRecord, name: str, rng: random.Random) -> Example:
+    completion = router_prompt(name, split_aspects(record.captions)[name])
+    return Example(record.image, "router", Prompt.router(name, _instruction(rng)), (completion,))
+
+
+def _question_router_example(record: QuestionRecord, name: str) -> Example:
+    completion = router_prompt(name, [record.question])
+    return Example(record.image, "router", Prompt.router(name, question_instruction(record.question)), (completion,))
+
+
+def _expert_example(
+    record: CaptionRecord, name: str, expert_instruction: str, references: int, rng: random.Random
+) -> Example:
+    sentences = split_aspects(record.captions)[name]
+    draw = rng.random()
+    if draw < TEMPLATE_SHARE:
+        text = expert_instruction
+    elif draw < TEMPLATE_SHARE + GLOBAL_SHARE:
+        text = _instruction(rng)
+    else:
+        text = router_prompt(name, sentences)
+    prompt = Prompt.for_expert(name, text, expert_instruction)
+    return Example(record.image, "expert", prompt, _completions(sentences, references, rng))
+
+
+def _instruction(rng: random.Random) -> str:
+    return rng.choice(OTHER_INSTRUCTIONS) if rng.random() < OTHER_INSTRUCTION_SHARE else DEFAULT_INSTRUCTION
+
+
+def _completions(captions: Sequence[str], number: int, rng: random.Random) -> tuple[str, ...]:
+    return tuple(clean_caption(caption) for caption in rng.sample(captions, min(number, len(captions))))
+
+
+def _draw_for_rewrite(captions: Sequence[CaptionRecord], number: int, seed: int, epoch: int) -> list[CaptionRecord]:
+    """Images by how many other references they have for expert texts; the share of an empty group goes to the rest."""
+    groups: dict[str, list[CaptionRecord]] = {"one": [], "some": [], "many": []}
+    for record in captions:
+        others = len(distinct(record.captions)) - 1
+        groups["one" if not others else "some" if others < len(ASPECTS) else "many"].append(record)
+    shares = {name: REWRITE_GROUP_SHARES[name] for name, records in groups.items() if records}
+    if not shares:
+        return _draw(captions, number, "compose", seed, epoch)
+    total = sum(shares.values())
+    numbers = _numbers({name: share / total for name, share in shares.items()}, number)
+    return [record for name in shares for record in _draw(groups[name], numbers[name], f"compose {name}", seed, epoch)]
+
+
+def _shares(mix: Mapping[str, float], known: Sequence[str]) -> dict[str, float]:
+    for kind, share in mix.items():
+        if kind not in known:
+            raise RSMoEError(f'unknown kind of example "{kind}"; known: {", ".join(known)}')
+        if not share >= 0:
+            raise RSMoEError(f'share of "{kind}" examples is {share}, expected 0 or more')
+    total = sum(mix.values())
+    if not total:
+        raise RSMoEError(f"no kind of example has a share; give one of {', '.join(known)} a share above 0")
+    return {kind: share / total for kind, share in mix.items() if share}
+
+
+def _numbers(shares: Mapping[str, float], count: int) -> dict[str, int]:
+    """Whole numbers that add up to ``count``, as near to the shares as can be."""
+    numbers, assigned, total = {}, 0, 0.0
+    for name, share in shares.items():
+        total += share
+        numbers[name] = round(count * total) - assigned
+        assigned += numbers[name]
+    return numbers
+
+
+def _draw(records: Sequence[T], number: int, name: str, seed: int, epoch: int) -> list[T]:
+    """``number`` records of an endless stream of shuffled passes over them; epoch ``n`` starts at ``n * number``."""
+    if number and not records:
+        raise RSMoEError(
+            f'no record for "{name}" examples; give such records, set the share of these examples to 0, or '
+            "leave an expert without sentences out of expert_names"
+        )
+    drawn: list[T] = []
+    place, end = epoch * number, (epoch + 1) * number
+    while place < end:
+        round_number, start = divmod(place, len(records))
+        order = list(range(len(records)))
+        random.Random(f"{seed}/{name}/{round_number}").shuffle(order)
+        indices = order[start : start + end - place]
+        drawn.extend(records[index] for index in indices)
+        place += len(indices)
+    return drawn
