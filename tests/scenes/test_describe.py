@@ -167,6 +167,7 @@ def test_the_model_encodes_each_tile_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_base_lm_reads_expert_texts_as_in_generate() -> None:
     """The sequence that sums up a scene is the one that `generate` makes of one image's expert texts, token by token."""
+    from modeling_rsmoe.generation_rsmoe import fill_slots
     from modeling_rsmoe.prompting_rsmoe import Prompt
     from tests.tiny import tiny_model, tiny_processor
 
@@ -175,8 +176,9 @@ def test_the_base_lm_reads_expert_texts_as_in_generate() -> None:
     image = Image.new("RGB", (30, 30), (90, 0, 0))
     generated = processor(images=[image], text=["Describe it."], return_tensors="pt")
     ids = [processor.tokenizer(f" {text}" if text else "")["input_ids"] for text in expert_texts.values()]
-    expected, _ = FILL
+    mask = generated["rewrite_attention_mask"][0].bool()
+    expected = fill_slots(generated["rewrite_input_ids"][0][mask].tolist(), model.config.prompt_token_id, ids)
     prompt = processor(images=[image], text=[Prompt.rewrite("Describe it.", expert_texts)], return_tensors="pt")
-    assert prompt["input_ids"].tolist() == expected.tolist()
+    assert prompt["input_ids"].tolist() == [expected]
     assert prompt["qformer_input_ids"].tolist() == generated["qformer_input_ids"].tolist()
     assert Predictor(model, processor, {"router_mode": "none"}).rewrite(image, "Describe it.", expert_texts)
