@@ -19,7 +19,7 @@ from ..errors_rsmoe import RSMoEError
 COMMANDS = {
     "caption": "Caption images: the router's prompts, what each expert found, the caption.",
     "ask": "Answer a question about an image in a word or phrase.",
-    "encode": "Keep the features of images, so that later questions need not look at them again: `rsmoe ask FILE QUESTION`.",
+    "encode": "Store the features of images, so that later questions need no images: `rsmoe ask FILE QUESTION`.",
     "demo": "Open a page to try the model on: captions as they are written, their steps, questions. Ctrl-C stops it.",
     "assemble": "Download, verify and convert the frozen parts, add the trained weights, write an ordinary checkpoint folder.",
     "convert": "Write the checkpoint that stage 1 starts from. Downloads nothing; holds one shard of weights at a time.",

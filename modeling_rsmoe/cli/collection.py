@@ -1,4 +1,5 @@
-"""What `rsmoe caption DIR_OR_LIST` and `rsmoe encode` share: options of engines, a checkpoint for every worker, the run."""
+"""What `rsmoe caption DIR_OR_LIST`, `rsmoe encode` and `rsmoe ask FEATURES` share: options of engines, a checkpoint for
+every worker, the run."""
 
 import functools
 import os
@@ -10,22 +11,22 @@ import typer
 
 from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import DEFAULT_MODEL, find_checkpoint, load, revision_of
-from ..utils.files import check_outputs
+from ..utils.files import check_outputs, disk_errors
 from ..utils.quiet import quiet_libraries
 from . import options, terminal
 
 
 if TYPE_CHECKING:
-    from ..collection.describers import Checkpoint, Describer
+    from ..collection.describers import CheckpointSource, Describer
     from ..collection.engines import Engine
-    from ..collection.items import Item
+    from ..collection.images import CollectionImage
 
 EngineName = Literal["local", "ray"]
 EngineOption = Annotated[
     EngineName | None,
     typer.Option(
         metavar="NAME",
-        help="Who looks at the images of an archive. local: this process; ray: workers of a Ray cluster.",
+        help="Execution engine of an image collection. local: this process; ray: workers of a Ray cluster.",
         show_default="local",
     ),
 ]
@@ -34,7 +35,7 @@ WorkersOption = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Ray workers; each holds the model.",
+        help="Number of Ray workers; each holds the model.",
         show_default="one for each GPU of the cluster, else for each CPU",
     ),
 ]
@@ -42,52 +43,69 @@ AddressOption = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
-        help="Of a running Ray cluster: auto, or HOST:PORT.",
+        help="Address of a running Ray cluster: auto, or HOST:PORT.",
         show_default="a cluster on this machine, for this run only",
     ),
 ]
 
 
-def make_engine(engine: EngineName | None, workers: int | None, address: str | None) -> "Engine":
-    """Raises: RSMoEError: options of Ray without Ray, or Ray is not installed."""
-    if engine != "ray":
-        for option, value in (("--workers", workers), ("--address", address)):
-            if value is not None:
-                raise RSMoEError(f"{option} is of the Ray engine: add --engine ray, or leave it out")
-    from ..collection import engines
+def make_engine(name: EngineName | None, workers: int | None, address: str | None) -> "Engine":
+    """The engine that the options name.
 
-    if engine != "ray":
-        return engines.LocalEngine()
-    found = engines.RayEngine(workers, address)
-    found.require()
-    return found
-
-
-def is_meant(images: list[str], engine: EngineName | None, as_json: bool, of_scenes: bool) -> bool:
-    """Whether images are an archive: a folder or a list, or any with an engine.
+    Args:
+        name: of `--engine`.
+        workers: of `--workers`.
+        address: of `--address`.
 
     Raises:
-        RSMoEError: they are, beside options that are of other inputs.
+        RSMoEError: options of Ray without Ray, or Ray is not installed.
     """
-    from ..collection.items import is_archive
+    if name != "ray":
+        for option, value in (("--workers", workers), ("--address", address)):
+            if value is not None:
+                raise RSMoEError(f"{option} is an option of the Ray engine: add --engine ray, or leave it out")
+    from ..collection import engines
 
-    if engine is None and not any(map(is_archive, images)):
+    if name != "ray":
+        return engines.LocalEngine()
+    engine = engines.RayEngine(workers, address)
+    engine.require()
+    return engine
+
+
+def are_collection(images: list[str], engine: EngineName | None, as_json: bool, has_scene_options: bool) -> bool:
+    """Whether the images are a collection: a folder or a list, or any images with an engine.
+
+    Args:
+        images: as the user gave them.
+        engine: of `--engine`.
+        as_json: of `--json`.
+        has_scene_options: whether options were given that fit only scenes and single images.
+
+    Raises:
+        RSMoEError: they are a collection, beside options of other inputs.
+    """
+    from ..collection.images import is_collection
+
+    if engine is None and not any(map(is_collection, images)):
         return False
-    if of_scenes or as_json:
-        wrong = "--json" if as_json else "--tile, --overlap, --bands, --asset, --map and --picture"
+    if has_scene_options or as_json:
+        wrong = "--json" if as_json else "--tile, --overlap, --bands, --asset, --map and --figure"
         raise RSMoEError(f"{wrong} cannot be combined with a folder, a list or --engine: leave it out")
     return True
 
 
-def checkpoint_of(
-    model: str | None, steps: terminal.Steps, load: Callable[[Path], tuple[Any, Any]] | None = None
-) -> "Checkpoint":
+def make_source(
+    model: str | None, steps: terminal.Steps, load_folder: Callable[[Path], tuple[Any, Any]] | None = None
+) -> "CheckpointSource":
     """What workers need to open the checkpoint that `--model` names.
 
     Args:
-        load: gives what is run, and the processor, out of the checkpoint's folder; by default the whole model.
+        model: of `--model`.
+        steps: shows what is done.
+        load_folder: gives the model and the processor out of the checkpoint's folder; by default `load_model`.
     """
-    from ..collection.describers import Checkpoint
+    from ..collection.describers import CheckpointSource
     from ..utils.provenance import folder_sha256
 
     name = model or DEFAULT_MODEL
@@ -97,7 +115,14 @@ def checkpoint_of(
     place = os.path.abspath(folder) if Path(name).expanduser().is_dir() else name
     sha256 = folder_sha256(folder)
     revision = revision_of(folder, sha256)
-    return Checkpoint(name, revision, sha256, functools.partial(_find, place), load or load_whole)
+    return CheckpointSource(name, revision, sha256, functools.partial(_find, place), load_folder or load_model)
+
+
+def load_model(folder: Path) -> tuple[Any, Any]:
+    """The whole model and the processor."""
+    with terminal.Steps() as steps:
+        checkpoint = load(str(folder), progress=steps)
+    return checkpoint.model, checkpoint.processor
 
 
 def load_encoder_alone(folder: Path) -> tuple[Any, Any]:
@@ -113,93 +138,101 @@ def load_encoder_alone(folder: Path) -> tuple[Any, Any]:
         return encoder.to(device), RSMoEProcessor.from_pretrained(folder)
 
 
-def caption_archive(
+def caption_collection(
     images: list[str],
-    instruction: str | None,
+    instruction: str,
     output: Path | None,
     overwrite: bool,
-    settings: options.Generation,
+    generation: options.Generation,
     engine: "Engine",
     steps: terminal.Steps,
 ) -> None:
-    """Captions of many images into one Parquet."""
-    from ..collection.items import find_items, is_archive
+    """Captions of many images into one Parquet.
+
+    Args:
+        images: a folder, a list, or images.
+        instruction: for every image.
+        output: of `--output`.
+        overwrite: of `--overwrite`.
+        generation: options of the model.
+        engine: that runs it.
+        steps: shows how far it is.
+    """
+    from ..collection.images import find_images, is_collection
 
     if output is None or output.suffix != ".parquet":
-        named = ", ".join(image for image in images if is_archive(image)) or "what --engine describes"
-        found = "" if output is None else f", not {output.name}"
+        named = ", ".join(image for image in images if is_collection(image)) or "what --engine describes"
+        actual = "" if output is None else f", not {output.name}"
         raise RSMoEError(
-            f"{named}: captions of an archive (a folder, a list) go into a Parquet: give --output NAME.parquet{found}"
+            f"{named}: captions of an image collection (a folder, a list) go into a Parquet: give --output "
+            f"NAME.parquet{actual}"
         )
-    from ..collection.store import check_output
+    from ..collection.store import refuse_existing
 
-    check_output(output, overwrite)
+    refuse_existing(output, overwrite)
     check_outputs(output)
     steps("finding the images")
-    items = find_items(images)
-    checkpoint = checkpoint_of(settings.model, steps)
+    found = find_images(images)
+    source = make_source(generation.model, steps)
     with quiet_libraries():
         from .. import RSMoEProcessor
         from ..collection.describers import Captioner
-        from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 
-        text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
-        folder = checkpoint.find()
-        if text == DEFAULT_INSTRUCTION:
-            settings = settings.for_captions(folder)
-        processor: Any = RSMoEProcessor.from_pretrained(folder)
-        processor.refuse_marks(text)
-    describer = Captioner(checkpoint, text, settings.generation_arguments())
-    write_archive(describer, items, output, engine, settings.batch_size, steps, overwrite)
+        processor: Any = RSMoEProcessor.from_pretrained(source.find())
+        processor.refuse_special_tokens(instruction)
+        describer = Captioner(source, instruction, generation.settings())
+    describe(describer, found, output, engine, generation.batch_size, steps, overwrite)
 
 
-def write_archive(
+def describe(
     describer: "Describer",
-    items: "list[Item]",
+    images: "list[CollectionImage]",
     output: Path,
     engine: "Engine",
     batch_size: int,
     steps: terminal.Steps,
     overwrite: bool = False,
 ) -> None:
-    """Make the archive with a bar, and say on stdout what it holds."""
-    from ..collection.run import run
-    from ..utils.files import disk_errors
-
-    doing = f"{'captions' if describer.kind == 'captions' else 'features'} of {len(items):,} images"
-
-    def progress(done: int, total: int, rate: float | None) -> None:
-        per_second = f", {rate:.2f} images/s" if rate else ""
-        steps(doing, done / total, f"{done:,} of {total:,}{per_second}")
+    """Describe a collection with a bar, and print what the output holds; arguments as of `describe_collection`."""
+    from ..collection.pipeline import describe_collection
 
     try:
-        with disk_errors("cannot write", "Free some space or give --output another place; what is made stays."):
-            with quiet_libraries():
-                made = run(describer, items, output, engine, batch_size, progress, overwrite)
+        with (
+            disk_errors("cannot write", "Free some space or give --output another place; finished shards stay."),
+            quiet_libraries(),
+        ):
+            result = describe_collection(describer, images, output, engine, batch_size, steps, overwrite)
     except KeyboardInterrupt:
-        steps.note(f"what is made is kept in {output}.parts: the same command goes on from there")
+        steps.note(f"finished images are kept in {output}.shards: the same command goes on from there")
         raise
-    told = [f"{made.rows:,} rows", f"{made.errors:,} with an error" if made.errors else ""]
-    told += [f"{made.made:,} made now" if made.made < made.rows else ""]
-    told += [f"{made.rate:.2f} images/s" if made.rate else ""]
-    told += [f"{made.begun_again} parts begun again, whose worker ended" if made.begun_again else ""]
-    steps.print(terminal.printable(f"{output} ({', '.join(filter(None, told))})"))
+    facts = [
+        f"{result.num_rows:,} rows",
+        f"{result.num_errors:,} with an error" if result.num_errors else "",
+        f"{result.num_described:,} described now" if result.num_described < result.num_rows else "",
+        f"{result.rate:.2f} images/s" if result.rate else "",
+        f"{result.num_repeated} shards begun again, whose worker ended" if result.num_repeated else "",
+    ]
+    steps.print(terminal.printable(f"{output} ({', '.join(filter(None, facts))})"))
 
 
-def holds_features(path: str, of_scenes: bool) -> bool:
-    """Whether `rsmoe ask` is given features of images.
+def holds_features(path: str, has_scene_options: bool) -> bool:
+    """Whether the input of `rsmoe ask` is features of images.
+
+    Args:
+        path: of the input.
+        has_scene_options: whether options were given that fit only scenes.
 
     Raises:
-        RSMoEError: it is, beside options that are of other inputs.
+        RSMoEError: it is features, beside options of other inputs.
     """
     from ..collection.features import holds_features
 
     if not holds_features(path):
         return False
-    if of_scenes:
+    if has_scene_options:
         raise RSMoEError(
-            "--tile, --overlap, --bands, --asset and --output are of scenes; answers about features are printed: leave them "
-            "out, and add --json for programs"
+            "--tile, --overlap, --bands, --asset and --output are of scenes; answers about features are printed: leave "
+            "them out, and add --json for programs"
         )
     return True
 
@@ -207,42 +240,48 @@ def holds_features(path: str, of_scenes: bool) -> bool:
 def ask_features(
     path: str,
     question: str,
-    settings: options.Generation,
+    generation: options.Generation,
     dtype: options.Dtype | None,
     as_json: bool,
     steps: terminal.Steps,
 ) -> None:
-    """Ask every image whose features are in a file; each answer is printed as it comes."""
+    """Ask every image whose features are in a file; each answer is printed as it comes.
+
+    Args:
+        path: of the features.
+        question: of the user.
+        generation: options of the model.
+        dtype: of `--dtype`.
+        as_json: of `--json`.
+        steps: prints, and shows how far it is.
+    """
     from ..collection.features import FeatureFile
 
     file = FeatureFile(path)
-    loaded = load(settings.model, dtype, progress=steps)
+    checkpoint = load(generation.model, dtype, progress=steps)
     with quiet_libraries():
-        from ..collection.features import predict_features
+        from ..inference import Predictor
         from ..inference.encoder import encoder_sha256, load_encoder
         from ..prompting_rsmoe import question_instruction
 
-        loaded.processor.refuse_marks(question)
-        # As it is stored: on a GPU it is loaded in another precision.
-        file.check(encoder_sha256(load_encoder(loaded.folder), loaded.processor), loaded.name)
-        if file.errors:
-            steps.note(f"{file.errors:,} of {file.images + file.errors:,} images have no features, and no answer")
-        done, generation = 0, settings.generation_arguments()
-        for batch in file.batches(settings.batch_size):
-            steps(f"asking {file.images:,} images", done / file.images, f"{done:,} of {file.images:,}")
-            said = predict_features(batch, question_instruction(question), loaded.model, loaded.processor, generation)
-            done += len(said)
-            for image, one in zip(batch.images, said, strict=True):
-                result = terminal.Result(image, one["text"], one["router_prompts"], one["parts"])
-                terminal.show(result, {"question": question, "answer": result.text}, loaded.name, as_json, steps)
+        predictor = Predictor(checkpoint.model, checkpoint.processor, generation.settings())
+        instruction = question_instruction(question)
+        checkpoint.processor.refuse_special_tokens(instruction)
+        # From the folder: on a GPU the loaded encoder has another dtype.
+        file.check(encoder_sha256(load_encoder(checkpoint.folder), checkpoint.processor), checkpoint.name)
+        if file.num_errors:
+            total = file.num_images + file.num_errors
+            steps.note(f"{file.num_errors:,} of {total:,} images have no features, and no answer")
+        done = 0
+        for batch in file.batches(generation.batch_size):
+            steps(f"asking {file.num_images:,} images", done, file.num_images, "images")
+            predictions = predictor.predict(image_embeds=batch.image_embeds, instructions=instruction)
+            done += len(predictions)
+            for name, prediction in zip(batch.images, predictions, strict=True):
+                texts = {"question": question, "answer": prediction.text}
+                terminal.show(terminal.Result(name, prediction), texts, checkpoint.name, as_json, steps)
 
 
 def _find(name: str) -> Path:
     with terminal.Steps() as steps:
         return find_checkpoint(name, steps)
-
-
-def load_whole(folder: Path) -> tuple[Any, Any]:
-    with terminal.Steps() as steps:
-        loaded = load(str(folder), progress=steps)
-    return loaded.model, loaded.processor

@@ -1,95 +1,97 @@
-"""One run: the images that have no row yet, in parts, by an engine, into one file."""
+"""One run: the images that have no row yet, in shards, by an engine, into one file."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..utils.progress import Progress, no_progress
 from .describers import Describer
 from .engines import Engine
-from .items import Item
+from .images import CollectionImage
 from .store import Store
-from .worker import Part
+from .worker import Shard
 
 
-PART_IMAGES = 64  # of a large archive: what a stopped worker loses at most [our decision]
-_PARTS = 64  # wished for of a small one, so that every worker has some and the bar moves
-
-# Told rows that are there, rows in all, and images per second of this run, once that is known.
-Progress = Callable[[int, int, float | None], None]
+MAX_SHARD_IMAGES = 64  # what a stopped worker loses at most [our decision]
+_MIN_SHARDS = 64  # of a small collection, so that every worker has some and the bar moves
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a run made.
+class CollectionResult:
+    """What a run did.
 
     Attributes:
-        rows: of the output; `errors` of them hold an error in place of what was asked for.
-        made: images described by this run; earlier ones had their rows already.
-        rate: of them, in images per second from the end of the first part; None if there was one part.
-        begun_again: parts whose worker ended.
+        num_rows: of the output.
+        num_errors: rows that hold an error in place of a text or features.
+        num_described: images described by this run; earlier ones had their rows already.
+        rate: of them, in images per second from the end of the first shard; None if there was one shard.
+        num_repeated: shards that were begun more than once, because their worker ended.
     """
 
-    rows: int
-    errors: int
-    made: int
+    num_rows: int
+    num_errors: int
+    num_described: int
     rate: float | None
-    begun_again: int
+    num_repeated: int
 
 
-def run(
+def describe_collection(
     describer: Describer,
-    items: Sequence[Item],
+    images: Sequence[CollectionImage],
     output: Path,
     engine: Engine,
     batch_size: int,
-    progress: Progress = lambda done, total, rate: None,
+    progress: Progress = no_progress,
     overwrite: bool = False,
-) -> Summary:
-    """Make an archive, or go on with it.
+) -> CollectionResult:
+    """Describe a collection, or continue a stopped run.
 
     In float32 neither engine, workers, batch size nor interruptions change a row.
 
     Args:
-        items: the rows of the output are theirs, in this order.
+        describer: what is done to each image.
+        images: the output has a row for each, in this order.
         output: `NAME.parquet`, or a folder for several such files.
+        engine: that runs it.
         batch_size: images that the model sees together.
+        progress: told how many images are done.
         overwrite: replace an output that exists, once the new one is whole.
 
     Raises:
-        RSMoEError: as of `Store`; the checkpoint cannot be loaded; the cluster cannot be reached. OSError: the disk is
-            full. What was made until then stays, and the next run goes on from there.
+        RSMoEError: as of `Store`; the checkpoint cannot be loaded; the cluster cannot be reached.
+        OSError: the disk is full. What was written until then stays, and the next run continues from there.
     """
+    message = f"{describer.kind} of {len(images):,} images"
     with Store(output, describer.kind, describer.settings, overwrite) as store:
-        missing = store.missing(items)
-        total = len({item.name for item in items})
-        done = before = total - len(missing)
-        begun_again, clock = 0, _Clock()
-        progress(done, total, None)
+        missing = store.missing(images)
+        total = len({image.name for image in images})
+        done = done_before = total - len(missing)
+        num_repeated, clock = 0, _Clock()
+        progress(message, done, total, "images")
         if missing:
-            parts = _parts(missing, batch_size, store.sitting)
-            for made in engine(describer, store.folder, parts, batch_size):
-                store.add(made.name)
-                begun_again += made.begun > 1
-                done += made.rows
+            shards = _shards(missing, batch_size, store.next_session())
+            for result in engine(describer, store.folder, shards, batch_size):
+                store.add(result.name)
+                num_repeated += result.num_attempts > 1
+                done += result.num_rows
                 clock.tick(done)
-                progress(done, total, clock.rate)
-        return Summary(len(items), store.finish(items), done - before, clock.rate, begun_again)
+                progress(message, done, total, "images")
+        return CollectionResult(len(images), store.finish(images), done - done_before, clock.rate, num_repeated)
 
 
-def _parts(items: Sequence[Item], batch_size: int, sitting: int) -> list[Part]:
-    """Parts of a whole number of batches."""
-    batches = max(1, min(len(items) // (_PARTS * batch_size), PART_IMAGES // batch_size))
-    size = batches * batch_size
-    starts = range(0, len(items), size)
-    return [
-        Part(f"part-{sitting:03}-{number:07}.parquet", list(items[start : start + size]))
-        for number, start in enumerate(starts)
-    ]
+def _shards(images: Sequence[CollectionImage], batch_size: int, session: int) -> list[Shard]:
+    """Shards of a whole number of batches."""
+    num_batches = max(1, min(len(images) // (_MIN_SHARDS * batch_size), MAX_SHARD_IMAGES // batch_size))
+    size = num_batches * batch_size
+    shards = []
+    for number, start in enumerate(range(0, len(images), size)):
+        shards.append(Shard(f"shard-{session:03}-{number:07}.parquet", list(images[start : start + size])))
+    return shards
 
 
 class _Clock:
-    """Images per second since the first part was ready: before it, models were loaded."""
+    """Images per second since the first shard was ready: before it, models were loaded."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None

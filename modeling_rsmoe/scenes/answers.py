@@ -86,7 +86,9 @@ def _most_frequent(answers: Sequence[str], plain: Sequence[str]) -> CombinedAnsw
     if len(counts) > _MAX_LISTED + 1:
         others.append(f"{len(counts) - _MAX_LISTED - 1} more")
     how = f"the most frequent answer, of {num_best} of {_tiles(len(plain))}"
-    return CombinedAnswer(answers[plain.index(best)].strip(), how + (f" (others: {', '.join(others)})" if others else ""))
+    return CombinedAnswer(
+        answers[plain.index(best)].strip(), how + (f" (others: {', '.join(others)})" if others else "")
+    )
 
 
 def _number(answer: str) -> tuple[float, str] | None:

@@ -135,7 +135,9 @@ def _write_geopackage(results: Sequence[SceneResult], file: Path) -> None:
     records = []
     for result in results:
         record = result.record()
-        records.append({name: value if isinstance(value, (str, int)) else json.dumps(value) for name, value in record.items()})
+        records.append(
+            {name: value if isinstance(value, (str, int)) else json.dumps(value) for name, value in record.items()}
+        )
     windows = [(result, Window(0, 0, result.raster.width, result.raster.height)) for result in results]
     _tile_frame(results).to_file(file, layer=TILES, driver="GPKG", engine="pyogrio")
     _frame(results, records, windows).to_file(file, layer=SCENES, driver="GPKG", engine="pyogrio")

@@ -390,9 +390,7 @@ class Raster:
 
 def no_data(name: str) -> RSMoEError:
     """The error of a scene without data."""
-    return RSMoEError(
-        f"{name} holds no data: every pixel is NaN, infinite, masked or the declared no-data value"
-    )
+    return RSMoEError(f"{name} holds no data: every pixel is NaN, infinite, masked or the declared no-data value")
 
 
 def _damaged(path: str, reason: str) -> RSMoEError:

@@ -133,7 +133,10 @@ def test_other_settings_do_not_continue(tmp_path: Path) -> None:
         tile_log(output, {"tile": 512, "model": "a", "num_beams": 3})
     for content in ("hello\n", "[]\n", '{"settings": {}}\n{"scene": 0}\n', "\xff\n", '{"settings": {}}\n[1]\n'):
         (tmp_path / "out.geojson.partial").write_text(content)
-        with pytest.raises(RSMoEError, match="geojson.partial:?[12]? is no (unfinished run of this program; delete it|line of this kind)"):
+        with pytest.raises(
+            RSMoEError,
+            match="geojson.partial:?[12]? is no (unfinished run of this program; delete it|line of this kind)",
+        ):
             tile_log(output, {"tile": 512})
     (tmp_path / "out.geojson.partial").write_text('{"settings"')  # killed before anything was done
     assert tile_log(output, {"tile": 512}).lines == {}
@@ -162,7 +165,10 @@ def test_the_model_encodes_each_tile_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert predictor.image_side == 28
     images = [Image.new("RGB", (30, 30), (shade, 0, 0)) for shade in (0, 120, 240)]
     predictions = predictor.predict(images, "Describe the image.")
-    assert batches == [3] and [set(one.record()) for one in predictions] == [{"text", "router_prompts", "expert_texts"}] * 3
+    assert (
+        batches == [3]
+        and [set(one.record()) for one in predictions] == [{"text", "router_prompts", "expert_texts"}] * 3
+    )
 
 
 def test_the_base_lm_reads_expert_texts_as_in_generate() -> None:

@@ -99,7 +99,9 @@ def test_search_highlights_tiles(reader: Person) -> None:
     assert page.locator("#shade").is_visible()
     assert page.locator("#count").inner_text() == "3 of 7 tiles"  # one of them is of the image
     listed = page.locator("#list button").all_inner_texts()
-    assert [one.endswith(f"tile {number} {texts(number)['text']}") for one, number in zip(listed, (1, 4))] == [True] * 2
+    assert [one.endswith(f"tile {number} {texts(number)['text']}") for one, number in zip(listed, (1, 4))] == [
+        True
+    ] * 2
     page.locator("#list button").last.click()
     assert page.locator("h1").inner_text() == "tile.png" and chosen(page) == texts(7)["text"]
     search.fill("sees 4")  # expert texts are searched too, router prompts not

@@ -23,7 +23,17 @@ from tests.scenes.rasters import UTM, noise, rotated, write_raster
 
 
 NAMES = ["scene", "tile", "caption", "expert_text_theme", "expert_text_object"]
-NAMES += ["router_prompt_theme", "router_prompt_object", "column", "row", "width", "height", "valid", "model", "revision"]
+NAMES += [
+    "router_prompt_theme",
+    "router_prompt_object",
+    "column",
+    "row",
+    "width",
+    "height",
+    "valid",
+    "model",
+    "revision",
+]
 
 
 def result(path: Path, kind: Any = "caption", **options: Any) -> SceneResult:
@@ -42,7 +52,9 @@ def result(path: Path, kind: Any = "caption", **options: Any) -> SceneResult:
             if number != 2
         ]
         task = SceneTask("Say it.", None if kind == "caption" else "Say it.", "nano", "abc")
-        outcome = Summary("all", {"theme": "t"}, {"tree": 0.5}) if kind == "caption" else CombinedAnswer("7", "the sum")
+        outcome = (
+            Summary("all", {"theme": "t"}, {"tree": 0.5}) if kind == "caption" else CombinedAnswer("7", "the sum")
+        )
         return SceneResult(task, raster, grid, tiles, outcome)
 
 
@@ -59,7 +71,11 @@ def test_every_format_says_the_same(tmp_path: Path, placed: dict[str, Any]) -> N
     collection = json.loads((tmp_path / "out.geojson").read_text())
     assert set(collection) == {"type", "features", "rsmoe"} and "crs" not in collection  # RFC 7946, 4
     record = collection["rsmoe"]["scenes"][0]
-    assert record["caption"] == "all" and record["mentioned"] == {"tree": 0.5} and record["expert_texts"] == {"theme": "t"}
+    assert (
+        record["caption"] == "all"
+        and record["mentioned"] == {"tree": 0.5}
+        and record["expert_texts"] == {"theme": "t"}
+    )
     assert (record["tiles"], record["skipped"], record["bands"], record["crs"]) == (5, 1, [1, 2, 3], "EPSG:32633")
     assert len(record["stretch"]["low"]) == 3 and (record["model"], record["revision"]) == ("nano", "abc")
 
