@@ -16,7 +16,8 @@ def caption(
         list[str] | None,
         typer.Argument(
             metavar="IMAGE",
-            help="Image files or URLs; GeoTIFF scenes, or STAC items of them; a folder or list (.txt, .jsonl) of images.",
+            help="Image files or URLs; GeoTIFF scenes, or STAC items of them; a folder or list (.txt, .jsonl) of "
+            "images.",
             show_default=False,
         ),
     ] = None,
@@ -65,7 +66,8 @@ def caption(
     if collection.are_collection(images or [], engine, as_json, has_scene_options):
         if dtype is not None:
             raise RSMoEError(
-                "--dtype is not for an image collection: write such a checkpoint by rsmoe quantize, and give it as --model"
+                "--dtype is not for an image collection: write such a checkpoint by rsmoe quantize, and give it as "
+                "--model"
             )
         with terminal.Steps() as steps:
             collection.caption_collection(images or [], text, output, overwrite, generation, chosen_engine, steps)

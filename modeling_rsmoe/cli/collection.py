@@ -1,5 +1,5 @@
-"""What `rsmoe caption DIR_OR_LIST`, `rsmoe encode` and `rsmoe ask FEATURES` share: options of engines, a checkpoint for
-every worker, the run."""
+"""What `rsmoe caption DIR_OR_LIST`, `rsmoe encode` and `rsmoe ask FEATURES` share: options of engines, a checkpoint
+for every worker, the run."""
 
 import functools
 import os
@@ -231,8 +231,8 @@ def holds_features(path: str, has_scene_options: bool) -> bool:
         return False
     if has_scene_options:
         raise RSMoEError(
-            "--tile, --overlap, --bands, --asset and --output are of scenes; answers about features are printed: leave "
-            "them out, and add --json for programs"
+            "--tile, --overlap, --bands, --asset and --output are of scenes; answers about features are printed: "
+            "leave them out, and add --json for programs"
         )
     return True
 

@@ -14,7 +14,8 @@ def encode(
         list[str],
         typer.Argument(
             metavar="DIR_OR_LIST",
-            help="A folder of images; a list: .txt with a path or URL on each line, or .jsonl with `image`; or images.",
+            help="A folder of images; a list: .txt with a path or URL on each line, or .jsonl with `image`; or "
+            "images.",
             show_default=False,
         ),
     ],
@@ -33,7 +34,7 @@ def encode(
 ) -> None:
     """Store the features of images, so that later questions need no images: `rsmoe ask FILE QUESTION`.
 
-    A row for each image; an image that cannot be read has its error there. The same command goes on with a stopped run.
+    A row for each image; an image that cannot be read has its error there. The same command continues a stopped run.
     """
     with terminal.Steps() as steps:
         chosen_engine = collection.make_engine(engine, workers, address)

@@ -24,7 +24,8 @@ MapOption = Annotated[
     typer.Option(
         "--map",
         metavar="FILE",
-        help="Write an HTML page: outlined tiles, a click shows their texts, a search finds them. It needs no network.",
+        help="Write an HTML page: outlined tiles, a click shows their texts, a search finds them. It needs no "
+        "network.",
         show_default=False,
     ),
 ]

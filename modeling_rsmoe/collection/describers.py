@@ -158,8 +158,8 @@ class FeatureEncoder(Describer):
     """The column `features`: the image encoder's output, `[patches, width]`, to be given as `image_embeds`.
 
     Args:
-        checkpoint: gives the encoder alone, in float32: features serve every later question, and the image encoder is the
-            small part of the work [our decision].
+        checkpoint: gives the encoder alone, in float32: features serve every later question, and the image encoder is
+            the small part of the work [our decision].
         encoder_sha256: of `inference.encoder`: what the features can be used with.
         dtype: in which they are stored.
     """

@@ -1,8 +1,8 @@
 """What runs an image collection: this process, or workers of a Ray cluster. Both run `worker.write_shard`.
 
-With Ray, a shard is a row of a `ray.data` dataset, mapped by a pool of actors, one shard at a time; an actor that ends is
-started again, and so is what it had not finished. A worker writes its shard to the store itself, under a name that the
-shard has from the start: writing a shard twice writes the same file twice. Only names and numbers go through Ray.
+With Ray, a shard is a row of a `ray.data` dataset, mapped by a pool of actors, one shard at a time; an actor that ends
+is started again, and so is what it had not finished. A worker writes its shard to the store itself, under a name that
+the shard has from the start: writing a shard twice writes the same file twice. Only names and numbers go through Ray.
 """
 
 import contextlib

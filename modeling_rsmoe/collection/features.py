@@ -1,8 +1,9 @@
 """Features that `rsmoe encode` wrote, read back batch by batch, for questions without the images.
 
 ```python
+instruction = question_instruction("Is it a port?")
 for batch in FeatureFile("features.parquet").batches(16):
-    predictions = predictor.predict(image_embeds=batch.image_embeds, instructions=question_instruction("Is it a port?"))
+    predictions = predictor.predict(image_embeds=batch.image_embeds, instructions=instruction)
 ```
 """
 
@@ -78,9 +79,9 @@ class FeatureFile:
         """
         if encoder_sha256 != self.encoder_sha256:
             raise RSMoEError(
-                f"the features of {self.path} were made by another image encoder ({self.encoder_sha256[:12]}) than that "
-                f"of {checkpoint} ({encoder_sha256[:12]}): encode the images again with it, or give the --model that "
-                "made them"
+                f"the features of {self.path} were made by another image encoder ({self.encoder_sha256[:12]}) than "
+                f"that of {checkpoint} ({encoder_sha256[:12]}): encode the images again with it, or give the --model "
+                "that made them"
             )
 
     def batches(self, batch_size: int) -> Iterator[FeatureBatch]:

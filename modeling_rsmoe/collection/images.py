@@ -35,8 +35,8 @@ def find_images(sources: Sequence[str]) -> list[CollectionImage]:
     """The images, in the order that their rows will have.
 
     Args:
-        sources: one folder (all images in it and below, by their names; what is hidden is left out); one list: `.txt`, a
-            path or URL on each line, or `.jsonl`, each line an object with `image`, relative paths being relative to
+        sources: one folder (all images in it and below, by their names; what is hidden is left out); one list: `.txt`,
+            a path or URL on each line, or `.jsonl`, each line an object with `image`, relative paths being relative to
             the list's folder; or images and URLs.
 
     Raises:
@@ -85,8 +85,8 @@ def _in_list(file: Path) -> list[CollectionImage]:
     checked = [image.path for image in images[:_NUM_CHECKED]]
     if checked and not any(is_url(path) or os.path.exists(path) for path in checked):
         raise RSMoEError(
-            f"none of the first {len(checked)} files of {file} exists, such as {checked[0]}: relative paths are relative "
-            "to the list's folder"
+            f"none of the first {len(checked)} files of {file} exists, such as {checked[0]}: relative paths are "
+            "relative to the list's folder"
         )
     return images
 

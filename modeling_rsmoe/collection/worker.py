@@ -1,9 +1,9 @@
 """A worker: reads the images of a shard, lets the model describe them batch by batch, and writes the shard.
 
 An image that cannot be read becomes a row with its error. Whatever else goes wrong ends the run, which then continues
-from its shards. What a worker is describing is noted beside the shard, so that an image that ends its worker (a decoder
-that crashes, memory that runs out) is described alone when the shard is begun again, and becomes a row with an error
-when it has ended `MAX_CRASHES` workers that way; a worker that ended for another reason costs nothing but time.
+from its shards. What a worker is describing is noted beside the shard, so that an image that ends its worker (a
+decoder that crashes, memory that runs out) is described alone when the shard is begun again, and becomes a row with an
+error when it has ended `MAX_CRASHES` workers that way; a worker that ended for another reason costs nothing but time.
 """
 
 import hashlib

@@ -2,8 +2,8 @@
 
 All rules are [our decision]:
 
-- every answer is yes or no: "yes" if a tile says yes, since a thing that is anywhere is in the scene. Of a question that
-  compares ("more roads than buildings?") the more frequent one, since no tile can speak for the others.
+- every answer is yes or no: "yes" if a tile says yes, since a thing that is anywhere is in the scene. Of a question
+  that compares ("more roads than buildings?") the more frequent one, since no tile can speak for the others.
 - a question for a number or an area, answered by numbers: their sum. What several tiles cover is shared out evenly
   among them, as if things were spread evenly over each tile. A thing that an edge cuts may count twice.
 - else the most frequent answer; of equally frequent ones the first, from the upper left.

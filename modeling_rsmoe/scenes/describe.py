@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..inference import Predictor
     from .raster import Raster, RasterImage
 
-# A tile with less data than this is skipped, "mostly no data". Of a scene without a tile that has so much, those with at
-# least half as much as its best tile are described [our decision].
+# A tile with less data than this is skipped, "mostly no data". Of a scene without a tile that has so much, those with
+# at least half as much as its best tile are described [our decision].
 MIN_VALID = 0.5
 
 

@@ -3,9 +3,9 @@
 The format is found by the file's first bytes, so that text which GDAL would take for a recipe of other files, or of
 requests to servers, is not followed because of a raster's name.
 
-[our decision] By itself an input is a scene if it is a STAC document, a path of GDAL's (`/vsi...`, `s3://...`), a `.vrt`,
-`.img` or `.ntf`, or a TIFF that is no single image: georeferenced and larger than a tile, of other than 1, 3 or 4 bands,
-or over Pillow's limit of pixels. Everything else is an image.
+[our decision] By itself an input is a scene if it is a STAC document, a path of GDAL's (`/vsi...`, `s3://...`), a
+`.vrt`, `.img` or `.ntf`, or a TIFF that is no single image: georeferenced and larger than a tile, of other than 1, 3
+or 4 bands, or over Pillow's limit of pixels. Everything else is an image.
 """
 
 import os
@@ -82,7 +82,7 @@ def driver_of(path: str) -> str:
 
 
 def _is_large_tiff(path: str) -> bool:
-    """By its tags: nothing is decoded, and a file that is no TIFF, or a broken one, is the image reader's to refuse."""
+    """By its tags: nothing is decoded, and what is no TIFF, or a broken one, is the image reader's to refuse."""
     from PIL import Image
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 

@@ -52,8 +52,8 @@ class Grid:
         count = (len(across) + 1) * (len(down) + 1)
         if count > MAX_TILES:
             raise RSMoEError(
-                f"tiles of {tile} px would cut {width} x {height} px into {count:,} tiles, more than {MAX_TILES:,}: give a "
-                "larger --tile or a smaller --overlap"
+                f"tiles of {tile} px would cut {width} x {height} px into {count:,} tiles, more than {MAX_TILES:,}: "
+                "give a larger --tile or a smaller --overlap"
             )
         self.columns = [*across, width - self._size[0]]
         self.rows = [*down, height - self._size[1]]
@@ -67,8 +67,8 @@ class Grid:
                 yield Window(column, row, *self._size)
 
     def area_shares(self) -> Iterator[float]:
-        """Of each tile the share of its area that counts for it when pixels of several tiles are shared out evenly among
-        them; the shares times the tiles' areas add up to the raster's area."""
+        """Of each tile the share of its area that counts for it when pixels of several tiles are shared out evenly
+        among them; the shares times the tiles' areas add up to the raster's area."""
         across, down = (
             _shares(starts, size) for starts, size in zip((self.columns, self.rows), self._size, strict=True)
         )
@@ -90,7 +90,8 @@ def check_tile(tile: int, overlap: int) -> None:
 
 
 def _shares(starts: list[int], size: int) -> list[float]:
-    """Of each interval of a length, beginning at ascending places, the mean of 1 / (how many intervals cover a pixel)."""
+    """Of each interval of a length, beginning at ascending places, the mean over its pixels of 1 / (how many intervals
+    cover the pixel)."""
     edges = sorted({*starts, *(start + size for start in starts)})
     shared = [0.0]  # up to each edge: the sum over pixels of 1 / cover
     for left, right in pairwise(edges):

@@ -33,8 +33,8 @@ def check_map(num_views: int, num_tiles: int) -> None:
         raise RSMoEError(f"a map shows at most {MAX_VIEWS} images, not {num_views}: make several, or leave --map out")
     if num_tiles > MAX_TILES:
         raise RSMoEError(
-            f"a map of {num_tiles:,} tiles is too heavy for a browser (at most {MAX_TILES:,}): give a larger --tile, or "
-            "--output scene.gpkg for a GIS program"
+            f"a map of {num_tiles:,} tiles is too heavy for a browser (at most {MAX_TILES:,}): give a larger --tile, "
+            "or --output scene.gpkg for a GIS program"
         )
 
 

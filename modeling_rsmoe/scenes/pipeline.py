@@ -46,8 +46,8 @@ def describe_scene(
         tile: the side of a tile in pixels.
         overlap: of neighboring tiles, in pixels.
         bands: as of `open_raster`, for a path.
-        output: a file to write, whose ending names the format (`outputs`); a file that exists is replaced. A stopped run
-            of the same output and settings continues.
+        output: a file to write, whose ending names the format (`outputs`); a file that exists is replaced. A stopped
+            run of the same output and settings continues.
         batch_size: tiles that are described together; memory grows with it, not with the scene.
         progress: told how many tiles are done.
 
@@ -59,10 +59,7 @@ def describe_scene(
             an unknown ending of the output, or an unfinished run beside it has other settings.
         OSError: the output cannot be written.
     """
-    if isinstance(scene, Raster):
-        rasters = [scene]
-    else:
-        rasters = open_scenes([os.fspath(scene)], tile, overlap, bands)
+    rasters = [scene] if isinstance(scene, Raster) else open_scenes([os.fspath(scene)], tile, overlap, bands)
     if len(rasters) != 1:
         raise RSMoEError(f"{scene} has {len(rasters)} scenes: give them to describe_scenes, by open_scenes")
     if question is not None:
@@ -162,7 +159,7 @@ def open_scenes(
 
 def _model_and_revision(predictor: "Predictor") -> tuple[str, str]:
     """The checkpoint's name and revision, as far as its model knows them."""
-    name = predictor.model.name_or_path
+    name = predictor.model.name_or_path or ""
     if name and Path(name).is_dir():
         return name, revision_of(Path(name))
     return name, getattr(predictor.model.config, "_commit_hash", None) or ""

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 EXTRA = "geo"
 MAX_BLOCK_BYTES = 256 * 2**20
-# GDAL keeps unpacked blocks up to 5 % of the machine's memory; it reads this limit (MB) once, at its first block, and an
-# option of a rasterio.Env does not hold between reads.
+# GDAL keeps unpacked blocks up to 5 % of the machine's memory; it reads this limit (MB) once, at its first block, and
+# an option of a rasterio.Env does not hold between reads.
 _CACHE_MB = "64"
 _SAMPLE_SIDE = 1024  # the scene as its percentiles see it
 _MAX_OVERVIEW_PIXELS = 4096 * 4096  # up to here, or with overviews, the sample is the whole scene made smaller
@@ -114,7 +114,8 @@ class Raster:
         self.notes: list[str] = []
         os.environ.setdefault("GDAL_CACHEMAX", _CACHE_MB)
         self._rasterio = require("rasterio", EXTRA)
-        # What damaged files provoke besides rasterio's errors: numbers out of range, unknown kinds, GDAL's bare errors.
+        # What damaged files provoke besides rasterio's errors: numbers out of range, unknown kinds, GDAL's bare
+        # errors.
         gdal = require("rasterio._err", EXTRA).CPLE_BaseError
         errors: tuple[type[Exception], ...] = (OSError, ValueError, ArithmeticError, LookupError, MemoryError)
         self._errors = (self._rasterio.errors.RasterioError, gdal, *errors)
@@ -218,8 +219,8 @@ class Raster:
         size = rows * columns * self._bytes_per_pixel(dataset)
         if size > MAX_BLOCK_BYTES:
             raise RSMoEError(
-                f"{path} is stored in blocks of {columns} x {rows} px ({size >> 20} MiB), to be read as a whole: store "
-                "it in tiles first (gdal_translate -of COG)"
+                f"{path} is stored in blocks of {columns} x {rows} px ({size >> 20} MiB), to be read as a whole: "
+                "store it in tiles first (gdal_translate -of COG)"
             )
         if dataset.driver == "GTiff" and not is_gdal_path(path):
             with self._gdal("be read"):

@@ -1,9 +1,9 @@
 """STAC items and item collections as lists of rasters. Reads their JSON with pystac; opens no raster.
 
 [our decision] Of an item's assets the one is taken that is named; else the bands that are asked for, if they are all
-names of assets (one file a band); else the asset `visual`, one with the role "visual", or the only raster. Relative names
-are relative to where the JSON lies, not to its link to itself. A local item may name files on a network: they are read
-only with `remote`, so that a file cannot cause requests by itself.
+names of assets (one file a band); else the asset `visual`, one with the role "visual", or the only raster. Relative
+names are relative to where the JSON lies, not to its link to itself. A local item may name files on a network: they
+are read only with `remote`, so that a file cannot cause requests by itself.
 """
 
 import json
@@ -54,8 +54,8 @@ def find_scenes(
         remote: whether assets of a local document may be read over a network.
 
     Raises:
-        RSMoEError: no STAC item or collection of items, no such asset, several rasters and no choice, or a remote asset
-            without `remote`.
+        RSMoEError: no STAC item or collection of items, no such asset, several rasters and no choice, or a remote
+            asset without `remote`.
     """
     pystac = require("pystac", EXTRA)
     remote = remote or is_remote(path)
@@ -91,8 +91,8 @@ def _items(pystac: Any, path: str, content: dict[str, Any]) -> list[Any]:
     is_item = content.get("type") == "Feature"
     if not is_item and not (content.get("type") == "FeatureCollection" and isinstance(features, list)):
         raise RSMoEError(
-            f"{path} is no STAC item or item collection (its type is {content.get('type')!r}): of a catalog or collection, "
-            "give the items"
+            f"{path} is no STAC item or item collection (its type is {content.get('type')!r}): of a catalog or "
+            "collection, give the items"
         )
     items = []
     for feature in [content] if is_item else features or []:
@@ -131,8 +131,8 @@ def _default_asset(item: Any) -> str:
         if len(keys) == 1:
             return keys[0]
     raise RSMoEError(
-        f"item {item.id} has {len(rasters)} rasters ({', '.join(rasters) or 'none'}) and none called {VISUAL!r}: name one "
-        "with --asset, or three as --bands, for example --bands red,green,blue"
+        f"item {item.id} has {len(rasters)} rasters ({', '.join(rasters) or 'none'}) and none called {VISUAL!r}: name "
+        "one with --asset, or three as --bands, for example --bands red,green,blue"
     )
 
 
@@ -150,6 +150,7 @@ def _href(item: Any, key: str, path: str, remote: bool) -> str:
     over_network = is_remote(href) or href.lower().endswith(".vrt")  # a .vrt may name any file of any server
     if over_network and not remote:
         raise RSMoEError(
-            f"asset {key!r} of item {item.id} in {path} is {href}, which may be read over a network: allow it with --remote"
+            f"asset {key!r} of item {item.id} in {path} is {href}, which may be read over a network: allow it with "
+            "--remote"
         )
     return href

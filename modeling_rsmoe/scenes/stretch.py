@@ -1,9 +1,9 @@
 """From a raster's values to 8 bits, the same way in every tile of a scene.
 
 [our decision] 8-bit bands are taken as they are. All others are stretched linearly, each band by itself, so that the
-2nd percentile of the scene's valid values becomes 0 and the 98th 255: the habit of desktop GIS, under which haze in one
-band does not tint the picture. Of a band without a range (one value everywhere) integers are scaled by their type's
-largest value and floats by 1.
+2nd percentile of the scene's valid values becomes 0 and the 98th 255: the habit of desktop GIS, under which haze in
+one band does not tint the image. Of a band without a range (one value everywhere) integers are scaled by their
+type's largest value and floats by 1.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """A caption of a whole scene, from its tiles.
 
-[our decision] For each expert, the text of the most typical tile is chosen: the one whose words are nearest to the words
-of all tiles' texts. The base LM then reads these expert texts beside an overview of the scene, as it reads those of one
-image, and writes the caption. Beside it stands what the tiles' captions mention, with the share of tiles that do, because
-a caption names only a few things. Of a scene of one tile, the tile's own caption is the scene's.
+[our decision] For each expert, the text of the most typical tile is chosen: the one whose words are nearest to the
+words of all tiles' texts. The base LM then reads these expert texts beside an overview of the scene, as it reads those
+of one image, and writes the caption. Beside it stands what the tiles' captions mention, with the share of tiles that
+do, because a caption names only a few things. Of a scene of one tile, the tile's own caption is the scene's.
 """
 
 import re
