@@ -94,8 +94,7 @@ class RSMoEExpert(RSMoEPreTrainedModel):
     It acts through the hooks of an [`RSMoEModel`] and has no forward: `merge_into` turns it into a plain decoder.
 
     Args:
-        config (`RSMoEExpertConfig`):
-            Its type, rank and places.
+        config (`RSMoEExpertConfig`): Its type, rank and places.
         layers (`nn.ModuleList`, *optional*):
             The decoder layers that it belongs to; by default those of `config.text_config`, without weights.
     """
@@ -162,8 +161,7 @@ class RSMoEExpert(RSMoEPreTrainedModel):
         """Start at the base LM exactly: B = 0, or copied layers. The beginning of stage 2 [paper].
 
         Args:
-            language_model (`PreTrainedModel`):
-                The base LM.
+            language_model (`PreTrainedModel`): The base LM.
         """
         if self.config.expert_type == "full":
             check_float(language_model)
@@ -179,8 +177,7 @@ class RSMoEExpert(RSMoEPreTrainedModel):
         """Write this expert into a decoder's weights, in place, which makes it a plain LLM.
 
         Args:
-            language_model (`PreTrainedModel`):
-                The base LM, or a copy of it.
+            language_model (`PreTrainedModel`): The base LM, or a copy of it.
 
         Returns:
             `PreTrainedModel`: that decoder.
@@ -206,8 +203,7 @@ class RSMoEExpert(RSMoEPreTrainedModel):
         """Take the weights of an expert's folder; type, scaling and shapes must equal this expert's.
 
         Args:
-            folder (`str` or `Path`):
-                Of an expert that was saved alone.
+            folder (`str` or `Path`): Of an expert that was saved alone.
 
         Raises:
             RSMoEError: names the first weight that is missing, of another shape, or not finite (one infinite weight

@@ -57,14 +57,11 @@ class RSMoEGenerateOutput(GenerateDecoderOnlyOutput):
     The other fields are those of every `generate`; `scores` and `logits` are the rewriting base LM's.
 
     Args:
-        sequences (`torch.LongTensor` of shape `(num_texts, sequence_length)`):
-            The given prompt and the final text.
-        router_prompts (`torch.LongTensor` of shape `(num_images, num_experts, tokens)`):
-            What each expert was asked.
+        sequences (`torch.LongTensor` of shape `(num_texts, sequence_length)`): The given prompt and the final text.
+        router_prompts (`torch.LongTensor` of shape `(num_images, num_experts, tokens)`): What each expert was asked.
         expert_sequences (`torch.LongTensor` of shape `(num_images, num_experts, tokens)`):
             What each expert wrote; with `fusion="concat"` for each of `num_return_sequences`.
-        prompt_length (`int`):
-            How many tokens of `sequences` are the prompt.
+        prompt_length (`int`): How many tokens of `sequences` are the prompt.
         sequences_scores (`torch.FloatTensor` of shape `(num_texts,)`, *optional*):
             How well the reranker found each text to fit its image; not a number for texts that were rewritten.
     """
@@ -115,8 +112,7 @@ class RSMoEGenerationMixin(GenerationMixin):
         since its prompts are short and bound to the image [our decision].
 
         Args:
-            inputs (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                As `input_ids`.
+            inputs (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): As `input_ids`.
             generation_config (`GenerationConfig`, *optional*):
                 Decoding arguments; may hold `router_mode`, `fusion` and `router_max_new_tokens`.
             streamer (`BaseStreamer`, *optional*):
@@ -132,12 +128,10 @@ class RSMoEGenerationMixin(GenerationMixin):
                 texts (all beams or samples of them) the one that the reranker finds to fit the image best, or the
                 `num_return_sequences` best; `"auto"`: `"rerank"` for captions where the model has a reranker, else
                 `"rewrite"`.
-            router_max_new_tokens (`int`, *optional*, defaults to 24):
-                Limit of a router prompt.
+            router_max_new_tokens (`int`, *optional*, defaults to 24): Limit of a router prompt.
             return_dict_in_generate (`bool`, *optional*):
                 Return [`RSMoEGenerateOutput`] with router prompts and expert texts.
-            **kwargs:
-                As of every `generate`.
+            **kwargs: As of every `generate`.
 
         Returns:
             `torch.LongTensor` of shape `(num_texts, sequence_length)` (prompt and text), or [`RSMoEGenerateOutput`].
@@ -194,12 +188,10 @@ class RSMoEGenerationMixin(GenerationMixin):
         """The fusion of each image.
 
         Args:
-            fusion (`str`):
-                One for all; `"auto"` depends on the task.
+            fusion (`str`): One for all; `"auto"` depends on the task.
             task_ids (`torch.LongTensor` of shape `(num_images,)`, *optional*):
                 Places in `prompting_rsmoe.TASKS`; without them every image is rewritten.
-            num_images (`int`):
-                How many there are.
+            num_images (`int`): How many there are.
         """
         if fusion != "auto":
             return [fusion] * num_images

@@ -38,21 +38,16 @@ class RSMoEProcessor(ProcessorMixin):
     Wraps an image processor, the LLM's tokenizer and the Q-Former's tokenizer.
 
     Args:
-        image_processor (`BaseImageProcessor`):
-            Of the image encoder.
+        image_processor (`BaseImageProcessor`): Of the image encoder.
         tokenizer (`PreTrainedTokenizerBase`):
             Of the base LM. Special tokens that it lacks (`<image>`, `<prompt>`, `<router>`, one for each expert) are
             added to it, in this order.
-        qformer_tokenizer (`PreTrainedTokenizerBase`):
-            Of the Q-Former.
-        num_query_tokens (`int`, *optional*, defaults to 32):
-            Image tokens that stand for one image.
+        qformer_tokenizer (`PreTrainedTokenizerBase`): Of the Q-Former.
+        num_query_tokens (`int`, *optional*, defaults to 32): Image tokens that stand for one image.
         experts (`list[str]`, *optional*, defaults to `["theme", "object", "relation"]`):
             Names of the experts, in order.
-        expert_instructions (`dict[str, str]`, *optional*):
-            Each expert's sub-task instruction.
-        chat_template (`str`, *optional*):
-            Defaults to ChatML without a system message.
+        expert_instructions (`dict[str, str]`, *optional*): Each expert's sub-task instruction.
+        chat_template (`str`, *optional*): Defaults to ChatML without a system message.
 
     Example:
 
@@ -98,10 +93,8 @@ class RSMoEProcessor(ProcessorMixin):
         """Make sequences for one expert more, after the others.
 
         Args:
-            name (`str`):
-                A Python identifier that no expert has; the tokenizer gets the token `<name>`.
-            instruction (`str`):
-                Its sub-task, which its Q-Former reads, and its prompt with `router_mode="template"`.
+            name (`str`): A Python identifier that no expert has; the tokenizer gets the token `<name>`.
+            instruction (`str`): Its sub-task, which its Q-Former reads, and its prompt with `router_mode="template"`.
 
         Returns:
             `int`: the token's id, for the model's `add_expert`.
@@ -123,8 +116,7 @@ class RSMoEProcessor(ProcessorMixin):
         """A copy that makes sequences for these experts alone; tokenizers are shared.
 
         Args:
-            names (`Sequence[str]`):
-                Of experts that there are.
+            names (`Sequence[str]`): Of experts that there are.
         """
         processor = copy.copy(self)
         processor.experts = list(names)
@@ -197,7 +189,13 @@ class RSMoEProcessor(ProcessorMixin):
         are_instructions = len(texts) == num_images and all(
             isinstance(text, str) and self.image_token not in text for text in texts
         )
-        return [Prompt.base(text) for text in texts] if are_instructions else texts
+        if not are_instructions:
+            return texts
+        # A router's or an expert's text says by its token who reads it, as rendered texts do.
+        return [self.render(text) if self._selects_adapter(text) else Prompt.base(text) for text in texts]
+
+    def _selects_adapter(self, text: str) -> bool:
+        return any(token in text for token in (ROUTER_TOKEN, *map(expert_token, self.experts)))
 
     def _embed(self, image_embeds: torch.Tensor, rendered: list[str], **kwargs) -> BatchFeature:
         """As the stock call makes it, with features of images in place of pixels."""
@@ -233,11 +231,8 @@ class RSMoEProcessor(ProcessorMixin):
         qformer_texts = [reading for reading, count in zip(readings, counts) for _ in range(count)]
         features.update(self.tokenize_qformer(qformer_texts, return_tensors))
         if expert_inputs is None:
-            adapter_tokens = (ROUTER_TOKEN, *map(expert_token, self.experts))
             are_instructions = not any(
-                prompt.kind != "base"
-                if isinstance(prompt, Prompt)
-                else any(token in prompt for token in adapter_tokens)
+                prompt.kind != "base" if isinstance(prompt, Prompt) else self._selects_adapter(prompt)
                 for prompt in prompts
             )
             expert_inputs = self.makes_expert_inputs and are_instructions and all(count == 1 for count in counts)
@@ -248,8 +243,7 @@ class RSMoEProcessor(ProcessorMixin):
         """One image and a prompt (or a text) as a user's turn of the chat template, up to where the answer begins.
 
         Args:
-            prompt (`str` or `Prompt`):
-                What the user says about the image.
+            prompt (`str` or `Prompt`): What the user says about the image.
         """
         text = prompt.text if isinstance(prompt, Prompt) else prompt
         content: Any = [{"type": "image"}, {"type": "text", "text": text}]
@@ -259,8 +253,7 @@ class RSMoEProcessor(ProcessorMixin):
         """Refuse a person's text that could pass for another sequence than it is.
 
         Args:
-            text (`str`):
-                An instruction or question.
+            text (`str`): An instruction or question.
 
         Raises:
             RSMoEError: it holds special tokens.
@@ -279,8 +272,7 @@ class RSMoEProcessor(ProcessorMixin):
         without special tokens and expert texts.
 
         Args:
-            rendered (`str`):
-                Output of `apply_chat_template`.
+            rendered (`str`): Output of `apply_chat_template`.
         """
         opening, closing = self.render("\x00").split("\x00")
         turn_start = opening.split(self.image_token)[0]
@@ -302,10 +294,8 @@ class RSMoEProcessor(ProcessorMixin):
         """`qformer_input_ids` and `qformer_attention_mask` (texts, qformer_sequence_length), padded on the right.
 
         Args:
-            texts (`list[str]`):
-                One for each image.
-            return_tensors (`str`, *optional*):
-                As of every tokenizer.
+            texts (`list[str]`): One for each image.
+            return_tensors (`str`, *optional*): As of every tokenizer.
         """
         encoded = self.qformer_tokenizer(
             texts,
@@ -365,8 +355,7 @@ class RSMoEProcessor(ProcessorMixin):
         """A rendered text with each image's token repeated for all its query tokens.
 
         Args:
-            text (`str`):
-                Output of `render`.
+            text (`str`): Output of `render`.
         """
         return text.replace(self.image_token, self.image_token * self.num_query_tokens)
 

@@ -25,12 +25,9 @@ class RSMoEReranker(nn.Module):
     """A linear map from image features to the n-grams of captions.
 
     Args:
-        width (`int`):
-            Of the ViT's features.
-        rank (`int`):
-            Of the map.
-        buckets (`int`):
-            Number of hashed n-grams.
+        width (`int`): Of the ViT's features.
+        rank (`int`): Of the map.
+        buckets (`int`): Number of hashed n-grams.
 
     Raises:
         RSMoEError: a rank above what so many features and n-grams have.
@@ -52,8 +49,7 @@ class RSMoEReranker(nn.Module):
         """How well each text fits its image: about the share of the n-grams of its captions that it has.
 
         Args:
-            image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`):
-                Of `encode_image`.
+            image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`): Of `encode_image`.
             texts (`Sequence[Sequence[Sequence[int]]]`):
                 For each image any number of texts, each as token ids without special tokens.
 
@@ -71,8 +67,7 @@ class RSMoEReranker(nn.Module):
         """A text's n-grams as a vector; a product of two texts' vectors is the mean of their cosines over the lengths.
 
         Args:
-            text (`Sequence[int]`):
-                Token ids.
+            text (`Sequence[int]`): Token ids.
 
         Returns:
             `torch.FloatTensor` of shape `(rank,)`, in float32.
@@ -88,8 +83,7 @@ class RSMoEReranker(nn.Module):
         """Buckets of the text's n-grams and their weights (tf-idf), scaled to unit length for each length of n-grams.
 
         Args:
-            text (`Sequence[int]`):
-                Token ids.
+            text (`Sequence[int]`): Token ids.
         """
         buckets: list[int] = []
         weights: list[float] = []
@@ -107,8 +101,7 @@ def pool_image_features(image_embeds: torch.Tensor) -> torch.Tensor:
     """The first token (of most ViTs the class token), mean and spread of all tokens.
 
     Args:
-        image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`):
-            Of `encode_image`.
+        image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`): Of `encode_image`.
 
     Returns:
         `torch.FloatTensor` of shape `(num_images, 3 x vision width)`.
@@ -121,10 +114,8 @@ def hashed_ngrams(text: Sequence[int], buckets: int) -> list[Counter[int]]:
     """For each length from 1 to `MAX_NGRAM` how often the text's n-grams fall into each bucket.
 
     Args:
-        text (`Sequence[int]`):
-            Token ids.
-        buckets (`int`):
-            How many there are.
+        text (`Sequence[int]`): Token ids.
+        buckets (`int`): How many there are.
     """
     found = []
     for length in range(1, MAX_NGRAM + 1):
