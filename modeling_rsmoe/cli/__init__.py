@@ -1,4 +1,5 @@
-"""The command line `rsmoe`: one file for each command, and what they share in `shared`.
+"""The command line `rsmoe`: one file for each command, and what they share in `options`, `terminal`
+and `images`.
 
 Nothing heavy is imported before a command runs, so that `rsmoe --help` answers at once. Bad input costs one line on
 stderr and the exit code 2, Ctrl-C gives 130; only a bug shows a traceback. Results go to stdout, all else to stderr.

@@ -17,9 +17,9 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from modeling_rsmoe.cli import COMMANDS, app
-from modeling_rsmoe.inference.checkpoint import load
+from modeling_rsmoe.cli import COMMANDS, app, options
 from modeling_rsmoe.errors_rsmoe import RSMoEError
+from modeling_rsmoe.inference.checkpoint import load
 from tests.tiny import INSTRUCTIONS, tiny_checkpoint
 
 
@@ -96,7 +96,7 @@ def test_what_help_promises_is_what_the_model_has() -> None:
     from modeling_rsmoe.generation_rsmoe import FUSIONS, ROUTER_MODES
     from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION
 
-    assert get_args(shared.RouterMode) == ROUTER_MODES and get_args(shared.Fusion) == FUSIONS
+    assert get_args(options.RouterMode) == ROUTER_MODES and get_args(options.Fusion) == FUSIONS
     assert DEFAULT_INSTRUCTION in " ".join(run("caption", "--help").stdout.replace("│", " ").split())
 
 
@@ -107,7 +107,7 @@ def test_what_help_promises_is_what_the_model_has() -> None:
         (["caption", "a.png", "--demo"], "give images or --demo, not both"),
         (["caption", "a.png", "--instruction", " "], "the instruction is empty"),
         (["caption", "a.png", "--router", "random"], "'random' is not one of 'generated', 'template', 'none'"),
-        (["caption", "a.png", "--fusion", "vote"], "'vote' is not one of 'concat', 'rewrite'"),
+        (["caption", "a.png", "--fusion", "vote"], "'vote' is not one of 'auto', 'rerank', 'rewrite', 'concat'"),
         (["caption", "a.png", "--max-new-tokens", "0"], "greater than or equal to 1. See `rsmoe caption --help`."),
         (["caption", "a.png", "--colour"], "No such option: --colour"),
         (["ask", "a.png"], "Missing argument 'QUESTION'. See `rsmoe ask --help`."),
@@ -159,7 +159,8 @@ def test_a_name_that_is_no_text(tiles: list[Path], checkpoint: Path, tmp_path: P
 
 
 def test_caption_as_json(tiles: list[Path], checkpoint: Path) -> None:
-    result = run("caption", *tiles, "--model", checkpoint, "--json")
+    command = ("caption", *tiles, "--model", checkpoint, "--fusion", "concat", "--json")
+    result = run(*command)
     assert result.exit_code == 0
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [one["image"] for one in found] == [str(path) for path in tiles]
@@ -169,7 +170,7 @@ def test_caption_as_json(tiles: list[Path], checkpoint: Path) -> None:
         assert isinstance(one["caption"], str) and one["model"] == str(checkpoint)
     assert len({one["caption"] for one in found}) == 3
     # images that do not fit into one batch are read a second time, and say the same
-    again = run("caption", *tiles, "--model", checkpoint, "--json", "--batch-size", 2)
+    again = run(*command, "--batch-size", 2)
     assert again.stdout == result.stdout
 
 
@@ -211,7 +212,9 @@ def test_ask(tiles: list[Path], checkpoint: Path) -> None:
     assert told["question"] == "Is there a road?"
     assert set(told["router_prompts"].values()) == {f"Is there a road? {ANSWER_SUFFIX}"}
     joined = json.loads(run(*command, "--json", "--fusion", "concat").stdout)
-    assert told["expert_texts"] == joined["expert_texts"] and told["answer"] != joined["answer"]  # the base LM answers by itself
+    assert (
+        told["expert_texts"] == joined["expert_texts"] and told["answer"] != joined["answer"]
+    )  # the base LM answers by itself
     shown = run(*command).stdout
     assert "question" in shown and "Is there a road?" in shown and "answer" in shown
 

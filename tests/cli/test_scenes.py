@@ -110,7 +110,9 @@ def test_a_stac_item(scene: Path, checkpoint: Path, tmp_path: Path) -> None:
         assert record["scene"] == "S2A_1" and (record["width"], record["height"]) == size
 
 
-def test_a_stopped_run_continues(scene: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_continues(
+    scene: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from modeling_rsmoe.inference import Predictor
 
     predict, calls = Predictor.predict, []
