@@ -35,6 +35,11 @@ class Checkpoint:
     processor: "RSMoEProcessor"
     folder: Path
 
+    @property
+    def public_name(self) -> str:
+        """The name for strangers: of a folder its own name, without where it lies."""
+        return self.folder.resolve().name if Path(self.name).expanduser().is_dir() else self.name
+
     def revision(self) -> str:
         """As of `revision_of`."""
         return revision_of(self.folder)

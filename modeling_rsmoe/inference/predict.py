@@ -7,7 +7,7 @@ Every door goes through here: command line, server, demo, scenes, image collecti
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +149,7 @@ class Predictor:
             image_embeds: of `encode`, in place of images.
             stop: asked at every step, one for all images or one for each; an image's texts end when it returns true.
             on_change: called with an image's place and what is known so far, as it is written. Texts come word by word
-                where the base LM rewrites without beams, else at the end.
+                where the base LM rewrites without beams (of several images: all of them), else at the end.
 
         Raises:
             RSMoEError: an image cannot be read, or an instruction holds a special token.
@@ -166,8 +166,8 @@ class Predictor:
             return self._predict_base(inputs, arguments)
         if is_greedy(self.model.generation_config, **arguments):
             arguments["custom_generate"] = shrinking_greedy
-        if on_change is not None and self._can_stream(inputs, arguments):
-            arguments["streamer"] = _Changes(self.processor, num_images, on_change)
+        if on_change is not None:
+            arguments |= self._streaming(inputs, arguments, on_change)
         outputs = self.model.generate(**inputs, **arguments, return_dict_in_generate=True)
         return self._predictions(inputs, outputs)
 
@@ -176,8 +176,8 @@ class Predictor:
         image: ImageInput | None = None,
         instruction: str = DEFAULT_INSTRUCTION,
         image_embeds: torch.Tensor | None = None,
-    ) -> Iterator[Prediction]:
-        """One prediction as it grows: router prompts, then expert texts, then the text word by word.
+    ) -> Generator[Prediction, None, None]:
+        """One prediction as it grows: router prompts, expert texts, and the text, word by word if rewritten.
 
         Args:
             image: whatever `read_image` takes.
@@ -253,14 +253,18 @@ class Predictor:
         stops = [stop] * num_images if callable(stop) else list(stop)
         return {"stopping_criteria": StoppingCriteriaList([_Stopped(stops)])}
 
-    def _can_stream(self, inputs: dict[str, Any], arguments: dict[str, Any]) -> bool:
-        """A single image's steps always; texts of several images only where all are written token by token."""
-        num_images = len(inputs["input_ids"])
-        if not is_greedy(self.model.generation_config, **arguments):
-            return False
-        fusion = arguments.get("fusion") or getattr(self.model.generation_config, "fusion", None) or "auto"
-        fusions = self.model.resolve_fusion(fusion, inputs.get("task_ids"), num_images)
-        return num_images == 1 or set(fusions) == {"rewrite"}
+    def _streaming(
+        self, inputs: dict[str, Any], arguments: dict[str, Any], on_change: Callable[[int, Prediction], None]
+    ) -> dict[str, Any]:
+        """A single image's steps always; texts only where all are written token by token."""
+        num_images, config = len(inputs["input_ids"]), self.model.generation_config
+        if (arguments.get("num_beams") or config.num_beams or 1) > 1:  # transformers' search streams no beams
+            return {}
+        fusion = arguments.get("fusion") or getattr(config, "fusion", None) or "auto"
+        fusions = set(self.model.resolve_fusion(fusion, inputs.get("task_ids"), num_images))
+        if num_images > 1 and fusions != {"rewrite"}:
+            return {}
+        return {"streamer": _Changes(self.processor, num_images, on_change, has_tokens=fusions == {"rewrite"})}
 
     def _predictions(self, inputs: dict[str, Any], outputs: Any) -> list[Prediction]:
         num_images = len(inputs["input_ids"])
@@ -326,10 +330,23 @@ class _Stopped(StoppingCriteria):
 
 
 class _Changes(BaseStreamer):
-    """Tells what is known of each image whenever there is more."""
+    """Tells what is known of each image whenever there is more.
 
-    def __init__(self, processor: "RSMoEProcessor", num_images: int, on_change: Callable[[int, Prediction], None]):
-        self.processor, self.on_change = processor, on_change
+    Args:
+        processor: of the checkpoint.
+        num_images: of the batch.
+        on_change: as of `Predictor.predict`.
+        has_tokens: whether texts come token by token as they are written; else they are left to the prediction.
+    """
+
+    def __init__(
+        self,
+        processor: "RSMoEProcessor",
+        num_images: int,
+        on_change: Callable[[int, Prediction], None],
+        has_tokens: bool,
+    ):
+        self.processor, self.on_change, self.has_tokens = processor, on_change, has_tokens
         self.predictions = [Prediction() for _ in range(num_images)]
         self.tokens: list[list[int]] = [[] for _ in range(num_images)]
         self.has_prompts = False
@@ -339,6 +356,8 @@ class _Changes(BaseStreamer):
             self._change(0, **{name: self.processor.decode_by_expert(ids)})
 
     def put(self, value: torch.Tensor) -> None:
+        if not self.has_tokens:
+            return
         if not self.has_prompts:
             self.has_prompts = True
             return
