@@ -52,11 +52,6 @@ AddressOption = Annotated[
 def make_engine(name: EngineName | None, workers: int | None, address: str | None) -> "Engine":
     """The engine that the options name.
 
-    Args:
-        name: of `--engine`.
-        workers: of `--workers`.
-        address: of `--address`.
-
     Raises:
         RSMoEError: options of Ray without Ray, or Ray is not installed.
     """
@@ -76,12 +71,6 @@ def make_engine(name: EngineName | None, workers: int | None, address: str | Non
 def are_collection(images: list[str], engine: EngineName | None, as_json: bool, has_scene_options: bool) -> bool:
     """Whether the images are a collection: a folder or a list, or any images with an engine.
 
-    Args:
-        images: as the user gave them.
-        engine: of `--engine`.
-        as_json: of `--json`.
-        has_scene_options: whether options were given that fit only scenes and single images.
-
     Raises:
         RSMoEError: they are a collection, beside options of other inputs.
     """
@@ -98,13 +87,7 @@ def are_collection(images: list[str], engine: EngineName | None, as_json: bool, 
 def make_source(
     model: str | None, steps: terminal.Steps, load_folder: Callable[[Path], tuple[Any, Any]] | None = None
 ) -> "CheckpointSource":
-    """What workers need to open the checkpoint that `--model` names.
-
-    Args:
-        model: of `--model`.
-        steps: shows what is done.
-        load_folder: gives the model and the processor out of the checkpoint's folder; by default `load_model`.
-    """
+    """What workers need to open the checkpoint that `--model` names."""
     from ..collection.describers import CheckpointSource
     from ..utils.provenance import folder_sha256
 
@@ -147,17 +130,7 @@ def caption_collection(
     engine: "Engine",
     steps: terminal.Steps,
 ) -> None:
-    """Captions of many images into one Parquet.
-
-    Args:
-        images: a folder, a list, or images.
-        instruction: for every image.
-        output: of `--output`.
-        overwrite: of `--overwrite`.
-        generation: options of the model.
-        engine: that runs it.
-        steps: shows how far it is.
-    """
+    """Captions of many images into one Parquet."""
     from ..collection.images import find_images, is_collection
 
     if output is None or output.suffix != ".parquet":
@@ -218,10 +191,6 @@ def describe(
 def holds_features(path: str, has_scene_options: bool) -> bool:
     """Whether the input of `rsmoe ask` is features of images.
 
-    Args:
-        path: of the input.
-        has_scene_options: whether options were given that fit only scenes.
-
     Raises:
         RSMoEError: it is features, beside options of other inputs.
     """
@@ -245,16 +214,7 @@ def ask_features(
     as_json: bool,
     steps: terminal.Steps,
 ) -> None:
-    """Ask every image whose features are in a file; each answer is printed as it comes.
-
-    Args:
-        path: of the features.
-        question: of the user.
-        generation: options of the model.
-        dtype: of `--dtype`.
-        as_json: of `--json`.
-        steps: prints, and shows how far it is.
-    """
+    """Ask every image whose features are in a file; each answer is printed as it comes."""
     from ..collection.features import FeatureFile
 
     file = FeatureFile(path)

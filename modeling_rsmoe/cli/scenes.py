@@ -15,7 +15,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import Checkpoint
 from ..utils.files import check_outputs, disk_errors
 from ..utils.quiet import quiet_libraries
@@ -97,9 +96,7 @@ class SceneOptions:
             from ..scenes.outputs import check_format
 
             check_format(self.output)
-            if self.output.exists() and not self.overwrite:
-                raise RSMoEError(f"{self.output} exists: give another name, or --overwrite")
-            check_outputs(self.output)
+            check_outputs(self.output, overwrite=self.overwrite)
 
     def sizes(self) -> tuple[int, int]:
         """Tile and overlap, in pixels."""
@@ -110,12 +107,7 @@ class SceneOptions:
 
 
 def split(images: Sequence[str], scene_options: SceneOptions) -> tuple[list[str], list[str]]:
-    """The inputs that are images, and those that are scenes.
-
-    Args:
-        images: as the user gave them.
-        scene_options: any of them makes every input a scene.
-    """
+    """The inputs that are images, and those that are scenes."""
     if scene_options.is_given:
         return [], list(images)
     from ..scenes.files import is_scene
@@ -126,11 +118,6 @@ def split(images: Sequence[str], scene_options: SceneOptions) -> tuple[list[str]
 
 def open_rasters(paths: Sequence[str], scene_options: SceneOptions, steps: terminal.Steps) -> "list[Raster]":
     """Open and check every raster before a model is loaded, and print what the user should know about it.
-
-    Args:
-        paths: of scenes.
-        scene_options: how they are read.
-        steps: shows what is done.
 
     Raises:
         RSMoEError: with a line for each bad one.
@@ -161,16 +148,6 @@ def describe(
 ) -> "list[SceneResult]":
     """Describe every tile of every raster, and write `--output`.
 
-    Args:
-        rasters: of `open_rasters`.
-        predictor: of the checkpoint.
-        checkpoint: outputs hold its name and revision.
-        instruction: for every tile.
-        question: that the instruction was made of; None for captions.
-        scene_options: tile, overlap and output.
-        batch_size: tiles that are described together.
-        steps: shows how far it is.
-
     Raises:
         RSMoEError: as of `describe_scenes`, or the output cannot be written.
     """
@@ -192,14 +169,7 @@ def describe(
 
 
 def show(results: "Sequence[SceneResult]", output: Path | None, as_json: bool, steps: terminal.Steps) -> None:
-    """Each scene on stdout: a JSON object (without `--output` after one for each tile), or a panel.
-
-    Args:
-        results: of scenes.
-        output: of `--output`.
-        as_json: of `--json`.
-        steps: that prints.
-    """
+    """Each scene on stdout: a JSON object (without `--output` after one for each tile), or a panel."""
     from ..scenes.outputs import tile_record
 
     for result in results:

@@ -38,11 +38,6 @@ FigureOption = Annotated[
 class Views:
     """Collects views if a page or figure of them is to be written, and writes those.
 
-    Args:
-        page: of `--map`.
-        figure: of `--figure`.
-        overwrite: of `--overwrite`.
-
     Raises:
         RSMoEError: a file has another ending, exists, or cannot be written.
     """
@@ -52,13 +47,9 @@ class Views:
         self._views: list[View] = []
         self._side = 0
         for option, file, suffixes in (("--map", page, (".html", ".htm")), ("--figure", figure, (".png",))):
-            if file is None:
-                continue
-            if file.suffix.lower() not in suffixes:
+            if file is not None and file.suffix.lower() not in suffixes:
                 raise RSMoEError(f"{option} {file} does not end in {suffixes[0]}: give it that name")
-            if file.exists() and not overwrite:
-                raise RSMoEError(f"{file} exists: give another name, or --overwrite")
-        check_outputs(page, figure)
+        check_outputs(page, figure, overwrite=overwrite)
 
     @property
     def is_needed(self) -> bool:
@@ -67,11 +58,6 @@ class Views:
 
     def expect(self, num_images: int, rasters: "Sequence[Raster]", sizes: tuple[int, int]) -> None:
         """Check, before the model is loaded, that what will come can be shown.
-
-        Args:
-            num_images: that will be described.
-            rasters: that will be described.
-            sizes: tile and overlap, in pixels.
 
         Raises:
             RSMoEError: more than can be shown.
@@ -109,10 +95,6 @@ class Views:
 
     def write(self, as_json: bool, steps: terminal.Steps) -> None:
         """Write the page and the figure, and print their names.
-
-        Args:
-            as_json: prints nothing.
-            steps: shows what is done.
 
         Raises:
             RSMoEError: no space, for example.

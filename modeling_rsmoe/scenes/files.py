@@ -8,12 +8,12 @@ requests to servers, is not followed because of a raster's name.
 or 4 bands, or over Pillow's limit of pixels. Everything else is an image.
 """
 
-import os
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import check_input
 from ..utils.tiff import TIFF_MAGIC
 from .grid import TILE
 
@@ -70,7 +70,7 @@ def driver_of(path: str) -> str:
     suffix = Path(path.split("?")[0]).suffix.lower()
     if is_gdal_path(path):
         return _BY_SUFFIX.get(suffix, "GTiff")
-    _check_file(path)
+    check_input(path, "a raster")
     with open(path, "rb") as file:
         head = file.read(512)
     for magic, driver in _MAGIC.items():
@@ -100,19 +100,3 @@ def _is_large_tiff(path: str) -> bool:
     is_placed = _GEO_KEYS in tags and max(width, height) > TILE
     is_too_large = Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS
     return is_placed or is_too_large or num_bands not in (1, 3, 4)
-
-
-def _check_file(path: str) -> None:
-    try:
-        if not os.path.exists(path):
-            raise RSMoEError(f"there is no file {path}: check the path (paths are relative to {os.getcwd()})")
-        if os.path.isdir(path):
-            raise RSMoEError(f"{path} is a folder, not a raster: name the files in it")
-        if not os.path.isfile(path):
-            raise RSMoEError(f"{path} is not a regular file: save the raster to a file first")
-        if os.path.getsize(path) == 0:
-            raise RSMoEError(f"{path} is empty (0 bytes): copy or download it again")
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise RSMoEError(f"{path} cannot be opened ({error.strerror}): check its permissions") from error

@@ -386,12 +386,16 @@ def test_types_of_weights_that_cannot_be(checkpoint: Path, tiles: list[Path], tm
 
 def test_list_of_commands_is_what_they_say_themselves():
     """The list is printed without importing the commands."""
-    for name, said in COMMANDS.items():
+    for name, summary in COMMANDS.items():
         module = importlib.import_module(f"modeling_rsmoe.cli.{name}")
-        found = getattr(module, name)
-        own = found.info.help if isinstance(found, typer.Typer) else inspect.getdoc(found)
-        assert " ".join(own.split("\n\n")[0].split()) == said, name
-    code = "import sys; from modeling_rsmoe.cli import main\ntry: main()\nfinally: print([m for m in sys.modules if 'rsmoe.cli.' in m])"
+        command = getattr(module, name)
+        docstring = command.info.help if isinstance(command, typer.Typer) else inspect.getdoc(command)
+        assert " ".join(docstring.split("\n\n")[0].split()) == summary, name
+    code = (
+        "import sys; from modeling_rsmoe.cli import main\n"
+        "try: main()\n"
+        "finally: print([m for m in sys.modules if 'rsmoe.cli.' in m])"
+    )
     listed = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
     assert listed.returncode == 0 and all(name in listed.stdout for name in COMMANDS)
     assert listed.stdout.splitlines()[-1] == "[]"

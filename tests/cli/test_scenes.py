@@ -1,4 +1,4 @@
-"""Scenes on the command line: which inputs are scenes, what is written and shown, what is refused before a model loads."""
+"""Scenes on the command line: which inputs are scenes, what is written and shown, what is refused early."""
 
 import json
 from pathlib import Path

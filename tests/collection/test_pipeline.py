@@ -1,4 +1,4 @@
-"""Collections described in this process: every input has its row, whatever happens on the way. The model is tiny and random."""
+"""Collections described in this process: every input has its row, whatever happens. The model is tiny and random."""
 
 import hashlib
 import json

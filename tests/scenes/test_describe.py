@@ -75,7 +75,7 @@ def test_tiles_that_are_mostly_no_data_are_skipped(tmp_path: Path) -> None:
 
 
 def test_a_scene_with_little_data_everywhere(tmp_path: Path) -> None:
-    """Where no tile is half full, those with at least half as much as the best one are described; a stopped run too."""
+    """Where no tile is half full, those with at least half as much as the best are described; a stopped run too."""
     values = np.zeros((1, 40, 60), "uint8")
     values[:, ::2, 0:60:4] = 9  # an eighth
     values[:, :20, :20] = 0
@@ -172,7 +172,7 @@ def test_the_model_encodes_each_tile_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_base_lm_reads_expert_texts_as_in_generate() -> None:
-    """The sequence that sums up a scene is the one that `generate` makes of one image's expert texts, token by token."""
+    """The sequence that sums up a scene is that of one image's expert texts in `generate`, token by token."""
     from modeling_rsmoe.generation_rsmoe import fill_slots
     from modeling_rsmoe.prompting_rsmoe import Prompt
     from tests.tiny import tiny_model, tiny_processor

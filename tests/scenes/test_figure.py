@@ -1,4 +1,4 @@
-"""The figure of images with their texts beside them: nothing runs over its edge, experts have their colours, tiles are outlined."""
+"""Images with their texts beside them: nothing runs over the edge, experts have their colours, tiles are outlined."""
 
 from dataclasses import replace
 from pathlib import Path

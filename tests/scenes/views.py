@@ -1,4 +1,4 @@
-"""Views for tests of what shows them: a scene of six tiles and an image, with texts that must not be taken for HTML."""
+"""Views for tests of what shows them: a scene of six tiles and an image, with texts that must not be read as HTML."""
 
 from PIL import Image
 
