@@ -6,7 +6,7 @@ import typer
 
 from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import load
-from . import archive, options, scenes, terminal
+from . import collection, images, options, scenes, terminal
 
 
 def ask(
@@ -27,7 +27,7 @@ def ask(
     output: scenes.OutputOption = None,
     overwrite: scenes.OverwriteOption = False,
     router: options.RouterOption = None,
-    compose: options.FusionOption = "rewrite",
+    fusion: options.FusionOption = None,
     max_new_tokens: options.MaxNewTokensOption = None,
     num_beams: options.NumBeamsOption = None,
     batch_size: options.BatchSizeOption = options.BATCH_SIZE,
@@ -37,30 +37,34 @@ def ask(
 ) -> None:
     """Answer a question about an image in a word or phrase.
 
-    The experts look at the image under the question; the base LM reads what they found and answers. Every tile of a
-    large GeoTIFF is asked, and the answer says how the tiles' answers were combined. Of features, every image is asked.
+    The experts read the image under the question; the base LM reads what they wrote and answers. Every tile of a large
+    GeoTIFF is asked, and the answer says how the tiles' answers were combined. Of features, every image is asked.
     """
     question = question.strip()
     if not question:
         raise RSMoEError('the question is empty: ask for example "Is there a road?"')
-    settings = options.Generation(router, compose, max_new_tokens, num_beams, batch_size, model)
-    options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
-    if archive.holds_features(image, options.given):
+    generation = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model)
+    scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
+    if collection.holds_features(image, scene_options.is_given):
         with terminal.Steps() as steps:
-            archive.ask_features(image, question, settings, dtype, as_json, steps)
+            collection.ask_features(image, question, generation, dtype, as_json, steps)
         return
-    options.check()
+    scene_options.check()
     with terminal.Steps() as steps:
-        pictures, large = scenes.split([image], options)
-        rasters = scenes.open_scenes(large, options, steps)
-        kept = shared.check_images(pictures, batch_size, steps)
-        loaded = load(model, dtype, progress=steps)
-        from ..prompting_rsmoe import question_instruction  # not at the top: it imports transformers
+        names, scene_names = scenes.split([image], scene_options)
+        rasters = scenes.open_rasters(scene_names, scene_options, steps)
+        decoded = images.check_images(names, batch_size, steps)
+        checkpoint = load(model, dtype, progress=steps)
+        from ..inference import Predictor  # not at the top: it imports torch
+        from ..prompting_rsmoe import question_instruction
 
-        text = question_instruction(question)
-        for result in shared.look_at(pictures, kept, text, settings, loaded, steps):
-            texts = {"question": question, "answer": result.text}
-            terminal.show(result, texts, loaded.name, as_json, steps)
+        predictor = Predictor(checkpoint.model, checkpoint.processor, generation.settings())
+        instruction = question_instruction(question)
+        for result in images.describe_images(names, decoded, instruction, predictor, batch_size, steps):
+            texts = {"question": question, "answer": result.prediction.text}
+            terminal.show(result, texts, checkpoint.name, as_json, steps)
         if rasters:
-            found = scenes.run(rasters, scenes.Asked("answer", question, text), options, settings, loaded, steps)
-            scenes.show(found, output, as_json, steps)
+            results = scenes.describe(
+                rasters, predictor, checkpoint, instruction, question, scene_options, batch_size, steps
+            )
+            scenes.show(results, output, as_json, steps)

@@ -18,19 +18,31 @@ from .raster import EXTRA
 if TYPE_CHECKING:
     from .raster import Raster
 
-_POINTS = 16  # of an edge; the error of a chord falls with its square
+_EDGE_POINTS = 16  # of an edge; the error of a chord falls with its square
 DIGITS = 7  # decimals of a degree: about a centimeter
 
 
 def outline(raster: "Raster", window: Window) -> Any:
-    """The window's four corners as a shapely polygon in the raster's coordinates. Without a geotransform these are its
-    columns and negative rows, where desktop GIS shows such a raster."""
+    """A window's four corners in the raster's own coordinates.
+
+    Args:
+        raster: that the window is of. Without a geotransform its coordinates are columns and negative rows, where
+            desktop GIS shows such a raster.
+        window: in pixels.
+
+    Returns:
+        A shapely polygon.
+    """
     shapely = require("shapely", EXTRA)
     return shapely.geometry.polygon.orient(shapely.Polygon(_ring(raster, window, 1)[:-1]))
 
 
 def footprint(raster: "Raster", window: Window) -> dict[str, Any] | None:
-    """The window as a GeoJSON geometry in WGS84, longitude first, outer rings counterclockwise.
+    """A window as a GeoJSON geometry in WGS84, longitude first, outer rings counterclockwise.
+
+    Args:
+        raster: that the window is of.
+        window: in pixels.
 
     Returns:
         A Polygon, a MultiPolygon where it crosses the antimeridian, or None: the raster is not placed on the earth, or
@@ -38,7 +50,7 @@ def footprint(raster: "Raster", window: Window) -> dict[str, Any] | None:
     """
     if raster.crs is None or raster.transform is None:
         return None
-    ring = _ring(raster, window, _POINTS)  # [points, 2], closed
+    ring = _ring(raster, window, _EDGE_POINTS)  # [points, 2], closed
     to_earth = _to_earth(raster.crs.to_wkt())
     points = np.stack(to_earth.transform(ring[:, 0], ring[:, 1]), axis=1) if to_earth else ring * np.nan
     if not np.isfinite(points).all():
@@ -58,11 +70,11 @@ def _to_earth(crs: str) -> Any:
         return None
 
 
-def _ring(raster: "Raster", window: Window, points: int) -> np.ndarray:
-    """The window's outline, closed, `[4 x points + 1, 2]`."""
-    steps = np.arange(points) / points
-    column = [steps, np.ones(points), 1 - steps, np.zeros(points)]
-    row = [np.zeros(points), steps, np.ones(points), 1 - steps]
+def _ring(raster: "Raster", window: Window, edge_points: int) -> np.ndarray:
+    """The window's outline, closed, `[4 x edge_points + 1, 2]`."""
+    steps = np.arange(edge_points) / edge_points
+    column = [steps, np.ones(edge_points), 1 - steps, np.zeros(edge_points)]
+    row = [np.zeros(edge_points), steps, np.ones(edge_points), 1 - steps]
     columns = window.column + np.concatenate([*column, [0.0]]) * window.width
     rows = window.row + np.concatenate([*row, [0.0]]) * window.height
     if raster.transform is None:
@@ -91,15 +103,15 @@ def _geometry(points: np.ndarray, tolerance: float) -> dict[str, Any] | None:
     shapely = require("shapely", EXTRA)
     ring = shapely.make_valid(shapely.Polygon(points).simplify(tolerance))
     west, _, east, _ = ring.bounds
-    parts = []
+    pieces = []
     for turn in range(math.floor((west + 180) / 360), math.floor((east + 180) / 360) + 1):
         world = shapely.box(-180 + 360 * turn, -90, 180 + 360 * turn, 90)
-        parts.append(shapely.transform(ring.intersection(world), functools.partial(_turned, degrees=-360 * turn)))
-    whole = shapely.union_all(parts)
+        pieces.append(shapely.transform(ring.intersection(world), functools.partial(_turned, degrees=-360 * turn)))
+    joined = shapely.union_all(pieces)
     polygons = [
-        [_coordinates(part.exterior, True), *(_coordinates(hole, False) for hole in part.interiors)]
-        for part in getattr(whole, "geoms", [whole])
-        if part.geom_type == "Polygon" and part.area > 0
+        [_coordinates(piece.exterior, True), *(_coordinates(hole, False) for hole in piece.interiors)]
+        for piece in getattr(joined, "geoms", [joined])
+        if piece.geom_type == "Polygon" and piece.area > 0
     ]
     if len(polygons) > 1:
         return {"type": "MultiPolygon", "coordinates": polygons}

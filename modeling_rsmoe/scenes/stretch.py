@@ -1,9 +1,9 @@
-"""From a raster's numbers to 8 bits, the same way in every tile of a scene.
+"""From a raster's values to 8 bits, the same way in every tile of a scene.
 
 [our decision] 8-bit bands are taken as they are. All others are stretched linearly, each band by itself, so that the
-2nd percentile of the scene's valid values becomes 0 and the 98th 255: the habit of desktop GIS, under which haze in one
-band does not tint the picture. Of a band without a range (one value everywhere) integers are scaled by their type's
-largest value and floats by 1.
+2nd percentile of the scene's valid values becomes 0 and the 98th 255: the habit of desktop GIS, under which haze in
+one band does not tint the image. Of a band without a range (one value everywhere) integers are scaled by their
+type's largest value and floats by 1.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,18 @@ PERCENTILES = (2.0, 98.0)
 
 @dataclass(frozen=True)
 class Stretch:
-    """What becomes 0 and what becomes 255, for each band."""
+    """A linear stretch.
+
+    Attributes:
+        low: what becomes 0, for each band.
+        high: what becomes 255, for each band.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Numbers `[bands, H, W]` of any real type to uint8; what is not finite becomes 0."""
+        """Values `[bands, H, W]` of any real type to uint8; what is not finite becomes 0."""
         bands = zip(values, self.low, self.high, strict=True)
         return np.stack([_to_8_bit(band, low, high) for band, low, high in bands])  # one by one: less memory
 
@@ -50,6 +55,5 @@ def _ends(sample: np.ndarray, dtype: np.dtype) -> tuple[float, float]:
     if high <= low:  # almost all of one value: the few others are what can be seen
         low, high = float(sample.min()), float(sample.max())
     if high <= low:
-        whole = 1.0 if np.issubdtype(dtype, np.floating) else float(np.iinfo(dtype).max)
-        return 0.0, whole
+        return 0.0, 1.0 if np.issubdtype(dtype, np.floating) else float(np.iinfo(dtype).max)
     return low, high

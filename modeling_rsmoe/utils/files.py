@@ -15,7 +15,8 @@ CACHE_VARIABLE = "RSMOE_CACHE"
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Write `text` to a temporary file beside `path`, then rename it: whoever reads `path` finds the old or the new text.
+    """Write `text` to a temporary file beside `path`, then rename it: whoever reads `path` finds the old or the new
+    text.
 
     Folders are made as needed; line ends are written as they stand in `text`.
     """
@@ -37,8 +38,8 @@ def write_whole(path: str | Path, text: str) -> None:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A path for a library to write to, of the same name in a hidden folder beside `path`: what is there when the block
-    ends is renamed to `path`, and nothing is left of a block that fails."""
+    """A path for a library to write to, of the same name in a hidden folder beside `path`: what is there when the
+    block ends is renamed to `path`, and nothing is left of a block that fails."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
@@ -75,16 +76,47 @@ def disk_errors(doing: str, remedy: str) -> Iterator[None]:
         raise RSMoEError(f"{doing}{where}: {error.strerror or error}. {remedy}") from error
 
 
-def check_outputs(*files: Path | None) -> None:
+def check_input(path: str, kind: str, shown: str | None = None) -> None:
+    """Refuse what is no file that can be read.
+
+    Args:
+        path: of a file.
+        kind: what it should be, for errors: "an image", "a raster".
+        shown: its name for errors, where that is not its path.
+
+    Raises:
+        RSMoEError: no such file, a folder, a pipe or the like, empty, or not readable.
+    """
+    shown = shown or path
+    try:
+        if os.path.isdir(path):
+            raise RSMoEError(f"{shown} is a folder, not {kind}: name the files in it")
+        if not os.path.exists(path):
+            folder = os.getcwd().encode("utf-8", "replace").decode("utf-8")
+            raise RSMoEError(f"there is no file {shown}: check the path (paths are relative to {folder})")
+        if not os.path.isfile(path):
+            raise RSMoEError(f"{shown} is not a regular file: save it to a file first")
+        if os.path.getsize(path) == 0:
+            raise RSMoEError(f"{shown} is empty (0 bytes): copy or download it again")
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise RSMoEError(f"{shown} cannot be opened ({error.strerror}): check its permissions") from error
+
+
+def check_outputs(*files: Path | None, overwrite: bool = True) -> None:
     """Make the folders that these files will stand in, so that work is not lost for want of a place to write it.
 
     Args:
         *files: None is left out.
+        overwrite: whether files may exist.
 
     Raises:
-        RSMoEError: a file cannot be written there.
+        RSMoEError: a file cannot be written there, or exists.
     """
     for file in filter(None, files):
+        if file.exists() and not overwrite:
+            raise RSMoEError(f"{file} exists: give another name, or --overwrite")
         with disk_errors("cannot write", f"Give {file.name} another place."):
             file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_dir() or not os.access(file.parent, os.W_OK):

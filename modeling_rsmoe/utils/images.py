@@ -1,7 +1,7 @@
 """Images from wherever they lie: files, URLs, base64, bytes, and 16-bit colors that Pillow would cut to 8.
 
-A `PIL.Image` of mode "RGB" comes out, or an `RSMoEError` that names the image, what is wrong with it and what to do. How
-pixels become 8-bit RGB stands in `images_rsmoe`. Nothing here knows of rasters, tiles or coordinates.
+A `PIL.Image` of mode "RGB" comes out, or an `RSMoEError` that names the image, what is wrong with it and what to do.
+How pixels become 8-bit RGB stands in `images_rsmoe`. Nothing here knows of rasters, tiles or coordinates.
 """
 
 import base64
@@ -34,6 +34,7 @@ from ..images_rsmoe import (
     stretch,
     to_rgb,
 )
+from .files import check_input
 from .tiff import TIFF_MAGIC
 
 
@@ -101,34 +102,15 @@ def _locate(image: str | os.PathLike, name: str | None) -> tuple[str | BytesIO, 
 
 
 def _read_source(source: str | BytesIO, shown: str) -> Image.Image:
-    if isinstance(source, BytesIO):
-        size = source.getbuffer().nbytes
-    else:
-        _check_file(source, shown)
-        size = os.path.getsize(source)
-    if size == 0:
+    if not isinstance(source, BytesIO):
+        check_input(source, "an image", shown)
+    elif not source.getbuffer().nbytes:
         raise RSMoEError(f"{shown} is empty (0 bytes): copy or download it again")
     with _open(source, shown) as opened:
         check_size(opened.width, opened.height, shown)
         if is_wide(opened):
             return _read_wide_color(source, opened, shown)
         return convert_pixels(decode(opened, shown), missing_value(opened), shown)
-
-
-def _check_file(path: str, shown: str) -> None:
-    try:
-        if os.path.isdir(path):
-            raise RSMoEError(f"{shown} is a folder, not an image: name the files in it")
-        if not os.path.exists(path):
-            raise RSMoEError(
-                f"there is no file {shown}: check the path (paths are relative to {_shorten(os.getcwd())})"
-            )
-        if not os.path.isfile(path):
-            raise RSMoEError(f"{shown} is not a regular file: save the image to a file first")
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise RSMoEError(f"{shown} cannot be opened ({error.strerror}): check its permissions") from error
 
 
 def _path_of_file_url(url: str) -> str:
