@@ -131,7 +131,7 @@ def _tokenized(
     predictions: Mapping[str, str],
     train_captions: Collection[str] | None,
 ) -> _Texts:
-    check_installed()
+    require("pycocoevalcap", "eval")
     if isinstance(train_captions, str):
         raise RSMoEError(f"training captions are {train_captions!r}, expected a list of captions")
     java = _working_java()
@@ -146,11 +146,6 @@ def _tokenized(
         train=None if train_captions is None else {tokens[text] for text in train},
         java=java,
     )
-
-
-def check_installed() -> None:
-    """Raises: RSMoEError when pycocoevalcap is missing, with the command that installs it."""
-    require("pycocoevalcap", "eval")
 
 
 def _check(references: Mapping[str, Sequence[str]], predictions: Mapping[str, str]) -> None:

@@ -18,6 +18,7 @@ from .scores import Scored, Scores
 
 FORMAT = 1
 TASKS = ("captioning", "vqa")
+NO_IMAGE = ", no image"  # ends the name of a system that was given none
 ALL_DATASETS = "all"  # the name of the result that pools several datasets
 HEADLINE_SCORE = {"captioning": "CIDEr-D", "vqa": "accuracy"}  # where one score of a task has to do
 

@@ -14,13 +14,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.records import QUESTIONS_FILE, QuestionRecord, read_captions, read_questions
 from ..errors_rsmoe import RSMoEError
+from ..utils.extras import require
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import folder_sha256, peak_memory, weights_sha256
 from .baselines import constant_answers, constant_caption, question_only_answers
-from .captions import check_installed, score_captions
+from .captions import score_captions
 from .page import ScoredItem
 from .predict import Key, Line, Record, instruction_of, key_of, key_of_line, predict, record_fields
-from .report import ALL_DATASETS, Against, CheckpointEntry, Report, Result, machine_name, make_report, make_result
+from .report import (
+    ALL_DATASETS,
+    NO_IMAGE,
+    Against,
+    CheckpointEntry,
+    Report,
+    Result,
+    machine_name,
+    make_report,
+    make_result,
+)
 from .scores import Scored
 from .vqa import score_answers
 
@@ -34,7 +45,6 @@ TRAIN = "train"
 # that training questions of the same words have.
 CONSTANT, QUESTION_ONLY = "constant", "question-only"
 TEXT_BASELINES: dict[Task, tuple[str, ...]] = {"captioning": (CONSTANT,), "vqa": (CONSTANT, QUESTION_ONLY)}
-NO_IMAGE = ", no image"  # ends the name of a system that was given none
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ def select(
             in two splits; pycocoevalcap is missing.
     """
     if task == "captioning":
-        check_installed()
+        require("pycocoevalcap", "eval")
     read: Callable[..., list[Any]] = (
         read_captions if task == "captioning" else functools.partial(read_questions, name=questions_file)
     )

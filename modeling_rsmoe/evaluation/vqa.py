@@ -156,8 +156,9 @@ def score_answers(
 
 
 def _is_right(question: QuestionRecord, answer: str) -> bool:
-    expected = comparable_answer(question.answer, question.dataset, question.question_type)
-    answered = comparable_answer(answer, question.dataset, question.question_type)
+    expected, answered = (
+        comparable_answer(text, question.dataset, question.question_type) for text in (question.answer, answer)
+    )
     return bool(answered) and answered == expected
 
 
@@ -167,12 +168,9 @@ def _is_exact(question: QuestionRecord, answer: str) -> bool:
 
 
 def _plain_number(word: str) -> str:
-    if not re.fullmatch(r"-?\d+(\.\d+)?", word):
-        return word
-    integer, _, decimals = word.partition(".")
-    decimals = decimals.rstrip("0")
-    sign = "-" if integer.startswith("-") else ""
-    return sign + (integer.lstrip("-").lstrip("0") or "0") + (f".{decimals}" if decimals else "")
+    """A number without leading zeros and zero decimals; another word as it is."""
+    number = re.fullmatch(r"(-?)0*(\d+?)(?:\.(?=\d)(\d*?)0*)?", word)
+    return number.expand(r"\1\2") + (f".{number[3]}" if number[3] else "") if number else word
 
 
 def _average_over_types(right: np.ndarray, types: np.ndarray, samples: int, seed: int) -> Score:
