@@ -4,18 +4,8 @@ The reference code is pycocoevalcap: scores of a whole set equal what its classe
 PTB tokenizer (a Java program). Without Java, our own tokenizer stands in and METEOR is missing. Knows nothing about
 models or data folders.
 
-* ``BLEU-1`` .. ``BLEU-4``: over the whole set, with the reference length closest to the caption's.
-* ``METEOR``: version 1.5, over the whole set (not the mean of the images' scores).
-* ``ROUGE-L``: mean over images.
-* ``CIDEr-D``: mean over images. This is what pycocoevalcap's ``Cider`` computes, and what papers on captioning print
-  under the name "CIDEr": with clipped counts and a penalty for lengths that differ. Up to 1000; 0 for a single image,
-  whose n-grams occur in "every" image.
-* ``CIDEr``: as first defined (Vedantam, Zitnick and Parikh 2015, equations 2 and 3), without clipping and without the
-  penalty, times 10 as in CIDEr-D. Hardly any paper prints it.
-* ``SPICE``: mean over images; only where all files of its program are there (nothing is downloaded).
-* ``distinct``: the percentage of different captions among the predictions, which shows a model that hardly reads the
-  image. ``novel``: the percentage of predictions that are not among the training captions; an empty one is not novel.
-  Both compare tokenized captions. ``length``: the mean number of words, not times 100.
+metrics/caption_scores/README.md says what each score is. SPICE is computed only where all files of its program are
+there (nothing is downloaded).
 
 Intervals: images are drawn with replacement; n-gram weights of the CIDErs, and how often a caption occurs among the
 predictions (for ``distinct``), stay those of the whole set: a drawn sample repeats images, so its count of different

@@ -1,14 +1,12 @@
-"""Penn Treebank tokens of captions as pycocoevalcap makes them, by its Java program or by the rules below.
+"""Penn Treebank tokens of captions as pycocoevalcap makes them, by its Java program or without.
 
 pycocoevalcap runs Stanford's PTBTokenizer 3.4.1 with ``-preserveLines -lowerCase`` and then drops punctuation. The
-Python rules were written after the behavior of that program. It is a scanner: at each place every rule is tried, the
-one that reaches furthest (its look-ahead counted) makes the next token, and the first of equals wins.
+rules in ptb.yaml do what that scanner does: at each place every rule is tried, the one that reaches furthest (its
+look-ahead counted) makes the next token, and the first of equals wins.
 
-Measured: the rules give what the program gives for all 20,197 different captions of RSICD, UCM-Captions, NWPU-Captions
-and Sydney-Captions that we have, for 59,508 of 59,510 lines of documentation, docstrings and licenses of software (the
-two are in South Indian scripts, of which the program does not know all combining marks), and for 140,000 lines of
-random words and characters. Tokenizers of other libraries follow other rules, and their scores would not be those that
-papers print.
+Measured: the same tokens for all 20,197 different captions of RSICD, UCM-Captions, NWPU-Captions and Sydney-Captions,
+for 59,508 of 59,510 lines of software documentation (the two are in South Indian scripts), and for 140,000 lines of
+random words and characters. Other libraries' tokenizers would give other scores than those that papers print.
 """
 
 import re
@@ -65,8 +63,6 @@ def _tokens(text: str) -> Iterator[str]:
 
 # Spaces, and words of letters between spaces that do not fall into two tokens.
 _PLAIN = re.compile(r"[ \n]+|(?!(?i:cannot|gonna|gotta|lemme|gimme|wanna) ?\b)([A-Za-z]+)(?=[ \n])")
-
-
 Writer = list[tuple[re.Pattern[str], str]]  # expressions and what replaces their matches
 
 

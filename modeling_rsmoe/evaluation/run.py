@@ -19,6 +19,7 @@ from ..utils.progress import Progress, no_progress
 from ..utils.provenance import folder_sha256, peak_memory, weights_sha256
 from .baselines import constant_answers, constant_caption, question_only_answers
 from .captions import score_captions
+from .intervals import paired_difference
 from .page import ScoredItem
 from .predict import Key, Line, Record, instruction_of, key_of, key_of_line, predict, record_fields
 from .report import (
@@ -26,11 +27,13 @@ from .report import (
     NO_IMAGE,
     Against,
     CheckpointEntry,
+    Difference,
     Report,
     Result,
     machine_name,
     make_report,
     make_result,
+    score_entries,
 )
 from .scores import Scored
 from .vqa import score_answers
@@ -44,6 +47,8 @@ TRAIN = "train"
 # Baselines that need no model: the same caption for every image (or answer for every question of a type); the answer
 # that training questions of the same words have.
 CONSTANT, QUESTION_ONLY = "constant", "question-only"
+# Scores that are means over items. BLEU and METEOR are not: they are made from sums over all items.
+PAIRED = ("ROUGE-L", "CIDEr-D", "accuracy")
 TEXT_BASELINES: dict[Task, tuple[str, ...]] = {"captioning": (CONSTANT,), "vqa": (CONSTANT, QUESTION_ONLY)}
 
 
@@ -374,6 +379,38 @@ def _evaluate_one(
         seconds=sum(line["seconds"] for line in lines) if all("seconds" in line for line in lines) else None,
     )
     return Evaluated(result, records, lines, scored)
+
+
+def differences(
+    selection: Selection, ours: Sequence[Evaluated], other_predictions: Mapping[Key, Line]
+) -> list[Difference]:
+    """Ours minus another system's on each dataset, and on all of them together where there are several.
+
+    Args:
+        selection: the records.
+        ours: as of `evaluate`.
+        other_predictions: of the other system for the same records.
+
+    Raises:
+        RSMoEError: a record has no prediction by the other system.
+    """
+    theirs = evaluate(selection, other_predictions, with_expert_texts=False)
+    pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0].result["dataset"] != ALL_DATASETS]
+    groups = {pair[0].result["dataset"]: [pair] for pair in pairs}
+    if len(pairs) > 1:
+        groups[ALL_DATASETS] = pairs
+    return [_difference(dataset, group) for dataset, group in groups.items()]
+
+
+def _difference(dataset: str, pairs: Sequence[tuple[Evaluated, Evaluated]]) -> Difference:
+    ours = [scores for our, _ in pairs for scores in our.scored.each]
+    theirs = [scores for _, their in pairs for scores in their.scored.each]
+    paired = {
+        name: paired_difference([scores[name] for scores in ours], [scores[name] for scores in theirs])
+        for name in PAIRED
+        if name in ours[0]
+    }
+    return {"dataset": dataset, "items": len(ours), "scores": score_entries(paired)}
 
 
 def report_of(
