@@ -50,7 +50,8 @@ def constant_answers(train: Records, questions: Records) -> list[str]:
     Raises:
         RSMoEError: when there is no training record.
     """
-    levels = [(key, _votes(train, key)) for key in (_type, _dataset, _everything)]
+    keys = (_type, lambda question: question.dataset, lambda question: None)
+    levels = [(key, _votes(train, key)) for key in keys]
     return [
         next(_winner(votes[key(question)]) for key, votes in levels if key(question) in votes)
         for question in questions
@@ -136,11 +137,3 @@ def _text(record: QuestionRecord) -> Hashable:
 
 def _type(record: QuestionRecord) -> Hashable:
     return record.dataset, record.question_type
-
-
-def _dataset(record: QuestionRecord) -> Hashable:
-    return record.dataset
-
-
-def _everything(record: QuestionRecord) -> Hashable:
-    return None

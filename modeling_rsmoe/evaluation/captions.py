@@ -21,6 +21,7 @@ import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,7 @@ def _tokenized(
         raise RSMoEError(f"training captions are {train_captions!r}, expected a list of captions")
     java = _working_java()
     train = list(train_captions or [])
-    unique = list(
-        dict.fromkeys([*train, *predictions.values(), *(text for group in references.values() for text in group)])
-    )
+    unique = list(dict.fromkeys([*train, *predictions.values(), *chain.from_iterable(references.values())]))
     tokens = dict(zip(unique, ptb.tokenize(unique) if java is None else ptb.tokenize_with_java(unique, java)))
     return _Texts(
         predictions=[tokens[predictions[image]] for image in images],

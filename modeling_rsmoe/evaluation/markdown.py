@@ -28,17 +28,11 @@ Group = list[tuple[Report, Result]]  # results on the same data, with the report
 
 @dataclass(frozen=True)
 class SystemScores:
-    """A row of a table.
+    """A row of a table."""
 
-    Attributes:
-        label: of the system or baseline.
-        scores: by name.
-        seconds: per image or question, if it is known.
-    """
-
-    label: str
+    label: str  # of the system or baseline
     scores: Mapping[str, ScoreEntry]
-    seconds: float | None = None
+    seconds: float | None = None  # per image or question, if it is known
 
 
 def score_tables(reports: Sequence[Report]) -> str:

@@ -21,7 +21,7 @@ from .baselines import constant_answers, constant_caption, question_only_answers
 from .captions import score_captions
 from .intervals import paired_difference
 from .page import ScoredItem
-from .predict import Key, Line, Record, instruction_of, key_of, key_of_line, predict, record_fields
+from .predict import Key, Line, Record, instruction_of, key_of, key_of_line, predict, record_fields, text_field
 from .report import (
     ALL_DATASETS,
     NO_IMAGE,
@@ -54,23 +54,14 @@ TEXT_BASELINES: dict[Task, tuple[str, ...]] = {"captioning": (CONSTANT,), "vqa":
 
 @dataclass(frozen=True)
 class Selection:
-    """The records to evaluate, by dataset, and those that baselines learn from.
+    """The records to evaluate, and those that baselines learn from."""
 
-    Attributes:
-        folder: the data folder.
-        task: `captioning` or `vqa`.
-        split: of the datasets.
-        limit: of each dataset, if not all records are evaluated.
-        records: captioned images or questions, by dataset.
-        train: may be empty.
-    """
-
-    folder: Path
+    folder: Path  # the data folder
     task: Task
     split: str
-    limit: int | None
-    records: dict[str, list[Any]]
-    train: list[Any]
+    limit: int | None  # of each dataset's records, if not all are evaluated
+    records: dict[str, list[Any]]  # captioned images or questions, by dataset
+    train: list[Any]  # may be empty
 
     def all(self) -> list[Any]:
         """The records of all datasets."""
@@ -79,35 +70,20 @@ class Selection:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions and what made them.
+    """Predictions and what made them."""
 
-    Attributes:
-        system: as a report names it.
-        lines: by the records' keys.
-        checkpoint: None if no model of ours made them.
-        settings: that the model generated with.
-        device: that the model ran on.
-    """
-
-    system: str
-    lines: dict[Key, Line]
-    checkpoint: CheckpointEntry | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    device: str = "cpu"
+    system: str  # as a report names it
+    lines: dict[Key, Line]  # by the records' keys
+    checkpoint: CheckpointEntry | None = None  # None if no model of ours made them
+    settings: dict[str, Any] = field(default_factory=dict)  # that the model generated with
+    device: str = "cpu"  # that the model ran on
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The scores of one dataset and what they were made of, item by item.
+    """The scores of one dataset and what they were made of, item by item in one order."""
 
-    Attributes:
-        result: as the report has it.
-        records: that were scored.
-        predictions: of the records, in their order.
-        scored: of the records, in their order.
-    """
-
-    result: Result
+    result: Result  # as the report has it
     records: Sequence[Record]
     predictions: Sequence[Line]
     scored: Scored
@@ -282,12 +258,8 @@ def predictions_by_baseline(selection: Selection, name: str) -> Predictions:
     lines: dict[Key, Line] = {}
     for records in selection.records.values():
         for record, text in zip(records, baseline_texts(selection, name, records), strict=True):
-            lines[key_of(record, selection.folder)] = {_text_field(selection.task): text}
+            lines[key_of(record, selection.folder)] = {text_field(record): text}
     return Predictions(name, lines)
-
-
-def _text_field(task: Task) -> str:
-    return "caption" if task == "captioning" else "answer"
 
 
 def baseline_texts(selection: Selection, name: str, records: Sequence[Any]) -> list[str]:
@@ -354,7 +326,9 @@ def evaluate(
 def _evaluate_one(
     selection: Selection, dataset: str, records: list[Any], lines: list[Line], with_expert_texts: bool
 ) -> Evaluated:
-    scored = _score(selection, records, [line[_text_field(selection.task)] for line in lines])
+    scored = _score(
+        selection, records, [line[text_field(record)] for record, line in zip(records, lines, strict=True)]
+    )
     baselines = {
         name: _score(selection, records, baseline_texts(selection, name, records))
         for name in TEXT_BASELINES[selection.task]

@@ -34,6 +34,7 @@ _NUMBER_WORDS = re.compile(r"\b(" + "|".join(sorted(_NUMBERS, key=len, reverse=T
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _SQUARE_METERS = re.compile(r"(?<=\d) ?(?:m2|m\^2|sqm|sq\.? ?m|square met(?:er|re)s?)(?![a-z0-9])")
 _WORD = re.compile(r"(?<!\w)-?\d+(?:\.\d+)?|\w+")
+_SIGNS = str.maketrans({"'": "", "\u2019": "", ">": " more than "})
 _ARTICLES = {"a", "an", "the"}
 _PHRASES = {"rural area": "rural", "rural areas": "rural", "urban area": "urban", "urban areas": "urban"}
 # RSVQA's code names its ranges by the bound below, "between 10 and 100" for 11 to 100: both names are understood.
@@ -61,13 +62,7 @@ def normalize_answer(answer: str) -> str:
     >>> [normalize_answer(text) for text in ("Yes.", "thirty-four", "10,632 m2", "A rural area")]
     ['yes', '34', '10632', 'rural']
     """
-    text = (
-        unicodedata.normalize("NFKC", answer)
-        .lower()
-        .replace("'", "")
-        .replace("\u2019", "")
-        .replace(">", " more than ")
-    )
+    text = unicodedata.normalize("NFKC", answer).lower().translate(_SIGNS)
     text = _SQUARE_METERS.sub("", _THOUSANDS.sub("", text))
     text = " ".join(_WORD.findall(text.replace("_", " ")))
     text = _NUMBER_WORDS.sub(lambda match: str(_NUMBERS[match.group()]), text)
