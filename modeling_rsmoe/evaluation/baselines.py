@@ -1,7 +1,6 @@
 """What can be said without an image: one caption for all of them, and answers guessed from the question.
 
-A score means something only beside these. They are made as strong as little code makes them, from training records
-alone, and are deterministic. Knows nothing about models.
+A score means something only beside these. They learn from training records alone and are deterministic.
 """
 
 import re

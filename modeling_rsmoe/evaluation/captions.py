@@ -1,8 +1,7 @@
 """Caption scores as the field reports them, with intervals: BLEU, METEOR, ROUGE-L, CIDEr-D, CIDEr, SPICE, diversity.
 
 The reference code is pycocoevalcap: scores of a whole set equal what its classes compute from texts tokenized by its
-PTB tokenizer (a Java program). Without Java, our own tokenizer stands in and METEOR is missing. Knows nothing about
-models or data folders.
+PTB tokenizer (a Java program). Without Java, our own tokenizer stands in and METEOR is missing.
 
 metrics/caption_scores/README.md says what each score is. SPICE is computed only where all files of its program are
 there (nothing is downloaded).
