@@ -105,7 +105,6 @@ def evaluate(
     with terminal.Steps() as steps:
         steps("reading the data")
         from ..evaluation import report, run
-        from ..evaluation.differences import differences
         from ..evaluation.predict import read_predictions
 
         selection = run.select(data, task, split, dataset, limit, questions)
@@ -125,7 +124,7 @@ def evaluate(
         for other in against or []:
             steps(f"comparing with {other}")
             compared.append(
-                {"name": other.stem, "differences": differences(selection, evaluated, read_predictions(other))}
+                {"name": other.stem, "differences": run.differences(selection, evaluated, read_predictions(other))}
             )
         made = run.report_of(selection, predicted, evaluated, compared)
         report.write_report(made, output)

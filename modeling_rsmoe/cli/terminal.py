@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from ..utils.tables import count_of as count_of
+
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -151,11 +153,6 @@ def show(result: Result, texts: dict[str, str], model: str, as_json: bool, steps
         table.add_row(Text(name, "bold"), "", Text(printable(text) or "(nothing)", "bold"))
     title = Text(printable(result.name))
     steps.print(Panel(table, title=title, title_align="left", subtitle=Text(model), subtitle_align="right"))
-
-
-def count_of(number: int, noun: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def printable(text: str) -> str:

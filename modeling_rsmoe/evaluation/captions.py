@@ -1,21 +1,10 @@
 """Caption scores as the field reports them, with intervals: BLEU, METEOR, ROUGE-L, CIDEr-D, CIDEr, SPICE, diversity.
 
 The reference code is pycocoevalcap: scores of a whole set equal what its classes compute from texts tokenized by its
-PTB tokenizer (a Java program). Without Java, our own tokenizer stands in and METEOR is missing. Knows nothing about
-models or data folders.
+PTB tokenizer (a Java program). Without Java, our own tokenizer stands in and METEOR is missing.
 
-* ``BLEU-1`` .. ``BLEU-4``: over the whole set, with the reference length closest to the caption's.
-* ``METEOR``: version 1.5, over the whole set (not the mean of the images' scores).
-* ``ROUGE-L``: mean over images.
-* ``CIDEr-D``: mean over images. This is what pycocoevalcap's ``Cider`` computes, and what papers on captioning print
-  under the name "CIDEr": with clipped counts and a penalty for lengths that differ. Up to 1000; 0 for a single image,
-  whose n-grams occur in "every" image.
-* ``CIDEr``: as first defined (Vedantam, Zitnick and Parikh 2015, equations 2 and 3), without clipping and without the
-  penalty, times 10 as in CIDEr-D. Hardly any paper prints it.
-* ``SPICE``: mean over images; only where all files of its program are there (nothing is downloaded).
-* ``distinct``: the percentage of different captions among the predictions, which shows a model that hardly reads the
-  image. ``novel``: the percentage of predictions that are not among the training captions; an empty one is not novel.
-  Both compare tokenized captions. ``length``: the mean number of words, not times 100.
+metrics/caption_scores/README.md says what each score is. SPICE is computed only where all files of its program are
+there (nothing is downloaded).
 
 Intervals: images are drawn with replacement; n-gram weights of the CIDErs, and how often a caption occurs among the
 predictions (for ``distinct``), stay those of the whole set: a drawn sample repeats images, so its count of different
@@ -31,6 +20,7 @@ import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +121,12 @@ def _tokenized(
     predictions: Mapping[str, str],
     train_captions: Collection[str] | None,
 ) -> _Texts:
-    check_installed()
+    require("pycocoevalcap", "eval")
     if isinstance(train_captions, str):
         raise RSMoEError(f"training captions are {train_captions!r}, expected a list of captions")
     java = _working_java()
     train = list(train_captions or [])
-    unique = list(
-        dict.fromkeys([*train, *predictions.values(), *(text for group in references.values() for text in group)])
-    )
+    unique = list(dict.fromkeys([*train, *predictions.values(), *chain.from_iterable(references.values())]))
     tokens = dict(zip(unique, ptb.tokenize(unique) if java is None else ptb.tokenize_with_java(unique, java)))
     return _Texts(
         predictions=[tokens[predictions[image]] for image in images],
@@ -146,11 +134,6 @@ def _tokenized(
         train=None if train_captions is None else {tokens[text] for text in train},
         java=java,
     )
-
-
-def check_installed() -> None:
-    """Raises: RSMoEError when pycocoevalcap is missing, with the command that installs it."""
-    require("pycocoevalcap", "eval")
 
 
 def _check(references: Mapping[str, Sequence[str]], predictions: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 Items (images or questions) are drawn with replacement, as many as there are, and the score is computed anew from the
 sums over the drawn items (Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation"). The same
-seed and number of items draw the same items, so scores of one set of items vary together. Knows nothing about metrics.
+seed and number of items draw the same items, so scores of one set of items vary together.
 """
 
 from collections.abc import Sequence

@@ -10,13 +10,12 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.tables import escaped, markdown_table
-from .report import HEADLINE_SCORE, Report, Result, ScoreEntry, checkpoints_of
+from ..utils.tables import count_of, escaped, markdown_table
+from .report import HEADLINE_SCORE, NO_IMAGE, Report, Result, ScoreEntry, checkpoints_of
 
 
 # Scores that stand in the report but not in tables: between their neighbors, or printed by hardly any paper.
 _LEFT_OUT = ("BLEU-2", "BLEU-3", "CIDEr")
-_NO_IMAGE = ", no image"
 _SYSTEMS = {"full": "full model", "base": "base LM alone"}
 _BASELINES = {
     ("constant", "captioning"): "the most frequent training caption",
@@ -29,17 +28,11 @@ Group = list[tuple[Report, Result]]  # results on the same data, with the report
 
 @dataclass(frozen=True)
 class SystemScores:
-    """A row of a table.
+    """A row of a table."""
 
-    Attributes:
-        label: of the system or baseline.
-        scores: by name.
-        seconds: per image or question, if it is known.
-    """
-
-    label: str
+    label: str  # of the system or baseline
     scores: Mapping[str, ScoreEntry]
-    seconds: float | None = None
+    seconds: float | None = None  # per image or question, if it is known
 
 
 def score_tables(reports: Sequence[Report]) -> str:
@@ -124,15 +117,11 @@ def headline(result: Result, task: str) -> str:
         result: of a report.
         task: of the report.
     """
-    size = _counted(result["images"], "image")
+    size = count_of(result["images"], "image")
     if task == "vqa":
-        size = f"{_counted(result['items'], 'question')} about {size}"
+        size = f"{count_of(result['items'], 'question')} about {size}"
     limit = f", limited to {result['limit']:,}" if result["limit"] is not None else ""
     return f"{result['dataset']}, {result['split']} ({size}{limit})"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' if number != 1 else ''}"
 
 
 # ---- tables
@@ -179,7 +168,7 @@ def _cell(score: ScoreEntry | None, sign: str = "") -> str:
 
 
 def _is_baseline(report: Report) -> bool:
-    return report["system"].endswith(_NO_IMAGE) or (report["system"], report["task"]) in _BASELINES
+    return report["system"].endswith(NO_IMAGE) or (report["system"], report["task"]) in _BASELINES
 
 
 def _labels(reports: Sequence[Report]) -> list[str]:
@@ -199,7 +188,7 @@ def _labels(reports: Sequence[Report]) -> list[str]:
 
 
 def _label(report: Report, with_checkpoint: bool) -> str:
-    system = report["system"].removesuffix(_NO_IMAGE)
+    system = report["system"].removesuffix(NO_IMAGE)
     kind, _, experts = system.partition(":")
     if kind == "experts":
         label = f"{experts} expert alone"

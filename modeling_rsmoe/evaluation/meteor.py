@@ -1,8 +1,7 @@
 """METEOR 1.5 of pycocoevalcap: its Java program counts the matches, the score is computed from the counts here.
 
-pycocoevalcap's wrapper waits for each answer before it writes the next line, and gives only final scores. Here all
-lines go to one Java process together, and the counts are kept: the score of any sample of images follows from their
-sums, as an interval needs. Knows nothing about images or other metrics.
+pycocoevalcap's wrapper waits after each line and gives only final scores. Here all lines go to one process together,
+and the score of any sample of images follows from the sums of its counts, as an interval needs.
 
 Source: Denkowski and Lavie 2014, "Meteor Universal", equations 1 to 6; the parameters are those of English ("-l en").
 """

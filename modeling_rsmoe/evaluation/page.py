@@ -23,18 +23,11 @@ SHOWN = 50  # worst and as many best items; with images of about 20 kB the page 
 
 @dataclass(frozen=True)
 class ScoredItem:
-    """One captioned image or answered question.
+    """One captioned image or answered question."""
 
-    Attributes:
-        prediction: as in the predictions file: `image` (relative to the data folder), `dataset`, `split`, and
-            `caption` or `question` and `answer`, with `router_prompts` and `expert_texts` where experts wrote.
-        references: the published captions, or the one published answer.
-        scores: of this item alone.
-    """
-
-    prediction: Mapping[str, Any]
-    references: Sequence[str]
-    scores: Mapping[str, float]
+    prediction: Mapping[str, Any]  # a line of the predictions file; its image is relative to the data folder
+    references: Sequence[str]  # the published captions, or the one published answer
+    scores: Mapping[str, float]  # of this item alone
 
 
 def write_page(

@@ -36,6 +36,11 @@ def instruction_of(record: Record) -> str:
     return question_instruction(record.question) if isinstance(record, QuestionRecord) else DEFAULT_INSTRUCTION
 
 
+def text_field(record: Record) -> str:
+    """The name of the predicted text in a prediction's line."""
+    return "answer" if isinstance(record, QuestionRecord) else "caption"
+
+
 def key_of(record: Record, folder: Path) -> Key:
     """What identifies a record's prediction.
 
@@ -143,8 +148,7 @@ def _lines(predictor: "Predictor", groups: Sequence[list[Record]], folder: Path,
         texts = prediction.record()
         text = texts.pop("text")
         for record in group:
-            name = "answer" if isinstance(record, QuestionRecord) else "caption"
-            yield {**record_fields(record, folder), name: text, **texts, **cost}
+            yield {**record_fields(record, folder), text_field(record): text, **texts, **cost}
 
 
 def _gray_image(predictor: "Predictor") -> "Image.Image":

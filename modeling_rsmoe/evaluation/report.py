@@ -1,7 +1,6 @@
 """The report of an evaluation: one JSON file with scores, intervals, baselines and what they were made from.
 
-Data flows in as `Scored` and goes out as plain JSON values of the types below; tables, pages and model cards are made
-from the file alone. Knows nothing about metrics or models.
+`Scored` becomes plain JSON values of the types below; tables, pages and model cards are made from the file alone.
 """
 
 import json
@@ -13,11 +12,13 @@ from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import write_whole
 from ..utils.provenance import package_versions
+from ..utils.tables import count_of
 from .scores import Scored, Scores
 
 
 FORMAT = 1
 TASKS = ("captioning", "vqa")
+NO_IMAGE = ", no image"  # ends the name of a system that was given none
 ALL_DATASETS = "all"  # the name of the result that pools several datasets
 HEADLINE_SCORE = {"captioning": "CIDEr-D", "vqa": "accuracy"}  # where one score of a task has to do
 
@@ -204,8 +205,7 @@ def machine_name(device: str) -> str:
 
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{torch.device(device).type}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{torch.device(device).type}, {count_of(torch.get_num_threads(), 'thread')}"
 
 
 # ---- the file

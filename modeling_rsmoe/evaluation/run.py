@@ -14,13 +14,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.records import QUESTIONS_FILE, QuestionRecord, read_captions, read_questions
 from ..errors_rsmoe import RSMoEError
+from ..utils.extras import require
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import folder_sha256, peak_memory, weights_sha256
 from .baselines import constant_answers, constant_caption, question_only_answers
-from .captions import check_installed, score_captions
+from .captions import score_captions
+from .intervals import paired_difference
 from .page import ScoredItem
-from .predict import Key, Line, Record, instruction_of, key_of, key_of_line, predict, record_fields
-from .report import ALL_DATASETS, Against, CheckpointEntry, Report, Result, machine_name, make_report, make_result
+from .predict import Key, Line, Record, instruction_of, key_of, key_of_line, predict, record_fields, text_field
+from .report import (
+    ALL_DATASETS,
+    NO_IMAGE,
+    Against,
+    CheckpointEntry,
+    Difference,
+    Report,
+    Result,
+    machine_name,
+    make_report,
+    make_result,
+    score_entries,
+)
 from .scores import Scored
 from .vqa import score_answers
 
@@ -33,29 +47,21 @@ TRAIN = "train"
 # Baselines that need no model: the same caption for every image (or answer for every question of a type); the answer
 # that training questions of the same words have.
 CONSTANT, QUESTION_ONLY = "constant", "question-only"
+# Scores that are means over items. BLEU and METEOR are not: they are made from sums over all items.
+PAIRED = ("ROUGE-L", "CIDEr-D", "accuracy")
 TEXT_BASELINES: dict[Task, tuple[str, ...]] = {"captioning": (CONSTANT,), "vqa": (CONSTANT, QUESTION_ONLY)}
-NO_IMAGE = ", no image"  # ends the name of a system that was given none
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The records to evaluate, by dataset, and those that baselines learn from.
+    """The records to evaluate, and those that baselines learn from."""
 
-    Attributes:
-        folder: the data folder.
-        task: `captioning` or `vqa`.
-        split: of the datasets.
-        limit: of each dataset, if not all records are evaluated.
-        records: captioned images or questions, by dataset.
-        train: may be empty.
-    """
-
-    folder: Path
+    folder: Path  # the data folder
     task: Task
     split: str
-    limit: int | None
-    records: dict[str, list[Any]]
-    train: list[Any]
+    limit: int | None  # of each dataset's records, if not all are evaluated
+    records: dict[str, list[Any]]  # captioned images or questions, by dataset
+    train: list[Any]  # may be empty
 
     def all(self) -> list[Any]:
         """The records of all datasets."""
@@ -64,35 +70,20 @@ class Selection:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions and what made them.
+    """Predictions and what made them."""
 
-    Attributes:
-        system: as a report names it.
-        lines: by the records' keys.
-        checkpoint: None if no model of ours made them.
-        settings: that the model generated with.
-        device: that the model ran on.
-    """
-
-    system: str
-    lines: dict[Key, Line]
-    checkpoint: CheckpointEntry | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    device: str = "cpu"
+    system: str  # as a report names it
+    lines: dict[Key, Line]  # by the records' keys
+    checkpoint: CheckpointEntry | None = None  # None if no model of ours made them
+    settings: dict[str, Any] = field(default_factory=dict)  # that the model generated with
+    device: str = "cpu"  # that the model ran on
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The scores of one dataset and what they were made of, item by item.
+    """The scores of one dataset and what they were made of, item by item in one order."""
 
-    Attributes:
-        result: as the report has it.
-        records: that were scored.
-        predictions: of the records, in their order.
-        scored: of the records, in their order.
-    """
-
-    result: Result
+    result: Result  # as the report has it
     records: Sequence[Record]
     predictions: Sequence[Line]
     scored: Scored
@@ -121,7 +112,7 @@ def select(
             in two splits; pycocoevalcap is missing.
     """
     if task == "captioning":
-        check_installed()
+        require("pycocoevalcap", "eval")
     read: Callable[..., list[Any]] = (
         read_captions if task == "captioning" else functools.partial(read_questions, name=questions_file)
     )
@@ -267,12 +258,8 @@ def predictions_by_baseline(selection: Selection, name: str) -> Predictions:
     lines: dict[Key, Line] = {}
     for records in selection.records.values():
         for record, text in zip(records, baseline_texts(selection, name, records), strict=True):
-            lines[key_of(record, selection.folder)] = {_text_field(selection.task): text}
+            lines[key_of(record, selection.folder)] = {text_field(record): text}
     return Predictions(name, lines)
-
-
-def _text_field(task: Task) -> str:
-    return "caption" if task == "captioning" else "answer"
 
 
 def baseline_texts(selection: Selection, name: str, records: Sequence[Any]) -> list[str]:
@@ -339,7 +326,9 @@ def evaluate(
 def _evaluate_one(
     selection: Selection, dataset: str, records: list[Any], lines: list[Line], with_expert_texts: bool
 ) -> Evaluated:
-    scored = _score(selection, records, [line[_text_field(selection.task)] for line in lines])
+    scored = _score(
+        selection, records, [line[text_field(record)] for record, line in zip(records, lines, strict=True)]
+    )
     baselines = {
         name: _score(selection, records, baseline_texts(selection, name, records))
         for name in TEXT_BASELINES[selection.task]
@@ -364,6 +353,38 @@ def _evaluate_one(
         seconds=sum(line["seconds"] for line in lines) if all("seconds" in line for line in lines) else None,
     )
     return Evaluated(result, records, lines, scored)
+
+
+def differences(
+    selection: Selection, ours: Sequence[Evaluated], other_predictions: Mapping[Key, Line]
+) -> list[Difference]:
+    """Ours minus another system's on each dataset, and on all of them together where there are several.
+
+    Args:
+        selection: the records.
+        ours: as of `evaluate`.
+        other_predictions: of the other system for the same records.
+
+    Raises:
+        RSMoEError: a record has no prediction by the other system.
+    """
+    theirs = evaluate(selection, other_predictions, with_expert_texts=False)
+    pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0].result["dataset"] != ALL_DATASETS]
+    groups = {pair[0].result["dataset"]: [pair] for pair in pairs}
+    if len(pairs) > 1:
+        groups[ALL_DATASETS] = pairs
+    return [_difference(dataset, group) for dataset, group in groups.items()]
+
+
+def _difference(dataset: str, pairs: Sequence[tuple[Evaluated, Evaluated]]) -> Difference:
+    ours = [scores for our, _ in pairs for scores in our.scored.each]
+    theirs = [scores for _, their in pairs for scores in their.scored.each]
+    paired = {
+        name: paired_difference([scores[name] for scores in ours], [scores[name] for scores in theirs])
+        for name in PAIRED
+        if name in ours[0]
+    }
+    return {"dataset": dataset, "items": len(ours), "scores": score_entries(paired)}
 
 
 def report_of(

@@ -34,6 +34,7 @@ _NUMBER_WORDS = re.compile(r"\b(" + "|".join(sorted(_NUMBERS, key=len, reverse=T
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _SQUARE_METERS = re.compile(r"(?<=\d) ?(?:m2|m\^2|sqm|sq\.? ?m|square met(?:er|re)s?)(?![a-z0-9])")
 _WORD = re.compile(r"(?<!\w)-?\d+(?:\.\d+)?|\w+")
+_SIGNS = str.maketrans({"'": "", "\u2019": "", ">": " more than "})
 _ARTICLES = {"a", "an", "the"}
 _PHRASES = {"rural area": "rural", "rural areas": "rural", "urban area": "urban", "urban areas": "urban"}
 # RSVQA's code names its ranges by the bound below, "between 10 and 100" for 11 to 100: both names are understood.
@@ -61,13 +62,7 @@ def normalize_answer(answer: str) -> str:
     >>> [normalize_answer(text) for text in ("Yes.", "thirty-four", "10,632 m2", "A rural area")]
     ['yes', '34', '10632', 'rural']
     """
-    text = (
-        unicodedata.normalize("NFKC", answer)
-        .lower()
-        .replace("'", "")
-        .replace("\u2019", "")
-        .replace(">", " more than ")
-    )
+    text = unicodedata.normalize("NFKC", answer).lower().translate(_SIGNS)
     text = _SQUARE_METERS.sub("", _THOUSANDS.sub("", text))
     text = " ".join(_WORD.findall(text.replace("_", " ")))
     text = _NUMBER_WORDS.sub(lambda match: str(_NUMBERS[match.group()]), text)
@@ -156,8 +151,9 @@ def score_answers(
 
 
 def _is_right(question: QuestionRecord, answer: str) -> bool:
-    expected = comparable_answer(question.answer, question.dataset, question.question_type)
-    answered = comparable_answer(answer, question.dataset, question.question_type)
+    expected, answered = (
+        comparable_answer(text, question.dataset, question.question_type) for text in (question.answer, answer)
+    )
     return bool(answered) and answered == expected
 
 
@@ -167,12 +163,9 @@ def _is_exact(question: QuestionRecord, answer: str) -> bool:
 
 
 def _plain_number(word: str) -> str:
-    if not re.fullmatch(r"-?\d+(\.\d+)?", word):
-        return word
-    integer, _, decimals = word.partition(".")
-    decimals = decimals.rstrip("0")
-    sign = "-" if integer.startswith("-") else ""
-    return sign + (integer.lstrip("-").lstrip("0") or "0") + (f".{decimals}" if decimals else "")
+    """A number without leading zeros and zero decimals; another word as it is."""
+    number = re.fullmatch(r"(-?)0*(\d+?)(?:\.(?=\d)(\d*?)0*)?", word)
+    return number.expand(r"\1\2") + (f".{number[3]}" if number[3] else "") if number else word
 
 
 def _average_over_types(right: np.ndarray, types: np.ndarray, samples: int, seed: int) -> Score:

@@ -1,4 +1,4 @@
-"""Markdown tables."""
+"""Markdown tables and counts."""
 
 from collections.abc import Sequence
 
@@ -24,3 +24,8 @@ def escaped(text: object) -> str:
         text: of a cell, or of a line beside a table.
     """
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def count_of(number: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
