@@ -81,7 +81,8 @@ def card(
         from ..hub.card import CARD, write_card
         from ..hub.card_scores import with_tables, write_changed, write_scores
         from ..hub.facts import read_facts
-        from ..hub.stac import STAC_ITEM, stac_text
+        from ..hub.stac import stac_text
+        from ..utils.provenance import STAC_ITEM
 
         if Path(model).suffix.lower() == ".md":
             if not reports or output or stac:

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -62,6 +63,10 @@ DtypeOption = Annotated[
         help="Weight dtype: float32, bfloat16, float16; int8 or int8-dynamic (torchao); nf4 (bitsandbytes).",
         show_default="float32, on a GPU bfloat16; the checkpoint's where it is quantised",
     ),
+]
+FolderOption = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object for each image, on a line of its own.")

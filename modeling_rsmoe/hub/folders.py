@@ -1,4 +1,4 @@
-"""Folders of checkpoints: they appear whole or not at all, and never over something that is not ours."""
+"""Checkpoint folders that appear whole or not at all, never over something that is not ours; files that are damaged."""
 
 import json
 import shutil
@@ -42,6 +42,30 @@ def check_space(needed: int, output: Path) -> None:
         )
 
 
+def folder_line(folder: Path) -> str:
+    """A checkpoint's folder and its size, for a person: "out (367 MB)"."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"{folder} ({size / 1e6:.0f} MB)"
+
+
+@contextmanager
+def reading(path: Path | str, kind: str = "", remedy: str = "fetch it again") -> Iterator[None]:
+    """Within: whatever a library raises about a file that it cannot read becomes an `RSMoEError`.
+
+    Args:
+        path: of the file or folder.
+        kind: what it should be: " as safetensors".
+        remedy: what the user should do.
+    """
+    try:
+        yield
+    except RSMoEError:
+        raise
+    except Exception as error:  # libraries raise errors of any class for a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RSMoEError(f"{path} cannot be read{kind} ({reason}): {remedy}.") from error
+
+
 @contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
     """A new folder beside `output` that takes its name when the block ends well, and is removed otherwise."""
@@ -51,22 +75,17 @@ def whole_folder(output: Path) -> Iterator[Path]:
         try:
             unfinished.mkdir()
             yield unfinished
-            _replace_folder(unfinished, output)
+            old = unfinished.with_suffix(".old")
+            if output.exists():
+                output.rename(old)
+            try:
+                unfinished.rename(output)
+            except OSError:
+                if old.exists():
+                    old.rename(output)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         except SafetensorError as error:  # how safetensors reports an error of the file system
             raise RSMoEError(f"cannot write {output}: {error}. Free some space or choose another folder.") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _replace_folder(new: Path, output: Path) -> None:
-    """Give `new` the name `output`; what had it before is removed only then."""
-    old = new.with_suffix(".old")
-    if output.exists():
-        output.rename(old)
-    try:
-        new.rename(output)
-    except OSError:
-        if old.exists():
-            old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
