@@ -176,7 +176,7 @@ def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
         raise RSMoEError(
             f"{folder} has no {WEIGHTS}; adapters in pickles (adapter_model.bin) are not opened: save it anew."
         )
-    with reading(folder, " as a LoRA adapter", "save it anew"):
+    with reading(f"{folder} cannot be read as a LoRA adapter", "save it anew"):
         config, weights = cast(LoraConfig, LoraConfig.from_pretrained(str(folder))), load_file(folder / WEIGHTS)
     if str(config.peft_type).rpartition(".")[2] != "LORA":
         raise RSMoEError(f"{folder} is an adapter of kind {config.peft_type}; only LORA can be an expert.")

@@ -49,12 +49,11 @@ def folder_line(folder: Path) -> str:
 
 
 @contextmanager
-def reading(path: Path | str, kind: str = "", remedy: str = "fetch it again") -> Iterator[None]:
+def reading(problem: str, remedy: str = "fetch it again") -> Iterator[None]:
     """Within: whatever a library raises about a file that it cannot read becomes an `RSMoEError`.
 
     Args:
-        path: of the file or folder.
-        kind: what it should be: " as safetensors".
+        problem: in words: "model.safetensors cannot be read".
         remedy: what the user should do.
     """
     try:
@@ -63,7 +62,7 @@ def reading(path: Path | str, kind: str = "", remedy: str = "fetch it again") ->
         raise
     except Exception as error:  # libraries raise errors of any class for a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RSMoEError(f"{path} cannot be read{kind} ({reason}): {remedy}.") from error
+        raise RSMoEError(f"{problem} ({reason}): {remedy}.") from error
 
 
 @contextmanager
