@@ -65,9 +65,7 @@ DtypeOption = Annotated[
     ),
 ]
 FolderOption = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")
-]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object for each image, on a line of its own.")
 ]

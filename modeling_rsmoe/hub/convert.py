@@ -102,11 +102,7 @@ def convert(
     _check_config(config, instructblip, llm)
     processor, known_tokens = _processor(settings, instructblip, llm)
     check_tokens(config, processor)
-    generation_config = GenerationConfig.from_pretrained(settings)
-    for field in ("eos_token_id", "pad_token_id"):  # with these sequences are trained, and generated
-        ours, theirs = getattr(generation_config, field), getattr(processor.tokenizer, field)
-        if ours != theirs:
-            raise RSMoEError(f"generation_config.json says {field} {ours}; the LLM's tokenizer has {theirs}. Correct one.")
+    generation_config = _generation_config(settings, processor.tokenizer)
     with torch.device("meta"):
         model = RSMoEForConditionalGeneration(config)
     needed = {key: value for key, value in model.state_dict().items() if key not in model.all_tied_weights_keys}
@@ -133,9 +129,7 @@ def _save_settings(folder: Path, model: Any, *saved: Any) -> None:
         settings.save_pretrained(folder)
 
 
-def _write_shards(
-    folder: Path, tensors: Tensors, dtype: torch.dtype, shard_bytes: int, progress: Progress
-) -> None:
+def _write_shards(folder: Path, tensors: Tensors, dtype: torch.dtype, shard_bytes: int, progress: Progress) -> None:
     """Write tensors as transformers' shards and their index, holding no more than one shard."""
     shapes = {key: torch.empty(lazy.shape, dtype=dtype, device="meta") for key, lazy in tensors.items()}
     split = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_bytes)
@@ -358,6 +352,18 @@ def _processor(settings: Path, instructblip: Path, llm: Path) -> tuple[RSMoEProc
     has_images = any((instructblip / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
     image_processor = AutoImageProcessor.from_pretrained(instructblip if has_images else settings, backend="pil")
     return RSMoEProcessor(image_processor, tokenizer, qformer_tokenizer, **arguments), known_tokens
+
+
+def _generation_config(settings: Path, tokenizer: Any) -> GenerationConfig:
+    """It must have the tokenizer's end and padding: sequences are trained with the one, generated with the other."""
+    config = GenerationConfig.from_pretrained(settings)
+    for name in ("eos_token_id", "pad_token_id"):
+        ours, theirs = getattr(config, name), getattr(tokenizer, name)
+        if ours != theirs:
+            raise RSMoEError(
+                f"generation_config.json says {name} {ours}; the LLM's tokenizer has {theirs}: correct it."
+            )
+    return config
 
 
 def llm_tokenizer(folder: Path, pad_token_id: int | None) -> Any:

