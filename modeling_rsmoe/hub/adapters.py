@@ -104,9 +104,7 @@ def load_peft(model: RSMoEForConditionalGeneration, name: str, folder: str | Pat
         raise RSMoEError(f"{name} is of type {expert_type!r}; a PEFT adapter goes into experts of type 'lora'.")
     config, weights = _read_adapter(folder)
     if config.r > adapter.config.r:
-        raise RSMoEError(
-            f"{folder} has rank {config.r}; this model's experts have {adapter.config.r}: give them more."
-        )
+        raise RSMoEError(f"{folder} has rank {config.r}; this model's experts have {adapter.config.r}.")
     pairs = _pairs(adapter, config.r, weights, folder)
     scaling = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
     adapter.reset_to(model.model.language_model)
@@ -181,9 +179,7 @@ def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
     if not (folder / SETTINGS).is_file():
         raise RSMoEError(f"{folder} has no {SETTINGS}: give the folder of a PEFT adapter.")
     if not (folder / WEIGHTS).is_file():
-        raise RSMoEError(
-            f"{folder} has no {WEIGHTS}; adapters in pickles (adapter_model.bin) are not opened: save it anew."
-        )
+        raise RSMoEError(f"{folder} has no {WEIGHTS}; pickles (adapter_model.bin) are not opened: save it anew.")
     with reading(f"{folder} cannot be read as a LoRA adapter", "save it anew"):
         config, weights = cast(LoraConfig, LoraConfig.from_pretrained(str(folder))), load_file(folder / WEIGHTS)
     if str(config.peft_type).rpartition(".")[2] != "LORA":

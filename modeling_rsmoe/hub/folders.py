@@ -26,9 +26,7 @@ def check_target(output: Path, overwrite: bool) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:  # a mistyped path must not cost anyone a folder
-        raise RSMoEError(
-            f"{output} exists and is no RS-MoE checkpoint, so it is not overwritten: choose another folder."
-        )
+        raise RSMoEError(f"{output} is no RS-MoE checkpoint, so it is not overwritten: choose another folder.")
 
 
 def check_space(needed: int, output: Path) -> None:
@@ -36,10 +34,8 @@ def check_space(needed: int, output: Path) -> None:
     existing = next(folder for folder in output.parents if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise RSMoEError(
-            f"no space for {output}: it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free. Free some space or "
-            "choose another disk."
-        )
+        sizes = f"it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
+        raise RSMoEError(f"no space for {output}: {sizes}. Free some space or choose another disk.")
 
 
 def folder_line(folder: Path) -> str:
