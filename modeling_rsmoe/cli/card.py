@@ -86,10 +86,8 @@ def card(
 
         if Path(model).suffix.lower() == ".md":
             if not reports or output or stac:
-                raise RSMoEError(
-                    f"{model} is a card of your own, into which scores are written where it is: give --scores with "
-                    "reports, and neither --output nor --stac"
-                )
+                remedy = "give --scores with reports, and neither --output nor --stac"
+                raise RSMoEError(f"{model} is a card of your own, into which scores are written where it is: {remedy}")
             done = write_scores(model, reports, table, tables or [], benchmark_ids)
         else:
             facts = read_facts(model)
@@ -109,10 +107,9 @@ def card(
 def _report_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(path.glob("*.json"))
-    if not files:
-        raise RSMoEError(f"folder {path} has no report (*.json); `rsmoe evaluate --output` writes them")
-    return files
+    if files := sorted(path.glob("*.json")):
+        return files
+    raise RSMoEError(f"folder {path} has no report (*.json); `rsmoe evaluate --output` writes them")
 
 
 def _task_split_system(report: "Report") -> tuple[str, list[str], bool]:

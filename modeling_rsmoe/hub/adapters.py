@@ -26,7 +26,7 @@ WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model.model."  # of a decoder's weights inside a PeftModel of its causal LM
 KEY = re.compile(r"base_model\.model\.(?:model\.)?layers\.(.+)\.lora_([AB])\.weight")
 # Settings by which an adapter is more than low-rank products of linear layers, where they are not LoraConfig's default.
-BEYOND_LOW_RANK = (
+BEYOND_LOW_RANK = [
     "bias",
     "use_dora",
     "modules_to_save",
@@ -34,8 +34,8 @@ BEYOND_LOW_RANK = (
     "alpha_pattern",
     "fan_in_fan_out",
     "lora_bias",
-)
-BEYOND_LOW_RANK += ("trainable_token_indices", "target_parameters", "alora_invocation_tokens", "layer_replication")
+]
+BEYOND_LOW_RANK += ["trainable_token_indices", "target_parameters", "alora_invocation_tokens", "layer_replication"]
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 CLIENT = Path(__file__).with_name("vllm_client.py")
 

@@ -234,11 +234,7 @@ def _load_pretrained(
     cache_dir: str | Path | None,
     progress: Progress,
 ) -> tuple[list[Any], set[str]]:
-    """Fetch, convert and load one module after the other.
-
-    Returns:
-        The base LM's and the Q-Former's tokenizers, and the names of the model's weights that were filled.
-    """
+    """Fetch, convert and load each module. Returns base LM's and Q-Former's tokenizer, and names of filled weights."""
     prefixes = {"language_model": "model", "vision_model": "model.encoder", "qformer": "model.encoder"}
     config = cast(RSMoEConfig, model.config)
     tokenizers: dict[str, Any] = {}
@@ -287,13 +283,12 @@ def _read_module(module: str, files: Files, config: RSMoEConfig) -> tuple[StateD
 def _check_llama(config: PreTrainedConfig, source_config: PreTrainedConfig) -> None:
     """Settings that no shape shows (heads, rotary base, epsilon) must be the source's, or outputs are wrong."""
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    settings = [
-        {name: getattr(one, name, None) for name in (*names, "rms_norm_eps")}
-        | {"rope_theta": (getattr(one, "rope_parameters", None) or {}).get("rope_theta")}
-        for one in (config, source_config)
-    ]
-    for field, value in settings[1].items():
-        ours = settings[0][field]
+    values: dict[str, list[Any]] = {name: [] for name in (*names, "rms_norm_eps", "rope_theta")}
+    for settings in (config, source_config):
+        rope_parameters = getattr(settings, "rope_parameters", None) or {}
+        for name in values:
+            values[name].append(getattr(settings, name, rope_parameters.get(name)))
+    for field, (ours, value) in values.items():
         if ours is None or abs(ours - value) > 1e-5 * abs(value):
             raise RSMoEError(f"config.json says text_config.{field} {ours}; the LLM's source says {value}.")
 

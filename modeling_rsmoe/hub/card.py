@@ -78,10 +78,8 @@ def write_card(
     """
     path = Path(path) / CARD if Path(path).is_dir() else Path(path)
     if path.exists() and MARK not in card_scores.read_text(path):
-        raise RSMoEError(
-            f"{path} was not written by `rsmoe card`, so it is not replaced: move it away, give another --output, or "
-            f"`rsmoe card {path}` to have only scores written into it"
-        )
+        remedy = f"move it away, give another --output, or `rsmoe card {path}` to have only scores written into it"
+        raise RSMoEError(f"{path} was not written by `rsmoe card`, so it is not replaced: {remedy}")
     scores = card_scores.hub_scores(reports, benchmarks) if reports else None
     text = card_text(facts, scores, summary, table)
     done = [card_scores.write_changed(path, text)]

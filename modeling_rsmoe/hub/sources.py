@@ -4,6 +4,7 @@ Knows names, versions, revisions and hashes; fetches nothing and knows nothing a
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -87,8 +88,13 @@ class Sources:
 
 def known_names(hub_configs: str | Path | None = None) -> list[str]:
     """Names that can be assembled: the folders under `hub_configs` with pinned sources for every module."""
-    folders = sorted(path.parent for path in Path(hub_configs or HUB_CONFIGS).glob(f"*/{SOURCES_FILE}"))
-    return [folder.name for folder in folders if _can_be_assembled(folder)]
+    names = []
+    for file in sorted(Path(hub_configs or HUB_CONFIGS).glob(f"*/{SOURCES_FILE}")):
+        pinned = True
+        with suppress(RSMoEError):  # a damaged file is named by who reads it
+            pinned = read_sources(file.parent).pinned
+        names += [file.parent.name] if pinned else []
+    return names
 
 
 def settings_folder(name: str | Path) -> Path:
@@ -137,13 +143,6 @@ def read_sources(folder: Path) -> Sources:
         raise RSMoEError(f"{path} lacks {error.args[0]!r}: restore the file or add the entry.") from error
     except (OSError, yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
         raise RSMoEError(f"{path} is not a list of sources ({error}): restore the file.") from error
-
-
-def _can_be_assembled(folder: Path) -> bool:
-    try:
-        return read_sources(folder).pinned
-    except RSMoEError:
-        return True  # a damaged file is named by who reads it
 
 
 def _wheel(entry: dict[str, Any] | None) -> WheelSource | None:
