@@ -74,7 +74,9 @@ def card(
     reports.sort(key=_task_split_system)
     of_tasks = [[report for report in reports if report["task"] == task] for task in TASKS]
     table = "\n".join(markdown_table(of_task) for of_task in of_tasks if of_task)
-    benchmark_ids = dict(_benchmark(text) for text in benchmarks or [])
+    if unnamed := [text for text in benchmarks or [] if "=" not in text]:
+        raise RSMoEError(f'--benchmark "{unnamed[0]}" names no dataset; write DATASET=OWNER/NAME[:TASK]')
+    benchmark_ids = dict(text.split("=", 1) for text in benchmarks or [])
     if not reports and (tables or benchmark_ids):
         raise RSMoEError("--table and --benchmark are about scores; give --scores with reports of `rsmoe evaluate`")
     with quiet_libraries():
@@ -116,10 +118,3 @@ def _task_split_system(report: "Report") -> tuple[str, list[str], bool]:
     """For sorting: in the tables of a split, the full model comes first."""
     splits = [result["split"] for result in report["results"]]
     return report["task"], splits, not report["system"].startswith("full")
-
-
-def _benchmark(text: str) -> tuple[str, str]:
-    dataset, separator, name = text.partition("=")
-    if not separator:
-        raise RSMoEError(f'--benchmark "{text}" names no dataset; write DATASET=OWNER/NAME or DATASET=OWNER/NAME:TASK')
-    return dataset, name

@@ -37,10 +37,10 @@ from .sources import PRETRAINED, SOURCES_FILE, Source, Sources, pinned_sources
 logger = logging.getLogger(__name__)
 
 Files = dict[str, Path]  # a module's data files, by name
+Pairs = dict[str, StateDict]  # low-rank matrices A and B, by the layer's path
 
 TRAINED_FILE = "trained.safetensors"
 LORA_KEY = re.compile(r"llm_lora\.(layers\.\d+\..+)\.lora_([AB])")
-RERANKER = "model.reranker."
 LORA_SCALING = "language_model_lora_scaling"  # in the metadata of the trained weights: alpha / r
 # What no source gives: in the Q-Former the attention to the image, which BERT lacks.
 NEW_IN_QFORMER = r"\.crossattention\."
@@ -179,10 +179,10 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
     """
     with reading(f"{path} cannot be read as safetensors", "restore it"), safe_open(path, framework="pt") as file:
         values, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    if not any(key.startswith(RERANKER) for key in values):
+    if not any(key.startswith("model.reranker.") for key in values):
         model.model.remove_reranker()  # trained before there was one, or without
     state = model.state_dict()
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    pairs: Pairs = {}
     for key, value in values.items():
         lora = LORA_KEY.fullmatch(key)
         if lora:
@@ -198,7 +198,7 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
         missing = [key for key in state if key not in known and not re.search(MAY_STAY_NEW, key)]
         if missing:
             raise RSMoEError(f"{path} lacks {len(missing)} weights that no source gives, such as {missing[0]}.")
-    _merge_lora(model, pairs, metadata, path)
+    _merge_lora(model, pairs, metadata.get(LORA_SCALING, ""), path)
     round_to_half(model.model.language_model, model.lm_head)
     model.model.reset_adapters()
     for key, value in values.items():
@@ -303,17 +303,12 @@ def _trained_file(configs: Path, trained: bool | str | Path) -> Path | None:
     return path
 
 
-def _merge_lora(
-    model: RSMoEForConditionalGeneration,
-    pairs: dict[str, dict[str, torch.Tensor]],
-    metadata: dict[str, str],
-    path: str | Path,
-) -> None:
+def _merge_lora(model: RSMoEForConditionalGeneration, pairs: Pairs, scaling: str, path: str | Path) -> None:
     if not pairs:
         return
     try:
-        scaling = float(metadata[LORA_SCALING])
-    except (KeyError, ValueError) as error:
+        factor = float(scaling)
+    except ValueError as error:
         raise RSMoEError(f"{path} has low-rank pairs but no number {LORA_SCALING} (lora_alpha / r).") from error
     weights = dict(model.model.language_model.named_parameters())
     for target, pair in pairs.items():
@@ -325,7 +320,7 @@ def _merge_lora(
         if (lora_b.shape[0], lora_a.shape[1]) != tuple(weight.shape) or lora_a.shape[0] != lora_b.shape[1]:
             shapes = f"lora_A {list(lora_a.shape)} and lora_B {list(lora_b.shape)}"
             raise RSMoEError(f"{path}: llm_lora.{target}: {shapes} do not fit a weight of {list(weight.shape)}.")
-        weight += scaling * (lora_b @ lora_a)
+        weight += factor * (lora_b @ lora_a)
 
 
 @torch.no_grad()

@@ -40,12 +40,8 @@ _DINOV2_RENAMES = {
 }
 # SmolLM2's chat roles; its padding token stays free for padding (its own tokenizer pads with the end-of-turn token,
 # which a loss over padded completions could then not tell from a real end) [our decision].
-_LLM_SPECIAL_TOKENS = {
-    "bos_token": "<|im_start|>",
-    "eos_token": "<|im_end|>",
-    "unk_token": "<|endoftext|>",
-    "pad_token": "<|endoftext|>",
-}
+_LLM_SPECIAL_TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+_LLM_SPECIAL_TOKENS |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 
 
 def open_gguf(path: str | Path) -> Any:
