@@ -14,6 +14,7 @@ from typing import Any, cast, get_args
 
 import torch
 from safetensors import safe_open
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoImageProcessor, GenerationConfig, PreTrainedConfig
 
@@ -271,7 +272,7 @@ def _read_module(module: str, files: Files, config: RSMoEConfig) -> tuple[StateD
         _check_llama(config.text_config, source_config)
     else:
         length = config.text_config.max_position_embeddings
-        llm_tokenizer = pretrained.tokenizer_from_json(files["tokenizer.json"], length)
+        llm_tokenizer = pretrained.llm_tokenizer(Tokenizer.from_file(str(files["tokenizer.json"])), length)
         state = pretrained.llama_from_safetensors(weights)
     table, size = state["embed_tokens.weight"], config.text_config.vocab_size
     if not len(table) <= size <= 2 * len(table):

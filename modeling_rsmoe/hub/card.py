@@ -46,7 +46,6 @@ def card_text(facts: Facts, scores: card_scores.HubScores | None = None, summary
         scores=scores,
         summary=summary.strip(),
         table=table.strip(),
-        count=_count,
     )
     text = re.sub(r"[ \t]+$", "", str(card), flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -122,8 +121,3 @@ def _command(facts: Facts) -> str:
 
 def _use_folder(facts: Facts) -> str:
     return facts.name.removeprefix("rs-moe-") if facts.trained else "start"
-
-
-def _count(parameters: int) -> str:
-    """134,515,008 -> "134.5 M"."""
-    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"

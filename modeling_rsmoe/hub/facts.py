@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
@@ -96,11 +96,6 @@ class Texts:
         """What a reader of a card wants to know and this does not say."""
         return [name for name in ("license", "summary", "intended_use", "limits", "risks") if not getattr(self, name)]
 
-    @property
-    def of_any_weights(self) -> "Texts":
-        """What also holds for other weights than those that card.yaml is about: licences and modules."""
-        return Texts(self.license, self.license_name, self.license_link, self.license_notes, modules=self.modules)
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -130,11 +125,6 @@ class Facts:
         captions = recipe.get("datasets") or () if data["captioned_images"] else ()
         questions = recipe.get("question_datasets") or () if data["questions"] else ()
         return list(dict.fromkeys((*captions, *questions)))
-
-    @property
-    def weight_bytes(self) -> int:
-        """Of the weights as they are saved."""
-        return self.parameters * cast(torch.dtype, self.config.dtype or torch.float32).itemsize
 
     @property
     def minutes(self) -> int:
@@ -172,7 +162,9 @@ def read_facts(
     if trained is None:
         trained = texts.training is not None or record is not None
     shipped = shipped and (trained or texts.training is None)
-    texts = texts if shipped else texts.of_any_weights
+    if not shipped:  # licences and modules hold for other weights too
+        license_of_any = (texts.license, texts.license_name, texts.license_link, texts.license_notes)
+        texts = Texts(*license_of_any, modules=texts.modules)
     with torch.device("meta"):
         model = RSMoEForConditionalGeneration(config)
     origins = _origins(folder, source)

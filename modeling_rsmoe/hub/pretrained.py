@@ -1,8 +1,7 @@
 """Files of pretrained models -> state dicts and tokenizers, in float32.
 
-What flows through: a GGUF file, an ONNX graph or safetensors go in; tensors under the names of transformers' own
-`LlamaModel`, `Dinov2Model` and `InstructBlipQFormerModel` come out. Files are read as data: no graph is run, no code
-in them executed. Knows nothing about RS-MoE, downloads or folders.
+GGUF, ONNX or safetensors go in; tensors under transformers' names of `LlamaModel`, `Dinov2Model` and
+`InstructBlipQFormerModel` come out. Files are read as data: no graph is run, no code in them executed.
 """
 
 import importlib
@@ -72,12 +71,18 @@ def tokenizer_from_gguf(reader: Any) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     special = [token for token, kind in zip(tokens, types, strict=True) if kind == _GGUF_SPECIAL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    return _llm_tokenizer(tokenizer, model_max_length=_field(reader, "llama.context_length"))
+    return llm_tokenizer(tokenizer, model_max_length=_field(reader, "llama.context_length"))
 
 
-def tokenizer_from_json(path: str | Path, model_max_length: int) -> PreTrainedTokenizerFast:
-    """The same tokenizer out of the Hub repository's tokenizer.json."""
-    return _llm_tokenizer(Tokenizer.from_file(str(path)), model_max_length)
+def llm_tokenizer(tokenizer: Tokenizer, model_max_length: int) -> PreTrainedTokenizerFast:
+    """SmolLM2's tokenizer as our sequences need it, also out of the Hub repository's tokenizer.json."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=model_max_length,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        **_LLM_SPECIAL_TOKENS,
+    )
 
 
 def bert_tokenizer_from_json(path: str | Path, model_max_length: int) -> BertTokenizer:
@@ -197,16 +202,6 @@ def _field(reader: Any, key: str) -> Any:
     if key not in reader.fields:
         raise RSMoEError(f"the GGUF file lacks the field {key!r}: it is not the expected model.")
     return reader.fields[key].contents()
-
-
-def _llm_tokenizer(tokenizer: Tokenizer, model_max_length: int) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=model_max_length,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        **_LLM_SPECIAL_TOKENS,
-    )
 
 
 def _cut_dinov2(state: StateDict, num_layers: int) -> StateDict:

@@ -1,7 +1,4 @@
-"""Where a checkpoint's pretrained modules come from: ``hub_configs/NAME/sources.yaml`` read into dataclasses.
-
-Knows names, versions, revisions and hashes; fetches nothing and knows nothing about weights.
-"""
+"""Where a checkpoint's pretrained modules come from: ``hub_configs/NAME/sources.yaml`` read into dataclasses."""
 
 import re
 from contextlib import suppress

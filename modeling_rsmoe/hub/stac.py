@@ -6,7 +6,9 @@ when images may be from has no bounds: all of the Earth, all times.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
 
 from ..generation_rsmoe import DEFAULTS
 from .facts import Facts
@@ -27,7 +29,7 @@ def stac_item(facts: Facts) -> dict[str, Any]:
         "license": facts.texts.license or properties["license"],
         "mlm:name": facts.name,
         "mlm:framework_version": facts.config.transformers_version,
-        "mlm:memory_size": facts.weight_bytes,
+        "mlm:memory_size": facts.parameters * cast(torch.dtype, facts.config.dtype or torch.float32).itemsize,
         "mlm:total_parameters": facts.parameters,
         "mlm:pretrained_source": ", ".join(facts.base_models) or properties["mlm:pretrained_source"],
         "mlm:hyperparameters": _hyperparameters(facts),
