@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -63,6 +64,8 @@ DtypeOption = Annotated[
         show_default="float32, on a GPU bfloat16; the checkpoint's where it is quantised",
     ),
 ]
+FolderOption = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object for each image, on a line of its own.")
 ]
