@@ -24,7 +24,7 @@ from transformers.trainer_utils import IntervalStrategy
 from .. import RSMoEConfig, RSMoEForConditionalGeneration, RSMoEProcessor
 from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import cache_folder, write_whole
+from ..utils.files import cache_folder, disk_errors, write_whole
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import TRAINING_RECORD, folder_sha256, package_versions
 from .checkpoints import last_checkpoint, load_parameters, save_tensors, train_to_the_end
@@ -88,8 +88,8 @@ def train_stage(
         )
     progress("reading the data")
     training = read_data(Path(data).absolute(), recipe)
-    folder = None if features is None else Path(features)
-    job = _Job(stage, recipe, arguments, training, start, output, folder, progress)
+    features = Path(features or cache_folder() / "features")
+    job = _Job(stage, recipe, arguments, training, start, output, features, progress)
     arguments.output_dir = str(job.state)
     try:
         _run(job, resume, before)
@@ -111,17 +111,12 @@ class _Job:
     data: TrainingData
     start: Path  # the checkpoint that is trained from
     output: Path
-    features: Path | None
+    features: Path
     progress: Progress
 
     @property
     def state(self) -> Path:
         return self.output / STATE
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the process that writes."""
-        return self.arguments.process_index == 0
 
     @property
     def examples_per_step(self) -> int:
@@ -130,15 +125,15 @@ class _Job:
 
 
 def _run(job: _Job, resume: bool, before: dict[str, Any] | None) -> None:
-    """Begin or resume, learn, and write the outcome."""
-    record: dict[str, Any] = {}
-    if job.is_first:
+    """Begin or resume, learn, and write the outcome. Only the first process writes."""
+    is_first = job.arguments.process_index == 0
+    if is_first:
         job.progress("hashing the data")
         record = _record(job)
         _begin(job, record, resume)
     began = time.time()
     weights, log = _learn(job)
-    if job.is_first:
+    if is_first:
         job.progress(f"writing {job.output}")
         gc.collect()  # the trainer's cycles hold a model
         steps = log[-1]["step"]
@@ -233,23 +228,15 @@ def _record(job: _Job) -> dict[str, Any]:
 
 
 def _begin(job: _Job, record: dict[str, Any], resume: bool) -> None:
-    """Enter a new training into its folder, or see that the one there is the same.
-
-    Raises:
-        RSMoEError: a training is there already, or another one than what is to be resumed.
-    """
+    """Enter a new training into its folder, or see that the one there is the same."""
     output, file = job.output, job.state / TRAINING_RECORD
     if (output / TRAINING_RECORD).is_file():
         raise RSMoEError(f"{output} holds a finished training; give another --output")
     if not file.is_file():
         if (output / "config.json").is_file():
             raise RSMoEError(f"{output} holds a checkpoint that was not begun here; give another --output")
-        try:
+        with disk_errors("cannot write", "Free some space or give another --output."):
             write_whole(file, json.dumps(record, indent=2) + "\n")
-        except OSError as error:
-            raise RSMoEError(
-                f"{output} cannot be written ({error}); free some space or give another --output"
-            ) from error
         return
     if not resume:
         raise RSMoEError(f"{output} holds a training that was begun; add --resume, or give another --output")
@@ -286,10 +273,10 @@ def _learn(job: _Job) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     _show(trainer, job.stage, job.examples_per_step, job.output / "loss.png", job.output / "tensorboard" / job.stage)
     job.progress("training")
     train_to_the_end(trainer)
-    learned = trained_parameters(cast(Any, trainer.model))
+    learned: Any = trained_parameters(cast(Any, trainer.model))
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # every process gives its shards
         gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        return {name: value.cpu() for name, value in gathered.items() if name in learned}, trainer.state.log_history
+        learned = {name: value for name, value in gathered.items() if name in learned}
     return {name: value.detach().cpu() for name, value in learned.items()}, trainer.state.log_history
 
 
@@ -297,14 +284,15 @@ def _prepare_encoder(job: _Job, model: RSMoEForConditionalGeneration, processor:
     """What comes before the examples, each once: the ViT's last norm, features of the images, alignment."""
     from .alignment import standardize_vision
 
+    recipe = job.recipe
     model.eval()
-    if job.recipe.standardize_vision:
+    if recipe.standardize_vision:
         measure = partial(standardize_vision, model, processor, job.data.images, job.arguments.seed, job.progress)
         _once(job, model, STANDARD, measure)
-    cache = FeatureCache(job.features or cache_folder() / "features", model, processor)
-    if job.recipe.alignment_steps or _needs_similar_images(job.recipe):
+    cache = FeatureCache(job.features, model, processor)
+    if recipe.alignment_steps or (recipe.rewrite_share and recipe.similar_images):
         cache.add(job.data.images, job.progress)
-    if job.recipe.alignment_steps:
+    if recipe.alignment_steps:
         _once(job, model, ALIGNED, partial(_align, job, model, processor, cache))
     return cache
 
@@ -317,7 +305,7 @@ def _once(job: _Job, model: RSMoEForConditionalGeneration, name: str, change: Ca
         return
     before = {path: value.clone() for path, value in model.model.encoder.named_parameters()}
     change()
-    if job.is_first:
+    if job.arguments.process_index == 0:
         after = dict(model.model.encoder.named_parameters())
         changed = {path: value for path, value in after.items() if not torch.equal(value, before[path])}
         save_tensors({f"model.encoder.{path}": value for path, value in changed.items()}, file)
@@ -371,7 +359,7 @@ def _example_trainer(
         cast_base_lm(model)
     only_adapters = all(module_of(name) in ("router", "experts") for name in trained_parameters(model))
     arguments.ddp_find_unused_parameters = not only_adapters  # all adapters are always in the graph
-    if cache is not None and _needs_similar_images(recipe):
+    if cache is not None and recipe.rewrite_share and recipe.similar_images:
         job.progress("comparing images")
         records = {record.image: record for record in job.data.captions}
         for image, others in similar_images(cache, list(records), recipe.similar_images).items():
@@ -395,15 +383,8 @@ def _example_trainer(
 def _datasets(job: _Job, instructions: dict[str, str]) -> tuple[Any, Any]:
     """The examples that are learned and those that are measured, or None; the arguments get the steps of both."""
     recipe, arguments = job.recipe, job.arguments
-    train = training_examples(
-        job.data,
-        recipe,
-        instructions,
-        arguments.seed,
-        job.examples_per_step,
-        arguments.num_train_epochs,
-        arguments.max_steps,
-    )
+    length = (arguments.num_train_epochs, arguments.max_steps)
+    train = training_examples(job.data, recipe, instructions, arguments.seed, job.examples_per_step, *length)
     arguments.max_steps = len(train) // job.examples_per_step
     if not recipe.eval_examples:
         return train, None
@@ -411,10 +392,6 @@ def _datasets(job: _Job, instructions: dict[str, str]) -> tuple[Any, Any]:
     arguments.eval_steps = arguments.eval_steps or arguments.save_steps
     held_out = read_data(job.data.folder, recipe, "val")
     return train, val_examples(held_out, recipe, instructions, arguments.seed, arguments.per_device_eval_batch_size)
-
-
-def _needs_similar_images(recipe: Recipe) -> bool:
-    return bool(recipe.rewrite_share and recipe.similar_images)
 
 
 def _show(trainer: Any, name: str, examples_per_step: int, curve: Path, events: Path) -> None:
