@@ -205,7 +205,7 @@ def _entries(folder: Path, name: str) -> Iterator[Entry]:
     if not folder.is_dir():
         raise RSMoEError(f"data folder {folder} does not exist or is not a folder; give the folder that holds {name}")
     if (folder / name).is_file():
-        yield from _lines(folder / name)
+        yield from json_lines(folder / name, folder)
     elif _metadata_files(folder):
         other = QUESTIONS_FILE if name == CAPTIONS_FILE else CAPTIONS_FILE
         yield from (line for line in _metadata_entries(folder) if _is_of(line, name) or not _is_of(line, other))
@@ -224,7 +224,7 @@ def _metadata_entries(folder: Path) -> Iterator[Entry]:
             f"{folder / METADATA_FILE} is missing; an ImageFolder has it beside its images or in train, val and test"
         )
     for file, split in metadata.items():
-        for line in _lines(file):
+        for line in json_lines(file, file.parent):
             yield replace(line, values=_of_image_folder(line, folder.resolve().name, split))
 
 
@@ -257,18 +257,30 @@ def _of_image_folder(line: Entry, dataset: str, split: str) -> dict[str, Any]:
     return values
 
 
-def _lines(file: Path) -> Iterator[Entry]:
-    with file.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            if not raw.strip():
-                continue
-            try:
-                values = json.loads(raw.decode("utf-8"))
-            except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors
-                raise RSMoEError(f"{file}:{number}: not a line of UTF-8 JSON ({error}); correct the line") from None
-            if not isinstance(values, dict):
-                raise RSMoEError(f"{file}:{number}: {type(values).__name__} found, expected one JSON object a line")
-            yield Entry(f"{file}:{number}", file.parent, values)
+def json_lines(file: Path, folder: Path) -> Iterator[Entry]:
+    """The JSON objects of a JSONL file.
+
+    Args:
+        file: its blank lines are left out.
+        folder: to which the paths in it are relative.
+
+    Raises:
+        RSMoEError: the file cannot be read, or a line is no JSON object.
+    """
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RSMoEError(f"{file} cannot be read ({error.strerror}); give a JSONL file") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line.decode("utf-8"))
+        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors
+            raise RSMoEError(f"{file}:{number}: not a line of UTF-8 JSON ({error}); correct the line") from None
+        if not isinstance(values, dict):
+            raise RSMoEError(f"{file}:{number}: {type(values).__name__} found, expected one JSON object a line")
+        yield Entry(f"{file}:{number}", folder, values)
 
 
 def _select(

@@ -7,10 +7,11 @@ Both are dataclasses with a sentence for each field. A YAML file holds one mappi
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
+from transformers.hf_argparser import HfArg
 from trl import SFTConfig, TrlParser
 
 from ..errors_rsmoe import RSMoEError
@@ -33,11 +34,12 @@ STAGE2_DEFAULTS: dict[str, Any] = {
     "router_share": 0.4,
     "expert_share": 0.6,
 }
+# Fields of SFTConfig that stay off.
+RULED_OUT = ["fp16", "max_length", "packing", "padding_free", "push_to_hub", "auto_find_batch_size"]
+RULED_OUT += ["label_smoothing_factor", "load_best_model_at_end"]
 
 
 def _setting(default: Any, help: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
@@ -50,9 +52,7 @@ class Recipe:
     """
 
     model: str | None = _setting(
-        None,
-        "The checkpoint to train from: a folder, or in stage 1 a name such as rs-moe-nano, assembled without its "
-        "trained weights.",
+        None, "The checkpoint to train from: a folder, or in stage 1 a name, assembled without its trained weights."
     )
     one_stage: bool = _setting(False, "Let stage 2 begin without a finished stage 1: the paper's one-stage ablation.")
 
@@ -64,7 +64,7 @@ class Recipe:
     projection: Literal["full", "frozen"] = _setting("full", "The query tokens and the projection to the base LM.")
     language_model: Literal["lora", "full", "frozen"] = _setting("lora", "The base LM; LoRA is merged at the end.")
     router: Literal["train", "frozen"] = _setting("frozen", "The instruction router.")
-    experts: list[str] = _setting([], "The experts that learn, by name, or all.")
+    experts: list[str] = HfArg(default_factory=list, help="The experts that learn, by name, or all.")
     expert_names: list[str] | None = _setting(None, "Keep only these experts of the checkpoint; by default all.")
     expert_start: Literal["base", "random", "checkpoint"] = _setting(
         "base", "Where router and experts that learn begin: at the base LM, at random weights, or as they are."
@@ -74,15 +74,13 @@ class Recipe:
     lora_dropout: float = _setting(0.0, "Dropout on the input of the LoRA.")
 
     attn_implementation: str | None = _setting(
-        None,
-        "Attention of the base LM while it trains, sdpa or eager (faster on CPUs); by default the checkpoint's.",
+        None, "Attention of the base LM while it trains: sdpa, eager (faster on CPUs); by default the checkpoint's."
     )
 
     # learning rates; learning_rate is that of every module without one of its own
     vision_learning_rate: float | None = _setting(None, "Learning rate of the ViT, in place of learning_rate.")
     qformer_learning_rate: float | None = _setting(
-        None,
-        "Learning rate of the Q-Former without its cross-attention: of what comes from a pretrained text encoder.",
+        None, "Learning rate of what comes from a pretrained text encoder: the Q-Former without its cross-attention."
     )
     projection_learning_rate: float | None = _setting(
         None, "Learning rate of the cross-attention, the query tokens and the projection."
@@ -134,19 +132,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(Recipe).items():  # not fields(): the parser simplifies their types
-            value = getattr(self, name)
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                raise RSMoEError(f"{name} is {value!r}; expected one of {', '.join(get_args(kind))}")
-            if kind in (list[str], list[str] | None) and not _is_names(value, kind):
-                raise RSMoEError(f"{name} is {value!r}; expected a list of names")
-            if kind in (int, float, float | None) and not _is_number(value, kind):
-                raise RSMoEError(f"{name} is {value!r}; expected {'a' if kind is not int else 'a whole'} number")
-        for name in ("question_share", "example_weight", "lora_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RSMoEError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
-        for name in ("lora_r", "alignment_batch_size", "references_per_example"):
-            if getattr(self, name) < 1:
-                raise RSMoEError(f"{name} is {getattr(self, name)}; expected 1 or more")
+            expected = _expected(name, kind, getattr(self, name))
+            if expected is not None:
+                raise RSMoEError(f"{name} is {getattr(self, name)!r}; expected {expected}")
         if self.alignment_steps and self.qformer in ("frozen", "lora"):
             raise RSMoEError(
                 f"alignment_steps is {self.alignment_steps}, but the Q-Former is {self.qformer}: it is aligned only "
@@ -161,7 +149,7 @@ class Recipe:
             stage: "stage1" or "stage2".
             **changes: fields.
         """
-        return cls(**{**(STAGE2_DEFAULTS if stage == "stage2" else {}), **changes})
+        return cls(**(STAGE2_DEFAULTS if stage == "stage2" else {}) | changes)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -205,15 +193,8 @@ class TrainArguments(SFTConfig):
         # transformers refuses bfloat16 where there is only a CPU, unless use_cpu is set.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
-        fixed: dict[str, Any] = {
-            "fp16": False,
-            "max_length": None,
-            "packing": False,
-            "padding_free": False,
-            "push_to_hub": False,
-        }
-        fixed |= {"auto_find_batch_size": False, "label_smoothing_factor": 0.0, "load_best_model_at_end": False}
-        for name, value in fixed.items():
+        for name in RULED_OUT:
+            value = None if name == "max_length" else False
             if getattr(self, name) != value:
                 raise RSMoEError(f"{name} is {getattr(self, name)!r}; training needs {value!r}: leave it out")
         # Examples come in their final order, with columns that only our collator reads.
@@ -239,10 +220,9 @@ def read_settings(
     values = _section(Path(file), stage)
     if "output_dir" in values:
         raise RSMoEError(f"{file}: {stage} sets output_dir; give the folder with --output instead")
-    kinds: Any = [Recipe, TrainArguments]
-    parser = _Parser(kinds)
-    defaults = {**(STAGE2_DEFAULTS if stage == "stage2" else {}), "output_dir": str(output_dir)}
-    unknown = parser.set_defaults_with_config(**{**defaults, **values})
+    parser = _Parser(cast(Any, [Recipe, TrainArguments]))
+    defaults = STAGE2_DEFAULTS if stage == "stage2" else {}
+    unknown = parser.set_defaults_with_config(**defaults | {"output_dir": str(output_dir)} | values)
     if unknown:
         names = ", ".join(name.removeprefix("--") for name in unknown[::2])
         raise RSMoEError(f"{file}: {stage} has no setting {names}; see `rsmoe train {stage} --settings`")
@@ -260,7 +240,7 @@ def describe_settings(stage: Stage) -> str:
     defaults = STAGE2_DEFAULTS if stage == "stage2" else {}
     lines = []
     for setting in [*fields(Recipe), *(f for f in fields(TrainArguments) if f.name in TrainArguments.__annotations__)]:
-        default = setting.default_factory() if callable(setting.default_factory) else setting.default
+        default = [] if callable(setting.default_factory) else setting.default
         value = defaults.get(setting.name, default)
         lines.append(f"{setting.name} ({value if value is not None else 'not set'}): {setting.metadata['help']}")
     return "\n".join(lines)
@@ -286,13 +266,22 @@ def _section(file: Path, stage: Stage) -> dict[str, Any]:
     return section
 
 
-def _is_names(value: object, kind: Any) -> bool:
-    if value is None:
-        return kind != list[str]
-    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
-
-
-def _is_number(value: object, kind: Any) -> bool:
-    if value is None:
-        return kind == float | None
-    return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool) and value >= 0
+def _expected(name: str, kind: Any, value: Any) -> str | None:
+    """What a field of the recipe can be, where the value is nothing of that."""
+    kinds = get_args(kind) or (kind,)
+    if get_origin(kind) is Literal:
+        return None if value in kinds else f"one of {', '.join(kinds)}"
+    if value is None and type(None) in kinds:
+        return None
+    if list[str] in (kind, *kinds):
+        fits = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+        return None if fits else "a list of names"
+    if int in kinds or float in kinds:
+        types = (int, float) if float in kinds else (int,)
+        if not isinstance(value, types) or isinstance(value, bool) or value < 0:
+            return "a number" if float in kinds else "a whole number"
+    if name in ("question_share", "example_weight", "lora_dropout") and value > 1:
+        return "a share from 0 to 1"
+    if name in ("lora_r", "alignment_batch_size", "references_per_example") and value < 1:
+        return "1 or more"
+    return None
