@@ -75,8 +75,7 @@ def standardize_vision(
     norm.weight.fill_(1)
     norm.bias.zero_()
     sample = random.Random(f"{seed}/standardize").sample(list(images), min(MEASURED_IMAGES, len(images)))
-    width = norm.weight.numel()
-    count, total, squares = 0, torch.zeros(width, dtype=torch.double), torch.zeros(width, dtype=torch.double)
+    count, (total, squares) = 0, torch.zeros(2, norm.weight.numel(), dtype=torch.double)
     for start in range(0, len(sample), VISION_BATCH):
         progress("measuring image features", start, len(sample), "images")
         batch = read_images(sample[start : start + VISION_BATCH])

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ..experts_rsmoe import RSMoEExpert
     from ..modeling_rsmoe import RSMoEForConditionalGeneration
 
-# Layers of the Q-Former that only its text passes through; queries have their own ("..._query").
-TEXT_PATH = re.compile(r"(^|\.)(embeddings\.|intermediate\.dense|output\.dense|output\.LayerNorm)")
+# Layers of the Q-Former that only its text passes through; queries have their own ("..._query"), attention is shared.
+TEXT_PATH = re.compile(r"(?!.*(attention|_query))(.*\.)?(embeddings\.|intermediate\.dense|output\.(dense|LayerNorm))")
 # Where its LoRA goes [paper: q and v of self-attention, all projections of cross-attention, feed-forward layers].
 QFORMER_LORA = (
     r"attention\.attention\.(query|value)",
@@ -69,7 +69,7 @@ def select_modules(
             parameter.requires_grad_(not name.endswith("mask_token"))
     if recipe.qformer in ("full", "queries"):
         for name, parameter in encoder.qformer.named_parameters():
-            parameter.requires_grad_(recipe.qformer == "full" or TEXT_PATH.search(_path_in_layer(name)) is None)
+            parameter.requires_grad_(recipe.qformer == "full" or TEXT_PATH.match(name) is None)
     if recipe.projection == "full":
         encoder.projection.requires_grad_(True)
         encoder.query_tokens.requires_grad_(True)
@@ -161,8 +161,3 @@ def _with_lora(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> "RSMoE
         if isinstance(module, BaseTunerLayer):
             cast(Any, module).cast_input_dtype_enabled = False  # autocast does it, once for each weight
     return wrapped
-
-
-def _path_in_layer(name: str) -> str:
-    """A parameter's name inside its layer: the text path's `output.dense`, not `attention.output.dense`."""
-    return "" if "attention" in name or "_query" in name else name

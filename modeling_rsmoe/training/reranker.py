@@ -82,16 +82,22 @@ def train_reranker(
     model.eval()
     reranker = model.model.add_reranker(rank, buckets)
     cache = FeatureCache(features or cache_folder() / "features", model, processor)
-    cache.add([record.image for record in records], progress)
+    images = [record.image for record in records]
+    cache.add(images, progress)
     pooled = []
-    for first in range(0, len(records), FEATURE_BATCH):
-        progress("reading image features", first, len(records), "images")
-        pooled.append(pool_image_features(cache([record.image for record in records[first : first + FEATURE_BATCH]])))
+    for first in range(0, len(images), FEATURE_BATCH):
+        progress("reading image features", first, len(images), "images")
+        pooled.append(pool_image_features(cache(images[first : first + FEATURE_BATCH])))
     progress(f"fitting to {len(records)} images")
     similarity = fit_reranker(reranker, torch.cat(pooled), _token_ids(records, processor))
     progress(f"writing {output}")
-    record = _record(records, folder, start)
-    record["reranker"] |= {"rank": rank, "buckets": buckets, "datasets": datasets, "similarity": similarity}
+    fitted = {
+        "data": {"sha256": records_sha256(records, folder), "captioned_images": len(records)},
+        "start": {"name": start.name, "sha256": folder_sha256(start)},
+        "versions": package_versions(),
+    }
+    fitted |= {"rank": rank, "buckets": buckets, "datasets": datasets, "similarity": similarity}
+    record = {**(history(start) or {"format": 1, "finished": False}), "reranker": fitted}
     with whole_folder(output) as unfinished:
         dtype = RSMoEConfig.from_pretrained(start).dtype or torch.float32
         cast(Any, model).to(dtype).save_pretrained(unfinished, save_original_format=False)
@@ -120,8 +126,8 @@ def fit_reranker(
     images, (buckets, rank) = len(captions), reranker.ngram_embeddings.weight.shape
     frequency = _document_frequency(captions, buckets)
     reranker.idf.weight.copy_(torch.log(images / frequency.clamp(min=1)).unsqueeze(1))
-    texts = _means(reranker, captions) * (frequency >= MIN_DOC_FREQ)  # rare n-grams count for a text's length only
-    texts = texts.coalesce()
+    # Rare n-grams count for a text's length only.
+    texts = (_means(reranker, captions) * (frequency >= MIN_DOC_FREQ)).coalesce()
     mean, spread = pooled.mean(0), pooled.std(0) + 1e-6
     scaled = (pooled - mean) / spread
     held_out = torch.arange(images) % HOLDOUT_EVERY == 0
@@ -197,15 +203,3 @@ def _main_directions(features: torch.Tensor, weights: torch.Tensor, average: tor
     values, vectors = values[-rank:], vectors[:, -rank:]
     significant = values > EIG_TOL * values[-1]
     return ((spread.T @ vectors) * significant / values.clamp(min=1e-30).sqrt()).float()
-
-
-def _record(records: "Sequence[CaptionRecord]", data: Path, start: Path) -> dict[str, Any]:
-    """What the checkpoint's record says already, and what is fitted here from what."""
-    return {
-        **(history(start) or {"format": 1, "finished": False}),
-        "reranker": {
-            "data": {"sha256": records_sha256(records, data), "captioned_images": len(records)},
-            "start": {"name": start.name, "sha256": folder_sha256(start)},
-            "versions": package_versions(),
-        },
-    }
