@@ -10,24 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
+from datasets import Dataset, concatenate_datasets
 
 from ..data.aspects import ASPECTS
 from ..data.examples import Example, Kind, stage1_examples, stage2_examples
 from ..data.records import CaptionRecord, QuestionRecord, is_text, json_lines, read_captions, read_questions
 from ..errors_rsmoe import RSMoEError
+from ..processing_rsmoe import RSMoEProcessor
 from ..prompting_rsmoe import Prompt
 from ..utils.images import read_images
+from .features import FeatureCache
 from .settings import Recipe
 
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from ..processing_rsmoe import RSMoEProcessor
-    from .features import FeatureCache
 
 R = TypeVar("R", CaptionRecord, QuestionRecord)
 
@@ -191,7 +188,7 @@ def training_examples(
     batch: int,
     epochs: float,
     max_steps: int = -1,
-) -> "Dataset":
+) -> Dataset:
     """All examples of a training in the order in which they are learned, `batch` for each of its steps.
 
     Args:
@@ -206,8 +203,6 @@ def training_examples(
     Returns:
         The columns `image`, `kind`, `expert`, `prompt`, `qformer_text`, `completions`.
     """
-    from datasets import concatenate_datasets
-
     tables = []
     epoch, drawn, total = 0, 0, max_steps * batch
     while max_steps <= 0 or drawn < total:
@@ -223,16 +218,14 @@ def training_examples(
     return concatenate_datasets(tables)
 
 
-def val_examples(data: TrainingData, recipe: Recipe, instructions: dict[str, str], seed: int, batch: int) -> "Dataset":
+def val_examples(data: TrainingData, recipe: Recipe, instructions: dict[str, str], seed: int, batch: int) -> Dataset:
     """`recipe.eval_examples` examples of the val split, always the same."""
     examples = epoch_examples(data, recipe, instructions, seed, epoch=0)[: recipe.eval_examples]
     return _table(by_length(examples, batch, "val"))
 
 
-def _table(examples: Sequence[Example]) -> "Dataset":
+def _table(examples: Sequence[Example]) -> Dataset:
     """Examples as SFTTrainer takes them; its collator reads the columns."""
-    from datasets import Dataset
-
     return Dataset.from_list(
         [
             {
@@ -260,7 +253,7 @@ class ExampleCollator:
         features: of the images; without them, pixels are read.
     """
 
-    def __init__(self, processor: "RSMoEProcessor", features: "FeatureCache | None" = None):
+    def __init__(self, processor: RSMoEProcessor, features: FeatureCache | None = None):
         self.processor, self.features = processor, features
         self.kinds = [*BASE_KINDS, "router", *processor.experts]
 

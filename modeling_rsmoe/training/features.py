@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +21,12 @@ from filelock import FileLock
 
 from ..errors_rsmoe import RSMoEError
 from ..inference.encoder import encoder_sha256
+from ..modeling_rsmoe import RSMoEForConditionalGeneration
+from ..processing_rsmoe import RSMoEProcessor
 from ..utils.files import disk_errors, sha256_of, write_whole
 from ..utils.images import read_images
 from ..utils.progress import Progress, no_progress
 
-
-if TYPE_CHECKING:
-    from ..modeling_rsmoe import RSMoEForConditionalGeneration
-    from ..processing_rsmoe import RSMoEProcessor
 
 FORMAT = 1
 VISION_BATCH = 8  # images that the ViT encodes together
@@ -47,7 +45,7 @@ class FeatureCache:
         RSMoEError: the folder cannot be read or written.
     """
 
-    def __init__(self, folder: str | Path, model: "RSMoEForConditionalGeneration", processor: "RSMoEProcessor"):
+    def __init__(self, folder: str | Path, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor):
         self.encoder = encoder_sha256(model.model.encoder, processor)
         self.folder = Path(folder) / self.encoder[:16]
         self._data_file, self._index_file = self.folder / "features.f16", self.folder / "index.json"

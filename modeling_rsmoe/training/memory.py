@@ -8,7 +8,7 @@ driver, the communication library and the allocator's fragments take.
 import weakref
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from ..configuration_rsmoe import RSMoEConfig
 from ..errors_rsmoe import RSMoEError
 from ..experts_rsmoe import decoder_layers
+from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from .modules import cast_base_lm, select_modules, trained_parameters
 from .settings import Recipe
 
-
-if TYPE_CHECKING:
-    from ..configuration_rsmoe import RSMoEConfig
-    from ..modeling_rsmoe import RSMoEForConditionalGeneration
 
 Strategy = Literal["DDP", "FSDP", "ZeRO-2", "ZeRO-3"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -68,8 +66,8 @@ class Memory:
 
 
 def without_weights(
-    config: "RSMoEConfig", recipe: Recipe | None = None, bf16: bool = False
-) -> "RSMoEForConditionalGeneration":
+    config: RSMoEConfig, recipe: Recipe | None = None, bf16: bool = False
+) -> RSMoEForConditionalGeneration:
     """The model on the meta device; with a recipe, as its stage trains it.
 
     Args:
@@ -80,8 +78,6 @@ def without_weights(
     Raises:
         RSMoEError: as of `select_modules`.
     """
-    from ..modeling_rsmoe import RSMoEForConditionalGeneration
-
     with torch.device("meta"):
         model = RSMoEForConditionalGeneration(config)
         if recipe is not None:
@@ -93,7 +89,7 @@ def without_weights(
     return model
 
 
-def count_parameters(model: "RSMoEForConditionalGeneration", learned: bool = False) -> dict[str, int]:
+def count_parameters(model: RSMoEForConditionalGeneration, learned: bool = False) -> dict[str, int]:
     """Module -> its parameters, each counted once; with `learned`, only those that learn (LoRA among them)."""
     encoder = model.model.encoder
     modules: dict[str, list[nn.Module]] = {
@@ -112,7 +108,7 @@ def count_parameters(model: "RSMoEForConditionalGeneration", learned: bool = Fal
     }
 
 
-def sharded_layers(model: "RSMoEForConditionalGeneration") -> list[nn.Module]:
+def sharded_layers(model: RSMoEForConditionalGeneration) -> list[nn.Module]:
     """Layers of base LM, ViT and Q-Former: FSDP's units, as in `hub_configs/accelerate/fsdp.yaml`."""
     encoder = model.model.encoder
     layers = list(decoder_layers(model.model.language_model))
@@ -125,7 +121,7 @@ def sharded_layers(model: "RSMoEForConditionalGeneration") -> list[nn.Module]:
 
 
 def step_memory(
-    model: "RSMoEForConditionalGeneration", strategy: Strategy, processes: int, bf16: bool, activations: int = 0
+    model: RSMoEForConditionalGeneration, strategy: Strategy, processes: int, bf16: bool, activations: int = 0
 ) -> Memory:
     """Bytes on each of `processes` devices.
 
@@ -172,7 +168,7 @@ def _shard(parameter: nn.Parameter, processes: int) -> int:
     return ceil(len(parameter) / processes) * (parameter.numel() // len(parameter))
 
 
-def _gathered(model: "RSMoEForConditionalGeneration", bf16: bool) -> int:
+def _gathered(model: RSMoEForConditionalGeneration, bf16: bool) -> int:
     """What FSDP holds beside its shards: all that is in no layer, two layers, and their gradients."""
 
     def size(module: nn.Module) -> int:
@@ -233,7 +229,7 @@ class PeakMemory(TorchDispatchMode):
         self.alive -= self._sizes.pop(key, 0)
 
 
-def activation_bytes(config: "RSMoEConfig", recipe: Recipe, batch: Batch, bf16: bool) -> tuple[int, int]:
+def activation_bytes(config: RSMoEConfig, recipe: Recipe, batch: Batch, bf16: bool) -> tuple[int, int]:
     """The most bytes that one step of `batch` has alive beside weights and gradients.
 
     Returns:
@@ -258,13 +254,13 @@ def activation_bytes(config: "RSMoEConfig", recipe: Recipe, batch: Batch, bf16: 
         return kept, _peak(model, recipe, batch, bf16)
 
 
-def _peak(model: "RSMoEForConditionalGeneration", recipe: Recipe, batch: Batch, bf16: bool) -> int:
+def _peak(model: RSMoEForConditionalGeneration, recipe: Recipe, batch: Batch, bf16: bool) -> int:
     with PeakMemory(model) as memory:
         _loss(model, recipe, batch, bf16).backward()
     return memory.peak
 
 
-def _loss(model: "RSMoEForConditionalGeneration", recipe: Recipe, batch: Batch, bf16: bool) -> torch.Tensor:
+def _loss(model: RSMoEForConditionalGeneration, recipe: Recipe, batch: Batch, bf16: bool) -> torch.Tensor:
     """What `ExampleTrainer` computes, without reading a value: sequences of all adapters may be in the batch."""
     base, examples, tokens = model.model, batch.examples, batch.tokens
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

@@ -9,15 +9,16 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 
 from ..configuration_rsmoe import RSMoEConfig
 from ..data.cleaning import clean_caption
-from ..data.records import read_captions, records_sha256
+from ..data.records import CaptionRecord, read_captions, records_sha256
 from ..errors_rsmoe import RSMoEError
 from ..hub.folders import check_target, whole_folder
+from ..processing_rsmoe import RSMoEProcessor
 from ..reranker_rsmoe import RSMoEReranker, hashed_ngrams, pool_image_features
 from ..utils.files import cache_folder, write_whole
 from ..utils.progress import Progress, no_progress
@@ -27,10 +28,6 @@ from .features import FeatureCache
 from .settings import Recipe
 from .stages import LEARNED, STATE, history, load_start
 
-
-if TYPE_CHECKING:
-    from ..data.records import CaptionRecord
-    from ..processing_rsmoe import RSMoEProcessor
 
 RIDGE_GRID = (0.001, 0.01, 0.1, 1.0)
 HOLDOUT_EVERY = 10  # every tenth image is held out to choose the ridge
@@ -141,7 +138,7 @@ def fit_reranker(
     return {str(ridge): round(value, 4) for ridge, value in similarity.items()}
 
 
-def _token_ids(records: "Sequence[CaptionRecord]", processor: "RSMoEProcessor") -> list[list[list[int]]]:
+def _token_ids(records: Sequence[CaptionRecord], processor: RSMoEProcessor) -> list[list[list[int]]]:
     """Captions as the examples of a training have them."""
     texts = [f" {clean_caption(caption)}" for record in records for caption in record.captions]
     ids = iter(processor.tokenizer(texts, add_special_tokens=False)["input_ids"])

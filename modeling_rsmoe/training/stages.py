@@ -27,6 +27,7 @@ from ..errors_rsmoe import RSMoEError
 from ..utils.files import cache_folder, disk_errors, write_whole
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import TRAINING_RECORD, folder_sha256, package_versions
+from .alignment import AlignmentModel, AlignmentTrainer, CaptionPairs, select_queries, standardize_vision
 from .checkpoints import last_checkpoint, load_parameters, save_tensors, train_to_the_end
 from .examples import ExampleCollator, TrainingData, read_data, training_examples, val_examples
 from .features import FeatureCache, similar_images
@@ -282,8 +283,6 @@ def _learn(job: _Job) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
 
 def _prepare_encoder(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor) -> FeatureCache:
     """What comes before the examples, each once: the ViT's last norm, features of the images, alignment."""
-    from .alignment import standardize_vision
-
     recipe = job.recipe
     model.eval()
     if recipe.standardize_vision:
@@ -313,8 +312,6 @@ def _once(job: _Job, model: RSMoEForConditionalGeneration, name: str, change: Ca
 
 def _align(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, cache: FeatureCache) -> None:
     """Align the Q-Former with the captions."""
-    from .alignment import AlignmentModel, AlignmentTrainer, CaptionPairs, select_queries
-
     recipe, arguments = job.recipe, job.arguments
     pairs = CaptionPairs(model, processor, job.data.captions, cache, job.state / "captions.safetensors", job.progress)
     set_seed(arguments.seed)
