@@ -246,11 +246,10 @@ def _estimates(
                 kept, recomputed = (
                     memory.step_memory(models[stage], strategy, count, arguments.bf16, size) for size in activations
                 )
-                values = [kept.weights, kept.gradients, kept.optimizer, kept.buffers]
-                pairs = [(kept.activations, recomputed.activations), (kept.total, recomputed.total)]
-                cells = [f"{value / 1e9:.1f}" for value in values]
-                cells += [" / ".join(f"{value / 1e9:.1f}" for value in pair) for pair in pairs]
-                rows.append([f"{count} x {strategy}" if count > 1 else "one device", *cells])
+                cells = [(getattr(kept, column),) for column in columns[1:5]]
+                cells += [(getattr(kept, column), getattr(recomputed, column)) for column in columns[5:]]
+                name = f"{count} x {strategy}" if count > 1 else "one device"
+                rows.append([name, *(" / ".join(f"{value / 1e9:.1f}" for value in cell) for cell in cells)])
         precision = "bfloat16" if arguments.bf16 else "float32"
         title = f"{stage}, GB on each device, {batch.examples} examples of {tokens} tokens, {precision}\n"
         yield f"{title}(with activations kept / with activation_checkpointing)", columns, rows

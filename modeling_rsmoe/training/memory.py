@@ -62,9 +62,6 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.buffers + max(self.activations, self.step)
 
 
-# ---- parameters
-
-
 def without_weights(
     config: RSMoEConfig, recipe: Recipe | None = None, bf16: bool = False
 ) -> RSMoEForConditionalGeneration:
@@ -115,9 +112,6 @@ def sharded_layers(model: RSMoEForConditionalGeneration) -> list[nn.Module]:
     for transformer in (encoder.vision_model, encoder.qformer):
         layers += next((module for module in transformer.modules() if isinstance(module, nn.ModuleList)), [])
     return layers
-
-
-# ---- weights, gradients, optimizer
 
 
 def step_memory(
@@ -180,9 +174,6 @@ def _gathered(model: RSMoEForConditionalGeneration, bf16: bool) -> int:
 
     layers = [size(layer) for layer in sharded_layers(model)]
     return size(model) - sum(layers) + GATHERED_LAYERS * max(layers)
-
-
-# ---- activations
 
 
 class PeakMemory(TorchDispatchMode):

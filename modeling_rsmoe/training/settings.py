@@ -11,7 +11,6 @@ from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_
 
 import torch
 import yaml
-from transformers.hf_argparser import HfArg
 from trl import SFTConfig, TrlParser
 
 from ..errors_rsmoe import RSMoEError
@@ -64,7 +63,7 @@ class Recipe:
     projection: Literal["full", "frozen"] = _setting("full", "The query tokens and the projection to the base LM.")
     language_model: Literal["lora", "full", "frozen"] = _setting("lora", "The base LM; LoRA is merged at the end.")
     router: Literal["train", "frozen"] = _setting("frozen", "The instruction router.")
-    experts: list[str] = HfArg(default_factory=list, help="The experts that learn, by name, or all.")
+    experts: list[str] = field(default_factory=list, metadata={"help": "The experts that learn, by name, or all."})
     expert_names: list[str] | None = _setting(None, "Keep only these experts of the checkpoint; by default all.")
     expert_start: Literal["base", "random", "checkpoint"] = _setting(
         "base", "Where router and experts that learn begin: at the base LM, at random weights, or as they are."
@@ -237,8 +236,7 @@ def read_settings(
 
 def describe_settings(stage: Stage) -> str:
     """Every field of the recipe and ours of the arguments, one a line: name, default, sentence."""
-    defaults = STAGE2_DEFAULTS if stage == "stage2" else {}
-    lines = []
+    defaults, lines = STAGE2_DEFAULTS if stage == "stage2" else {}, []
     for setting in [*fields(Recipe), *(f for f in fields(TrainArguments) if f.name in TrainArguments.__annotations__)]:
         default = [] if callable(setting.default_factory) else setting.default
         value = defaults.get(setting.name, default)

@@ -80,7 +80,7 @@ def train_stage(
     Raises:
         RSMoEError: unfitting settings or data, an image that is lost, a full disk. Checkpoints stay good.
     """
-    start, output = _start_folder(stage, recipe, checkpoint), Path(output).absolute()
+    start, output = _start_folder(stage, checkpoint or recipe.model), Path(output).absolute()
     before = history(start)
     if stage == "stage2" and not recipe.one_stage and not _has_stage1(before):
         raise RSMoEError(
@@ -174,8 +174,7 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
     return model, processor
 
 
-def _start_folder(stage: Stage, recipe: Recipe, checkpoint: str | Path | None) -> Path:
-    folder = checkpoint or recipe.model
+def _start_folder(stage: Stage, folder: str | Path | None) -> Path:
     if folder is None:
         hint = "the output of stage 1" if stage == "stage2" else "an assembled checkpoint"
         raise RSMoEError(f"{stage} has no checkpoint to begin from; give --model with {hint}")
@@ -186,22 +185,19 @@ def _start_folder(stage: Stage, recipe: Recipe, checkpoint: str | Path | None) -
 
 def history(start: Path) -> dict[str, Any] | None:
     """The training.json of a checkpoint, or None."""
+    file = start / TRAINING_RECORD
     try:
-        record = json.loads((start / TRAINING_RECORD).read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        file = start / TRAINING_RECORD
         raise RSMoEError(f"{file} cannot be read ({error}); restore it or train stage 1 again") from error
-    return record if isinstance(record, dict) else None
 
 
 def _has_stage1(record: dict[str, Any] | None) -> bool:
-    while isinstance(record, dict):
-        if record.get("stage") == "stage1" and record.get("finished"):
-            return True
-        record = record.get("before")
-    return False
+    if record is None:
+        return False
+    return bool(record.get("stage") == "stage1" and record.get("finished")) or _has_stage1(record.get("before"))
 
 
 def _record(job: _Job) -> dict[str, Any]:
@@ -271,7 +267,7 @@ def _learn(job: _Job) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     cast(Any, model).to(job.arguments.device)
     cache = _prepare_encoder(job, model, processor) if job.recipe.vision == "frozen" else None
     trainer = _example_trainer(job, model, processor, cache)
-    _show(trainer, job.stage, job.examples_per_step, job.output / "loss.png", job.output / "tensorboard" / job.stage)
+    _show(job, trainer, job.stage, job.examples_per_step, "loss.png")
     job.progress("training")
     train_to_the_end(trainer)
     learned: Any = trained_parameters(cast(Any, trainer.model))
@@ -317,17 +313,14 @@ def _align(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProc
     set_seed(arguments.seed)
     aligned = AlignmentModel(model.model.encoder, len(pairs.words)).to(arguments.device)
     select_queries(model, recipe)
+    # bf16, since accelerate knows one precision in a process; alignment itself is in float32.
+    same = ("logging_steps", "save_steps", "weight_decay", "seed", "bf16", "use_cpu")
     alignment_arguments = TrainArguments(
         output_dir=str(job.state / "alignment"),
         max_steps=recipe.alignment_steps,
         per_device_train_batch_size=recipe.alignment_batch_size,
         warmup_steps=recipe.alignment_warmup_steps,
-        logging_steps=arguments.logging_steps,
-        save_steps=arguments.save_steps,
-        weight_decay=arguments.weight_decay,
-        seed=arguments.seed,
-        bf16=arguments.bf16,  # accelerate knows one precision in a process; alignment itself is in float32
-        use_cpu=arguments.use_cpu,
+        **{name: getattr(arguments, name) for name in same},
     )
     images_per_step = recipe.alignment_batch_size * arguments.world_size
     trainer = AlignmentTrainer(
@@ -337,8 +330,7 @@ def _align(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProc
         train_dataset=cast(Any, pairs.examples(recipe.alignment_steps * images_per_step, arguments.seed)),
         data_collator=pairs.collate,
     )
-    events = job.output / "tensorboard" / "alignment"
-    _show(trainer, "alignment", images_per_step, job.output / "alignment.png", events)
+    _show(job, trainer, "alignment", images_per_step, "alignment.png")
     train_to_the_end(trainer)
     model.requires_grad_(False)
 
@@ -346,6 +338,7 @@ def _align(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProc
 def _example_trainer(
     job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, cache: FeatureCache | None
 ) -> ExampleTrainer:
+    """The trainer over all examples; the arguments get its steps."""
     recipe, arguments = job.recipe, job.arguments
     set_seed(arguments.seed)
     if recipe.attn_implementation is not None:
@@ -363,7 +356,15 @@ def _example_trainer(
             job.data.similar[image] = [records[other] for other in others]
     job.progress("writing the examples")
     names = list(model.model.experts) if recipe.router == "train" else trained_experts(model, recipe)
-    train, val = _datasets(job, {name: processor.expert_instructions[name] for name in names})
+    instructions = {name: processor.expert_instructions[name] for name in names}
+    batch, length = job.examples_per_step, (arguments.num_train_epochs, arguments.max_steps)
+    train, val = training_examples(job.data, recipe, instructions, arguments.seed, batch, *length), None
+    arguments.max_steps = len(train) // batch
+    if recipe.eval_examples:
+        arguments.eval_strategy = IntervalStrategy.STEPS
+        arguments.eval_steps = arguments.eval_steps or arguments.save_steps
+        held_out = read_data(job.data.folder, recipe, "val")
+        val = val_examples(held_out, recipe, instructions, arguments.seed, arguments.per_device_eval_batch_size)
     if cache is not None:
         cache.add([Path(image) for table in (train, val) if table for image in table["image"]], job.progress)
     return ExampleTrainer(
@@ -377,23 +378,10 @@ def _example_trainer(
     )
 
 
-def _datasets(job: _Job, instructions: dict[str, str]) -> tuple[Any, Any]:
-    """The examples that are learned and those that are measured, or None; the arguments get the steps of both."""
-    recipe, arguments = job.recipe, job.arguments
-    length = (arguments.num_train_epochs, arguments.max_steps)
-    train = training_examples(job.data, recipe, instructions, arguments.seed, job.examples_per_step, *length)
-    arguments.max_steps = len(train) // job.examples_per_step
-    if not recipe.eval_examples:
-        return train, None
-    arguments.eval_strategy = IntervalStrategy.STEPS
-    arguments.eval_steps = arguments.eval_steps or arguments.save_steps
-    held_out = read_data(job.data.folder, recipe, "val")
-    return train, val_examples(held_out, recipe, instructions, arguments.seed, arguments.per_device_eval_batch_size)
-
-
-def _show(trainer: Any, name: str, examples_per_step: int, curve: Path, events: Path) -> None:
+def _show(job: _Job, trainer: Any, name: str, examples_per_step: int, curve: str) -> None:
     trainer.remove_callback(PrinterCallback)
-    for callback in (ExampleBar(name, examples_per_step), LossCurve(curve), tensorboard(events)):
+    events = tensorboard(job.output / "tensorboard" / name)
+    for callback in (ExampleBar(name, examples_per_step), LossCurve(job.output / curve), events):
         trainer.add_callback(callback)
 
 
