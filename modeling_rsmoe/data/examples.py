@@ -107,7 +107,8 @@ def stage1_examples(
     numbers = _numbers({"caption": 0, "answer": 0, "rewrite": 0} | shares, count)
     examples = []
     for record, rng in _seeded(_draw(captions, numbers["caption"], "caption", seed, epoch), f"{seed}/{epoch}/caption"):
-        examples.append(_caption_example(record, references, rng))
+        prompt = Prompt.base(_instruction(rng))
+        examples.append(Example(record.image, "caption", prompt, _completions(record.captions, references, rng)))
     captioned = {record.image: record for record in captions}
     for question, rng in _seeded(_draw(questions, numbers["answer"], "answer", seed, epoch), f"{seed}/{epoch}/answer"):
         examples.append(_answer_example(question, captioned, captions, rng))
@@ -181,11 +182,6 @@ def stage2_examples(
                 examples.append(_router_example(question.image, name, instruction, [question.question]))
     random.Random(f"{seed}/{epoch}/stage2").shuffle(examples)
     return examples
-
-
-def _caption_example(record: CaptionRecord, references: int, rng: random.Random) -> Example:
-    prompt = Prompt.base(_instruction(rng))
-    return Example(record.image, "caption", prompt, _completions(record.captions, references, rng))
 
 
 def _answer_example(

@@ -65,12 +65,9 @@ def _outcome(output: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         record = json.loads((output / TRAINING_RECORD).read_text(encoding="utf-8"))
         if not record["finished"]:
             raise ValueError("it is not finished")
-        learned: dict[str, torch.Tensor] = {}
-        for name in (STANDARD, ALIGNED, LEARNED):
-            if name == LEARNED or (output / STATE / name).is_file():
-                tensors = load_file(output / STATE / name)
-                learned |= {key.removeprefix(PEFT_PREFIX): value for key, value in tensors.items()}
-        return record, learned
+        before = [name for name in (STANDARD, ALIGNED) if (output / STATE / name).is_file()]
+        files = [load_file(output / STATE / name) for name in (*before, LEARNED)]
+        return record, {key.removeprefix(PEFT_PREFIX): value for tensors in files for key, value in tensors.items()}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RSMoEError(
             f"{output} is no finished training with its {STATE} folder ({error}); give the output of `rsmoe train`"

@@ -1,9 +1,8 @@
 """Image features of the frozen ViT, computed once for each image and read from disk afterwards.
 
 A cache folder belongs to one encoder (its weights, settings and preprocessing): `features.f16` holds float16
-[patches, width] of one image after the other, `index.json` says which image each belongs to. An image is known by its
-content; size and modification time only spare reading it again. The index is written after the features it names, so
-that a cache is good at every moment: what a killed process had not entered is computed again.
+[patches, width] of one image after the other, `index.json` says which image (by its content) each belongs to. The
+index is written after the features it names: what a killed process had not entered is computed again.
 """
 
 import json

@@ -72,15 +72,11 @@ class Recipe:
     lora_alpha: float = _setting(32.0, "The LoRA's product is scaled by lora_alpha / lora_r.")
     lora_dropout: float = _setting(0.0, "Dropout on the input of the LoRA.")
 
-    attn_implementation: str | None = _setting(
-        None, "Attention of the base LM while it trains: sdpa, eager (faster on CPUs); by default the checkpoint's."
-    )
+    attn_implementation: str | None = _setting(None, "Attention: sdpa, eager (faster on CPUs); else the checkpoint's.")
 
     # learning rates; learning_rate is that of every module without one of its own
     vision_learning_rate: float | None = _setting(None, "Learning rate of the ViT, in place of learning_rate.")
-    qformer_learning_rate: float | None = _setting(
-        None, "Learning rate of what comes from a pretrained text encoder: the Q-Former without its cross-attention."
-    )
+    qformer_learning_rate: float | None = _setting(None, "Learning rate of the Q-Former without its cross-attention.")
     projection_learning_rate: float | None = _setting(
         None, "Learning rate of the cross-attention, the query tokens and the projection."
     )
@@ -89,12 +85,8 @@ class Recipe:
     experts_learning_rate: float | None = _setting(None, "Learning rate of the experts.")
 
     # examples
-    datasets: list[str] | None = _setting(
-        None, "Datasets whose captions are learned, twice as often where named twice; by default all of the folder."
-    )
-    question_datasets: list[str] | None = _setting(
-        None, "Datasets whose questions are learned, twice as often where named twice; by default all."
-    )
+    datasets: list[str] | None = _setting(None, "Datasets of captions, by default all; named twice, twice as often.")
+    question_datasets: list[str] | None = _setting(None, "Datasets of questions, by default all; likewise.")
     caption_share: float = _setting(0.55, "Share of examples: the base LM captions the image.")
     answer_share: float = _setting(0.25, "Share of examples: the base LM answers a question.")
     rewrite_share: float = _setting(0.2, "Share of examples: the base LM rewrites expert texts into a caption.")
@@ -104,29 +96,19 @@ class Recipe:
     references_per_example: int = _setting(
         5, "References of an image that one example of a caption or an expert learns at once, as if drawn one by one."
     )
-    similar_images: int = _setting(
-        8, "Rewrite examples also take expert texts from so many similar images, as wrong as an expert's; 0 for none."
-    )
+    similar_images: int = _setting(8, "Similar images that rewrite examples take expert texts from too; 0 for none.")
     extra_examples: str | None = _setting(
         None, "JSONL of further examples for every epoch: image, kind, expert (or null), prompt, completions."
     )
-    example_weight: float = _setting(
-        0.5, "Share of the loss in which every example counts the same; in the rest every token does."
-    )
+    example_weight: float = _setting(0.5, "Share of the loss in which all examples count the same, not all tokens.")
     eval_examples: int = _setting(0, "Examples of the val split whose loss is measured every eval_steps; 0 for none.")
 
     # before the examples of stage 1
-    standardize_vision: bool = _setting(
-        False, "Set the ViT's last norm to mean 0 and spread 1 of each channel, measured on 500 training images."
-    )
-    alignment_steps: int = _setting(
-        0, "Steps of alignment, in which the Q-Former learns to name the captions' words before the base LM reads it."
-    )
+    standardize_vision: bool = _setting(False, "Give the ViT's features mean 0 and spread 1 (of 500 training images).")
+    alignment_steps: int = _setting(0, "Steps in which the Q-Former first learns to name the captions' words.")
     alignment_batch_size: int = _setting(32, "Images of a step of alignment.")
     alignment_learning_rate: float = _setting(3e-4, "Learning rate of alignment.")
-    alignment_qformer_learning_rate: float = _setting(
-        9e-5, "Learning rate in alignment of what comes from a pretrained text encoder."
-    )
+    alignment_qformer_learning_rate: float = _setting(9e-5, "That of what comes from a pretrained text encoder.")
     alignment_warmup_steps: int = _setting(50, "Steps of alignment in which the learning rates rise.")
 
     def __post_init__(self) -> None:
@@ -178,9 +160,7 @@ class TrainArguments(SFTConfig):
     bf16: bool = _setting(
         False, "Compute in bfloat16; frozen weights of the base LM are kept in it, weights that learn in float32."
     )
-    activation_checkpointing: bool | None = _setting(
-        None, "Recompute activations in the backward pass: slower, less memory."
-    )
+    activation_checkpointing: bool | None = _setting(None, "Recompute activations: slower, less memory.")
     gradient_checkpointing: bool | None = _setting(  # type: ignore[assignment]  # as in TrainingArguments
         None, "The older name of activation_checkpointing."
     )
