@@ -70,8 +70,8 @@ def _stage(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="The checkpoint to train from. stage1: a folder, or a name such as rs-moe-nano, assembled without its "
-            "trained weights; stage2: the output of stage1.",
+            help="The checkpoint to train from. stage1: a folder, or a name such as rs-moe-nano, assembled without "
+            "its trained weights; stage2: the output of stage1.",
             show_default="the one that FILE names",
         ),
     ] = None,

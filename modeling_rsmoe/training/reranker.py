@@ -79,21 +79,16 @@ def train_reranker(
     model.eval()
     reranker = model.model.add_reranker(rank, buckets)
     cache = FeatureCache(features or cache_folder() / "features", model, processor)
-    images = [record.image for record in records]
-    cache.add(images, progress)
-    pooled = []
-    for first in range(0, len(images), FEATURE_BATCH):
-        progress("reading image features", first, len(images), "images")
-        pooled.append(pool_image_features(cache(images[first : first + FEATURE_BATCH])))
+    pooled = _pooled_features(cache, [record.image for record in records], progress)
     progress(f"fitting to {len(records)} images")
-    similarity = fit_reranker(reranker, torch.cat(pooled), _token_ids(records, processor))
+    similarity = fit_reranker(reranker, pooled, _token_ids(records, processor))
     progress(f"writing {output}")
     fitted = {
         "data": {"sha256": records_sha256(records, folder), "captioned_images": len(records)},
         "start": {"name": start.name, "sha256": folder_sha256(start)},
         "versions": package_versions(),
+        **{"rank": rank, "buckets": buckets, "datasets": datasets, "similarity": similarity},
     }
-    fitted |= {"rank": rank, "buckets": buckets, "datasets": datasets, "similarity": similarity}
     record = {**(history(start) or {"format": 1, "finished": False}), "reranker": fitted}
     with whole_folder(output) as unfinished:
         dtype = RSMoEConfig.from_pretrained(start).dtype or torch.float32
@@ -136,6 +131,16 @@ def fit_reranker(
     reranker.image_projection.bias.copy_(average @ directions - projection @ mean)
     reranker.ngram_embeddings.weight.copy_(directions)
     return {str(ridge): round(value, 4) for ridge, value in similarity.items()}
+
+
+def _pooled_features(cache: FeatureCache, images: Sequence[Path], progress: Progress) -> torch.Tensor:
+    """[images, 3 x vision width]"""
+    cache.add(images, progress)
+    pooled = []
+    for first in range(0, len(images), FEATURE_BATCH):
+        progress("reading image features", first, len(images), "images")
+        pooled.append(pool_image_features(cache(images[first : first + FEATURE_BATCH])))
+    return torch.cat(pooled)
 
 
 def _token_ids(records: Sequence[CaptionRecord], processor: RSMoEProcessor) -> list[list[list[int]]]:

@@ -246,15 +246,13 @@ def _begin(job: _Job, record: dict[str, Any], resume: bool) -> None:
         )
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     """`name was ..., is ...` for each value that differs."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return [] if old == new else [f"{name} was {old}, is {new}"]
     differences = []
-    for name in {**old, **new}:
-        before, now = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            differences += _differences(before, now, f"{path}{name}.")
-        elif before != now:
-            differences.append(f"{path}{name} was {before}, is {now}")
+    for key in {**old, **new}:
+        differences += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     return differences
 
 
