@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
-from ..utils.files import whole_file, write_whole
+from ..utils.files import disk_errors, whole_file, write_whole
 from ..utils.progress import Progress, no_progress
 from .records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
 
@@ -147,7 +147,7 @@ def write_parquet(tables: "DatasetDict", out: str | Path, shard_size: int = 500)
     embed_table_storage = require("datasets.table", "eval").embed_table_storage
 
     written = []
-    try:
+    with disk_errors("cannot write", "Check the permissions and the free space."):
         for split, table in tables.items():
             count = max(1, -(-len(table) // shard_size))
             for number in range(count):
@@ -157,10 +157,6 @@ def write_parquet(tables: "DatasetDict", out: str | Path, shard_size: int = 500)
                 with whole_file(file) as unfinished:
                     shard.with_format(None).to_parquet(unfinished)
                 written.append(file)
-    except OSError as error:
-        raise RSMoEError(
-            f"cannot write Parquet to {out} ({error}); check the permissions and the free space"
-        ) from error
     return written
 
 

@@ -47,8 +47,7 @@ class TrainingData:
     @property
     def images(self) -> list[Path]:
         """Each image once."""
-        with_image: list[CaptionRecord | QuestionRecord | Example] = [*self.captions, *self.questions, *self.extra]
-        return list(dict.fromkeys(item.image for item in with_image))
+        return list(dict.fromkeys(item.image for item in chain[Any](self.captions, self.questions, self.extra)))
 
 
 def read_data(folder: str | Path, recipe: Recipe, split: str = "train") -> TrainingData:

@@ -83,12 +83,10 @@ def train_reranker(
     progress(f"fitting to {len(records)} images")
     similarity = fit_reranker(reranker, pooled, _token_ids(records, processor))
     progress(f"writing {output}")
-    fitted = {
-        "data": {"sha256": records_sha256(records, folder), "captioned_images": len(records)},
-        "start": {"name": start.name, "sha256": folder_sha256(start)},
-        "versions": package_versions(),
-        **{"rank": rank, "buckets": buckets, "datasets": datasets, "similarity": similarity},
-    }
+    fitted: dict[str, Any] = {"rank": rank, "buckets": buckets, "datasets": datasets, "similarity": similarity}
+    fitted["data"] = {"sha256": records_sha256(records, folder), "captioned_images": len(records)}
+    fitted["start"] = {"name": start.name, "sha256": folder_sha256(start)}
+    fitted["versions"] = package_versions()
     record = {**(history(start) or {"format": 1, "finished": False}), "reranker": fitted}
     with whole_folder(output) as unfinished:
         dtype = RSMoEConfig.from_pretrained(start).dtype or torch.float32
