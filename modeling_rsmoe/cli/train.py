@@ -246,7 +246,7 @@ def _estimates(
                 kept, recomputed = (
                     memory.step_memory(models[stage], strategy, count, arguments.bf16, size) for size in activations
                 )
-                cells = [(getattr(kept, column),) for column in columns[1:5]]
+                cells: list[tuple[float, ...]] = [(getattr(kept, column),) for column in columns[1:5]]
                 cells += [(getattr(kept, column), getattr(recomputed, column)) for column in columns[5:]]
                 name = f"{count} x {strategy}" if count > 1 else "one device"
                 rows.append([name, *(" / ".join(f"{value / 1e9:.1f}" for value in cell) for cell in cells)])
