@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich import box
@@ -38,39 +38,14 @@ def _show_settings(context: typer.Context, value: bool) -> None:
         raise typer.Exit()
 
 
-ConfigOption = Annotated[
-    Path, typer.Option(metavar="FILE", help="YAML with a mapping of settings for each stage, stage1 and stage2.")
-]
 DataOption = Annotated[
     Path,
     typer.Option(metavar="DIR", help="A data folder: captions.jsonl, vqa.jsonl, images. The train split is learned."),
-]
-OutputOption = Annotated[
-    Path,
-    typer.Option(metavar="DIR", help="The new checkpoint, with its loss curve and logs; holds the state meanwhile."),
-]
-ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on from the last checkpoint in DIR, or begin if there is none yet.")
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODEL",
-        help="The checkpoint to train from. stage1: a folder, or a name such as rs-moe-nano, assembled without its "
-        "trained weights; stage2: the output of stage1.",
-        show_default="the one that FILE names",
-    ),
 ]
 FeaturesOption = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR", help="Folder of image features, shared by all trainings.", show_default="in ~/.cache/rsmoe"
-    ),
-]
-SettingsOption = Annotated[
-    bool,
-    typer.Option(
-        "--settings", is_eager=True, callback=_show_settings, help="List the settings of this stage and exit."
     ),
 ]
 
@@ -81,34 +56,59 @@ def _help_without_command(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-@train.command(context_settings=_WITH_SETTINGS)
-def stage1(
+def _stage(
     context: typer.Context,
-    config: ConfigOption,
+    config: Annotated[Path, typer.Option(metavar="FILE", help="YAML with settings of each stage, stage1 and stage2.")],
     data: DataOption,
-    output: OutputOption,
-    resume: ResumeOption = False,
-    model: ModelOption = None,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="The new checkpoint, loss curve and logs; holds the state meanwhile.")
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in DIR, or begin if there is none yet.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The checkpoint to train from. stage1: a folder, or a name such as rs-moe-nano, assembled without "
+            "its trained weights; stage2: the output of stage1.",
+            show_default="the one that FILE names",
+        ),
+    ] = None,
     features: FeaturesOption = None,
-    settings: SettingsOption = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", is_eager=True, callback=_show_settings, help="List the settings and exit.")
+    ] = False,
 ) -> None:
-    """Train the vision-language encoder and the base LM. Settings may follow as options, such as --max_steps 100."""
-    _run("stage1", context.args, config, data, output, resume, model, features)
+    stage = cast("Stage", context.info_name)
+    check_outputs(output / "training.json")
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one reports its progress
+    with terminal.Steps() as steps, quiet_libraries():
+        if first:
+            steps("reading the settings")
+        from ..training import read_settings, train_stage
+        from ..training.stages import STATE
+
+        recipe, arguments = read_settings(config, stage, output / STATE, context.args)
+        start = _start(stage, model or recipe.model, output / STATE / "start", steps)
+
+        def progress(message: str, done: float = 0, total: float | None = None, unit: str = "") -> None:
+            if message == "training":
+                steps.clear()  # the bar of the examples
+            elif first:
+                steps(message, done, total, unit)
+
+        train_stage(stage, recipe, arguments, data, output, start, resume=resume, features=features, progress=progress)
+        if first:
+            steps.print(f"{output} ({stage} finished)")
+        arguments.distributed_state.destroy_process_group()
 
 
-@train.command(context_settings=_WITH_SETTINGS)
-def stage2(
-    context: typer.Context,
-    config: ConfigOption,
-    data: DataOption,
-    output: OutputOption,
-    resume: ResumeOption = False,
-    model: ModelOption = None,
-    features: FeaturesOption = None,
-    settings: SettingsOption = False,
-) -> None:
-    """Train router and experts, from stage 1's base LM. Settings may follow as options, such as --experts theme."""
-    _run("stage2", context.args, config, data, output, resume, model, features)
+for _name, _help in (
+    ("stage1", "Train the vision-language encoder and the base LM. Settings may follow, such as --max_steps 100."),
+    ("stage2", "Train router and experts, from stage 1's base LM. Settings may follow, such as --experts theme."),
+):
+    train.command(_name, help=_help, context_settings=_WITH_SETTINGS)(_stage)
 
 
 @train.command()
@@ -198,8 +198,9 @@ def estimate(
             raise RSMoEError(f"{model} has no config.json: give the folder that holds it, or one of {known}")
         settings = config or folder / "training.yaml"
         model_config = RSMoEConfig.from_pretrained(folder)
-        tables = _estimates(model_config, settings, _image_size(folder), processes or [1, 8], tokens, steps)
-        for title, columns, rows in tables:
+        for title, columns, rows in _estimates(
+            model_config, settings, _image_size(folder), processes or [1, 8], tokens, steps
+        ):
             if markdown:
                 steps.print(f"{title}:\n\n{markdown_table(columns, rows)}\n")
                 continue
@@ -245,11 +246,10 @@ def _estimates(
                 kept, recomputed = (
                     memory.step_memory(models[stage], strategy, count, arguments.bf16, size) for size in activations
                 )
-                values = [kept.weights, kept.gradients, kept.optimizer, kept.buffers]
-                pairs = [(kept.activations, recomputed.activations), (kept.total, recomputed.total)]
-                cells = [f"{value / 1e9:.1f}" for value in values]
-                cells += [" / ".join(f"{value / 1e9:.1f}" for value in pair) for pair in pairs]
-                rows.append([f"{count} x {strategy}" if count > 1 else "one device", *cells])
+                cells: list[tuple[float, ...]] = [(getattr(kept, column),) for column in columns[1:5]]
+                cells += [(getattr(kept, column), getattr(recomputed, column)) for column in columns[5:]]
+                name = f"{count} x {strategy}" if count > 1 else "one device"
+                rows.append([name, *(" / ".join(f"{value / 1e9:.1f}" for value in cell) for cell in cells)])
         precision = "bfloat16" if arguments.bf16 else "float32"
         title = f"{stage}, GB on each device, {batch.examples} examples of {tokens} tokens, {precision}\n"
         yield f"{title}(with activations kept / with activation_checkpointing)", columns, rows
@@ -262,39 +262,6 @@ def _image_size(folder: Path) -> int | None:
         return int(config["image_processor"]["size"]["height"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _run(
-    stage: Literal["stage1", "stage2"],
-    changes: list[str],
-    config: Path,
-    data: Path,
-    output: Path,
-    resume: bool,
-    model: str | None,
-    features: Path | None,
-) -> None:
-    check_outputs(output / "training.json")
-    first = os.environ.get("RANK", "0") == "0"  # of several processes, one reports its progress
-    with terminal.Steps() as steps, quiet_libraries():
-        if first:
-            steps("reading the settings")
-        from ..training import read_settings, train_stage
-        from ..training.stages import STATE
-
-        recipe, arguments = read_settings(config, stage, output / STATE, changes)
-        start = _start(stage, model or recipe.model, output / STATE / "start", steps)
-
-        def progress(message: str, done: float = 0, total: float | None = None, unit: str = "") -> None:
-            if message == "training":
-                steps.clear()  # the bar of the examples
-            elif first:
-                steps(message, done, total, unit)
-
-        train_stage(stage, recipe, arguments, data, output, start, resume=resume, features=features, progress=progress)
-        if first:
-            steps.print(f"{output} ({stage} finished)")
-        arguments.distributed_state.destroy_process_group()
 
 
 def _start(stage: str, name: str | None, untrained: Path, steps: terminal.Steps) -> Path | None:

@@ -11,21 +11,15 @@ Most sentences qualify for more than one aspect ("many planes are parked near th
 three experts of one image would often have nothing to learn from it. Hence a second step, for the sentences of one
 image together: an aspect that is still empty takes the sentence that qualifies best, from an aspect that keeps another
 one. Every sentence belongs to exactly one aspect of its image. docs/aspects.md shows what the rule does to the data.
-
-``python -m modeling_rsmoe.data.aspects DIR`` prints that table for a data folder.
 """
 
-import argparse
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.tables import markdown_table
 from .cleaning import words
 from .lexicon import PLACING, PRONOUNS, Mention, Noun, mentions, spatial_spans
-from .records import CaptionRecord, read_captions
 
 
 ASPECTS = ("theme", "object", "relation")
@@ -55,8 +49,7 @@ def split_aspects(captions: Iterable[str]) -> dict[str, list[str]]:
     Returns:
         A list for each of ``ASPECTS``, possibly empty.
     """
-    split = _split(tuple(captions))
-    return {aspect: list(sentences) for aspect, sentences in split.items()}
+    return {aspect: list(sentences) for aspect, sentences in _split(tuple(captions)).items()}
 
 
 def router_prompt(aspect: str, sentences: Sequence[str]) -> str:
@@ -194,57 +187,3 @@ def _join(named: Sequence[Mention]) -> str:
 
 def _do(named: Sequence[Mention]) -> str:
     return "do" if len(named) > 1 or named[0].is_plural else "does"
-
-
-def aspect_table(records: Sequence[CaptionRecord]) -> str:
-    """The split of each dataset as a Markdown table (the one of docs/aspects.md).
-
-    Triples are theme / object / relation. Shares are percentages; the last column is the number of distinct triples of
-    router prompts divided by the number of images.
-    """
-    header = ["dataset", "images", "sentences", "% of sentences", "% of images that have it", "% with all three"]
-    header += ["distinct router prompts", "distinct triples, % of images"]
-    rows = []
-    for dataset in sorted({record.dataset for record in records}):
-        of_dataset = [record for record in records if record.dataset == dataset]
-        several = [record for record in of_dataset if len(distinct(record.captions)) >= len(ASPECTS)]
-        rows.append([dataset, *_table_row(of_dataset)])
-        if several and len(several) < len(of_dataset):
-            rows.append([f"{dataset}, 3 or more distinct captions", *_table_row(several)])
-    return markdown_table(header, rows)
-
-
-def _table_row(records: Sequence[CaptionRecord]) -> list[str]:
-    splits = [split_aspects(record.captions) for record in records]
-    sentences = [sum(len(split[name]) for split in splits) for name in ASPECTS]
-    images = [sum(bool(split[name]) for split in splits) for name in ASPECTS]
-    complete = sum(all(split.values()) for split in splits)
-    prompts = [[router_prompt(name, split[name]) if split[name] else "" for name in ASPECTS] for split in splits]
-    different = [len(set(column) - {""}) for column in zip(*prompts)]
-    return [
-        str(len(records)),
-        str(sum(sentences)),
-        " / ".join(f"{100 * number / sum(sentences):.0f}" for number in sentences),
-        " / ".join(f"{100 * number / len(records):.0f}" for number in images),
-        f"{100 * complete / len(records):.0f}",
-        " / ".join(str(number) for number in different),
-        f"{100 * len({tuple(triple) for triple in prompts}) / len(records):.0f}",
-    ]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table of a data folder: ``python -m modeling_rsmoe.data.aspects DIR [--split train]``."""
-    parser = argparse.ArgumentParser(prog="python -m modeling_rsmoe.data.aspects", description="Measure the split.")
-    parser.add_argument("folder", metavar="DIR", help="a data folder with captions.jsonl")
-    parser.add_argument("--split", help="only this split, for example train; all by default")
-    options = parser.parse_args(arguments)
-    try:
-        print(aspect_table(read_captions(options.folder, options.split)))
-    except RSMoEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,58 +7,10 @@ respelled only where the published spelling is a slip of a word that the same da
 
 import re
 
+from .lexicon import LEXICON
 
-# Slips seen at least five times in RSICD, UCM-Captions, NWPU-Captions or Sydney-Captions (train and val).
-SPELLING = {
-    "arround": "around",
-    "ars": "are",
-    "baksetball": "basketball",
-    "baseballfield": "baseball field",
-    "baseballfields": "baseball fields",
-    "betweeen": "between",
-    "blearchers": "bleachers",
-    "bext": "next",
-    "bridege": "bridge",
-    "coner": "corner",
-    "containters": "containers",
-    "coursea": "course",
-    "devided": "divided",
-    "diamand": "diamond",
-    "differnet": "different",
-    "distictive": "distinctive",
-    "divids": "divides",
-    "flurish": "flourish",
-    "fo": "of",
-    "foasm": "foams",
-    "foorball": "football",
-    "footballfield": "football field",
-    "footballground": "football ground",
-    "geso": "goes",
-    "gree": "green",
-    "gullys": "gullies",
-    "magneficent": "magnificent",
-    "parrallel": "parallel",
-    "plamts": "plants",
-    "playgound": "playground",
-    "ploygon": "polygon",
-    "parkinglot": "parking lot",
-    "railwaystation": "railway station",
-    "raod": "road",
-    "roofss": "roofs",
-    "sapce": "space",
-    "seperated": "separated",
-    "storagetank": "storage tank",
-    "storagetanks": "storage tanks",
-    "sorrounded": "surrounded",
-    "surounded": "surrounded",
-    "surroundeded": "surrounded",
-    "surroundededed": "surrounded",
-    "suttounded": "surrounded",
-    "termial": "terminal",
-    "thr": "the",
-    "tress": "trees",
-    "wothe": "with the",
-}
+
+SPELLING = LEXICON["spelling"]  # slip -> what was meant
 _SPELLING = re.compile(r"\b(" + "|".join(sorted(SPELLING, key=len, reverse=True)) + r")\b", re.IGNORECASE)
 
 _CHARACTERS = str.maketrans({"_": "-", "`": "'", "\u2019": "'", "[": None, "]": None})

@@ -8,7 +8,7 @@ GeoChat are theirs. The paper's own prompts were not recovered.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -104,21 +104,21 @@ def stage1_examples(
     if count is None:
         kind = "caption" if "caption" in shares else max(shares, key=lambda name: shares[name])
         count = round(len(questions if kind == "answer" else captions) / shares[kind])
-    numbers = _numbers(shares, count)
+    numbers = _numbers({"caption": 0, "answer": 0, "rewrite": 0} | shares, count)
     examples = []
-    for place, record in enumerate(_draw(captions, numbers.get("caption", 0), "caption", seed, epoch)):
-        examples.append(_caption_example(record, references, random.Random(f"{seed}/{epoch}/caption/{place}")))
+    for record, rng in _seeded(_draw(captions, numbers["caption"], "caption", seed, epoch), f"{seed}/{epoch}/caption"):
+        prompt = Prompt.base(_instruction(rng))
+        examples.append(Example(record.image, "caption", prompt, _completions(record.captions, references, rng)))
     captioned = {record.image: record for record in captions}
-    for place, question in enumerate(_draw(questions, numbers.get("answer", 0), "answer", seed, epoch)):
-        rng = random.Random(f"{seed}/{epoch}/answer/{place}")
+    for question, rng in _seeded(_draw(questions, numbers["answer"], "answer", seed, epoch), f"{seed}/{epoch}/answer"):
         examples.append(_answer_example(question, captioned, captions, rng))
-    rewrites = numbers.get("rewrite", 0)
-    from_similar = round(rewrites * SIMILAR_SHARE) if similar else 0
-    for place, record in enumerate(_draw(captions, from_similar, "compose similar", seed, epoch)):
-        rng = random.Random(f"{seed}/{epoch}/compose similar/{place}")
+    from_similar = round(numbers["rewrite"] * SIMILAR_SHARE) if similar else 0
+    drawn = _draw(captions, from_similar, "compose similar", seed, epoch)
+    for record, rng in _seeded(drawn, f"{seed}/{epoch}/compose similar"):
         examples.append(_similar_rewrite_example(record, (similar or {})[record.image], references, rng))
-    for place, record in enumerate(_draw_for_rewrite(captions, rewrites - from_similar, seed, epoch)):
-        examples.append(_rewrite_example(record, captions, random.Random(f"{seed}/{epoch}/compose/{place}")))
+    drawn = _draw_for_rewrite(captions, numbers["rewrite"] - from_similar, seed, epoch)
+    for record, rng in _seeded(drawn, f"{seed}/{epoch}/compose"):
+        examples.append(_rewrite_example(record, captions, rng))
     random.Random(f"{seed}/{epoch}/stage1").shuffle(examples)
     return examples
 
@@ -165,28 +165,23 @@ def stage2_examples(
     by_expert = {name: [r for r in captions if split_aspects(r.captions)[name]] for name in expert_instructions}
     shares = _shares(mix, ("router", "expert"))
     if count is None:
-        image_aspects = sum(len(records) for records in by_expert.values())
-        count = round(image_aspects / shares.get("expert", 1))
+        count = round(sum(map(len, by_expert.values())) / shares.get("expert", 1))
     examples = []
     for kind, of_kind in _numbers(shares, count).items():
-        for name, of_expert in _numbers({name: 1 / len(by_expert) for name in by_expert}, of_kind).items():
+        for name, of_expert in _numbers(dict.fromkeys(by_expert, 1 / len(by_expert)), of_kind).items():
             from_questions = round(of_expert * question_share) if kind == "router" and questions else 0
             drawn = _draw(by_expert[name], of_expert - from_questions, f"{kind} {name}", seed, epoch)
-            for place, record in enumerate(drawn):
-                rng = random.Random(f"{seed}/{epoch}/{kind}/{name}/{place}")
+            for record, rng in _seeded(drawn, f"{seed}/{epoch}/{kind}/{name}"):
+                sentences = split_aspects(record.captions)[name]
                 if kind == "router":
-                    examples.append(_router_example(record, name, rng))
+                    examples.append(_router_example(record.image, name, _instruction(rng), sentences))
                 else:
                     examples.append(_expert_example(record, name, expert_instructions[name], references, rng))
             for question in _draw(questions, from_questions, f"question {name}", seed, epoch):
-                examples.append(_question_router_example(question, name))
+                instruction = question_instruction(question.question)
+                examples.append(_router_example(question.image, name, instruction, [question.question]))
     random.Random(f"{seed}/{epoch}/stage2").shuffle(examples)
     return examples
-
-
-def _caption_example(record: CaptionRecord, references: int, rng: random.Random) -> Example:
-    prompt = Prompt.base(_instruction(rng))
-    return Example(record.image, "caption", prompt, _completions(record.captions, references, rng))
 
 
 def _answer_example(
@@ -243,14 +238,8 @@ def _expert_texts(sentences: Sequence[str], others: Sequence[CaptionRecord], rng
     return texts
 
 
-def _router_example(record: CaptionRecord, name: str, rng: random.Random) -> Example:
-    completion = router_prompt(name, split_aspects(record.captions)[name])
-    return Example(record.image, "router", Prompt.router(name, _instruction(rng)), (completion,))
-
-
-def _question_router_example(record: QuestionRecord, name: str) -> Example:
-    completion = router_prompt(name, [record.question])
-    return Example(record.image, "router", Prompt.router(name, question_instruction(record.question)), (completion,))
+def _router_example(image: Path, name: str, instruction: str, sentences: Sequence[str]) -> Example:
+    return Example(image, "router", Prompt.router(name, instruction), (router_prompt(name, sentences),))
 
 
 def _expert_example(
@@ -278,16 +267,22 @@ def _completions(captions: Sequence[str], number: int, rng: random.Random) -> tu
 
 def _draw_for_rewrite(captions: Sequence[CaptionRecord], number: int, seed: int, epoch: int) -> list[CaptionRecord]:
     """Images by how many other references they have for expert texts; the share of an empty group goes to the rest."""
+    if not captions:
+        return _draw(captions, number, "compose", seed, epoch)
     groups: dict[str, list[CaptionRecord]] = {"one": [], "some": [], "many": []}
     for record in captions:
         others = len(distinct(record.captions)) - 1
         groups["one" if not others else "some" if others < len(ASPECTS) else "many"].append(record)
     shares = {name: REWRITE_GROUP_SHARES[name] for name, records in groups.items() if records}
-    if not shares:
-        return _draw(captions, number, "compose", seed, epoch)
     total = sum(shares.values())
     numbers = _numbers({name: share / total for name, share in shares.items()}, number)
     return [record for name in shares for record in _draw(groups[name], numbers[name], f"compose {name}", seed, epoch)]
+
+
+def _seeded(records: Sequence[T], name: str) -> Iterator[tuple[T, random.Random]]:
+    """Each record with the random numbers of its example."""
+    for place, record in enumerate(records):
+        yield record, random.Random(f"{name}/{place}")
 
 
 def _shares(mix: Mapping[str, float], known: Sequence[str]) -> dict[str, float]:
@@ -320,12 +315,9 @@ def _draw(records: Sequence[T], number: int, name: str, seed: int, epoch: int) -
             "leave an expert without sentences out of expert_names"
         )
     drawn: list[T] = []
-    place, end = epoch * number, (epoch + 1) * number
-    while place < end:
-        round_number, start = divmod(place, len(records))
-        order = list(range(len(records)))
-        random.Random(f"{seed}/{name}/{round_number}").shuffle(order)
-        indices = order[start : start + end - place]
-        drawn.extend(records[index] for index in indices)
-        place += len(indices)
+    while len(drawn) < number:
+        pass_number, start = divmod(epoch * number + len(drawn), len(records))
+        order = list(records)
+        random.Random(f"{seed}/{name}/{pass_number}").shuffle(order)
+        drawn += order[start : start + number - len(drawn)]
     return drawn

@@ -5,13 +5,12 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator
-from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
-from ..utils.files import whole_file
+from ..utils.files import disk_errors, whole_file, write_whole
 from ..utils.progress import Progress, no_progress
 from .records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
 
@@ -36,11 +35,11 @@ def write_folder(
 ) -> Counter[tuple[str, str, str]]:
     """Write records and their images into a data folder, beside what it holds of other datasets and splits.
 
-    Records that the folder has of the same dataset and split are replaced. Nothing is replaced before all records are
-    known to be good and all images are there, and each file appears under its name when it is complete.
+    Records that the folder has of the same dataset and split are replaced, when all new ones are known to be good and
+    all images are there.
 
     Args:
-        records: their images are in ``source``; consumed once, so they may be many.
+        records: their images are in ``source``; consumed once.
         source: the folder of the images.
         out: the data folder, which is made if need be.
         name: images become ``out/images/NAME/...`` and keep their path within ``source``, and their bytes.
@@ -56,30 +55,31 @@ def write_folder(
         RSMoEError: images are missing, or a file cannot be written.
     """
     images: dict[Path, Path] = {}  # in the source -> in the data folder
-    records = iter(records)
-    first = list(islice(records, 1))  # before the folder is made: most mistakes show here
+    lines: dict[str, list[str]] = {CAPTIONS_FILE: [], questions_file: []}
+    counts: Counter[tuple[str, str, str]] = Counter()
     verb = "linking" if link else "copying"
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with _NewRecords(out / CAPTIONS_FILE) as captions, _NewRecords(out / questions_file) as questions:
-            for number, record in enumerate(chain(first, records)):
-                if number % _PROGRESS_EVERY == 0:
-                    progress(f"reading {name}", number, unit="records")
-                if record.image not in images:
-                    images[record.image] = Path("images", name, record.image.relative_to(source.absolute()))
-                lines = captions if isinstance(record, CaptionRecord) else questions
-                lines.add(record, images[record.image])
-            check_images(images, remedy)
-            for done, (image, target) in enumerate(images.items()):
-                progress(f"{verb} {len(images)} images", done, len(images), "images")
-                _place(image, out / target, link)
-            for lines in (captions, questions):
-                lines.finish()
+        for number, record in enumerate(records):
+            if number % _PROGRESS_EVERY == 0:
+                progress(f"reading {name}", number, unit="records")
+            if record.image not in images:
+                images[record.image] = Path("images", name, record.image.relative_to(source.absolute()))
+            file = CAPTIONS_FILE if isinstance(record, CaptionRecord) else questions_file
+            values = {**vars(record), "image": images[record.image].as_posix()}
+            lines[file].append(json.dumps(values, ensure_ascii=False) + "\n")
+            counts[file, record.dataset, record.split] += 1
+        check_images(images, remedy)
+        for done, (image, target) in enumerate(images.items()):
+            progress(f"{verb} {len(images)} images", done, len(images), "images")
+            _place(image, out / target, link)
+        for file, new in lines.items():
+            if new:
+                write_whole(out / file, "".join([*new, *_other_lines(out / file, counts)]))
     except OSError as error:
         raise RSMoEError(
             f"cannot write {out} from {source} ({error}); check the permissions and the free space"
         ) from error
-    return captions.totals() + questions.totals()
+    return counts
 
 
 def to_datasets(folder: str | Path, task: Literal["captioning", "vqa"]) -> "DatasetDict":
@@ -114,21 +114,16 @@ def as_datasets(
     kind = CaptionRecord if task == "captioning" else QuestionRecord
     columns = ("captions",) if task == "captioning" else ("question", "question_type", "answer")
     text = datasets.Value("string")
-    types = {"captions": datasets.List(text)}
-    features = datasets.Features(
-        {"image": datasets.Image(), "dataset": text, **{name: types.get(name, text) for name in columns}}
-    )
-    tables: dict[str, dict[str, list]] = {}
+    types = {name: datasets.List(text) if name == "captions" else text for name in columns}
+    features = datasets.Features({"image": datasets.Image(), "dataset": text, **types})
+    rows: dict[str, list[dict]] = {}
     for record in records:
         if isinstance(record, kind):
-            table = tables.setdefault(record.split, {name: [] for name in features})
-            table["image"].append(str(record.image))
-            table["dataset"].append(record.dataset)
-            for name in columns:
-                table[name].append(getattr(record, name))
-    check_images({Path(image): None for table in tables.values() for image in table["image"]}, remedy)
+            texts = {name: getattr(record, name) for name in ("dataset", *columns)}
+            rows.setdefault(record.split, []).append({"image": str(record.image), **texts})
+    check_images({Path(row["image"]) for of_split in rows.values() for row in of_split}, remedy)
     return datasets.DatasetDict(
-        {split: datasets.Dataset.from_dict(table, features=features) for split, table in tables.items()}
+        {split: datasets.Dataset.from_list(of_split, features=features) for split, of_split in rows.items()}
     )
 
 
@@ -152,7 +147,7 @@ def write_parquet(tables: "DatasetDict", out: str | Path, shard_size: int = 500)
     embed_table_storage = require("datasets.table", "eval").embed_table_storage
 
     written = []
-    try:
+    with disk_errors("cannot write", "Check the permissions and the free space."):
         for split, table in tables.items():
             count = max(1, -(-len(table) // shard_size))
             for number in range(count):
@@ -162,61 +157,20 @@ def write_parquet(tables: "DatasetDict", out: str | Path, shard_size: int = 500)
                 with whole_file(file) as unfinished:
                     shard.with_format(None).to_parquet(unfinished)
                 written.append(file)
-    except OSError as error:
-        raise RSMoEError(
-            f"cannot write Parquet to {out} ({error}); check the permissions and the free space"
-        ) from error
     return written
 
 
-class _NewRecords:
-    """New records for one file of a data folder, under a temporary name until ``finish``."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.counts: Counter[tuple[str, str]] = Counter()  # by dataset and split
-        self._unfinished = file.with_name(f".{file.name}.{os.getpid()}.part")
-
-    def __enter__(self) -> Self:
-        self._stream = self._unfinished.open("w", encoding="utf-8", newline="\n")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stream.close()
-        self._unfinished.unlink(missing_ok=True)
-
-    def add(self, record: CaptionRecord | QuestionRecord, image: Path) -> None:
-        values: dict[str, object] = {**vars(record), "image": image.as_posix()}
-        self._stream.write(json.dumps(values, ensure_ascii=False) + "\n")
-        self.counts[record.dataset, record.split] += 1
-
-    def totals(self) -> Counter[tuple[str, str, str]]:
-        """Number of new records by file, dataset and split."""
-        return Counter({(self.file.name, *place): count for place, count in self.counts.items()})
-
-    def finish(self) -> None:
-        """Keep what the file has of other datasets and splits, and put the new file in its place."""
-        if not self.counts:
-            return
-        for line in _other_lines(self.file, self.counts):
-            self._stream.write(line)
-        self._stream.close()
-        os.replace(self._unfinished, self.file)
-
-
-def _other_lines(file: Path, replaced: Container[tuple[str, str]]) -> Iterator[str]:
+def _other_lines(file: Path, replaced: Container[tuple[str, str, str]]) -> Iterator[str]:
+    """What a file of a data folder holds of other datasets and splits."""
     if not file.is_file():
         return
-    with file.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                values = json.loads(line) if line.strip() else None
-                if values is not None and (values["dataset"], values["split"]) not in replaced:
-                    yield line.rstrip("\n") + "\n"
-            except (ValueError, KeyError, TypeError) as error:
-                raise RSMoEError(
-                    f"{file}:{number} is not a record of a data folder ({error}); correct the line"
-                ) from None
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+        try:
+            values = json.loads(line) if line.strip() else None
+            if values is not None and (file.name, values["dataset"], values["split"]) not in replaced:
+                yield f"{line}\n"
+        except (ValueError, KeyError, TypeError) as error:
+            raise RSMoEError(f"{file}:{number} is not a record of a data folder ({error}); correct the line") from None
 
 
 def check_images(images: Collection[Path], remedy: str) -> None:

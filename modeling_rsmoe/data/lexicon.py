@@ -12,7 +12,7 @@ nouns:
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -43,7 +43,7 @@ class Mention:
         return self.noun.plural if self.is_plural else self.noun.singular
 
 
-_LISTS: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+LEXICON: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _ALWAYS_PLURAL = ("goods", "people", "woods")
 # Nouns that are adjectives as well: "square houses", "diamond shaped", "the center building".
 _ALSO_ADJECTIVES = ("square", "diamond", "center", "centre", "line", "country", "rail", "construction")
@@ -57,16 +57,11 @@ def _plural(singular: str) -> str:
     return singular + "s"
 
 
-def _entries(text: str) -> list[str]:
-    """The lines of a list above; a line that ends with a comma goes on in the next one."""
-    return [line.strip() for line in text.replace(",\n", ",").splitlines() if line.strip()]
-
-
 def _build() -> dict[tuple[str, ...], tuple[Noun, bool]]:
     """Every spelling of every noun, as words -> (noun, whether the spelling is a plural)."""
     forms: dict[tuple[str, ...], tuple[Noun, bool]] = {}
     for kind in get_args(Kind):
-        for entry in _entries(_LISTS[kind]):
+        for entry in LEXICON[kind].replace(",\n", ",").splitlines():  # a line that ends with a comma goes on
             head, _, others = entry.partition("=")
             singular, _, plural = head.strip().partition("/")
             noun = Noun(singular, plural or _plural(singular), kind)
@@ -84,7 +79,7 @@ def _build() -> dict[tuple[str, ...], tuple[Noun, bool]]:
 
 def _spatial() -> dict[str, list[tuple[str, ...]]]:
     """The spatial phrases by their first word, the longest first."""
-    phrases = [tuple(phrase.split()) for phrase in _LISTS["spatial"].replace("\n", ",").split(",") if phrase.strip()]
+    phrases = [tuple(phrase.split()) for phrase in LEXICON["spatial"].replace("\n", ",").split(",") if phrase.strip()]
     by_first: dict[str, list[tuple[str, ...]]] = {}
     for phrase in sorted(phrases, key=len, reverse=True):
         by_first.setdefault(phrase[0], []).append(phrase)

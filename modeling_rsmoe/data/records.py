@@ -6,12 +6,11 @@ file) and ``caption``, ``text`` or ``captions``, or ``question``, ``answer`` and
 is the folder's name and ``split`` is the subfolder's, else ``test``, unless a line says otherwise.
 
 What flows out are plain records with absolute image paths. Nothing is decoded and nothing is normalised here: captions
-are the raw published text, which is what scores are computed against (``text.py`` cleans what a model learns to
-write).
+are the raw published text, which is what scores are computed against (``cleaning`` cleans what a model learns).
 """
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
@@ -25,11 +24,9 @@ CAPTIONS_FILE = "captions.jsonl"
 QUESTIONS_FILE = "vqa.jsonl"
 METADATA_FILE = "metadata.jsonl"
 # The split that a subfolder of an ImageFolder stands for, under the names that Hugging Face datasets knows.
-SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
+SPLIT_FOLDERS = dict.fromkeys(("train", "training"), "train")
+SPLIT_FOLDERS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+SPLIT_FOLDERS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 
 R = TypeVar("R", "CaptionRecord", "QuestionRecord")
 
@@ -74,15 +71,11 @@ def read_captions(
             absolute or leaves the folder, or a split or dataset that the file does not have. Every line is checked,
             but only the images of selected records.
     """
-    records = [(line, _caption_record(line)) for line in _entries(Path(folder), CAPTIONS_FILE)]
-    return _select(records, _records_file(Path(folder), CAPTIONS_FILE), split, datasets)
+    return _read(Path(folder), CAPTIONS_FILE, _caption_record, split, datasets)
 
 
 def read_questions(
-    folder: str | Path,
-    split: str | None = None,
-    datasets: Collection[str] | None = None,
-    name: str = QUESTIONS_FILE,
+    folder: str | Path, split: str | None = None, datasets: Collection[str] | None = None, name: str = QUESTIONS_FILE
 ) -> list[QuestionRecord]:
     """Read ``folder/vqa.jsonl``: ``image, dataset, split, question, question_type, answer``, one object a line.
 
@@ -95,8 +88,7 @@ def read_questions(
     Raises:
         RSMoEError: as for :func:`read_captions`.
     """
-    records = [(line, _question_record(line)) for line in _entries(Path(folder), name)]
-    return _select(records, _records_file(Path(folder), name), split, datasets)
+    return _read(Path(folder), name, _question_record, split, datasets)
 
 
 def read_image_folder(
@@ -119,10 +111,9 @@ def read_image_folder(
             records.append(_question_record(line))
     if not records:
         raise RSMoEError(f"{Path(folder) / METADATA_FILE} holds no records; give a file with at least one line")
-    if splits is None:
-        return records
-    _check_known("split", splits, {record.split for record in records}, Path(folder) / METADATA_FILE)
-    return [record for record in records if record.split in splits]
+    known = {record.split for record in records}
+    _check_known("split", splits or (), known, Path(folder) / METADATA_FILE)
+    return [record for record in records if record.split in (splits or known)]
 
 
 def records_sha256(records: Sequence[CaptionRecord | QuestionRecord], folder: str | Path) -> str:
@@ -200,21 +191,38 @@ def _question_record(line: Entry) -> QuestionRecord:
     return QuestionRecord(line.path("image"), *texts)
 
 
-def _entries(folder: Path, name: str) -> Iterator[Entry]:
-    """The lines of a file in a data folder; those of an ImageFolder if it is one, with our field names."""
+def _read(
+    folder: Path, name: str, record_of: Callable[[Entry], R], split: str | None, datasets: Collection[str] | None
+) -> list[R]:
+    """The selected records of a file in a data folder, or of an ImageFolder if it is one."""
     if not folder.is_dir():
         raise RSMoEError(f"data folder {folder} does not exist or is not a folder; give the folder that holds {name}")
-    if (folder / name).is_file():
-        yield from _lines(folder / name)
+    file = folder / name
+    if file.is_file():
+        lines = json_lines(file, folder)
     elif _metadata_files(folder):
+        file = folder / METADATA_FILE
         other = QUESTIONS_FILE if name == CAPTIONS_FILE else CAPTIONS_FILE
-        yield from (line for line in _metadata_entries(folder) if _is_of(line, name) or not _is_of(line, other))
+        lines = (line for line in _metadata_entries(folder) if _is_of(line, name) or not _is_of(line, other))
     else:
         present = ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "none"
         raise RSMoEError(
-            f"{folder / name} is missing (.jsonl files there: {present}); a data folder needs {name}, "
+            f"{file} is missing (.jsonl files there: {present}); a data folder needs {name}, "
             f"or {METADATA_FILE} if it is an ImageFolder"
         )
+    records = [(line, record_of(line)) for line in lines]
+    if not records:
+        raise RSMoEError(f"{file} holds no records; give a file with at least one line")
+    if datasets is not None:
+        _check_known("dataset", datasets, {record.dataset for _, record in records}, file)
+        records = [(line, record) for line, record in records if record.dataset in datasets]
+    if split is not None:
+        _check_known("split", [split], {record.split for _, record in records}, file)
+        records = [(line, record) for line, record in records if record.split == split]
+    for line, record in records:
+        if not record.image.is_file():
+            raise line.error(f"image {record.image} is missing; copy it there or drop the line")
+    return [record for _, record in records]
 
 
 def _metadata_entries(folder: Path) -> Iterator[Entry]:
@@ -224,18 +232,13 @@ def _metadata_entries(folder: Path) -> Iterator[Entry]:
             f"{folder / METADATA_FILE} is missing; an ImageFolder has it beside its images or in train, val and test"
         )
     for file, split in metadata.items():
-        for line in _lines(file):
+        for line in json_lines(file, file.parent):
             yield replace(line, values=_of_image_folder(line, folder.resolve().name, split))
 
 
 def _is_of(line: Entry, name: str) -> bool:
     """Whether a line of an ImageFolder belongs into the file of that name."""
     return ("captions" if name == CAPTIONS_FILE else "question") in line.values
-
-
-def _records_file(folder: Path, name: str) -> Path:
-    """The file that errors about all records name."""
-    return folder / (METADATA_FILE if not (folder / name).is_file() and _metadata_files(folder) else name)
 
 
 def _metadata_files(folder: Path) -> dict[Path, str]:
@@ -257,36 +260,30 @@ def _of_image_folder(line: Entry, dataset: str, split: str) -> dict[str, Any]:
     return values
 
 
-def _lines(file: Path) -> Iterator[Entry]:
-    with file.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            if not raw.strip():
-                continue
-            try:
-                values = json.loads(raw.decode("utf-8"))
-            except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors
-                raise RSMoEError(f"{file}:{number}: not a line of UTF-8 JSON ({error}); correct the line") from None
-            if not isinstance(values, dict):
-                raise RSMoEError(f"{file}:{number}: {type(values).__name__} found, expected one JSON object a line")
-            yield Entry(f"{file}:{number}", file.parent, values)
+def json_lines(file: Path, folder: Path) -> Iterator[Entry]:
+    """The JSON objects of a JSONL file.
 
+    Args:
+        file: its blank lines are left out.
+        folder: to which the paths in it are relative.
 
-def _select(
-    records: list[tuple[Entry, R]], file: Path, split: str | None, datasets: Collection[str] | None
-) -> list[R]:
-    if not records:
-        raise RSMoEError(f"{file} holds no records; give a file with at least one line")
-    if datasets is not None:
-        names = [datasets] if isinstance(datasets, str) else list(datasets)
-        _check_known("dataset", names, {record.dataset for _, record in records}, file)
-        records = [(line, record) for line, record in records if record.dataset in names]
-    if split is not None:
-        _check_known("split", [split], {record.split for _, record in records}, file)
-        records = [(line, record) for line, record in records if record.split == split]
-    for line, record in records:
-        if not record.image.is_file():
-            raise line.error(f"image {record.image} is missing; copy it there or drop the line")
-    return [record for _, record in records]
+    Raises:
+        RSMoEError: the file cannot be read, or a line is no JSON object.
+    """
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RSMoEError(f"{file} cannot be read ({error.strerror}); give a JSONL file") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line.decode("utf-8"))
+        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors
+            raise RSMoEError(f"{file}:{number}: not a line of UTF-8 JSON ({error}); correct the line") from None
+        if not isinstance(values, dict):
+            raise RSMoEError(f"{file}:{number}: {type(values).__name__} found, expected one JSON object a line")
+        yield Entry(f"{file}:{number}", folder, values)
 
 
 def _check_known(what: str, names: Collection[str], known: set[str], file: Path) -> None:

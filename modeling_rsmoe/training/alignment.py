@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,10 @@ from torch import nn
 from transformers import Trainer
 
 from ..data.records import CaptionRecord
+from ..encoder_rsmoe import RSMoEVisionLanguageEncoder
 from ..errors_rsmoe import RSMoEError
+from ..modeling_rsmoe import RSMoEForConditionalGeneration
+from ..processing_rsmoe import RSMoEProcessor
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 from ..utils.images import read_images
 from ..utils.progress import Progress
@@ -29,11 +32,6 @@ from .modules import module_of, select_modules, trained_parameters
 from .settings import Recipe
 from .trainer import TrainerMixin
 
-
-if TYPE_CHECKING:
-    from ..encoder_rsmoe import RSMoEVisionLanguageEncoder
-    from ..modeling_rsmoe import RSMoEForConditionalGeneration
-    from ..processing_rsmoe import RSMoEProcessor
 
 MEASURED_IMAGES = 500  # images whose features give mean and spread
 CAPTION_BATCH = 64  # captions that the Q-Former's text path embeds together
@@ -46,8 +44,8 @@ WORD_BIAS = -4.0  # most words are not of an image
 
 @torch.no_grad()
 def standardize_vision(
-    model: "RSMoEForConditionalGeneration",
-    processor: "RSMoEProcessor",
+    model: RSMoEForConditionalGeneration,
+    processor: RSMoEProcessor,
     images: Sequence[Path],
     seed: int,
     progress: Progress,
@@ -75,8 +73,7 @@ def standardize_vision(
     norm.weight.fill_(1)
     norm.bias.zero_()
     sample = random.Random(f"{seed}/standardize").sample(list(images), min(MEASURED_IMAGES, len(images)))
-    width = norm.weight.numel()
-    count, total, squares = 0, torch.zeros(width, dtype=torch.double), torch.zeros(width, dtype=torch.double)
+    count, (total, squares) = 0, torch.zeros(2, norm.weight.numel(), dtype=torch.double)
     for start in range(0, len(sample), VISION_BATCH):
         progress("measuring image features", start, len(sample), "images")
         batch = read_images(sample[start : start + VISION_BATCH])
@@ -99,7 +96,7 @@ class AlignmentModel(nn.Module):
         words: number of words that queries may name.
     """
 
-    def __init__(self, encoder: "RSMoEVisionLanguageEncoder", words: int):
+    def __init__(self, encoder: RSMoEVisionLanguageEncoder, words: int):
         super().__init__()
         width = encoder.config.qformer_config.hidden_size
         self.encoder = encoder
@@ -107,11 +104,7 @@ class AlignmentModel(nn.Module):
         nn.init.constant_(self.words.bias, WORD_BIAS)
 
     def forward(
-        self,
-        image_embeds: torch.Tensor,
-        qformer_input_ids: torch.LongTensor,
-        words: torch.Tensor,
-        texts: torch.Tensor,
+        self, image_embeds: torch.Tensor, qformer_input_ids: torch.LongTensor, words: torch.Tensor, texts: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """
         Args:
@@ -180,8 +173,8 @@ class CaptionPairs:
 
     def __init__(
         self,
-        model: "RSMoEForConditionalGeneration",
-        processor: "RSMoEProcessor",
+        model: RSMoEForConditionalGeneration,
+        processor: RSMoEProcessor,
         records: Sequence[CaptionRecord],
         features: FeatureCache,
         file: Path,
@@ -222,7 +215,7 @@ class CaptionPairs:
         }
 
 
-def select_queries(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> None:
+def select_queries(model: RSMoEForConditionalGeneration, recipe: Recipe) -> None:
     """Let the Q-Former learn as the recipe says, and the query tokens; the base LM has no share in alignment."""
     select_modules(model, Recipe(qformer=recipe.qformer, projection="full", language_model="frozen"))
     model.model.encoder.projection.requires_grad_(False)
@@ -245,7 +238,7 @@ def _words_of(record: CaptionRecord) -> set[str]:
 
 @torch.no_grad()
 def _embed(
-    model: "RSMoEForConditionalGeneration", processor: "RSMoEProcessor", captions: list[str], progress: Progress
+    model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, captions: list[str], progress: Progress
 ) -> torch.Tensor:
     """[captions, Q-Former width], of unit length: the mean over tokens, as of the text encoder that it comes from."""
     vectors = []

@@ -1,13 +1,13 @@
 """Checkpoints of a running training: only what learns, in safetensors and JSON, there complete or not at all.
 
 transformers' Trainer writes the whole model, and keeps the optimizer, the schedule and the random numbers in pickles.
-A callback writes ours: the optimizer's state by the parameters' names in safetensors, the schedule as JSON; random
-numbers need no keeping, since each step draws from a seed of its own. The Trainer resumes from such a folder: it reads
-its state, `TrainerMixin` the weights, and the callback the optimizer's state.
+A callback writes ours; random numbers need no keeping, since each step draws from a seed of its own. The Trainer
+resumes from such a folder: it reads its state, `TrainerMixin` the weights, and the callback the optimizer's state.
 """
 
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,14 @@ class SaveTrained(TrainerCallback):
         resumed: the checkpoint that `Trainer.train` resumes from.
     """
 
-    def __init__(self, resumed: Path | None = None):
+    def __init__(self, resumed: Path | None):
         self.resumed = resumed
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs):
         self._args, self._state, self._saved_step = args, state, state.global_step
         self._learning = (model, optimizer, lr_scheduler)
         if self.resumed is not None:
-            load_optimizer(self.resumed, *self._learning)
+            _load_optimizer(self.resumed, optimizer, lr_scheduler)
 
     def before_batch(self) -> None:
         """Called when a step is over, its losses are logged and the val split is measured, before images are read."""
@@ -121,54 +121,33 @@ class SaveTrained(TrainerCallback):
 
 
 def write_checkpoint(folder: Path, model: torch.nn.Module, optimizer: Any, lr_scheduler: Any) -> None:
-    """Write what learns, the optimizer's state and the schedule into an empty folder.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Write what learns, the optimizer's state by places of parameters, and the schedule into an empty folder."""
     save_tensors(trained_parameters(model), folder / WEIGHTS)
-    state, order = optimizer.state_dict(), _parameter_order(model, optimizer)
+    state = optimizer.state_dict()
     tensors = {
-        f"{key}/{order[place]}": torch.as_tensor(value)
+        f"{place}/{kind}": torch.as_tensor(value)
         for place, values in state["state"].items()
-        for key, value in values.items()
+        for kind, value in values.items()
     }
     save_tensors(tensors, folder / OPTIMIZER)
-    groups = [{**group, "params": [order[place] for place in group["params"]]} for group in state["param_groups"]]
-    schedule = {"groups": groups, "scheduler": lr_scheduler.state_dict()}
+    schedule = {"groups": state["param_groups"], "scheduler": lr_scheduler.state_dict()}
     (folder / SCHEDULE).write_text(json.dumps(schedule), encoding="utf-8")
 
 
-def load_optimizer(folder: Path, model: torch.nn.Module, optimizer: Any, lr_scheduler: Any) -> None:
-    """Load what `write_checkpoint` wrote of the optimizer and the schedule.
-
-    Raises:
-        RSMoEError: the files are damaged, or other weights learned.
-    """
+def _load_optimizer(folder: Path, optimizer: Any, lr_scheduler: Any) -> None:
+    """Load what `write_checkpoint` wrote of the optimizer and the schedule."""
     try:
         schedule = json.loads((folder / SCHEDULE).read_text(encoding="utf-8"))
-        tensors = load_file(folder / OPTIMIZER)
-        order = [name for group in schedule["groups"] for name in group["params"]]
-        if order != _parameter_order(model, optimizer):
-            raise ValueError("other weights learned")
-        places = {name: place for place, name in enumerate(order)}
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, tensor in tensors.items():
-            kind, name = key.split("/", 1)
-            state.setdefault(places[name], {})[kind] = tensor
-        groups = [{**group, "params": [places[name] for name in group["params"]]} for group in schedule["groups"]]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        state: defaultdict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+        for key, tensor in load_file(folder / OPTIMIZER).items():
+            place, kind = key.split("/")
+            state[int(place)][kind] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": schedule["groups"]})
         lr_scheduler.load_state_dict(schedule["scheduler"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RSMoEError(
             f"{folder} is damaged or of another training ({error}); remove it to go on from the one before"
         ) from error
-
-
-def _parameter_order(model: torch.nn.Module, optimizer: Any) -> list[str]:
-    """Names of the parameters in the order in which the optimizer counts them."""
-    names = {id(parameter): name for name, parameter in trained_parameters(model).items()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def train_to_the_end(trainer: Any) -> None:

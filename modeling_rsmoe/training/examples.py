@@ -4,31 +4,27 @@ The order depends on the records, the settings and the seed alone, and on how ma
 processes, so that a run can be repeated, resumed, and spread over processes.
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
+from datasets import Dataset, concatenate_datasets
 
 from ..data.aspects import ASPECTS
 from ..data.examples import Example, Kind, stage1_examples, stage2_examples
-from ..data.records import CaptionRecord, Entry, QuestionRecord, is_text, read_captions, read_questions
+from ..data.records import CaptionRecord, QuestionRecord, is_text, json_lines, read_captions, read_questions
 from ..errors_rsmoe import RSMoEError
+from ..processing_rsmoe import RSMoEProcessor
 from ..prompting_rsmoe import Prompt
 from ..utils.images import read_images
+from .features import FeatureCache
 from .settings import Recipe
 
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from ..processing_rsmoe import RSMoEProcessor
-    from .features import FeatureCache
 
 R = TypeVar("R", CaptionRecord, QuestionRecord)
 
@@ -51,8 +47,7 @@ class TrainingData:
     @property
     def images(self) -> list[Path]:
         """Each image once."""
-        with_image: list[CaptionRecord | QuestionRecord | Example] = [*self.captions, *self.questions, *self.extra]
-        return list(dict.fromkeys(item.image for item in with_image))
+        return list(dict.fromkeys(item.image for item in chain[Any](self.captions, self.questions, self.extra)))
 
 
 def read_data(folder: str | Path, recipe: Recipe, split: str = "train") -> TrainingData:
@@ -66,9 +61,8 @@ def read_data(folder: str | Path, recipe: Recipe, split: str = "train") -> Train
     Raises:
         RSMoEError: as of `read_captions` and `read_questions`; a line of `extra_examples` that is no example.
     """
-    folder = Path(folder)
-    shares = recipe.shares
-    needs_captions = any(shares[kind] for kind in ("caption", "rewrite", "router", "expert")) or recipe.alignment_steps
+    folder, shares = Path(folder), recipe.shares
+    needs_captions = any(shares[kind] for kind in shares if kind != "answer") or recipe.alignment_steps
     needs_questions = shares["answer"] or (shares["router"] and recipe.question_share)
     captions = read_captions(folder, split, recipe.datasets) if needs_captions else []
     try:
@@ -99,27 +93,15 @@ def read_examples(file: str | Path, folder: Path) -> list[Example]:
         RSMoEError: with the line that is no example, or whose image is missing.
     """
     examples = []
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RSMoEError(f"extra_examples {file} cannot be read ({error}); give a JSONL file of examples") from error
-    for number, line in enumerate(lines, start=1):
-        where = f"{file}:{number}"
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise RSMoEError(f"{where}: no JSON ({error}); write one object a line") from error
-        if not isinstance(values, dict):
-            raise RSMoEError(f"{where}: expected an object; write image, kind, expert, prompt, completions")
-        entry = Entry(where, folder, values)
-        kind, expert = entry.text("kind"), values.get("expert")
+    for entry in json_lines(Path(file), folder):
+        kind, expert = cast(Kind, entry.text("kind")), entry.values.get("expert")
         if kind not in get_args(Kind):
             raise entry.error(f"kind is {kind!r}; expected one of {', '.join(get_args(Kind))}")
         if (kind in BASE_KINDS) != (expert is None) or not (expert is None or is_text(expert)):
             raise entry.error(f"expert is {expert!r} in an example of kind {kind}; only router and expert name one")
         prompt_kind: Any = "base" if kind in ("caption", "answer") else kind
         prompt = Prompt(prompt_kind, entry.text("prompt"), "", expert)  # the collator finds what the Q-Former reads
-        example = Example(entry.path("image"), cast(Kind, kind), prompt, entry.texts("completions"))
+        example = Example(entry.path("image"), kind, prompt, entry.texts("completions"))
         if not example.image.is_file():
             raise entry.error(f"image {example.image} is missing; put it there or drop the line")
         examples.append(example)
@@ -157,31 +139,20 @@ def _draw_examples(
     data: TrainingData, recipe: Recipe, instructions: dict[str, str], seed: int, epoch: int, count: int | None
 ) -> list[Example]:
     """`count` examples of the base LM, the router and the experts; by default as many as the first of them have."""
-    base_mix = {kind: share for kind, share in recipe.shares.items() if kind in BASE_KINDS and share}
-    adapter_mix = {kind: share for kind, share in recipe.shares.items() if kind not in BASE_KINDS and share}
+    shares = {kind: share for kind, share in recipe.shares.items() if share}
+    base_mix = {kind: share for kind, share in shares.items() if kind in BASE_KINDS}
+    adapter_mix = {kind: share for kind, share in shares.items() if kind not in BASE_KINDS}
     base_share = sum(base_mix.values()) / max(sum(recipe.shares.values()), 1e-9)
-    references = recipe.references_per_example
+    records, references = (data.captions, data.questions), recipe.references_per_example
     examples: list[Example] = []
     if base_mix:
         base_count = None if count is None else round(count * base_share)
-        examples += stage1_examples(
-            data.captions, data.questions, seed, epoch, base_count, base_mix, references, data.similar
-        )
+        examples += stage1_examples(*records, seed, epoch, base_count, base_mix, references, data.similar)
+        count = (round(len(examples) / base_share) if count is None else count) - len(examples)
     if adapter_mix:
-        if base_mix:
-            count = (round(len(examples) / base_share) if count is None else count) - len(examples)
-        of_aspects = {name: text for name, text in instructions.items() if name in ASPECTS}
-        examples += stage2_examples(
-            data.captions,
-            data.questions,
-            of_aspects,
-            seed,
-            epoch,
-            count,
-            adapter_mix,
-            recipe.question_share,
-            references,
-        )
+        aspects = {name: text for name, text in instructions.items() if name in ASPECTS}
+        question_share = recipe.question_share
+        examples += stage2_examples(*records, aspects, seed, epoch, count, adapter_mix, question_share, references)
     return examples
 
 
@@ -199,8 +170,7 @@ def by_length(examples: Sequence[Example], batch: int, seed: str) -> list[Exampl
         batches = [by_size[i : i + batch] for i in range(0, len(by_size), batch)]
         last = batches.pop() if len(batches[-1]) < batch else []
         random.Random(f"{seed}/{start}").shuffle(batches)
-        ordered += chain.from_iterable(batches)
-        ordered += last
+        ordered += chain(*batches, last)
     return ordered
 
 
@@ -217,7 +187,7 @@ def training_examples(
     batch: int,
     epochs: float,
     max_steps: int = -1,
-) -> "Dataset":
+) -> Dataset:
     """All examples of a training in the order in which they are learned, `batch` for each of its steps.
 
     Args:
@@ -232,8 +202,6 @@ def training_examples(
     Returns:
         The columns `image`, `kind`, `expert`, `prompt`, `qformer_text`, `completions`.
     """
-    from datasets import concatenate_datasets
-
     tables = []
     epoch, drawn, total = 0, 0, max_steps * batch
     while max_steps <= 0 or drawn < total:
@@ -249,16 +217,14 @@ def training_examples(
     return concatenate_datasets(tables)
 
 
-def val_examples(data: TrainingData, recipe: Recipe, instructions: dict[str, str], seed: int, batch: int) -> "Dataset":
+def val_examples(data: TrainingData, recipe: Recipe, instructions: dict[str, str], seed: int, batch: int) -> Dataset:
     """`recipe.eval_examples` examples of the val split, always the same."""
     examples = epoch_examples(data, recipe, instructions, seed, epoch=0)[: recipe.eval_examples]
     return _table(by_length(examples, batch, "val"))
 
 
-def _table(examples: Sequence[Example]) -> "Dataset":
+def _table(examples: Sequence[Example]) -> Dataset:
     """Examples as SFTTrainer takes them; its collator reads the columns."""
-    from datasets import Dataset
-
     return Dataset.from_list(
         [
             {
@@ -286,7 +252,7 @@ class ExampleCollator:
         features: of the images; without them, pixels are read.
     """
 
-    def __init__(self, processor: "RSMoEProcessor", features: "FeatureCache | None" = None):
+    def __init__(self, processor: RSMoEProcessor, features: FeatureCache | None = None):
         self.processor, self.features = processor, features
         self.kinds = [*BASE_KINDS, "router", *processor.experts]
 
@@ -316,9 +282,8 @@ class ExampleCollator:
         padding = {"input_ids": tokenizer.pad_token_id, "labels": -100, "segments": PADDING}
         tensors = {}
         for name in sequences[0]:
-            pad = padding.get(name, 0)
-            padded = [[pad] * (width - len(columns[name])) + columns[name] for columns in sequences]
-            tensors[name] = torch.tensor(padded)
+            pads = [[padding.get(name, 0)] * (width - len(columns[name])) for columns in sequences]
+            tensors[name] = torch.tensor([pad + columns[name] for pad, columns in zip(pads, sequences)])
         segments = tensors.pop("segments")
         one_completion = segments.max() == 1
         tensors["attention_mask"] = (segments != PADDING).long() if one_completion else _completions_mask(segments)
@@ -337,7 +302,6 @@ class ExampleCollator:
         """The columns of one example. Segment 0 is the prompt, 1 its first completion, and so on."""
         tokenizer = self.processor.tokenizer
         counts = Counter(completions)
-        texts = [f" {text}{tokenizer.eos_token}" for text in counts]
         before = len(prompt) - 1
         columns: dict[str, list[Any]] = {
             "input_ids": prompt[:-1],
@@ -347,6 +311,7 @@ class ExampleCollator:
             "token_weights": [0.0] * before,
             "example_weights": [0.0] * before,
         }
+        texts = [f" {text}{tokenizer.eos_token}" for text in counts]
         completion_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         for segment, (ids, count) in enumerate(zip(completion_ids, counts.values()), start=1):
             share = count / counts.total()
@@ -361,8 +326,7 @@ class ExampleCollator:
     def _images(self, images: list[str]) -> dict[str, torch.Tensor]:
         if self.features is not None:
             return {"image_embeds": self.features(images)}
-        pixels = self.processor.image_processor(images=read_images(images), return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixels}
+        return dict(self.processor.image_processor(images=read_images(images), return_tensors="pt"))
 
     def _kind(self, example: dict[str, Any]) -> int:
         name = example["expert"] if example["kind"] == "expert" else example["kind"]

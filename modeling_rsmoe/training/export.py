@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import write_whole
+from ..utils.files import disk_errors, write_whole
 from ..utils.provenance import TRAINING_RECORD
 from .checkpoints import save_tensors
 from .stages import ALIGNED, LEARNED, STANDARD, STATE
@@ -41,7 +41,6 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
         record, learned = _outcome(output)
         recipe = record["recipe"]
         for name, value in learned.items():
-            name = name.removeprefix(PEFT_PREFIX)
             pair = BASE_LM_LORA.fullmatch(name)
             if pair:
                 name = f"llm_lora.{pair[1]}.{pair[2]}"
@@ -50,15 +49,13 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
                 raise RSMoEError(f"{output}: the LoRA {name} is not of the base LM; train the Q-Former's own weights")
             if pair and name in tensors:
                 raise RSMoEError(f"{output}: the base LM has LoRA of an earlier stage already; give one stage with it")
-            tensors[name] = value.to(torch.float16).contiguous()
+            tensors[name] = value.to(torch.float16)
     if not tensors:
         raise RSMoEError("nothing to export; give the folder of a finished training")
     target = Path(file)
-    try:
+    with disk_errors("cannot write", "Free some space or give another file."):
         save_tensors(tensors, target, metadata)
         write_whole(target.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
-    except OSError as error:
-        raise RSMoEError(f"{target} cannot be written ({error}); free some space or give another file") from error
     return target
 
 
@@ -68,12 +65,9 @@ def _outcome(output: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         record = json.loads((output / TRAINING_RECORD).read_text(encoding="utf-8"))
         if not record["finished"]:
             raise ValueError("it is not finished")
-        learned: dict[str, torch.Tensor] = {}
-        for name in (STANDARD, ALIGNED, LEARNED):
-            if name == LEARNED or (output / STATE / name).is_file():
-                tensors = load_file(output / STATE / name)
-                learned |= {key.removeprefix(PEFT_PREFIX): value for key, value in tensors.items()}
-        return record, learned
+        before = [name for name in (STANDARD, ALIGNED) if (output / STATE / name).is_file()]
+        files = [load_file(output / STATE / name) for name in (*before, LEARNED)]
+        return record, {key.removeprefix(PEFT_PREFIX): value for tensors in files for key, value in tensors.items()}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RSMoEError(
             f"{output} is no finished training with its {STATE} folder ({error}); give the output of `rsmoe train`"

@@ -1,17 +1,17 @@
 """Image features of the frozen ViT, computed once for each image and read from disk afterwards.
 
 A cache folder belongs to one encoder (its weights, settings and preprocessing): `features.f16` holds float16
-[patches, width] of one image after the other, `index.json` says which image each belongs to. An image is known by its
-content; size and modification time only spare reading it again. The index is written after the features it names, so
-that a cache is good at every moment: what a killed process had not entered is computed again.
+[patches, width] of one image after the other, `index.json` says which image (by its content) each belongs to. The
+index is written after the features it names: what a killed process had not entered is computed again.
 """
 
-import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +20,12 @@ from filelock import FileLock
 
 from ..errors_rsmoe import RSMoEError
 from ..inference.encoder import encoder_sha256
-from ..utils.files import write_whole
+from ..modeling_rsmoe import RSMoEForConditionalGeneration
+from ..processing_rsmoe import RSMoEProcessor
+from ..utils.files import disk_errors, sha256_of, write_whole
 from ..utils.images import read_images
 from ..utils.progress import Progress, no_progress
 
-
-if TYPE_CHECKING:
-    from ..modeling_rsmoe import RSMoEForConditionalGeneration
-    from ..processing_rsmoe import RSMoEProcessor
 
 FORMAT = 1
 VISION_BATCH = 8  # images that the ViT encodes together
@@ -46,13 +44,14 @@ class FeatureCache:
         RSMoEError: the folder cannot be read or written.
     """
 
-    def __init__(self, folder: str | Path, model: "RSMoEForConditionalGeneration", processor: "RSMoEProcessor"):
+    def __init__(self, folder: str | Path, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor):
         self.encoder = encoder_sha256(model.model.encoder, processor)
         self.folder = Path(folder) / self.encoder[:16]
+        self._data_file, self._index_file = self.folder / "features.f16", self.folder / "index.json"
         self._model, self._processor = model, processor
         self._places: dict[str, int] = {}  # sha256 of an image -> its place in the file
         self._files: dict[str, list[Any]] = {}  # path -> [size, modification time in ns, sha256]
-        self._shape: tuple[int, int] | None = None  # patches, width
+        self._shape: Sequence[int] = ()  # patches, width
         self._values: np.ndarray | None = None
 
     def add(self, images: Sequence[Path], progress: Progress = no_progress) -> None:
@@ -65,22 +64,15 @@ class FeatureCache:
         Raises:
             RSMoEError: an image cannot be read, a feature is not finite, or the disk is full (finished features stay).
         """
-        try:
+        with disk_errors(f"cannot keep image features in {self.folder}:", "free some space or give another folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / ".lock"):
                 self._read_index()
                 missing = self._missing(list(dict.fromkeys(images)))
-                if missing:
-                    self._make(missing, progress)
+                self._make(missing, progress)
                 self._write_index()
-        except OSError as error:
-            raise RSMoEError(
-                f"cannot keep image features in {self.folder} ({error}); free some space or give another folder"
-            ) from error
         if self._places:
-            assert self._shape is not None
-            count = len(self._places)
-            self._values = np.memmap(self._data_file, np.float16, "r", shape=(count, *self._shape))
+            self._values = np.memmap(self._data_file, np.float16, "r", shape=(len(self._places), *self._shape))
 
     def __call__(self, images: Sequence[str | Path]) -> torch.Tensor:
         """[images, patches, width] in float32.
@@ -92,35 +84,21 @@ class FeatureCache:
         if unknown or self._values is None:
             raise RSMoEError(f"no features of {unknown[:3]} in {self.folder}; add the image to the cache first")
         places = [self._places[self._files[str(image)][2]] for image in images]
-        return torch.from_numpy(np.stack([self._values[place] for place in places]).astype(np.float32))
-
-    @property
-    def _data_file(self) -> Path:
-        return self.folder / "features.f16"
+        return torch.from_numpy(self._values[places].astype(np.float32))
 
     def _read_index(self) -> None:
         """Take the index as it stands; anything wrong with it, or with the file, starts the cache anew."""
-        self._places, self._files, self._shape = {}, {}, None
-        try:
-            index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
-            if index["format"] != FORMAT or index["encoder"] != self.encoder:
-                return
-            shape = (int(index["shape"][0]), int(index["shape"][1]))
-            needed = len(index["images"]) * shape[0] * shape[1] * 2
-            if sorted(index["images"].values()) != list(range(len(index["images"]))):
-                return
-            if self._data_file.stat().st_size >= needed:
-                self._places, self._files, self._shape = index["images"], index["files"], shape
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
-            return
+        self._places, self._files, self._shape = {}, {}, ()
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            index = json.loads(self._index_file.read_text(encoding="utf-8"))
+            is_whole = self._data_file.stat().st_size >= len(index["images"]) * math.prod(index["shape"]) * 2
+            if is_whole and index["format"] == FORMAT and index["encoder"] == self.encoder:
+                self._places, self._files, self._shape = index["images"], index["files"], index["shape"]
 
     def _write_index(self) -> None:
-        if self._shape is None:
-            return
-        index = {"format": FORMAT, "encoder": self.encoder, "shape": self._shape}
-        text = json.dumps({**index, "images": self._places, "files": self._files})
-        if not (self.folder / "index.json").is_file() or (self.folder / "index.json").read_text() != text:
-            write_whole(self.folder / "index.json", text)
+        if self._shape:
+            index = {"format": FORMAT, "encoder": self.encoder, "shape": self._shape}
+            write_whole(self._index_file, json.dumps({**index, "images": self._places, "files": self._files}))
 
     def _missing(self, images: list[Path]) -> list[Path]:
         """Those without features; what is known of each file is brought up to date on the way."""
@@ -128,11 +106,9 @@ class FeatureCache:
         for image in images:
             try:
                 stat = image.stat()
-                known = self._files.get(str(image))
-                if known is None or known[:2] != [stat.st_size, stat.st_mtime_ns]:
-                    with image.open("rb") as file:
-                        digest = hashlib.file_digest(file, "sha256").hexdigest()
-                    self._files[str(image)] = known = [stat.st_size, stat.st_mtime_ns, digest]
+                known = self._files.get(str(image), [])
+                if known[:2] != [stat.st_size, stat.st_mtime_ns]:
+                    self._files[str(image)] = known = [stat.st_size, stat.st_mtime_ns, sha256_of(image)]
             except OSError as error:
                 raise RSMoEError(
                     f"image {image} cannot be read ({error.strerror}); put it back or leave its records out"
@@ -143,14 +119,13 @@ class FeatureCache:
 
     @torch.no_grad()
     def _make(self, images: list[Path], progress: Progress) -> None:
-        mode = "r+b" if self._data_file.exists() else "w+b"
-        with self._data_file.open(mode) as file:
+        self._data_file.touch()
+        with self._data_file.open("r+b") as file:
             for number, start in enumerate(range(0, len(images), VISION_BATCH)):
                 progress("encoding images", start, len(images), "images")
                 batch = images[start : start + VISION_BATCH]
                 values = self._embed(batch)
-                if self._shape is None:
-                    self._shape = (values.shape[1], values.shape[2])
+                self._shape = values.shape[1:]
                 file.seek(len(self._places) * values[0].nbytes)
                 file.write(values.tobytes())
                 for image in batch:

@@ -23,31 +23,28 @@ class ExampleBar(TrainerCallback):
     """
 
     def __init__(self, name: str, examples_per_step: int):
-        self.name, self.examples_per_step, self._bar = name, examples_per_step, None
+        self.name, self.examples_per_step = name, examples_per_step
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self._bar = tqdm(
-                desc=self.name,
-                total=state.max_steps * self.examples_per_step,
-                initial=state.global_step * self.examples_per_step,
-                unit=" examples",
-                mininterval=0.5 if sys.stderr.isatty() else 30,
-                dynamic_ncols=True,
-            )
+        self._bar = tqdm(
+            desc=self.name,
+            total=state.max_steps * self.examples_per_step,
+            initial=state.global_step * self.examples_per_step,
+            unit=" examples",
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            dynamic_ncols=True,
+            disable=not state.is_world_process_zero,
+        )
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self._bar is not None:
-            self._bar.update(self.examples_per_step)
+        self._bar.update(self.examples_per_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self._bar is not None and logs and "loss" in logs:
+        if logs and "loss" in logs:
             self._bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._bar.close()
 
 
 class LossCurve(TrainerCallback):
@@ -66,7 +63,7 @@ class LossCurve(TrainerCallback):
 
 
 def tensorboard(folder: Path) -> TrainerCallback:
-    """transformers' own TensorBoard callback, writing into `folder` (its files are made when the training begins)."""
+    """transformers' own TensorBoard callback, writing into `folder` when the training begins."""
     from transformers.integrations import TensorBoardCallback
 
     callback = TensorBoardCallback()
@@ -91,24 +88,18 @@ def plot_losses(log: Sequence[dict[str, Any]], file: Path) -> None:
     if not names:
         return
     kinds = sorted({name.removeprefix("eval_") for name in names})
-    figure, axes = plt.subplots(figsize=(8, 4.5))
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="tight")
     for name in names:
-        points = [(entry["step"], entry[name]) for entry in log if name in entry]
-        window = max(1, len(points) // CURVE_POINTS)
-        values = np.convolve([value for _, value in points], np.ones(window) / window, mode="valid")
+        steps, values = zip(*[(entry["step"], entry[name]) for entry in log if name in entry])
+        window = max(1, len(steps) // CURVE_POINTS)
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         kind, of_val = name.removeprefix("eval_"), name.startswith("eval")
-        label = "all" if kind == "loss" else kind.removeprefix("loss_")
-        axes.plot(
-            [step for step, _ in points][window - 1 :],
-            values,
-            label=f"val {label}" if of_val else label,
-            color=f"C{kinds.index(kind)}",  # a kind has one colour, dashed on val
-            linestyle="--" if of_val else "-",
-            linewidth=2 if kind == "loss" else 1,
-        )
+        label = ("val " if of_val else "") + (kind.removeprefix("loss_") if kind != "loss" else "all")
+        # A kind has one colour, dashed on val.
+        style: dict[str, Any] = {"color": f"C{kinds.index(kind)}", "linestyle": "--" if of_val else "-"}
+        axes.plot(steps[window - 1 :], smooth, label=label, linewidth=2 if kind == "loss" else 1, **style)
     axes.set(xlabel="step", ylabel="loss", title=f"{file.parent.name}: running mean of the loss")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    figure.tight_layout()
     with whole_file(file) as unfinished:
         figure.savefig(unfinished, dpi=110, format="png")
     plt.close(figure)

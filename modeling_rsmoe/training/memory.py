@@ -6,27 +6,24 @@ driver, the communication library and the allocator's fragments take.
 """
 
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map_only
 
+from ..configuration_rsmoe import RSMoEConfig
 from ..errors_rsmoe import RSMoEError
 from ..experts_rsmoe import decoder_layers
+from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from .modules import cast_base_lm, select_modules, trained_parameters
 from .settings import Recipe
 
-
-if TYPE_CHECKING:
-    from ..configuration_rsmoe import RSMoEConfig
-    from ..modeling_rsmoe import RSMoEForConditionalGeneration
 
 Strategy = Literal["DDP", "FSDP", "ZeRO-2", "ZeRO-3"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -39,11 +36,7 @@ GATHERED_LAYERS = 2  # that FSDP holds at once: the one that runs and the next
 
 @dataclass(frozen=True)
 class Batch:
-    """The examples of one step on one device.
-
-    The defaults are a little wider than the widest batch of nano's trainings (RSICD, UCM-Captions and questions; 160
-    tokens).
-    """
+    """The examples of one step on one device; by default a little wider than the widest of nano's trainings."""
 
     examples: int
     tokens: int = 192  # of a sequence: image, prompt and all its completions
@@ -69,12 +62,9 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.buffers + max(self.activations, self.step)
 
 
-# ---- parameters
-
-
 def without_weights(
-    config: "RSMoEConfig", recipe: Recipe | None = None, bf16: bool = False
-) -> "RSMoEForConditionalGeneration":
+    config: RSMoEConfig, recipe: Recipe | None = None, bf16: bool = False
+) -> RSMoEForConditionalGeneration:
     """The model on the meta device; with a recipe, as its stage trains it.
 
     Args:
@@ -85,8 +75,6 @@ def without_weights(
     Raises:
         RSMoEError: as of `select_modules`.
     """
-    from ..modeling_rsmoe import RSMoEForConditionalGeneration
-
     with torch.device("meta"):
         model = RSMoEForConditionalGeneration(config)
         if recipe is not None:
@@ -98,7 +86,7 @@ def without_weights(
     return model
 
 
-def count_parameters(model: "RSMoEForConditionalGeneration", learned: bool = False) -> dict[str, int]:
+def count_parameters(model: RSMoEForConditionalGeneration, learned: bool = False) -> dict[str, int]:
     """Module -> its parameters, each counted once; with `learned`, only those that learn (LoRA among them)."""
     encoder = model.model.encoder
     modules: dict[str, list[nn.Module]] = {
@@ -117,12 +105,8 @@ def count_parameters(model: "RSMoEForConditionalGeneration", learned: bool = Fal
     }
 
 
-def layer_classes(model: "RSMoEForConditionalGeneration") -> list[str]:
-    """Classes of the layers of base LM, ViT and Q-Former: FSDP's units, as in `hub_configs/accelerate/fsdp.yaml`."""
-    return sorted({type(layer).__name__ for layer in _layers(model)})
-
-
-def _layers(model: "RSMoEForConditionalGeneration") -> list[nn.Module]:
+def sharded_layers(model: RSMoEForConditionalGeneration) -> list[nn.Module]:
+    """Layers of base LM, ViT and Q-Former: FSDP's units, as in `hub_configs/accelerate/fsdp.yaml`."""
     encoder = model.model.encoder
     layers = list(decoder_layers(model.model.language_model))
     for transformer in (encoder.vision_model, encoder.qformer):
@@ -130,11 +114,8 @@ def _layers(model: "RSMoEForConditionalGeneration") -> list[nn.Module]:
     return layers
 
 
-# ---- weights, gradients, optimizer
-
-
 def step_memory(
-    model: "RSMoEForConditionalGeneration", strategy: Strategy, processes: int, bf16: bool, activations: int = 0
+    model: RSMoEForConditionalGeneration, strategy: Strategy, processes: int, bf16: bool, activations: int = 0
 ) -> Memory:
     """Bytes on each of `processes` devices.
 
@@ -178,27 +159,21 @@ def step_memory(
 
 def _shard(parameter: nn.Parameter, processes: int) -> int:
     """Elements on the first device: FSDP2 cuts along the first dimension."""
-    length = parameter.shape[0] if parameter.ndim else 1
-    return ceil(length / processes) * (parameter.numel() // max(length, 1))
+    return ceil(len(parameter) / processes) * (parameter.numel() // len(parameter))
 
 
-def _gathered(model: "RSMoEForConditionalGeneration", bf16: bool) -> int:
+def _gathered(model: RSMoEForConditionalGeneration, bf16: bool) -> int:
     """What FSDP holds beside its shards: all that is in no layer, two layers, and their gradients."""
 
-    def size(parameters: Sequence[nn.Parameter]) -> int:
+    def size(module: nn.Module) -> int:
         total = 0
-        for parameter in parameters:
+        for parameter in module.parameters():
             width = 2 if bf16 else parameter.element_size()
             total += parameter.numel() * width * (2 if parameter.requires_grad else 1)
         return total
 
-    layers = [list(layer.parameters()) for layer in _layers(model)]
-    inside = {id(parameter) for layer in layers for parameter in layer}
-    root = [parameter for parameter in model.parameters() if id(parameter) not in inside]
-    return size(root) + GATHERED_LAYERS * max(size(layer) for layer in layers)
-
-
-# ---- activations
+    layers = [size(layer) for layer in sharded_layers(model)]
+    return size(model) - sum(layers) + GATHERED_LAYERS * max(layers)
 
 
 class PeakMemory(TorchDispatchMode):
@@ -213,11 +188,8 @@ class PeakMemory(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
         for tensor in [*model.parameters(), *model.buffers()]:
             self._enter(tensor, counted=False)
-        self._hooks = [
-            parameter.register_post_accumulate_grad_hook(self._exclude_gradient)
-            for parameter in model.parameters()
-            if parameter.requires_grad
-        ]
+        learned = trained_parameters(model).values()
+        self._hooks = [p.register_post_accumulate_grad_hook(self._exclude_gradient) for p in learned]
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
@@ -226,9 +198,7 @@ class PeakMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(output):
-            if isinstance(leaf, torch.Tensor):
-                self._enter(leaf)
+        tree_map_only(torch.Tensor, self._enter, output)
         self.peak = max(self.peak, self.alive)
         return output
 
@@ -243,14 +213,14 @@ class PeakMemory(TorchDispatchMode):
     def _exclude_gradient(self, parameter: torch.Tensor) -> None:
         assert parameter.grad is not None
         key = parameter.grad.untyped_storage()._cdata
-        self.alive -= self._sizes.get(key, 0)
+        self._forget(key)
         self._sizes[key] = 0
 
     def _forget(self, key: int) -> None:
         self.alive -= self._sizes.pop(key, 0)
 
 
-def activation_bytes(config: "RSMoEConfig", recipe: Recipe, batch: Batch, bf16: bool) -> tuple[int, int]:
+def activation_bytes(config: RSMoEConfig, recipe: Recipe, batch: Batch, bf16: bool) -> tuple[int, int]:
     """The most bytes that one step of `batch` has alive beside weights and gradients.
 
     Returns:
@@ -275,18 +245,23 @@ def activation_bytes(config: "RSMoEConfig", recipe: Recipe, batch: Batch, bf16: 
         return kept, _peak(model, recipe, batch, bf16)
 
 
-def _peak(model: "RSMoEForConditionalGeneration", recipe: Recipe, batch: Batch, bf16: bool) -> int:
+def _peak(model: RSMoEForConditionalGeneration, recipe: Recipe, batch: Batch, bf16: bool) -> int:
     with PeakMemory(model) as memory:
         _loss(model, recipe, batch, bf16).backward()
     return memory.peak
 
 
-def _loss(model: "RSMoEForConditionalGeneration", recipe: Recipe, batch: Batch, bf16: bool) -> torch.Tensor:
+def _loss(model: RSMoEForConditionalGeneration, recipe: Recipe, batch: Batch, bf16: bool) -> torch.Tensor:
     """What `ExampleTrainer` computes, without reading a value: sequences of all adapters may be in the batch."""
     base, examples, tokens = model.model, batch.examples, batch.tokens
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         instructions = torch.zeros(examples, batch.qformer_tokens, dtype=torch.long)
-        images = _images(model.config.vision_config, recipe, batch)
+        vision_config: Any = model.config.vision_config
+        size = batch.image_size or vision_config.image_size
+        patches = (size // vision_config.patch_size) ** 2 + 1
+        images = {"pixel_values": torch.zeros(examples, 3, size, size)}
+        if recipe.vision == "frozen":  # features are read from disk
+            images = {"image_embeds": torch.zeros(examples, patches, vision_config.hidden_size)}
         features = base.encoder(
             **images, qformer_input_ids=instructions, qformer_attention_mask=torch.ones_like(instructions)
         )
@@ -296,9 +271,8 @@ def _loss(model: "RSMoEForConditionalGeneration", recipe: Recipe, batch: Batch, 
         adapters: dict[str, Any] = {}
         if recipe.router == "train" or recipe.experts:
             adapters["adapter_gate"] = base.get_adapter_gate(torch.zeros(examples, dtype=torch.long)).to(embeds.dtype)
-        mask: torch.Tensor = torch.ones(examples, 1, tokens, tokens, dtype=torch.bool)
-        if base.language_model.config._attn_implementation == "eager":
-            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+        is_eager = base.language_model.config._attn_implementation == "eager"
+        mask = torch.ones(examples, 1, tokens, tokens, dtype=torch.float32 if is_eager else torch.bool)
         hidden = base.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -309,12 +283,3 @@ def _loss(model: "RSMoEForConditionalGeneration", recipe: Recipe, batch: Batch, 
         logits = model.lm_head(hidden[:, : batch.labels].flatten(0, 1))
     targets = torch.zeros(examples * batch.labels, dtype=torch.long)
     return F.cross_entropy(logits.float(), targets, reduction="none").sum()
-
-
-def _images(vision_config: Any, recipe: Recipe, batch: Batch) -> dict[str, torch.Tensor]:
-    """Features of a frozen ViT, which are read from disk, or pixels."""
-    size = batch.image_size or vision_config.image_size
-    if recipe.vision != "frozen":
-        return {"pixel_values": torch.zeros(batch.examples, 3, size, size)}
-    patches = (size // vision_config.patch_size) ** 2 + 1
-    return {"image_embeds": torch.zeros(batch.examples, patches, vision_config.hidden_size)}

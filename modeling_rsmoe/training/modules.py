@@ -2,23 +2,21 @@
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..errors_rsmoe import RSMoEError
+from ..experts_rsmoe import RSMoEExpert
+from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from .settings import ALL, Recipe
 
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-    from ..experts_rsmoe import RSMoEExpert
-    from ..modeling_rsmoe import RSMoEForConditionalGeneration
-
-# Layers of the Q-Former that only its text passes through; queries have their own ("..._query").
-TEXT_PATH = re.compile(r"(^|\.)(embeddings\.|intermediate\.dense|output\.dense|output\.LayerNorm)")
+# Layers of the Q-Former that only its text passes through; queries have their own ("..._query"), attention is shared.
+TEXT_PATH = re.compile(r"(?!.*(attention|_query))(.*\.)?(embeddings\.|intermediate\.dense|output\.(dense|LayerNorm))")
 # Where its LoRA goes [paper: q and v of self-attention, all projections of cross-attention, feed-forward layers].
 QFORMER_LORA = (
     r"attention\.attention\.(query|value)",
@@ -28,7 +26,7 @@ QFORMER_LORA = (
 RANDOM_STD = 0.02  # of weights with expert_start: random
 
 
-def trained_experts(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> list[str]:
+def trained_experts(model: RSMoEForConditionalGeneration, recipe: Recipe) -> list[str]:
     """Names of the experts that learn, in the model's order.
 
     Raises:
@@ -41,7 +39,7 @@ def trained_experts(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> l
     return known if ALL in recipe.experts else [name for name in known if name in recipe.experts]
 
 
-def initialize_adapters(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> None:
+def initialize_adapters(model: RSMoEForConditionalGeneration, recipe: Recipe) -> None:
     """Put router and experts that learn at their start: the base LM exactly [paper], or random weights."""
     if recipe.expert_start == "checkpoint":
         return
@@ -53,9 +51,7 @@ def initialize_adapters(model: "RSMoEForConditionalGeneration", recipe: Recipe) 
                     nn.init.normal_(parameter, std=RANDOM_STD)
 
 
-def select_modules(
-    model: "RSMoEForConditionalGeneration", recipe: Recipe
-) -> "RSMoEForConditionalGeneration | PeftModel":
+def select_modules(model: RSMoEForConditionalGeneration, recipe: Recipe) -> RSMoEForConditionalGeneration | PeftModel:
     """Freeze everything but what the recipe lets learn, and add LoRA where it says so. Changes the model in place.
 
     Returns:
@@ -69,7 +65,7 @@ def select_modules(
             parameter.requires_grad_(not name.endswith("mask_token"))
     if recipe.qformer in ("full", "queries"):
         for name, parameter in encoder.qformer.named_parameters():
-            parameter.requires_grad_(recipe.qformer == "full" or TEXT_PATH.search(_path_in_layer(name)) is None)
+            parameter.requires_grad_(recipe.qformer == "full" or TEXT_PATH.match(name) is None)
     if recipe.projection == "full":
         encoder.projection.requires_grad_(True)
         encoder.query_tokens.requires_grad_(True)
@@ -86,7 +82,7 @@ def select_modules(
     return selected
 
 
-def cast_base_lm(model: "RSMoEForConditionalGeneration") -> None:
+def cast_base_lm(model: RSMoEForConditionalGeneration) -> None:
     """Keep the frozen weights of the base LM in bfloat16; what learns stays in float32, or small steps were lost."""
     for module in (model.model.language_model, model.lm_head):
         for parameter in module.parameters():
@@ -131,14 +127,14 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _trained_adapters(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> "Iterator[RSMoEExpert]":
+def _trained_adapters(model: RSMoEForConditionalGeneration, recipe: Recipe) -> Iterator[RSMoEExpert]:
     if recipe.router == "train":
         yield model.model.router
     for name in trained_experts(model, recipe):
         yield model.model.expert(name)
 
 
-def _with_lora(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> "RSMoEForConditionalGeneration | PeftModel":
+def _with_lora(model: RSMoEForConditionalGeneration, recipe: Recipe) -> RSMoEForConditionalGeneration | PeftModel:
     targets = []
     if recipe.language_model == "lora":
         leaves = "|".join(model.config.expert_config.target_modules)
@@ -147,8 +143,6 @@ def _with_lora(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> "RSMoE
         targets.append(rf"model\.encoder\.qformer\..*({'|'.join(QFORMER_LORA)})")
     if not targets:
         return model
-    from peft import LoraConfig, get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     config = LoraConfig(
         r=recipe.lora_r,
@@ -161,8 +155,3 @@ def _with_lora(model: "RSMoEForConditionalGeneration", recipe: Recipe) -> "RSMoE
         if isinstance(module, BaseTunerLayer):
             cast(Any, module).cast_input_dtype_enabled = False  # autocast does it, once for each weight
     return wrapped
-
-
-def _path_in_layer(name: str) -> str:
-    """A parameter's name inside its layer: the text path's `output.dense`, not `attention.output.dense`."""
-    return "" if "attention" in name or "_query" in name else name

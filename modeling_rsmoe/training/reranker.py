@@ -9,15 +9,16 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 
 from ..configuration_rsmoe import RSMoEConfig
 from ..data.cleaning import clean_caption
-from ..data.records import read_captions, records_sha256
+from ..data.records import CaptionRecord, read_captions, records_sha256
 from ..errors_rsmoe import RSMoEError
 from ..hub.folders import check_target, whole_folder
+from ..processing_rsmoe import RSMoEProcessor
 from ..reranker_rsmoe import RSMoEReranker, hashed_ngrams, pool_image_features
 from ..utils.files import cache_folder, write_whole
 from ..utils.progress import Progress, no_progress
@@ -27,10 +28,6 @@ from .features import FeatureCache
 from .settings import Recipe
 from .stages import LEARNED, STATE, history, load_start
 
-
-if TYPE_CHECKING:
-    from ..data.records import CaptionRecord
-    from ..processing_rsmoe import RSMoEProcessor
 
 RIDGE_GRID = (0.001, 0.01, 0.1, 1.0)
 HOLDOUT_EVERY = 10  # every tenth image is held out to choose the ridge
@@ -82,16 +79,15 @@ def train_reranker(
     model.eval()
     reranker = model.model.add_reranker(rank, buckets)
     cache = FeatureCache(features or cache_folder() / "features", model, processor)
-    cache.add([record.image for record in records], progress)
-    pooled = []
-    for first in range(0, len(records), FEATURE_BATCH):
-        progress("reading image features", first, len(records), "images")
-        pooled.append(pool_image_features(cache([record.image for record in records[first : first + FEATURE_BATCH]])))
+    pooled = _pooled_features(cache, [record.image for record in records], progress)
     progress(f"fitting to {len(records)} images")
-    similarity = fit_reranker(reranker, torch.cat(pooled), _token_ids(records, processor))
+    similarity = fit_reranker(reranker, pooled, _token_ids(records, processor))
     progress(f"writing {output}")
-    record = _record(records, folder, start)
-    record["reranker"] |= {"rank": rank, "buckets": buckets, "datasets": datasets, "similarity": similarity}
+    fitted: dict[str, Any] = {"rank": rank, "buckets": buckets, "datasets": datasets, "similarity": similarity}
+    fitted["data"] = {"sha256": records_sha256(records, folder), "captioned_images": len(records)}
+    fitted["start"] = {"name": start.name, "sha256": folder_sha256(start)}
+    fitted["versions"] = package_versions()
+    record = {**(history(start) or {"format": 1, "finished": False}), "reranker": fitted}
     with whole_folder(output) as unfinished:
         dtype = RSMoEConfig.from_pretrained(start).dtype or torch.float32
         cast(Any, model).to(dtype).save_pretrained(unfinished, save_original_format=False)
@@ -120,8 +116,8 @@ def fit_reranker(
     images, (buckets, rank) = len(captions), reranker.ngram_embeddings.weight.shape
     frequency = _document_frequency(captions, buckets)
     reranker.idf.weight.copy_(torch.log(images / frequency.clamp(min=1)).unsqueeze(1))
-    texts = _means(reranker, captions) * (frequency >= MIN_DOC_FREQ)  # rare n-grams count for a text's length only
-    texts = texts.coalesce()
+    # Rare n-grams count for a text's length only.
+    texts = (_means(reranker, captions) * (frequency >= MIN_DOC_FREQ)).coalesce()
     mean, spread = pooled.mean(0), pooled.std(0) + 1e-6
     scaled = (pooled - mean) / spread
     held_out = torch.arange(images) % HOLDOUT_EVERY == 0
@@ -135,7 +131,17 @@ def fit_reranker(
     return {str(ridge): round(value, 4) for ridge, value in similarity.items()}
 
 
-def _token_ids(records: "Sequence[CaptionRecord]", processor: "RSMoEProcessor") -> list[list[list[int]]]:
+def _pooled_features(cache: FeatureCache, images: Sequence[Path], progress: Progress) -> torch.Tensor:
+    """[images, 3 x vision width]"""
+    cache.add(images, progress)
+    pooled = []
+    for first in range(0, len(images), FEATURE_BATCH):
+        progress("reading image features", first, len(images), "images")
+        pooled.append(pool_image_features(cache(images[first : first + FEATURE_BATCH])))
+    return torch.cat(pooled)
+
+
+def _token_ids(records: Sequence[CaptionRecord], processor: RSMoEProcessor) -> list[list[list[int]]]:
     """Captions as the examples of a training have them."""
     texts = [f" {clean_caption(caption)}" for record in records for caption in record.captions]
     ids = iter(processor.tokenizer(texts, add_special_tokens=False)["input_ids"])
@@ -197,15 +203,3 @@ def _main_directions(features: torch.Tensor, weights: torch.Tensor, average: tor
     values, vectors = values[-rank:], vectors[:, -rank:]
     significant = values > EIG_TOL * values[-1]
     return ((spread.T @ vectors) * significant / values.clamp(min=1e-30).sqrt()).float()
-
-
-def _record(records: "Sequence[CaptionRecord]", data: Path, start: Path) -> dict[str, Any]:
-    """What the checkpoint's record says already, and what is fitted here from what."""
-    return {
-        **(history(start) or {"format": 1, "finished": False}),
-        "reranker": {
-            "data": {"sha256": records_sha256(records, data), "captioned_images": len(records)},
-            "start": {"name": start.name, "sha256": folder_sha256(start)},
-            "versions": package_versions(),
-        },
-    }

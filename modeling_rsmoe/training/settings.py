@@ -7,7 +7,7 @@ Both are dataclasses with a sentence for each field. A YAML file holds one mappi
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -33,11 +33,12 @@ STAGE2_DEFAULTS: dict[str, Any] = {
     "router_share": 0.4,
     "expert_share": 0.6,
 }
+# Fields of SFTConfig that stay off.
+RULED_OUT = ["fp16", "max_length", "packing", "padding_free", "push_to_hub", "auto_find_batch_size"]
+RULED_OUT += ["label_smoothing_factor", "load_best_model_at_end"]
 
 
 def _setting(default: Any, help: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
@@ -50,9 +51,7 @@ class Recipe:
     """
 
     model: str | None = _setting(
-        None,
-        "The checkpoint to train from: a folder, or in stage 1 a name such as rs-moe-nano, assembled without its "
-        "trained weights.",
+        None, "The checkpoint to train from: a folder, or in stage 1 a name, assembled without its trained weights."
     )
     one_stage: bool = _setting(False, "Let stage 2 begin without a finished stage 1: the paper's one-stage ablation.")
 
@@ -64,7 +63,7 @@ class Recipe:
     projection: Literal["full", "frozen"] = _setting("full", "The query tokens and the projection to the base LM.")
     language_model: Literal["lora", "full", "frozen"] = _setting("lora", "The base LM; LoRA is merged at the end.")
     router: Literal["train", "frozen"] = _setting("frozen", "The instruction router.")
-    experts: list[str] = _setting([], "The experts that learn, by name, or all.")
+    experts: list[str] = field(default_factory=list, metadata={"help": "The experts that learn, by name, or all."})
     expert_names: list[str] | None = _setting(None, "Keep only these experts of the checkpoint; by default all.")
     expert_start: Literal["base", "random", "checkpoint"] = _setting(
         "base", "Where router and experts that learn begin: at the base LM, at random weights, or as they are."
@@ -73,17 +72,11 @@ class Recipe:
     lora_alpha: float = _setting(32.0, "The LoRA's product is scaled by lora_alpha / lora_r.")
     lora_dropout: float = _setting(0.0, "Dropout on the input of the LoRA.")
 
-    attn_implementation: str | None = _setting(
-        None,
-        "Attention of the base LM while it trains, sdpa or eager (faster on CPUs); by default the checkpoint's.",
-    )
+    attn_implementation: str | None = _setting(None, "Attention: sdpa, eager (faster on CPUs); else the checkpoint's.")
 
     # learning rates; learning_rate is that of every module without one of its own
     vision_learning_rate: float | None = _setting(None, "Learning rate of the ViT, in place of learning_rate.")
-    qformer_learning_rate: float | None = _setting(
-        None,
-        "Learning rate of the Q-Former without its cross-attention: of what comes from a pretrained text encoder.",
-    )
+    qformer_learning_rate: float | None = _setting(None, "Learning rate of the Q-Former without its cross-attention.")
     projection_learning_rate: float | None = _setting(
         None, "Learning rate of the cross-attention, the query tokens and the projection."
     )
@@ -92,12 +85,8 @@ class Recipe:
     experts_learning_rate: float | None = _setting(None, "Learning rate of the experts.")
 
     # examples
-    datasets: list[str] | None = _setting(
-        None, "Datasets whose captions are learned, twice as often where named twice; by default all of the folder."
-    )
-    question_datasets: list[str] | None = _setting(
-        None, "Datasets whose questions are learned, twice as often where named twice; by default all."
-    )
+    datasets: list[str] | None = _setting(None, "Datasets of captions, by default all; named twice, twice as often.")
+    question_datasets: list[str] | None = _setting(None, "Datasets of questions, by default all; likewise.")
     caption_share: float = _setting(0.55, "Share of examples: the base LM captions the image.")
     answer_share: float = _setting(0.25, "Share of examples: the base LM answers a question.")
     rewrite_share: float = _setting(0.2, "Share of examples: the base LM rewrites expert texts into a caption.")
@@ -107,46 +96,26 @@ class Recipe:
     references_per_example: int = _setting(
         5, "References of an image that one example of a caption or an expert learns at once, as if drawn one by one."
     )
-    similar_images: int = _setting(
-        8, "Rewrite examples also take expert texts from so many similar images, as wrong as an expert's; 0 for none."
-    )
+    similar_images: int = _setting(8, "Similar images that rewrite examples take expert texts from too; 0 for none.")
     extra_examples: str | None = _setting(
         None, "JSONL of further examples for every epoch: image, kind, expert (or null), prompt, completions."
     )
-    example_weight: float = _setting(
-        0.5, "Share of the loss in which every example counts the same; in the rest every token does."
-    )
+    example_weight: float = _setting(0.5, "Share of the loss in which all examples count the same, not all tokens.")
     eval_examples: int = _setting(0, "Examples of the val split whose loss is measured every eval_steps; 0 for none.")
 
     # before the examples of stage 1
-    standardize_vision: bool = _setting(
-        False, "Set the ViT's last norm to mean 0 and spread 1 of each channel, measured on 500 training images."
-    )
-    alignment_steps: int = _setting(
-        0, "Steps of alignment, in which the Q-Former learns to name the captions' words before the base LM reads it."
-    )
+    standardize_vision: bool = _setting(False, "Give the ViT's features mean 0 and spread 1 (of 500 training images).")
+    alignment_steps: int = _setting(0, "Steps in which the Q-Former first learns to name the captions' words.")
     alignment_batch_size: int = _setting(32, "Images of a step of alignment.")
     alignment_learning_rate: float = _setting(3e-4, "Learning rate of alignment.")
-    alignment_qformer_learning_rate: float = _setting(
-        9e-5, "Learning rate in alignment of what comes from a pretrained text encoder."
-    )
+    alignment_qformer_learning_rate: float = _setting(9e-5, "That of what comes from a pretrained text encoder.")
     alignment_warmup_steps: int = _setting(50, "Steps of alignment in which the learning rates rise.")
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(Recipe).items():  # not fields(): the parser simplifies their types
-            value = getattr(self, name)
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                raise RSMoEError(f"{name} is {value!r}; expected one of {', '.join(get_args(kind))}")
-            if kind in (list[str], list[str] | None) and not _is_names(value, kind):
-                raise RSMoEError(f"{name} is {value!r}; expected a list of names")
-            if kind in (int, float, float | None) and not _is_number(value, kind):
-                raise RSMoEError(f"{name} is {value!r}; expected {'a' if kind is not int else 'a whole'} number")
-        for name in ("question_share", "example_weight", "lora_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RSMoEError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
-        for name in ("lora_r", "alignment_batch_size", "references_per_example"):
-            if getattr(self, name) < 1:
-                raise RSMoEError(f"{name} is {getattr(self, name)}; expected 1 or more")
+            expected = _expected(name, kind, getattr(self, name))
+            if expected is not None:
+                raise RSMoEError(f"{name} is {getattr(self, name)!r}; expected {expected}")
         if self.alignment_steps and self.qformer in ("frozen", "lora"):
             raise RSMoEError(
                 f"alignment_steps is {self.alignment_steps}, but the Q-Former is {self.qformer}: it is aligned only "
@@ -161,7 +130,7 @@ class Recipe:
             stage: "stage1" or "stage2".
             **changes: fields.
         """
-        return cls(**{**(STAGE2_DEFAULTS if stage == "stage2" else {}), **changes})
+        return cls(**(STAGE2_DEFAULTS if stage == "stage2" else {}) | changes)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -191,9 +160,7 @@ class TrainArguments(SFTConfig):
     bf16: bool = _setting(
         False, "Compute in bfloat16; frozen weights of the base LM are kept in it, weights that learn in float32."
     )
-    activation_checkpointing: bool | None = _setting(
-        None, "Recompute activations in the backward pass: slower, less memory."
-    )
+    activation_checkpointing: bool | None = _setting(None, "Recompute activations: slower, less memory.")
     gradient_checkpointing: bool | None = _setting(  # type: ignore[assignment]  # as in TrainingArguments
         None, "The older name of activation_checkpointing."
     )
@@ -205,15 +172,8 @@ class TrainArguments(SFTConfig):
         # transformers refuses bfloat16 where there is only a CPU, unless use_cpu is set.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
-        fixed: dict[str, Any] = {
-            "fp16": False,
-            "max_length": None,
-            "packing": False,
-            "padding_free": False,
-            "push_to_hub": False,
-        }
-        fixed |= {"auto_find_batch_size": False, "label_smoothing_factor": 0.0, "load_best_model_at_end": False}
-        for name, value in fixed.items():
+        for name in RULED_OUT:
+            value = None if name == "max_length" else False
             if getattr(self, name) != value:
                 raise RSMoEError(f"{name} is {getattr(self, name)!r}; training needs {value!r}: leave it out")
         # Examples come in their final order, with columns that only our collator reads.
@@ -239,10 +199,9 @@ def read_settings(
     values = _section(Path(file), stage)
     if "output_dir" in values:
         raise RSMoEError(f"{file}: {stage} sets output_dir; give the folder with --output instead")
-    kinds: Any = [Recipe, TrainArguments]
-    parser = _Parser(kinds)
-    defaults = {**(STAGE2_DEFAULTS if stage == "stage2" else {}), "output_dir": str(output_dir)}
-    unknown = parser.set_defaults_with_config(**{**defaults, **values})
+    parser = _Parser(cast(Any, [Recipe, TrainArguments]))
+    defaults = STAGE2_DEFAULTS if stage == "stage2" else {}
+    unknown = parser.set_defaults_with_config(**defaults | {"output_dir": str(output_dir)} | values)
     if unknown:
         names = ", ".join(name.removeprefix("--") for name in unknown[::2])
         raise RSMoEError(f"{file}: {stage} has no setting {names}; see `rsmoe train {stage} --settings`")
@@ -257,10 +216,9 @@ def read_settings(
 
 def describe_settings(stage: Stage) -> str:
     """Every field of the recipe and ours of the arguments, one a line: name, default, sentence."""
-    defaults = STAGE2_DEFAULTS if stage == "stage2" else {}
-    lines = []
+    defaults, lines = STAGE2_DEFAULTS if stage == "stage2" else {}, []
     for setting in [*fields(Recipe), *(f for f in fields(TrainArguments) if f.name in TrainArguments.__annotations__)]:
-        default = setting.default_factory() if callable(setting.default_factory) else setting.default
+        default = [] if callable(setting.default_factory) else setting.default
         value = defaults.get(setting.name, default)
         lines.append(f"{setting.name} ({value if value is not None else 'not set'}): {setting.metadata['help']}")
     return "\n".join(lines)
@@ -286,13 +244,22 @@ def _section(file: Path, stage: Stage) -> dict[str, Any]:
     return section
 
 
-def _is_names(value: object, kind: Any) -> bool:
-    if value is None:
-        return kind != list[str]
-    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
-
-
-def _is_number(value: object, kind: Any) -> bool:
-    if value is None:
-        return kind == float | None
-    return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool) and value >= 0
+def _expected(name: str, kind: Any, value: Any) -> str | None:
+    """What a field of the recipe can be, where the value is nothing of that."""
+    kinds = get_args(kind) or (kind,)
+    if get_origin(kind) is Literal:
+        return None if value in kinds else f"one of {', '.join(kinds)}"
+    if value is None and type(None) in kinds:
+        return None
+    if list[str] in (kind, *kinds):
+        fits = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+        return None if fits else "a list of names"
+    if int in kinds or float in kinds:
+        types = (int, float) if float in kinds else (int,)
+        if not isinstance(value, types) or isinstance(value, bool) or value < 0:
+            return "a number" if float in kinds else "a whole number"
+    if name in ("question_share", "example_weight", "lora_dropout") and value > 1:
+        return "a share from 0 to 1"
+    if name in ("lora_r", "alignment_batch_size", "references_per_example") and value < 1:
+        return "1 or more"
+    return None

@@ -24,9 +24,10 @@ from transformers.trainer_utils import IntervalStrategy
 from .. import RSMoEConfig, RSMoEForConditionalGeneration, RSMoEProcessor
 from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import cache_folder, write_whole
+from ..utils.files import cache_folder, disk_errors, write_whole
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import TRAINING_RECORD, folder_sha256, package_versions
+from .alignment import AlignmentModel, AlignmentTrainer, CaptionPairs, select_queries, standardize_vision
 from .checkpoints import last_checkpoint, load_parameters, save_tensors, train_to_the_end
 from .examples import ExampleCollator, TrainingData, read_data, training_examples, val_examples
 from .features import FeatureCache, similar_images
@@ -79,7 +80,7 @@ def train_stage(
     Raises:
         RSMoEError: unfitting settings or data, an image that is lost, a full disk. Checkpoints stay good.
     """
-    start, output = _start_folder(stage, recipe, checkpoint), Path(output).absolute()
+    start, output = _start_folder(stage, checkpoint or recipe.model), Path(output).absolute()
     before = history(start)
     if stage == "stage2" and not recipe.one_stage and not _has_stage1(before):
         raise RSMoEError(
@@ -88,8 +89,8 @@ def train_stage(
         )
     progress("reading the data")
     training = read_data(Path(data).absolute(), recipe)
-    folder = None if features is None else Path(features)
-    job = _Job(stage, recipe, arguments, training, start, output, folder, progress)
+    features = Path(features or cache_folder() / "features")
+    job = _Job(stage, recipe, arguments, training, start, output, features, progress)
     arguments.output_dir = str(job.state)
     try:
         _run(job, resume, before)
@@ -111,17 +112,12 @@ class _Job:
     data: TrainingData
     start: Path  # the checkpoint that is trained from
     output: Path
-    features: Path | None
+    features: Path
     progress: Progress
 
     @property
     def state(self) -> Path:
         return self.output / STATE
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the process that writes."""
-        return self.arguments.process_index == 0
 
     @property
     def examples_per_step(self) -> int:
@@ -130,15 +126,15 @@ class _Job:
 
 
 def _run(job: _Job, resume: bool, before: dict[str, Any] | None) -> None:
-    """Begin or resume, learn, and write the outcome."""
-    record: dict[str, Any] = {}
-    if job.is_first:
+    """Begin or resume, learn, and write the outcome. Only the first process writes."""
+    is_first = job.arguments.process_index == 0
+    if is_first:
         job.progress("hashing the data")
         record = _record(job)
         _begin(job, record, resume)
     began = time.time()
     weights, log = _learn(job)
-    if job.is_first:
+    if is_first:
         job.progress(f"writing {job.output}")
         gc.collect()  # the trainer's cycles hold a model
         steps = log[-1]["step"]
@@ -178,8 +174,7 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
     return model, processor
 
 
-def _start_folder(stage: Stage, recipe: Recipe, checkpoint: str | Path | None) -> Path:
-    folder = checkpoint or recipe.model
+def _start_folder(stage: Stage, folder: str | Path | None) -> Path:
     if folder is None:
         hint = "the output of stage 1" if stage == "stage2" else "an assembled checkpoint"
         raise RSMoEError(f"{stage} has no checkpoint to begin from; give --model with {hint}")
@@ -190,22 +185,19 @@ def _start_folder(stage: Stage, recipe: Recipe, checkpoint: str | Path | None) -
 
 def history(start: Path) -> dict[str, Any] | None:
     """The training.json of a checkpoint, or None."""
+    file = start / TRAINING_RECORD
     try:
-        record = json.loads((start / TRAINING_RECORD).read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        file = start / TRAINING_RECORD
         raise RSMoEError(f"{file} cannot be read ({error}); restore it or train stage 1 again") from error
-    return record if isinstance(record, dict) else None
 
 
 def _has_stage1(record: dict[str, Any] | None) -> bool:
-    while isinstance(record, dict):
-        if record.get("stage") == "stage1" and record.get("finished"):
-            return True
-        record = record.get("before")
-    return False
+    if record is None:
+        return False
+    return bool(record.get("stage") == "stage1" and record.get("finished")) or _has_stage1(record.get("before"))
 
 
 def _record(job: _Job) -> dict[str, Any]:
@@ -233,23 +225,15 @@ def _record(job: _Job) -> dict[str, Any]:
 
 
 def _begin(job: _Job, record: dict[str, Any], resume: bool) -> None:
-    """Enter a new training into its folder, or see that the one there is the same.
-
-    Raises:
-        RSMoEError: a training is there already, or another one than what is to be resumed.
-    """
+    """Enter a new training into its folder, or see that the one there is the same."""
     output, file = job.output, job.state / TRAINING_RECORD
     if (output / TRAINING_RECORD).is_file():
         raise RSMoEError(f"{output} holds a finished training; give another --output")
     if not file.is_file():
         if (output / "config.json").is_file():
             raise RSMoEError(f"{output} holds a checkpoint that was not begun here; give another --output")
-        try:
+        with disk_errors("cannot write", "Free some space or give another --output."):
             write_whole(file, json.dumps(record, indent=2) + "\n")
-        except OSError as error:
-            raise RSMoEError(
-                f"{output} cannot be written ({error}); free some space or give another --output"
-            ) from error
         return
     if not resume:
         raise RSMoEError(f"{output} holds a training that was begun; add --resume, or give another --output")
@@ -262,15 +246,13 @@ def _begin(job: _Job, record: dict[str, Any], resume: bool) -> None:
         )
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     """`name was ..., is ...` for each value that differs."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return [] if old == new else [f"{name} was {old}, is {new}"]
     differences = []
-    for name in {**old, **new}:
-        before, now = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            differences += _differences(before, now, f"{path}{name}.")
-        elif before != now:
-            differences.append(f"{path}{name} was {before}, is {now}")
+    for key in {**old, **new}:
+        differences += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     return differences
 
 
@@ -283,28 +265,27 @@ def _learn(job: _Job) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     cast(Any, model).to(job.arguments.device)
     cache = _prepare_encoder(job, model, processor) if job.recipe.vision == "frozen" else None
     trainer = _example_trainer(job, model, processor, cache)
-    _show(trainer, job.stage, job.examples_per_step, job.output / "loss.png", job.output / "tensorboard" / job.stage)
+    _show(job, trainer, job.stage, job.examples_per_step, "loss.png")
     job.progress("training")
     train_to_the_end(trainer)
-    learned = trained_parameters(cast(Any, trainer.model))
+    learned: Any = trained_parameters(cast(Any, trainer.model))
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # every process gives its shards
         gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        return {name: value.cpu() for name, value in gathered.items() if name in learned}, trainer.state.log_history
+        learned = {name: value for name, value in gathered.items() if name in learned}
     return {name: value.detach().cpu() for name, value in learned.items()}, trainer.state.log_history
 
 
 def _prepare_encoder(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor) -> FeatureCache:
     """What comes before the examples, each once: the ViT's last norm, features of the images, alignment."""
-    from .alignment import standardize_vision
-
+    recipe = job.recipe
     model.eval()
-    if job.recipe.standardize_vision:
+    if recipe.standardize_vision:
         measure = partial(standardize_vision, model, processor, job.data.images, job.arguments.seed, job.progress)
         _once(job, model, STANDARD, measure)
-    cache = FeatureCache(job.features or cache_folder() / "features", model, processor)
-    if job.recipe.alignment_steps or _needs_similar_images(job.recipe):
+    cache = FeatureCache(job.features, model, processor)
+    if recipe.alignment_steps or (recipe.rewrite_share and recipe.similar_images):
         cache.add(job.data.images, job.progress)
-    if job.recipe.alignment_steps:
+    if recipe.alignment_steps:
         _once(job, model, ALIGNED, partial(_align, job, model, processor, cache))
     return cache
 
@@ -317,7 +298,7 @@ def _once(job: _Job, model: RSMoEForConditionalGeneration, name: str, change: Ca
         return
     before = {path: value.clone() for path, value in model.model.encoder.named_parameters()}
     change()
-    if job.is_first:
+    if job.arguments.process_index == 0:
         after = dict(model.model.encoder.named_parameters())
         changed = {path: value for path, value in after.items() if not torch.equal(value, before[path])}
         save_tensors({f"model.encoder.{path}": value for path, value in changed.items()}, file)
@@ -325,24 +306,19 @@ def _once(job: _Job, model: RSMoEForConditionalGeneration, name: str, change: Ca
 
 def _align(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, cache: FeatureCache) -> None:
     """Align the Q-Former with the captions."""
-    from .alignment import AlignmentModel, AlignmentTrainer, CaptionPairs, select_queries
-
     recipe, arguments = job.recipe, job.arguments
     pairs = CaptionPairs(model, processor, job.data.captions, cache, job.state / "captions.safetensors", job.progress)
     set_seed(arguments.seed)
     aligned = AlignmentModel(model.model.encoder, len(pairs.words)).to(arguments.device)
     select_queries(model, recipe)
+    # bf16, since accelerate knows one precision in a process; alignment itself is in float32.
+    same = ("logging_steps", "save_steps", "weight_decay", "seed", "bf16", "use_cpu")
     alignment_arguments = TrainArguments(
         output_dir=str(job.state / "alignment"),
         max_steps=recipe.alignment_steps,
         per_device_train_batch_size=recipe.alignment_batch_size,
         warmup_steps=recipe.alignment_warmup_steps,
-        logging_steps=arguments.logging_steps,
-        save_steps=arguments.save_steps,
-        weight_decay=arguments.weight_decay,
-        seed=arguments.seed,
-        bf16=arguments.bf16,  # accelerate knows one precision in a process; alignment itself is in float32
-        use_cpu=arguments.use_cpu,
+        **{name: getattr(arguments, name) for name in same},
     )
     images_per_step = recipe.alignment_batch_size * arguments.world_size
     trainer = AlignmentTrainer(
@@ -352,8 +328,7 @@ def _align(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProc
         train_dataset=cast(Any, pairs.examples(recipe.alignment_steps * images_per_step, arguments.seed)),
         data_collator=pairs.collate,
     )
-    events = job.output / "tensorboard" / "alignment"
-    _show(trainer, "alignment", images_per_step, job.output / "alignment.png", events)
+    _show(job, trainer, "alignment", images_per_step, "alignment.png")
     train_to_the_end(trainer)
     model.requires_grad_(False)
 
@@ -361,6 +336,7 @@ def _align(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProc
 def _example_trainer(
     job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, cache: FeatureCache | None
 ) -> ExampleTrainer:
+    """The trainer over all examples; the arguments get its steps."""
     recipe, arguments = job.recipe, job.arguments
     set_seed(arguments.seed)
     if recipe.attn_implementation is not None:
@@ -371,14 +347,22 @@ def _example_trainer(
         cast_base_lm(model)
     only_adapters = all(module_of(name) in ("router", "experts") for name in trained_parameters(model))
     arguments.ddp_find_unused_parameters = not only_adapters  # all adapters are always in the graph
-    if cache is not None and _needs_similar_images(recipe):
+    if cache is not None and recipe.rewrite_share and recipe.similar_images:
         job.progress("comparing images")
         records = {record.image: record for record in job.data.captions}
         for image, others in similar_images(cache, list(records), recipe.similar_images).items():
             job.data.similar[image] = [records[other] for other in others]
     job.progress("writing the examples")
     names = list(model.model.experts) if recipe.router == "train" else trained_experts(model, recipe)
-    train, val = _datasets(job, {name: processor.expert_instructions[name] for name in names})
+    instructions = {name: processor.expert_instructions[name] for name in names}
+    batch, length = job.examples_per_step, (arguments.num_train_epochs, arguments.max_steps)
+    train, val = training_examples(job.data, recipe, instructions, arguments.seed, batch, *length), None
+    arguments.max_steps = len(train) // batch
+    if recipe.eval_examples:
+        arguments.eval_strategy = IntervalStrategy.STEPS
+        arguments.eval_steps = arguments.eval_steps or arguments.save_steps
+        held_out = read_data(job.data.folder, recipe, "val")
+        val = val_examples(held_out, recipe, instructions, arguments.seed, arguments.per_device_eval_batch_size)
     if cache is not None:
         cache.add([Path(image) for table in (train, val) if table for image in table["image"]], job.progress)
     return ExampleTrainer(
@@ -392,34 +376,10 @@ def _example_trainer(
     )
 
 
-def _datasets(job: _Job, instructions: dict[str, str]) -> tuple[Any, Any]:
-    """The examples that are learned and those that are measured, or None; the arguments get the steps of both."""
-    recipe, arguments = job.recipe, job.arguments
-    train = training_examples(
-        job.data,
-        recipe,
-        instructions,
-        arguments.seed,
-        job.examples_per_step,
-        arguments.num_train_epochs,
-        arguments.max_steps,
-    )
-    arguments.max_steps = len(train) // job.examples_per_step
-    if not recipe.eval_examples:
-        return train, None
-    arguments.eval_strategy = IntervalStrategy.STEPS
-    arguments.eval_steps = arguments.eval_steps or arguments.save_steps
-    held_out = read_data(job.data.folder, recipe, "val")
-    return train, val_examples(held_out, recipe, instructions, arguments.seed, arguments.per_device_eval_batch_size)
-
-
-def _needs_similar_images(recipe: Recipe) -> bool:
-    return bool(recipe.rewrite_share and recipe.similar_images)
-
-
-def _show(trainer: Any, name: str, examples_per_step: int, curve: Path, events: Path) -> None:
+def _show(job: _Job, trainer: Any, name: str, examples_per_step: int, curve: str) -> None:
     trainer.remove_callback(PrinterCallback)
-    for callback in (ExampleBar(name, examples_per_step), LossCurve(curve), tensorboard(events)):
+    events = tensorboard(job.output / "tensorboard" / name)
+    for callback in (ExampleBar(name, examples_per_step), LossCurve(job.output / curve), events):
         trainer.add_callback(callback)
 
 

@@ -73,15 +73,10 @@ class ExampleTrainer(TrainerMixin, SFTTrainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            arguments = self.args
-            self.optimizer = torch.optim.AdamW(
-                learning_rate_groups(
-                    model or self.model, self.recipe, arguments.learning_rate, arguments.weight_decay
-                ),
-                lr=arguments.learning_rate,
-                betas=(arguments.adam_beta1, arguments.adam_beta2),
-                eps=arguments.adam_epsilon,
-            )
+            args, model = self.args, model or self.model
+            groups = learning_rate_groups(model, self.recipe, args.learning_rate, args.weight_decay)
+            betas = (args.adam_beta1, args.adam_beta2)
+            self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
         return self.optimizer
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
@@ -116,7 +111,9 @@ class ExampleTrainer(TrainerMixin, SFTTrainer):
         weight = self.recipe.example_weight
         loss = processes * ((1 - weight) * by_token.sum() / tokens + weight * by_example.sum() / examples)
         example_losses = losses.new_zeros(len(labels)).index_add(0, labelled.nonzero()[:, 0], by_example.detach())
-        self._note_kinds(kinds, example_losses)
+        kinds, example_losses = self.accelerator.gather_for_metrics((kinds, example_losses))
+        for kind, value in zip(kinds.tolist(), example_losses.tolist()):
+            self.note(f"loss_{self.kinds[kind]}", value)  # the log has the mean of each kind
         return (loss, outputs) if return_outputs else loss
 
     def _mask(self, mask: torch.Tensor) -> torch.Tensor:
@@ -130,9 +127,3 @@ class ExampleTrainer(TrainerMixin, SFTTrainer):
             f"attn_implementation {implementation!r} takes no mask of several completions; set references_per_example "
             "to 1"
         )
-
-    def _note_kinds(self, kinds: torch.Tensor, example_losses: torch.Tensor) -> None:
-        """Enter the loss of each example; the log has their mean by kind."""
-        kinds, example_losses = self.accelerator.gather_for_metrics((kinds, example_losses))
-        for kind, value in zip(kinds.tolist(), example_losses.tolist()):
-            self.note(f"loss_{self.kinds[kind]}", value)

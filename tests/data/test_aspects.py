@@ -1,13 +1,18 @@
 """The split of captions into aspects, the router's target prompts, and the table that measures them."""
 
 import json
+from pathlib import Path
+from runpy import run_path
 
 import pytest
 
-from modeling_rsmoe.data.aspects import ASPECTS, aspect_of, distinct, main, router_prompt, split_aspects
+from modeling_rsmoe.data.aspects import ASPECTS, aspect_of, distinct, router_prompt, split_aspects
 from modeling_rsmoe.data.cleaning import SPELLING, clean_caption, words
 from modeling_rsmoe.data.lexicon import NOUNS, mentions
 from modeling_rsmoe.errors_rsmoe import RSMoEError
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.mark.parametrize(
@@ -136,6 +141,7 @@ def test_the_table_counts(tmp_path, capsys):
     with (tmp_path / "captions.jsonl").open("w") as file:
         for captions in (several, ["it is a pond ."] * 5):
             file.write(json.dumps({**common, "captions": captions}) + "\n")
+    main = run_path(str(EXAMPLES / "measure_aspects.py"))["main"]
     assert main([str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "| RSICD | 2 | 5 | 40 / 20 / 40 | 100 / 50 / 50 | 50 | 1 / 1 / 1 | 100 |"

@@ -101,7 +101,7 @@ def test_extra_examples(data, tmp_path):
         with pytest.raises(RSMoEError, match=said):
             read_examples(file, data)
     file.write_text("no json")
-    with pytest.raises(RSMoEError, match="examples.jsonl:1: no JSON"):
+    with pytest.raises(RSMoEError, match="examples.jsonl:1: not a line of UTF-8 JSON"):
         read_examples(file, data)
     with pytest.raises(RSMoEError, match="every share of examples is 0"):
         empty = Recipe(caption_share=0, answer_share=0, rewrite_share=0)
