@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..collection.describers import FeatureEncoder
+from ..collection.images import find_images
+from ..collection.store import refuse_existing
 from ..utils.files import check_outputs
 from . import collection, options, terminal
 
@@ -39,10 +42,6 @@ def encode(
     with terminal.Steps() as steps:
         chosen_engine = collection.make_engine(engine, workers, address)
         steps("finding the images")
-        from ..collection.describers import FeatureEncoder
-        from ..collection.images import find_images
-        from ..collection.store import refuse_existing
-
         refuse_existing(output, overwrite)
         check_outputs(output)
         found = find_images(images)

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,13 +24,7 @@ _SECONDS_BETWEEN_DETAILS = 30.0
 
 @dataclass(frozen=True)
 class Result:
-    """What a model said about an image.
-
-    Attributes:
-        name: of the image.
-        prediction: the texts.
-        image: that was described; None if another process read it.
-    """
+    """What a model said about an image; `image` is None if only its features were read."""
 
     name: str
     prediction: "Prediction"
@@ -126,31 +121,37 @@ def print_error(message: str, label: str | None = "error") -> None:
 def show(result: Result, texts: dict[str, str], model: str, as_json: bool, steps: Steps) -> None:
     """One image's result on stdout: a JSON object on one line, or a panel.
 
-    Args:
-        result: router prompts and expert texts are shown.
-        texts: what the command is about, by name, the last one being the outcome: `{"caption": ...}`.
-        model: its name.
-        as_json: a JSON object instead of a panel.
-        steps: that prints.
+    `texts` are what the command is about, by name, the last one being the outcome: `{"caption": ...}`.
     """
     prediction = result.prediction
     if as_json:
         experts = {"router_prompts": prediction.router_prompts, "expert_texts": prediction.expert_texts}
         steps.print(json.dumps({"image": result.name, **texts, **experts, "model": model}))
         return
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    rows: list[tuple[Text, ...]] = []
     for name, text in prediction.expert_texts.items():
-        prompt = Text(printable(prediction.router_prompts[name]), "dim italic")
-        table.add_row(Text(name, "cyan"), Text("asked", "dim"), prompt)
-        table.add_row("", Text("found", "dim"), Text(printable(text) or "(nothing)"))
-    table.add_row()
-    for name, text in texts.items():
-        table.add_row(Text(name, "bold"), "", Text(printable(text) or "(nothing)", "bold"))
-    title = Text(printable(result.name))
-    steps.print(Panel(table, title=title, title_align="left", subtitle=Text(model), subtitle_align="right"))
+        rows.append((Text(name, "cyan"), Text("asked", "dim"), shown(prediction.router_prompts[name], "dim italic")))
+        rows.append((Text(), Text("found", "dim"), shown(text)))
+    rows.append(())
+    rows += [(Text(name, "bold"), Text(), shown(text, "bold")) for name, text in texts.items()]
+    steps.print(panel(rows, 3, result.name, model))
+
+
+def panel(rows: Sequence[tuple[Text, ...]], num_columns: int, title: str, subtitle: str) -> Panel:
+    """A frame around a table, of which only the last column is wrapped."""
+    table = Table.grid(padding=(0, 2))
+    for _ in range(num_columns - 1):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    name = Text(printable(title))
+    return Panel(table, title=name, title_align="left", subtitle=Text(subtitle), subtitle_align="right")
+
+
+def shown(text: str, style: str = "") -> Text:
+    """A text of a user or a model."""
+    return Text(printable(text) or "(nothing)", style)
 
 
 def count_of(number: int, noun: str) -> str:

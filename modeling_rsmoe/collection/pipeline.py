@@ -67,7 +67,7 @@ def describe_collection(
         missing = store.missing(images)
         total = len({image.name for image in images})
         done = done_before = total - len(missing)
-        num_repeated, clock = 0, _Clock()
+        num_repeated, ticks = 0, list[tuple[float, int]]()
         progress(message, done, total, "images")
         if missing:
             shards = _shards(missing, batch_size, store.next_session())
@@ -75,9 +75,9 @@ def describe_collection(
                 store.add(result.name)
                 num_repeated += result.num_attempts > 1
                 done += result.num_rows
-                clock.tick(done)
+                ticks.append((time.monotonic(), done))
                 progress(message, done, total, "images")
-        return CollectionResult(len(images), store.finish(images), done - done_before, clock.rate, num_repeated)
+        return CollectionResult(len(images), store.finish(images), done - done_before, _rate(ticks), num_repeated)
 
 
 def _shards(images: Sequence[CollectionImage], batch_size: int, session: int) -> list[Shard]:
@@ -90,16 +90,9 @@ def _shards(images: Sequence[CollectionImage], batch_size: int, session: int) ->
     return shards
 
 
-class _Clock:
+def _rate(ticks: Sequence[tuple[float, int]]) -> float | None:
     """Images per second since the first shard was ready: before it, models were loaded."""
-
-    def __init__(self) -> None:
-        self._first: tuple[float, int] | None = None
-        self.rate: float | None = None
-
-    def tick(self, done: int) -> None:
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now, done
-        elif now > self._first[0]:
-            self.rate = (done - self._first[1]) / (now - self._first[0])
+    if len(ticks) < 2:
+        return None
+    (first, done_first), (last, done_last) = ticks[0], ticks[-1]
+    return (done_last - done_first) / (last - first) if last > first else None

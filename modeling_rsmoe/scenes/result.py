@@ -27,8 +27,8 @@ class SceneTask:
 
     instruction: str
     question: str | None
-    model: str
-    revision: str
+    model: str = ""
+    revision: str = ""
 
     @property
     def kind(self) -> Literal["caption", "answer"]:

@@ -40,14 +40,7 @@ class Summary:
 
 
 def summarize(tiles: Sequence["Tile"], raster: "Raster", predictor: "Predictor", instruction: str) -> Summary:
-    """The summary of a scene.
-
-    Args:
-        tiles: its described tiles, at least one.
-        raster: the scene.
-        predictor: writes the caption.
-        instruction: that the tiles were described under.
-    """
+    """The summary of a scene from its tiles, at least one, which were described under the instruction."""
     if len(tiles) == 1:
         return Summary(tiles[0].text, tiles[0].expert_texts, mentioned_nouns([tiles[0].text]))
     expert_texts = {name: most_typical([tile.expert_texts[name] for tile in tiles]) for name in tiles[0].expert_texts}
