@@ -129,10 +129,7 @@ def caption_collection(
             f"{named}: captions of an image collection (a folder, a list) go into a Parquet: give --output "
             f"NAME.parquet{actual}"
         )
-    refuse_existing(output, overwrite)
-    check_outputs(output)
-    steps("finding the images")
-    found = find_images(images)
+    found = find_new(images, output, overwrite, steps)
     source = make_source(generation.model, steps)
     with quiet_libraries():
         from .. import RSMoEProcessor
@@ -141,6 +138,14 @@ def caption_collection(
         processor.refuse_special_tokens(instruction)
         describer = Captioner(source, instruction, generation.settings())
     describe(describer, found, output, engine, generation.batch_size, steps, overwrite)
+
+
+def find_new(images: list[str], output: Path, overwrite: bool, steps: terminal.Steps) -> "list[CollectionImage]":
+    """The images, once it is sure that the output can be written."""
+    refuse_existing(output, overwrite)
+    check_outputs(output)
+    steps("finding the images")
+    return find_images(images)
 
 
 def describe(
@@ -202,7 +207,7 @@ def ask_features(
             done += len(predictions)
             for name, prediction in zip(batch.images, predictions, strict=True):
                 texts = {"question": question, "answer": prediction.text}
-                terminal.show(terminal.Result(name, prediction), texts, checkpoint.name, as_json, steps)
+                terminal.show(name, prediction, texts, checkpoint.name, as_json, steps)
 
 
 def _find(name: str) -> Path:

@@ -3,7 +3,6 @@
 Inputs are read first, because loading a model takes longer and bad input should cost no time.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,14 +12,12 @@ from ..scenes.result import SceneTask
 from ..utils.quiet import quiet_libraries
 from . import scenes, terminal
 from .options import Dtype, Generation
-from .terminal import Result, Steps, count_of
+from .terminal import Steps, count_of
 from .views import Views
 
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from ..inference import Predictor
 
 
 def describe_inputs(
@@ -37,16 +34,24 @@ def describe_inputs(
     names, scene_names = scenes.split(inputs, scene_options)
     rasters = scenes.open_rasters(scene_names, scene_options, steps)
     views.expect(len(names), rasters, scene_options.sizes())
-    images = check_images(names, generation.batch_size, steps)
+    kept = check_images(names, generation.batch_size, steps)
     checkpoint = load(generation.model, dtype, progress=steps)
     from ..inference import Predictor  # not at the top: it imports torch
+    from ..utils.images import read_images
 
     predictor = Predictor(checkpoint.model, checkpoint.processor, generation.settings())
-    for result in _describe_images(names, images, task.instruction, predictor, generation.batch_size, steps):
-        texts = {} if task.question is None else {"question": task.question}
-        texts[task.kind] = result.prediction.text
-        terminal.show(result, texts, checkpoint.name, as_json, steps)
-        views.add_image(result, task.instruction, checkpoint.name)
+    for start in range(0, len(names), generation.batch_size):
+        batch = names[start : start + generation.batch_size]
+        message, total = f"describing {count_of(len(names), 'image')}", len(names) if len(names) > len(batch) else None
+        steps(message, start, total)
+        with quiet_libraries():
+            images = kept or read_images(batch)
+            predictions = predictor.predict(images, task.instruction)
+        for name, image, prediction in zip(batch, images, predictions, strict=True):
+            texts = {} if task.question is None else {"question": task.question}
+            texts[task.kind] = prediction.text
+            terminal.show(name, prediction, texts, checkpoint.name, as_json, steps)
+            views.add_image(name, image, prediction, task.instruction, checkpoint.name)
     if rasters:
         task = replace(task, model=checkpoint.name, revision=checkpoint.revision())
         results = scenes.describe(rasters, predictor, task, scene_options, generation.batch_size, steps)
@@ -78,23 +83,3 @@ def check_images(images: list[str], batch_size: int, steps: Steps) -> "list[Imag
     if problems:
         raise RSMoEError("\n".join(problems))
     return kept or None
-
-
-def _describe_images(
-    images: list[str],
-    kept: "list[Image.Image] | None",
-    instruction: str,
-    predictor: "Predictor",
-    batch_size: int,
-    steps: Steps,
-) -> Iterator[Result]:
-    from ..utils.images import read_images
-
-    for start in range(0, len(images), batch_size):
-        names = images[start : start + batch_size]
-        steps(f"describing {count_of(len(images), 'image')}", start, len(images) if len(images) > len(names) else None)
-        with quiet_libraries():
-            pixels = kept or read_images(names)
-            predictions = predictor.predict(pixels, instruction)
-        for name, image, prediction in zip(names, pixels, predictions, strict=True):
-            yield Result(name, prediction, image)

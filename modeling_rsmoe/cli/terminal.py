@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -15,20 +14,9 @@ from rich.text import Text
 
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ..inference import Prediction
 
 _SECONDS_BETWEEN_DETAILS = 30.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a model said about an image; `image` is None if only its features were read."""
-
-    name: str
-    prediction: "Prediction"
-    image: "Image.Image | None" = None
 
 
 class Steps:
@@ -118,15 +106,14 @@ def print_error(message: str, label: str | None = "error") -> None:
         print(printable(text), file=sys.stderr)
 
 
-def show(result: Result, texts: dict[str, str], model: str, as_json: bool, steps: Steps) -> None:
+def show(image: str, prediction: "Prediction", texts: dict[str, str], model: str, as_json: bool, steps: Steps) -> None:
     """One image's result on stdout: a JSON object on one line, or a panel.
 
     `texts` are what the command is about, by name, the last one being the outcome: `{"caption": ...}`.
     """
-    prediction = result.prediction
     if as_json:
         experts = {"router_prompts": prediction.router_prompts, "expert_texts": prediction.expert_texts}
-        steps.print(json.dumps({"image": result.name, **texts, **experts, "model": model}))
+        steps.print(json.dumps({"image": image, **texts, **experts, "model": model}))
         return
     rows: list[tuple[Text, ...]] = []
     for name, text in prediction.expert_texts.items():
@@ -134,7 +121,7 @@ def show(result: Result, texts: dict[str, str], model: str, as_json: bool, steps
         rows.append((Text(), Text("found", "dim"), shown(text)))
     rows.append(())
     rows += [(Text(name, "bold"), Text(), shown(text, "bold")) for name, text in texts.items()]
-    steps.print(panel(rows, 3, result.name, model))
+    steps.print(panel(rows, 3, image, model))
 
 
 def panel(rows: Sequence[tuple[Text, ...]], num_columns: int, title: str, subtitle: str) -> Panel:

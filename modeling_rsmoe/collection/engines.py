@@ -14,10 +14,10 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
@@ -31,13 +31,9 @@ OBJECT_STORE_BYTES = 128 * 2**20  # of a cluster for this run: what goes through
 _MAX_TEMPORARY_PATH = 40  # characters of a folder of sockets: a socket's path has at most 107, Ray's share is 60
 
 
-class Engine(Protocol):
-    """Runs a describer over shards."""
-
-    def __call__(
-        self, describer: Describer, folder: Path, shards: Sequence[Shard], batch_size: int
-    ) -> Iterator[ShardResult]:
-        """Write the shards into `folder`, in any order, and give the result of each when it is written."""
+# Writes the shards of a describer into a folder, in any order, and gives the result of each when it is written; the
+# number is that of the images which the model sees together.
+Engine = Callable[[Describer, Path, Sequence[Shard], int], Iterator[ShardResult]]
 
 
 class LocalEngine:

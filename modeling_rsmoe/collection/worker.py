@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import sha256_of, whole_file
+from ..utils.files import disk_errors, sha256_of, whole_file
 from .images import CollectionImage, is_url
 from .store import open_writer, printable_name
 
@@ -112,11 +112,8 @@ def _read(path: str) -> "tuple[Image.Image, str]":
     if is_url(path):
         content = download(path)
         return read_image(content, name=path), hashlib.sha256(content).hexdigest()
-    image = read_image(path)
-    try:
-        return image, sha256_of(path)
-    except OSError as error:  # gone meanwhile
-        raise RSMoEError(f"{path} cannot be read ({error.strerror}): copy it again") from error
+    with disk_errors("cannot read", "Copy it again."):  # gone meanwhile
+        return read_image(path), sha256_of(path)
 
 
 class _Notes:

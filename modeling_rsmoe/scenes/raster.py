@@ -15,7 +15,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -79,11 +79,10 @@ def open_raster(
     raster = Raster(paths, name or paths[0])
     try:
         raster._prepare(bands)
-    except RSMoEError:
+    except Exception as error:  # outside of a read: a color interpretation that GDAL does not know, for example
         raster.close()
-        raise
-    except raster._errors as error:  # outside of a read: a color interpretation that GDAL does not know, for example
-        raster.close()
+        if isinstance(error, RSMoEError) or not isinstance(error, raster._errors):
+            raise
         raise raster._cannot("be opened", error) from error
     return raster
 
@@ -244,24 +243,20 @@ class Raster:
         self.transform = transform if is_usable else None
         if is_usable and self.crs is not None:
             return
-        remedy = "gdal_edit.py can add it"
-        if is_usable:
-            problem = "no coordinate system"
-        elif dataset.gcps[0] or dataset.rpcs:
+        problem, remedy = "no coordinate system" if is_usable else "no geotransform", "gdal_edit.py can add it"
+        if not is_usable and (dataset.gcps[0] or dataset.rpcs):
             points = "ground control points" if dataset.gcps[0] else "rational polynomials (RPC)"
             problem, remedy = f"{points} but no geotransform", "gdalwarp puts it on a map"
-        else:
-            problem = "no geotransform"
         self.notes.append(f"{self.name} has {problem}: its tiles are not placed on the earth ({remedy})")
 
     def _color_table(self) -> np.ndarray | None:
         """uint8 `[values, 4]` of a band of color indices."""
         band = self._chosen[0]
-        if len(self._chosen) > 1 or band.color != "palette":
-            return None
-        try:
-            table = self._datasets[band.file].colormap(band.number)
-        except ValueError:
+        table = {}
+        if len(self._chosen) == 1 and band.color == "palette":
+            with suppress(ValueError):  # there is none
+                table = self._datasets[band.file].colormap(band.number)
+        if not table:
             return None
         colors = np.zeros((np.iinfo(self.dtype).max + 1 if self.dtype.itemsize < 4 else 65536, 4), np.uint8)
         for value, color in table.items():

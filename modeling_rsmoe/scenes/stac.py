@@ -33,7 +33,7 @@ class Scene:
 
     name: str
     paths: tuple[str, ...]
-    bands: tuple[int | str, ...] | None = None
+    bands: Sequence[int | str] | None
 
 
 def find_scenes(
@@ -109,7 +109,7 @@ def _scene(item: Any, path: str, bands: Sequence[int | str] | None, asset: str |
         if key not in item.assets:
             raise RSMoEError(f"item {item.id} of {path} has no asset {key!r}; it has {', '.join(item.assets)}")
     hrefs = tuple(_href(item, key, path, remote) for key in keys)
-    return Scene(f"{item.id}", hrefs, None if bands is None else tuple(bands))
+    return Scene(f"{item.id}", hrefs, bands)
 
 
 def _default_asset(item: Any) -> str:

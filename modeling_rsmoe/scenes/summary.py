@@ -26,13 +26,8 @@ _OVERVIEW_SIDE = 1024
 
 @dataclass(frozen=True)
 class Summary:
-    """Of a scene.
-
-    Attributes:
-        caption: of the whole.
-        expert_texts: of the most typical tile for each expert, which the caption was written from.
-        mentioned: nouns that captions mention, and the share of tiles whose caption does, the most frequent first.
-    """
+    """The caption of a scene, the expert texts that it was written from, and the nouns that captions of tiles mention
+    with the share of tiles whose caption does, the most frequent first."""
 
     caption: str
     expert_texts: dict[str, str]
