@@ -17,7 +17,7 @@ from rich.text import Text
 from ..scenes.bands import parse_bands
 from ..scenes.files import is_scene
 from ..scenes.grid import OVERLAP, TILE, check_tile
-from ..scenes.result import SceneTask
+from ..scenes.result import SceneResult, SceneTask
 from ..scenes.summary import Summary
 from ..utils.files import check_outputs, disk_errors
 from ..utils.quiet import quiet_libraries
@@ -27,7 +27,6 @@ from . import terminal
 if TYPE_CHECKING:
     from ..inference import Predictor
     from ..scenes.raster import Raster
-    from ..scenes.result import SceneResult
 
 _MAX_SHOWN_TILES = 12
 
@@ -86,8 +85,6 @@ class SceneOptions:
     def check(self) -> None:
         """Refuse what can be refused before an input is read."""
         check_tile(*self.sizes())
-        if self.bands is not None:
-            parse_bands(self.bands)
         if self.output is not None:
             from ..scenes.outputs import check_format
 
@@ -130,7 +127,7 @@ def describe(
     scene_options: SceneOptions,
     batch_size: int,
     steps: terminal.Steps,
-) -> "list[SceneResult]":
+) -> list[SceneResult]:
     """Describe every tile of every raster, and write `--output`."""
     from ..scenes.describe import log_path
     from ..scenes.pipeline import describe_scenes
@@ -147,7 +144,7 @@ def describe(
         raise
 
 
-def show(results: "Sequence[SceneResult]", output: Path | None, as_json: bool, steps: terminal.Steps) -> None:
+def show(results: Sequence[SceneResult], output: Path | None, as_json: bool, steps: terminal.Steps) -> None:
     """Each scene on stdout: a JSON object (without `--output` after one for each tile), or a panel."""
     from ..scenes.outputs import tile_record
 
@@ -164,7 +161,7 @@ def show(results: "Sequence[SceneResult]", output: Path | None, as_json: bool, s
         steps.print(terminal.printable(f"{output} ({tiles}, {num_skipped} skipped as mostly no data)"))
 
 
-def _panel(result: "SceneResult", with_tiles: bool) -> Panel:
+def _panel(result: SceneResult, with_tiles: bool) -> Panel:
     rows: list[tuple[Text, ...]] = []
     if with_tiles:
         for tile in result.tiles[:_MAX_SHOWN_TILES]:

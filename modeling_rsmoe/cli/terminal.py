@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -29,7 +29,6 @@ class Steps:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._progress: Progress | None = None
-        self._task: TaskID | None = None
         self._message = ""
         self._began: tuple[float, float] = (0.0, 0.0)  # when the step began, and how much was done by then
         self._printed = 0.0  # when a detail was last printed
@@ -54,10 +53,9 @@ class Steps:
                 self._print_line(f"{printable(message)}: {detail} ...")
             return
         if is_new or self._progress is None:
-            self._start(message, total is not None)
-        if self._progress is not None and self._task is not None:
-            percent = 100 * done / total if total else 0
-            self._progress.update(self._task, completed=percent, detail=detail)
+            self._progress = self._start(message, total is not None)
+        percent = 100 * done / total if total else 0
+        self._progress.update(self._progress.task_ids[0], completed=percent, detail=detail)
 
     def _detail(self, now: float, done: float, total: float | None, unit: str) -> str:
         if not unit or not total:
@@ -69,15 +67,16 @@ class Steps:
     def _print_line(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _start(self, message: str, has_total: bool) -> None:
+    def _start(self, message: str, has_total: bool) -> Progress:
         self.clear()
         columns: list[Any] = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
         if has_total:
             columns += [BarColumn(bar_width=30), TextColumn("{task.percentage:.0f}%")]
         columns += [TextColumn("{task.fields[detail]}", markup=False), TimeElapsedColumn()]
-        self._progress = Progress(*columns, console=self._console, transient=True)
-        self._task = self._progress.add_task(printable(message), total=100, detail="")
-        self._progress.start()
+        progress = Progress(*columns, console=self._console, transient=True)
+        progress.add_task(printable(message), total=100, detail="")
+        progress.start()
+        return progress
 
     def print(self, line: Any) -> None:
         """A result, to stdout; text is printed as it is, on one line."""

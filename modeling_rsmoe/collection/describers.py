@@ -100,13 +100,7 @@ def _column(rows: Sequence[Row], name: str, dtype: "pa.DataType") -> "pa.Array":
 
 
 class Captioner(Describer):
-    """Columns `caption`, and `router_prompts` and `expert_texts` by the experts' names.
-
-    Args:
-        checkpoint: gives the whole model.
-        instruction: for every image.
-        generation: how texts are generated.
-    """
+    """Columns `caption`, and `router_prompts` and `expert_texts` by the experts' names."""
 
     kind = "captions"
 

@@ -19,15 +19,8 @@ _MIN_SHARDS = 64  # of a small collection, so that every worker has some and the
 
 @dataclass(frozen=True)
 class CollectionResult:
-    """What a run did.
-
-    Attributes:
-        num_rows: of the output.
-        num_errors: rows that hold an error in place of a text or features.
-        num_described: images described by this run; earlier ones had their rows already.
-        rate: of them, in images per second from the end of the first shard; None if there was one shard.
-        num_repeated: shards that were begun more than once, because their worker ended.
-    """
+    """What a run did: rows of the output and those with an error, images described by this run and how many of them a
+    second (None if there was one shard), shards begun more than once because their worker ended."""
 
     num_rows: int
     num_errors: int

@@ -34,17 +34,8 @@ _FILE_BYTES = 2**30  # of each of a folder's files, about [our decision]
 
 
 class Store:
-    """The state of one run, for as long as the `with` block runs; a second run of the same output is refused.
-
-    Args:
-        output: `NAME.parquet`, or a folder to be made of several such files.
-        kind: what rows hold: `captions` or `features`.
-        settings: all that rows depend on besides their image, as JSON.
-        overwrite: replace the output if it is a file.
-
-    Raises:
-        RSMoEError: the output exists, another run is writing it, or its shards were made with other settings.
-    """
+    """The state of one run, for as long as the `with` block runs; a second run of the same output is refused, and so
+    are shards of another kind or of other settings, which are all that rows depend on besides their image."""
 
     def __init__(self, output: Path, kind: str, settings: Mapping[str, Any], overwrite: bool = False):
         self.output, self.folder = output, output.with_name(f"{output.name}.shards")
@@ -210,5 +201,5 @@ def open_writer(file: Path, schema: "pa.Schema") -> Any:
 
 
 def printable_name(name: str) -> str:
-    """A name as text: names of files may hold bytes that are none."""
+    """A name of a file as text: it may hold bytes that are none."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -72,7 +72,6 @@ class TileDescriber:
 
         Raises:
             RSMoEError: the raster is damaged, or no tile has any data.
-            OSError: the log cannot be written.
         """
         message, num_tiles = f"describing {raster.name}", len(grid)
         keys = [(scene, number) for number in range(num_tiles)]

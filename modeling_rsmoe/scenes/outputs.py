@@ -56,7 +56,7 @@ def write(results: Sequence[SceneResult], output: Path) -> None:
 
 def _properties(result: SceneResult, tile: "Tile") -> dict[str, Any]:
     """A tile's columns, flat, as GIS programs show them."""
-    columns = {
+    columns: dict[str, Any] = {
         "scene": result.raster.name,
         "tile": tile.number,
         result.task.kind: tile.text,
@@ -67,10 +67,10 @@ def _properties(result: SceneResult, tile: "Tile") -> dict[str, Any]:
         "model": result.task.model,
         "revision": result.task.revision,
     }
-    # a NUL would end the text in a database
-    return {
-        name: value.replace("\0", "\ufffd") if isinstance(value, str) else value for name, value in columns.items()
-    }
+    for name, value in columns.items():
+        if isinstance(value, str):
+            columns[name] = value.replace("\0", "\ufffd")  # a NUL would end the text in a database
+    return columns
 
 
 def tile_record(result: SceneResult, tile: "Tile") -> dict[str, Any]:
