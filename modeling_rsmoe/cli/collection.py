@@ -5,14 +5,14 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ..collection import engines
-from ..collection.describers import Captioner, CheckpointSource
+from ..collection.describers import Captioner, CheckpointSource, Describer
 from ..collection.features import FeatureFile
-from ..collection.images import find_images, is_collection
+from ..collection.images import CollectionImage, find_images, is_collection
 from ..collection.pipeline import describe_collection
 from ..collection.store import refuse_existing
 from ..errors_rsmoe import RSMoEError
@@ -23,10 +23,6 @@ from ..utils.provenance import folder_sha256
 from ..utils.quiet import quiet_libraries
 from . import options, terminal
 
-
-if TYPE_CHECKING:
-    from ..collection.describers import Describer
-    from ..collection.images import CollectionImage
 
 EngineName = Literal["local", "ray"]
 EngineOption = Annotated[
@@ -140,7 +136,7 @@ def caption_collection(
     describe(describer, found, output, engine, generation.batch_size, steps, overwrite)
 
 
-def find_new(images: list[str], output: Path, overwrite: bool, steps: terminal.Steps) -> "list[CollectionImage]":
+def find_new(images: list[str], output: Path, overwrite: bool, steps: terminal.Steps) -> list[CollectionImage]:
     """The images, once it is sure that the output can be written."""
     refuse_existing(output, overwrite)
     check_outputs(output)
@@ -149,8 +145,8 @@ def find_new(images: list[str], output: Path, overwrite: bool, steps: terminal.S
 
 
 def describe(
-    describer: "Describer",
-    images: "list[CollectionImage]",
+    describer: Describer,
+    images: list[CollectionImage],
     output: Path,
     engine: engines.Engine,
     batch_size: int,

@@ -15,7 +15,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -176,10 +176,8 @@ class Raster:
         self.band_names = tuple(band.description for band in self._chosen)
         dtypes = [band.dtype for band in self._chosen]
         if any(dtype.startswith("complex") for dtype in dtypes):
-            raise RSMoEError(
-                f"{self.name} holds complex values ({dtypes[0]}), which are no image: write their amplitude to a file "
-                "first"
-            )
+            problem = f"{self.name} holds complex values ({dtypes[0]}), which are no image"
+            raise RSMoEError(f"{problem}: write their amplitude to a file first")
         self.dtype = np.result_type(*dtypes)
         self._palette = self._color_table()
         self._read(Window(self.width - 1, self.height - 1, 1, 1))  # a header may promise more than there is
@@ -252,11 +250,11 @@ class Raster:
     def _color_table(self) -> np.ndarray | None:
         """uint8 `[values, 4]` of a band of color indices."""
         band = self._chosen[0]
-        table = {}
-        if len(self._chosen) == 1 and band.color == "palette":
-            with suppress(ValueError):  # there is none
-                table = self._datasets[band.file].colormap(band.number)
-        if not table:
+        if len(self._chosen) > 1 or band.color != "palette":
+            return None
+        try:
+            table = self._datasets[band.file].colormap(band.number)
+        except ValueError:  # there is none
             return None
         colors = np.zeros((np.iinfo(self.dtype).max + 1 if self.dtype.itemsize < 4 else 65536, 4), np.uint8)
         for value, color in table.items():
