@@ -89,6 +89,18 @@ class _Fused:
     scores: list[torch.Tensor] | None = None
 
 
+def auto_fusion(task: str, has_reranker: bool) -> str:
+    """What the fusion `"auto"` comes to [our decision].
+
+    Args:
+        task (`str`):
+            One of `prompting_rsmoe.TASKS`.
+        has_reranker (`bool`):
+            Whether the model has one.
+    """
+    return "rerank" if has_reranker and task == "caption" else "rewrite"
+
+
 class RSMoEGenerationMixin(GenerationMixin):
     """`generate` of [`RSMoEForConditionalGeneration`], in front of transformers' own."""
 
@@ -195,9 +207,10 @@ class RSMoEGenerationMixin(GenerationMixin):
         """
         if fusion != "auto":
             return [fusion] * num_images
-        if task_ids is None or self.model.reranker is None:
+        if task_ids is None:
             return ["rewrite"] * num_images
-        return ["rerank" if TASKS[task] == "caption" else "rewrite" for task in task_ids.tolist()]
+        has_reranker = self.model.reranker is not None
+        return [auto_fusion(TASKS[task], has_reranker) for task in task_ids.tolist()]
 
     # ---- the full model
 

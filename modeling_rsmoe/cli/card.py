@@ -67,13 +67,13 @@ def card(
 
     What the checkpoint's files cannot say (uses, limits, risks, licences of data) stands in card.yaml beside them.
     """
-    from ..evaluation.markdown import markdown_table, summary_table
+    from ..evaluation.markdown import score_tables, summary_table
     from ..evaluation.report import TASKS, read_report
 
     reports = [read_report(file) for path in scores or [] for file in _report_files(path)]
     reports.sort(key=_task_split_system)
     of_tasks = [[report for report in reports if report["task"] == task] for task in TASKS]
-    table = "\n".join(markdown_table(of_task) for of_task in of_tasks if of_task)
+    table = "\n".join(score_tables(of_task) for of_task in of_tasks if of_task)
     benchmark_ids = dict(_benchmark(text) for text in benchmarks or [])
     if not reports and (tables or benchmark_ids):
         raise RSMoEError("--table and --benchmark are about scores; give --scores with reports of `rsmoe evaluate`")

@@ -1,4 +1,4 @@
-"""What can be said without looking at an image: one caption for all of them, and answers guessed from the question.
+"""What can be said without an image: one caption for all of them, and answers guessed from the question.
 
 A score means something only beside these. They are made as strong as little code makes them, from training records
 alone, and are deterministic. Knows nothing about models.
@@ -21,8 +21,11 @@ def constant_caption(train: Sequence[CaptionRecord]) -> str:
 
     Give the training records of the dataset that is scored, or those of all datasets for one without a train split.
     [our decision] The caption of the highest mean CIDEr-D among the 50 most frequent or most central ones, on a sample
-    of training images, was no stronger on val (RSICD 42 or 43 against 48, UCM-Captions 39.3 against 38.9, NWPU-Captions
-    14 or 12 against 14), and takes ten seconds.
+    of training images, was no stronger on val (RSICD 42 or 43 against 48, UCM-Captions 39.3 against 38.9,
+    NWPU-Captions 14 or 12 against 14), and takes ten seconds.
+
+    Args:
+        train: captioned images.
 
     Raises:
         RSMoEError: when there is no training record.
@@ -39,6 +42,10 @@ def constant_answers(train: Records, questions: Records) -> list[str]:
     and of that range the most frequent answer is given. A type that the training records lack gets the dataset's
     answer, a dataset that they lack the answer of them all.
 
+    Args:
+        train: questions with their answers.
+        questions: to answer.
+
     Raises:
         RSMoEError: when there is no training record.
     """
@@ -47,21 +54,25 @@ def constant_answers(train: Records, questions: Records) -> list[str]:
 
 
 def question_only_answers(train: Records, questions: Records) -> list[str]:
-    """The most frequent training answer to that very question text; if nobody asked it, to the nearest ones.
+    """The most frequent training answer to that very question text; where there is none, to the nearest ones.
 
     Nearest are the questions of the same dataset and type that share most words and pairs of neighboring words (by
     Jaccard's index); all of the nearest vote. Without such questions it is the answer of `constant_answers`. Words are
     compared in lower case. [our decision] Of what was tried on val, this and a weighted vote of ten neighbors were the
     strongest; naive Bayes over words was weaker on RSVQA, where "more" and "less" must not be confused.
 
+    Args:
+        train: questions with their answers.
+        questions: to answer.
+
     Raises:
         RSMoEError: when there is no training record.
     """
-    asked = _Votes(train, _text)
-    nearest = _Nearest(train, asked)
+    same_text = _Votes(train, _text)
+    nearest = _Nearest(train, same_text)
     guesses = constant_answers(train, questions)
     return [
-        _first((asked.answer(question), nearest.answer(question), guess))
+        _first((same_text.answer(question), nearest.answer(question), guess))
         for question, guess in zip(questions, guesses, strict=True)
     ]
 

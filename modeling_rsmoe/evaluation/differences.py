@@ -1,10 +1,9 @@
 """By how much one system is better than another on the same items, with paired intervals."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from .intervals import paired_difference
-from .predict import Key
+from .predict import Key, Line
 from .report import ALL_DATASETS, Difference, score_entries
 from .run import Evaluated, Selection, evaluate
 
@@ -14,31 +13,32 @@ PAIRED = ("ROUGE-L", "CIDEr-D", "accuracy")
 
 
 def differences(
-    selection: Selection, ours: Sequence[Evaluated], theirs: Mapping[Key, dict[str, Any]]
+    selection: Selection, ours: Sequence[Evaluated], other_predictions: Mapping[Key, Line]
 ) -> list[Difference]:
-    """Ours minus theirs on each dataset, and on all of them together where there are several.
+    """Ours minus another system's on each dataset, and on all of them together where there are several.
 
     Args:
+        selection: the records.
         ours: as of `run.evaluate`.
-        theirs: predictions of the other system for the same records.
+        other_predictions: of the other system for the same records.
 
     Raises:
-        RSMoEError: theirs lack a record.
+        RSMoEError: a record has no prediction by the other system.
     """
-    others = evaluate(selection, theirs, with_parts=False)
-    pairs = [(one, other) for one, other in zip(ours, others, strict=True) if one.result["dataset"] != ALL_DATASETS]
-    groups = {one.result["dataset"]: [(one, other)] for one, other in pairs}
+    theirs = evaluate(selection, other_predictions, with_expert_texts=False)
+    pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0].result["dataset"] != ALL_DATASETS]
+    groups = {pair[0].result["dataset"]: [pair] for pair in pairs}
     if len(pairs) > 1:
         groups[ALL_DATASETS] = pairs
     return [_difference(dataset, group) for dataset, group in groups.items()]
 
 
 def _difference(dataset: str, pairs: Sequence[tuple[Evaluated, Evaluated]]) -> Difference:
-    ours = [item for one, _ in pairs for item in one.scored.each]
-    theirs = [item for _, other in pairs for item in other.scored.each]
-    scores = {
-        name: paired_difference([item[name] for item in ours], [item[name] for item in theirs])
+    ours = [scores for our, _ in pairs for scores in our.scored.each]
+    theirs = [scores for _, their in pairs for scores in their.scored.each]
+    paired = {
+        name: paired_difference([scores[name] for scores in ours], [scores[name] for scores in theirs])
         for name in PAIRED
         if name in ours[0]
     }
-    return {"dataset": dataset, "items": len(ours), "scores": score_entries(scores)}
+    return {"dataset": dataset, "items": len(ours), "scores": score_entries(paired)}

@@ -6,8 +6,9 @@ one that reaches furthest (its look-ahead counted) makes the next token, and the
 
 Measured: the rules give what the program gives for all 20,197 different captions of RSICD, UCM-Captions, NWPU-Captions
 and Sydney-Captions that we have, for 59,508 of 59,510 lines of documentation, docstrings and licenses of software (the
-two are in South Indian scripts, of which the program does not know all combining marks), and for 140,000 lines of random
-words and characters.
+two are in South Indian scripts, of which the program does not know all combining marks), and for 140,000 lines of
+random words and characters. Tokenizers of other libraries follow other rules, and their scores would not be those that
+papers print.
 """
 
 import re
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
@@ -92,6 +94,9 @@ _FILE_ENDINGS = """
 """
 
 
+_Rule = tuple[str, str, Callable[[str], str]]  # the token, what must follow it, what writes it
+
+
 @lru_cache(maxsize=1)
 def _rules() -> list[tuple[re.Pattern[str], Callable[[str], str]]]:
     """The program's rules in its order: a pattern, with the token in group 1 and then what must follow, and a function
@@ -99,9 +104,16 @@ def _rules() -> list[tuple[re.Pattern[str], Callable[[str], str]]]:
 
     Punctuation that is dropped anyway still needs its rule: it decides where the next token starts.
     """
+    patterns = _patterns()
+    rules = [*_word_rules(patterns), *_number_rules(patterns), *_sign_rules(patterns)]
+    return [(re.compile(f"({token}){after}"), write) for token, after, write in rules]
+
+
+def _patterns() -> SimpleNamespace:
+    """What the rules are made of."""
     letters, digits = _class("Lu Ll Lt Lm Lo"), _class("Nd")
-    marks = r"\xad" + _class("Mn Mc Sk", 0x2C2, 0xED0)
-    letter = rf"(?:[{letters}{marks}]|&[aeiouAEIOU](?i:acute|grave|uml);)"
+    modifiers = r"\xad" + _class("Mn Mc Sk", 0x2C2, 0xED0)
+    letter = rf"(?:[{letters}{modifiers}]|&[aeiouAEIOU](?i:acute|grave|uml);)"
     alnum = rf"(?:{letter}|[{digits}])"
     word = rf"{letter}{alnum}*(?:[.!?]{letter}{alnum}*)*"
     short = rf"{_APOSTROPHE}(?:[msdMSD]|(?i:re|ve|ll))"  # 's, 'll
@@ -114,8 +126,8 @@ def _rules() -> list[tuple[re.Pattern[str], Callable[[str], str]]]:
     name = r"[A-Za-z][A-Za-z0-9_:.-]*"
     attribute = rf"{name}(?: *= *(?:'[^'\n]*'|\"[^\"\n]*\"|{name}))?"
     elided = rf"(?:[dDoOlL]{_LIKE_APOSTROPHE}[{letters}{digits}])?"  # d'Avignon
-    part = rf"{elided}[{letters}{digits}]+"
-    thing = rf"{part}(?:[-_\u058a\u2010\u2011]{part})*"
+    elided_word = rf"{elided}[{letters}{digits}]+"
+    hyphenated = rf"{elided_word}(?:[-_\u058a\u2010\u2011]{elided_word})*"
     compound = rf"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:{acronym}\.|[A-Za-z0-9\xad]+))+"
     company = r"[A-Z]+(?:(?:[+&]|(?i:&amp;))[A-Z]+)+"  # AT&T
     aside = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"  # a part of and/or
@@ -123,14 +135,19 @@ def _rules() -> list[tuple[re.Pattern[str], Callable[[str], str]]]:
         r"(?:\([0-9]{2,3}\)[ \xa0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])[0-9]{3,4}[- \xa0]?[0-9]{3,5}"
     )
     dotted_phone = r"(?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}"
-    capital = "|".join(f"{one[0]}(?i:{one[1:]})" for one in _CLOSING_ABBREVIATIONS_WITH_CAPITAL.split())
+    capital = "|".join(f"{name[0]}(?i:{name[1:]})" for name in _CLOSING_ABBREVIATIONS_WITH_CAPITAL.split())
     closing = rf"(?i:{_any(_CLOSING_ABBREVIATIONS)})|{capital}"
     abbreviation = rf"(?i:{_any(_ABBREVIATIONS)})|{acronym}|[A-Za-z]"
     tag = rf"<(?:[!?][A-Za-z-][^>\n]*|{name}(?: +{attribute})* */?|/{name}) *>"
     file = rf"{alnum}+(?:\.{alnum}+)*\.(?i:{_any(_FILE_ENDINGS)})"
-    starter = "|".join(f"{one[0]}(?i:{one[1:]})" for one in _STARTERS.split())
+    starter = "|".join(f"{name[0]}(?i:{name[1:]})" for name in _STARTERS.split())
     eyes = "-^x=~<>'"
-    rules: list[tuple[str, str, Callable[[str], str]]] = [
+    return SimpleNamespace(**locals())
+
+
+def _word_rules(p: SimpleNamespace) -> list[_Rule]:
+    """Words and contractions, markup, names on the web."""
+    return [
         # Words that are one token or two where others would not be.
         (r"[cC]\+\+|[cCfF]\#", "", _same),
         ("(?i:can)", "(?i:not)", _same),
@@ -139,86 +156,97 @@ def _rules() -> list[tuple[re.Pattern[str], Callable[[str], str]]]:
         ("(?i:lem|gim)", "(?i:me)", _same),
         ("'[tT]", "(?i:is|was)", _same),
         # Markup.
-        (tag, "", _unbroken),
+        (p.tag, "", _unbroken),
         (r"(?i:&(?:md|mdash|ndash);)|[\x96\x97\u2013\u2014\u2015]", "", _dropped),
         ("(?i:&amp;)", "", lambda _: "&"),
         ("(?i:&(?:ht|tl|ur|lr|qc|ql|qr|odq|cdq|#[0-9]+);)", "", _same),
         # Words, before a contraction or not.
-        (word, short, _unhyphenated),
-        (r"[A-Za-z\xad]*[A-MO-Za-mo-z]\xad*", negation, _unhyphenated),
-        (word, "", _unhyphenated),
-        *((pattern, "", _same) for pattern in _apostrophe_words(letters)),
-        (rf"[yY]{_APOSTROPHE}", f"[{letters}]", _same),
+        (p.word, p.short, _unhyphenated),
+        (r"[A-Za-z\xad]*[A-MO-Za-mo-z]\xad*", p.negation, _unhyphenated),
+        (p.word, "", _unhyphenated),
+        *((pattern, "", _same) for pattern in _apostrophe_words(p.letters)),
+        (rf"[yY]{_APOSTROPHE}", f"[{p.letters}]", _same),
         # Addresses and names on the web.
-        (rf"(?i:https?)://[^ \t\n\f\r\"<>|(){{}}]+{url_end}", "", _same),
-        (rf"(?i:www)\.(?:[^ \t\n\f\r\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}{url_path}", "", _same),
-        (rf"(?:[^ \t\n\f\r\"`'|!(){{}}$,-_]+\.)+(?i:com|net|org|edu){url_path}", "", _same),
+        (rf"(?i:https?)://[^ \t\n\f\r\"<>|(){{}}]+{p.url_end}", "", _same),
+        (rf"(?i:www)\.(?:[^ \t\n\f\r\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}{p.url_path}", "", _same),
+        (rf"(?:[^ \t\n\f\r\"`'|!(){{}}$,-_]+\.)+(?i:com|net|org|edu){p.url_path}", "", _same),
         (_EMAIL, "", _same),
-        (rf"@[a-zA-Z_][a-zA-Z_0-9]*|\#{letter}+", "", _same),
+        (rf"@[a-zA-Z_][a-zA-Z_0-9]*|\#{p.letter}+", "", _same),
         # Contractions.
-        (short, "[^A-Za-z]", _quote),
-        (negation, "", _quote),
+        (p.short, "[^A-Za-z]", _quote),
+        (p.negation, "", _quote),
+    ]  # fmt: skip
+
+
+def _number_rules(p: SimpleNamespace) -> list[_Rule]:
+    """Numbers, currencies, abbreviations, file names, telephone numbers."""
+    return [
         # Numbers.
-        (rf"[{digits}]{{1,2}}[-/][{digits}]{{1,2}}[-/][{digits}]{{2,4}}", "", _same),
-        (rf"[-+]?{number}", "", _unhyphenated),
+        (rf"[{p.digits}]{{1,2}}[-/][{p.digits}]{{1,2}}[-/][{p.digits}]{{2,4}}", "", _same),
+        (rf"[-+]?{p.number}", "", _unhyphenated),
         (r"[\u207a\u207b\u208a\u208b]?(?:[\u2070\xb9\xb2\xb3\u2074-\u2079]+|[\u2080-\u2089]+)", "", _same),
-        (rf"(?:[{digits}]{{1,4}}[- \xa0])?[{digits}]{{1,4}}(?:\\?/|\u2044)[{digits}]{{1,4}}", "", _unbroken),
+        (rf"(?:[{p.digits}]{{1,4}}[- \xa0])?[{p.digits}]{{1,4}}(?:\\?/|\u2044)[{p.digits}]{{1,4}}", "", _unbroken),
         (r"[\xbc-\xbe\u2153-\u215e]", "", lambda token: _FRACTIONS.get(token, token)),
         # Fixed words; words with slashes; currencies.
         (r"(?i:-(?:rrb|lrb|rcb|lcb|rsb|lsb)-|c\.d\.s|pro-|anti-|s(?:&|&amp;)p-500|s(?:&|&amp;)ls)", "", _ampersand),
         (rf"(?i:cap{_APOSTROPHE}n|c{_APOSTROPHE}est)", "", _same),
-        (rf"{aside}(?:\\?/{aside}){{1,2}}", "", _same),
+        (rf"{p.aside}(?:\\?/{p.aside}){{1,2}}", "", _same),
         (r"[A-Z]*\$|\#", "", _same),
-        (f"[{currency}]", "", lambda token: _CURRENCIES.get(token, token)),
-        # Letters and abbreviations with a full stop; a closing one looks at two more characters, whatever they are.
-        ("[A-Za-z]", rf"\.{_SPACE}+(?:{starter}|{tag}){_SPACE_OR_END}", _same),
-        (rf"(?i:{_any(_ABBREVIATIONS_OF_NUMBERS)})\.", rf"{_SPACE_OR_END}?[{digits}]", _same),
-        (rf"(?:{closing})\.", "(?s:.{0,2})", _same),
-        (rf"(?:{abbreviation})\.", "", _same),
-        (acronym, _SPACE_OR_END, _same),
+        (f"[{p.currency}]", "", lambda token: _CURRENCIES.get(token, token)),
+        # Letters and abbreviations with a full stop; a closing one depends on two more characters, of any kind.
+        ("[A-Za-z]", rf"\.{_SPACE}+(?:{p.starter}|{p.tag}){_SPACE_OR_END}", _same),
+        (rf"(?i:{_any(_ABBREVIATIONS_OF_NUMBERS)})\.", rf"{_SPACE_OR_END}?[{p.digits}]", _same),
+        (rf"(?:{p.closing})\.", "(?s:.{0,2})", _same),
+        (rf"(?:{p.abbreviation})\.", "", _same),
+        (p.acronym, _SPACE_OR_END, _same),
         # Years, file names, words with a full stop before a pause, telephone numbers.
         (rf"{_APOSTROPHE}[0-9][0-9]", _SPACE_OR_END, _same),
-        (file, rf"(?:{_SPACE_OR_END}|[.?!,])", _same),
-        (rf"{word}\.", _PAUSE, _unhyphenated),
-        (phone, "", _brackets),
-        (dotted_phone, "", _same),
+        (p.file, rf"(?:{_SPACE_OR_END}|[.?!,])", _same),
+        (rf"{p.word}\.", _PAUSE, _unhyphenated),
+        (p.phone, "", _brackets),
+        (p.dotted_phone, "", _same),
+    ]  # fmt: skip
+
+
+def _sign_rules(p: SimpleNamespace) -> list[_Rule]:
+    """Signs, words with signs in them, quotation marks, and what is left."""
+    return [
         # Signs.
         ('"|(?i:&quot;)', "", _dropped),
         ("<|(?i:&lt;)", "", lambda _: "<"),
         (">|(?i:&gt;)", "", lambda _: ">"),
         (r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]]", "[^A-Za-z0-9]", _smiley),
-        (rf"[{eyes}]_[{eyes}]|\([{eyes}][_.]?[{eyes}]\)|\([\^x=~<>']-[\^x=~<>'`]\)", "", _smiley),
+        (rf"[{p.eyes}]_[{p.eyes}]|\([{p.eyes}][_.]?[{p.eyes}]\)|\([\^x=~<>']-[\^x=~<>'`]\)", "", _smiley),
         (r"[()\[\]{}]", "", _brackets),
         ("-+", "", lambda token: token if len(token) > 4 else "--"),
         (r"\.{3,5}|(?:\.[ \xa0]){2,4}\.|\u2026", "", _dropped),
         (r"@+|\#+|_+|\*+|(?:\\\*){1,3}|[?!]+|[=/]", "", _same),
         (rf"{_PAUSE}|[.¡¿\u037e\u0589\u061f\u06d4\u0700-\u0702\u07fa\u3002]", "", _same),
         # Words with hyphens, digits, underscores, ampersands.
-        (rf"(?:{compound}|{thing})\.", _PAUSE, _unhyphenated),
-        (compound, "", _unhyphenated),
-        (thing, "", _same),
-        (rf"{company}\.", _PAUSE, _ampersand),
-        (company, "", _ampersand),
+        (rf"(?:{p.compound}|{p.hyphenated})\.", _PAUSE, _unhyphenated),
+        (p.compound, "", _unhyphenated),
+        (p.hyphenated, "", _same),
+        (rf"{p.company}\.", _PAUSE, _ampersand),
+        (p.company, "", _ampersand),
         # Quotation marks and what is left.
         ("'", r"[A-Za-z][^ \t\n\xa0]", _dropped),
-        (short, "", _quote),
+        (p.short, "", _quote),
         (rf"''|[`\u2018-\u201f\x91-\x94\u2039\u203a\xab\xbb]{{1,2}}|{_APOSTROPHE}", "", _quote),
         ("<<|>>", "", _same),
         (f"[{_SYMBOLS}]", "", _same),
         ("(?i:&nbsp;)", "", _dropped),
     ]  # fmt: skip
-    return [(re.compile(f"({token}){after}"), write) for token, after, write in rules]
 
 
 def _apostrophe_words(letters: str) -> tuple[str, ...]:
-    """Words with an apostrophe that stay whole."""
-    mark, like = _APOSTROPHE, _LIKE_APOSTROPHE
+    """Words that are one token with their apostrophe."""
+    quote, like = _APOSTROPHE, _LIKE_APOSTROPHE
     return (
-        rf"{mark}[nN]{mark}?",
-        rf"[lLdDjJ]{mark}",
-        rf"(?i:dunkin|somethin|ol){mark}",
-        rf"{mark}(?i:em|cause|till?)",
-        rf"{mark}[2-9]0[sS]",
+        rf"{quote}[nN]{quote}?",
+        rf"[lLdDjJ]{quote}",
+        rf"(?i:dunkin|somethin|ol){quote}",
+        rf"{quote}(?i:em|cause|till?)",
+        rf"{quote}[2-9]0[sS]",
         rf"[oO]{like}[oO]",
         rf"[A-HJ-XZn]{like}[{letters}]{{2,}}",
         rf"[{letters}]{{2,}}(?<=[aeiouyAEIOUY]){like}[aeiouA-Z][{letters}]*",
@@ -294,8 +322,8 @@ def _brackets(token: str) -> str:
 
 
 def _quote(token: str) -> str:
-    for pattern, mark in _QUOTES:
-        token = re.sub(pattern, mark, token)
+    for pattern, quote in _QUOTES:
+        token = re.sub(pattern, quote, token)
     return token
 
 
@@ -314,22 +342,23 @@ def tokenize_with_java(texts: Sequence[str], java: str) -> list[str]:
     """
     ptbtokenizer = require("pycocoevalcap.tokenizer.ptbtokenizer", "eval")
 
-    # One line a text, and a line with a full stop after each: the program looks into the next line at times, which may
+    # One line a text, and a line with a full stop after each: the program reads the next line at times, which may
     # not decide about this one.
     lines = [line for text in texts for line in (_LINE_BREAK.sub(" ", text), ".")]
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     command = [java, "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "-preserveLines", "-lowerCase"],
         input="".join(f"{line}\n" for line in lines).encode(errors="replace"),
         capture_output=True,
         check=False,
     )
-    tokenized = done.stdout.decode().split("\n")[:-1]
-    if done.returncode or len(tokenized) != len(lines):
-        message = done.stderr.decode(errors="replace").strip()[-300:]
+    tokenized = process.stdout.decode().split("\n")[:-1]
+    if process.returncode or len(tokenized) != len(lines):
+        message = process.stderr.decode(errors="replace").strip()[-300:]
         raise RSMoEError(
-            f"the PTB tokenizer gave {len(tokenized)} lines for {len(lines)} lines (exit {done.returncode}): {message}"
+            f"the PTB tokenizer gave {len(tokenized)} lines for {len(lines)} lines (exit {process.returncode}): "
+            f"{message}"
         )
     return [_joined(line.rstrip().split(" ")) for line in tokenized[::2]]
 

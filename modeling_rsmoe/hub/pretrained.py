@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertTokenizer, LlamaModel, PreTrainedConfig, PreTrainedTokenizerFast
 
-from ..inference.loading import check_complete
 from ..errors_rsmoe import RSMoEError
+from ..inference.loading import check_complete
 
 
 StateDict = dict[str, torch.Tensor]

@@ -60,8 +60,7 @@ class KeyedLog:
             self.path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> None:
-        if not path.is_file():
-            raise RSMoEError(f"{path} is not a file; give a file's name")
+        _check_is_file(path)
         content = path.read_bytes()
         length = content.rfind(b"\n") + 1
         if length < len(content):  # killed while writing
@@ -91,8 +90,9 @@ def read_log(path: Path, key_of: Callable[[Line], Hashable]) -> tuple[Line | Non
         key_of: as of `KeyedLog`.
 
     Raises:
-        RSMoEError: a line is no JSON object, or none of this kind.
+        RSMoEError: there is no such file; a line is no JSON object, or none of this kind.
     """
+    _check_is_file(path)
     settings: Line | None = None
     lines: dict[Any, Line] = {}
     for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
@@ -113,6 +113,12 @@ def read_log(path: Path, key_of: Callable[[Line], Hashable]) -> tuple[Line | Non
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise RSMoEError(f"{path}:{number} is no line of this kind of file ({reason})") from error
     return settings, lines
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise RSMoEError(f"{path} {what}; give a file's name")
 
 
 def _short(value: Any, length: int = 80) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import pipeline
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.inference import GenerationSettings, Predictor
@@ -109,8 +110,39 @@ def by_caption_of_scene(checkpoint: Path, images: list[Path], folder: Path) -> l
     return [line["caption"] for line in lines if "tiles" in line]
 
 
-CAPTION_DOORS = [by_predictor, by_features, by_stream, by_caption, by_collection]
-CAPTION_DOORS += [by_evaluation, by_scene, by_caption_of_scene]
+def by_pipeline(checkpoint: Path, images: list[Path], folder: Path) -> list[str]:
+    """transformers' own, with chat messages."""
+    model, processor = load(checkpoint)
+    describe = pipeline("image-text-to-text", model=model, processor=processor)
+    texts = []
+    for image in images:
+        content = [{"type": "image", "url": str(image)}, {"type": "text", "text": DEFAULT_INSTRUCTION}]
+        chat = [{"role": "user", "content": content}]
+        (result,) = describe(text=chat, return_full_text=False, generate_kwargs={"max_new_tokens": MAX_NEW_TOKENS})
+        texts.append(result["generated_text"].strip())
+    return texts
+
+
+def by_server(checkpoint: Path, images: list[Path], folder: Path) -> list[str]:
+    pytest.importorskip("fastapi")
+    from tests.serving.conftest import serving
+
+    with serving(checkpoint=load(checkpoint)) as served:
+        answers = [served.ask(Image.open(image), DEFAULT_INSTRUCTION, max_tokens=MAX_NEW_TOKENS) for image in images]
+        return [answer.choices[0].message.content for answer in answers]
+
+
+def by_demo(checkpoint: Path, images: list[Path], folder: Path) -> list[str]:
+    """An upload is encoded once, and its features are described."""
+    from modeling_rsmoe.demo.images import encode_upload
+
+    predictor = Predictor(*load(checkpoint), SETTINGS)
+    uploads = [encode_upload(predictor, image) for image in images]
+    return [list(predictor.stream(image_embeds=upload.embeds))[-1].text for upload in uploads]
+
+
+CAPTION_DOORS = [by_predictor, by_features, by_stream, by_pipeline, by_caption, by_collection]
+CAPTION_DOORS += [by_evaluation, by_scene, by_caption_of_scene, by_server, by_demo]
 
 
 @pytest.mark.parametrize("door", CAPTION_DOORS, ids=lambda door: door.__name__)

@@ -91,9 +91,12 @@ class Served:
 
 
 @contextmanager
-def serving(limits: Limits | None = None, api_key: str | None = None, **config: Any) -> Iterator[Served]:
-    """The server; `config`: changes of the tiny model's."""
-    model, processor = Held(tiny_model(config=tiny_config(**config))), tiny_processor()
+def serving(
+    limits: Limits | None = None, api_key: str | None = None, checkpoint: tuple[Any, Any] | None = None, **config: Any
+) -> Iterator[Served]:
+    """The server; `checkpoint`: a model and its processor, else tiny ones, whose configuration `config` changes."""
+    plain, processor = checkpoint or (tiny_model(config=tiny_config(**config)), tiny_processor())
+    model = Held(plain)
     service = Service(model, processor, "tiny", limits, api_key)
     listening = take_address("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="warning", timeout_graceful_shutdown=5))

@@ -25,8 +25,8 @@ references: the reference captions (list of str) of each image, at least one eac
 train_captions: captions that the model was trained on (list of str), for "novel".
 metrics: names of the scores wanted; all by default.
 samples, seed: of the bootstrap over images; 1000 and 0 by default.
-Returns the scores times 100, "intervals": the bounds of the 95 % interval of each, and "missing": why a score could not
-be computed.
+Returns the scores times 100, "intervals": the bounds of the 95 % interval of each, and "missing": why a score could
+not be computed.
 """
 
 
