@@ -91,7 +91,7 @@ class TileDescriber:
         for number, window in enumerate(grid):
             line = self.log.lines[scene, number]
             if "text" in line:
-                texts = (line["text"], line["router_prompts"], line["expert_texts"])
+                texts = (line["text"], line.get("router_prompts", {}), line.get("expert_texts", {}))
                 tiles.append(Tile(number, window, line["valid"], *texts))
         if not tiles:
             raise no_data(raster.name)
