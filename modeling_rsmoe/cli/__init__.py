@@ -21,10 +21,14 @@ COMMANDS = {
     "caption": "Caption images: the router's prompts, what each expert found, the caption.",
     "ask": "Answer a question about an image in a word or phrase.",
     "encode": "Store the features of images, so that later questions need no images: `rsmoe ask FILE QUESTION`.",
-    "demo": "Open a page to try the model on: captions as they are written, what led to them, questions. Ctrl-C stops it.",
-    "assemble": "Download, verify and convert the pretrained modules, add our trained weights, write a checkpoint folder.",
-    "convert": "Write the checkpoint that stage 1 starts from. Downloads nothing; holds one shard of weights at a time.",
-    "quantize": "Write a checkpoint in half precision, or in 8 or 4 bits. Router, experts and Q-Former stay in float32.",
+    "demo": "Open a page to try the model on: captions as they are written, what led to them, questions. Ctrl-C "
+    "stops it.",
+    "assemble": "Download, verify and convert the pretrained modules, add our trained weights, write a checkpoint "
+    "folder.",
+    "convert": "Write the checkpoint that stage 1 starts from. Downloads nothing; holds one shard of weights at a "
+    "time.",
+    "quantize": "Write a checkpoint in half precision, or in 8 or 4 bits. Router, experts and Q-Former stay in "
+    "float32.",
     "evaluate": "Score captions or answers on a data folder: intervals and baselines beside every score.",
     "card": "Write a checkpoint's model card (use, modules, training, scores, limits, licences) and its STAC item.",
     "bench": "Benchmark speed and memory; verify that all decoding paths give the same text.",

@@ -4,9 +4,13 @@ from typing import Annotated
 
 import typer
 
+from ..collection.features import holds_features
 from ..errors_rsmoe import RSMoEError
-from ..inference.checkpoint import load
-from . import collection, images, options, scenes, terminal
+from ..prompting_rsmoe import question_instruction
+from ..scenes.result import SceneTask
+from . import collection, options, scenes, terminal
+from .images import describe_inputs
+from .views import Views
 
 
 def ask(
@@ -45,26 +49,15 @@ def ask(
         raise RSMoEError('the question is empty: ask for example "Is there a road?"')
     generation = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model)
     scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
-    if collection.holds_features(image, scene_options.is_given):
-        with terminal.Steps() as steps:
-            collection.ask_features(image, question, generation, dtype, as_json, steps)
-        return
-    scene_options.check()
     with terminal.Steps() as steps:
-        names, scene_names = scenes.split([image], scene_options)
-        rasters = scenes.open_rasters(scene_names, scene_options, steps)
-        decoded = images.check_images(names, batch_size, steps)
-        checkpoint = load(model, dtype, progress=steps)
-        from ..inference import Predictor  # not at the top: it imports torch
-        from ..prompting_rsmoe import question_instruction
-
-        predictor = Predictor(checkpoint.model, checkpoint.processor, generation.settings())
-        instruction = question_instruction(question)
-        for result in images.describe_images(names, decoded, instruction, predictor, batch_size, steps):
-            texts = {"question": question, "answer": result.prediction.text}
-            terminal.show(result, texts, checkpoint.name, as_json, steps)
-        if rasters:
-            results = scenes.describe(
-                rasters, predictor, checkpoint, instruction, question, scene_options, batch_size, steps
+        if not holds_features(image):
+            scene_options.check()
+            task, no_views = SceneTask(question_instruction(question), question), Views(None, None, False)
+            describe_inputs([image], task, generation, dtype, scene_options, no_views, as_json, steps)
+        elif scene_options.is_given:
+            raise RSMoEError(
+                "--tile, --overlap, --bands, --asset and --output are of scenes; answers about features are printed: "
+                "leave them out, and add --json for programs"
             )
-            scenes.show(results, output, as_json, steps)
+        else:
+            collection.ask_features(image, question, generation, dtype, as_json, steps)

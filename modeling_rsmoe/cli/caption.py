@@ -5,10 +5,10 @@ from typing import Annotated
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from ..inference.checkpoint import load
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION
+from ..scenes.result import SceneTask
 from . import collection, options, scenes, terminal, views
-from . import images as reading
+from .images import describe_inputs
 
 
 def caption(
@@ -79,19 +79,5 @@ def caption(
             from ..hub.download import demo_image
 
             images = [str(demo_image(progress=steps))]
-        names, scene_names = scenes.split(images or [], scene_options)
-        rasters = scenes.open_rasters(scene_names, scene_options, steps)
-        shown.expect(len(names), rasters, scene_options.sizes())
-        decoded = reading.check_images(names, batch_size, steps)
-        checkpoint = load(model, dtype, progress=steps)
-        from ..inference import Predictor  # not at the top: it imports torch
-
-        predictor = Predictor(checkpoint.model, checkpoint.processor, generation.settings())
-        for result in reading.describe_images(names, decoded, text, predictor, batch_size, steps):
-            terminal.show(result, {"caption": result.prediction.text}, checkpoint.name, as_json, steps)
-            shown.add_image(result, text, checkpoint.name)
-        if rasters:
-            results = scenes.describe(rasters, predictor, checkpoint, text, None, scene_options, batch_size, steps)
-            scenes.show(results, output, as_json, steps)
-            shown.add_scenes(results, steps)
-        shown.write(as_json, steps)
+        task = SceneTask(text, None)
+        describe_inputs(images or [], task, generation, dtype, scene_options, shown, as_json, steps)

@@ -5,21 +5,24 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from ..collection import engines
+from ..collection.describers import Captioner, CheckpointSource, Describer
+from ..collection.features import FeatureFile
+from ..collection.images import CollectionImage, find_images, is_collection
+from ..collection.pipeline import describe_collection
+from ..collection.store import refuse_existing
 from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import DEFAULT_MODEL, find_checkpoint, load, revision_of
+from ..prompting_rsmoe import question_instruction
 from ..utils.files import check_outputs, disk_errors
+from ..utils.provenance import folder_sha256
 from ..utils.quiet import quiet_libraries
 from . import options, terminal
 
-
-if TYPE_CHECKING:
-    from ..collection.describers import CheckpointSource, Describer
-    from ..collection.engines import Engine
-    from ..collection.images import CollectionImage
 
 EngineName = Literal["local", "ray"]
 EngineOption = Annotated[
@@ -49,18 +52,11 @@ AddressOption = Annotated[
 ]
 
 
-def make_engine(name: EngineName | None, workers: int | None, address: str | None) -> "Engine":
-    """The engine that the options name.
-
-    Raises:
-        RSMoEError: options of Ray without Ray, or Ray is not installed.
-    """
-    if name != "ray":
-        for option, value in (("--workers", workers), ("--address", address)):
-            if value is not None:
-                raise RSMoEError(f"{option} is an option of the Ray engine: add --engine ray, or leave it out")
-    from ..collection import engines
-
+def make_engine(name: EngineName | None, workers: int | None, address: str | None) -> engines.Engine:
+    """The engine that the options name."""
+    for option, value in (("--workers", workers), ("--address", address)):
+        if name != "ray" and value is not None:
+            raise RSMoEError(f"{option} is an option of the Ray engine: add --engine ray, or leave it out")
     if name != "ray":
         return engines.LocalEngine()
     engine = engines.RayEngine(workers, address)
@@ -69,13 +65,7 @@ def make_engine(name: EngineName | None, workers: int | None, address: str | Non
 
 
 def are_collection(images: list[str], engine: EngineName | None, as_json: bool, has_scene_options: bool) -> bool:
-    """Whether the images are a collection: a folder or a list, or any images with an engine.
-
-    Raises:
-        RSMoEError: they are a collection, beside options of other inputs.
-    """
-    from ..collection.images import is_collection
-
+    """Whether the images are a collection: a folder or a list, or any images with an engine."""
     if engine is None and not any(map(is_collection, images)):
         return False
     if has_scene_options or as_json:
@@ -86,11 +76,8 @@ def are_collection(images: list[str], engine: EngineName | None, as_json: bool, 
 
 def make_source(
     model: str | None, steps: terminal.Steps, load_folder: Callable[[Path], tuple[Any, Any]] | None = None
-) -> "CheckpointSource":
+) -> CheckpointSource:
     """What workers need to open the checkpoint that `--model` names."""
-    from ..collection.describers import CheckpointSource
-    from ..utils.provenance import folder_sha256
-
     name = model or DEFAULT_MODEL
     folder = find_checkpoint(name, steps)
     steps(f"hashing {name}")
@@ -127,12 +114,10 @@ def caption_collection(
     output: Path | None,
     overwrite: bool,
     generation: options.Generation,
-    engine: "Engine",
+    engine: engines.Engine,
     steps: terminal.Steps,
 ) -> None:
     """Captions of many images into one Parquet."""
-    from ..collection.images import find_images, is_collection
-
     if output is None or output.suffix != ".parquet":
         named = ", ".join(image for image in images if is_collection(image)) or "what --engine describes"
         actual = "" if output is None else f", not {output.name}"
@@ -140,16 +125,10 @@ def caption_collection(
             f"{named}: captions of an image collection (a folder, a list) go into a Parquet: give --output "
             f"NAME.parquet{actual}"
         )
-    from ..collection.store import refuse_existing
-
-    refuse_existing(output, overwrite)
-    check_outputs(output)
-    steps("finding the images")
-    found = find_images(images)
+    found = find_new(images, output, overwrite, steps)
     source = make_source(generation.model, steps)
     with quiet_libraries():
         from .. import RSMoEProcessor
-        from ..collection.describers import Captioner
 
         processor: Any = RSMoEProcessor.from_pretrained(source.find())
         processor.refuse_special_tokens(instruction)
@@ -157,18 +136,24 @@ def caption_collection(
     describe(describer, found, output, engine, generation.batch_size, steps, overwrite)
 
 
+def find_new(images: list[str], output: Path, overwrite: bool, steps: terminal.Steps) -> list[CollectionImage]:
+    """The images, once it is sure that the output can be written."""
+    refuse_existing(output, overwrite)
+    check_outputs(output)
+    steps("finding the images")
+    return find_images(images)
+
+
 def describe(
-    describer: "Describer",
-    images: "list[CollectionImage]",
+    describer: Describer,
+    images: list[CollectionImage],
     output: Path,
-    engine: "Engine",
+    engine: engines.Engine,
     batch_size: int,
     steps: terminal.Steps,
     overwrite: bool = False,
 ) -> None:
     """Describe a collection with a bar, and print what the output holds; arguments as of `describe_collection`."""
-    from ..collection.pipeline import describe_collection
-
     try:
         with (
             disk_errors("cannot write", "Free some space or give --output another place; finished shards stay."),
@@ -188,24 +173,6 @@ def describe(
     steps.print(terminal.printable(f"{output} ({', '.join(filter(None, facts))})"))
 
 
-def holds_features(path: str, has_scene_options: bool) -> bool:
-    """Whether the input of `rsmoe ask` is features of images.
-
-    Raises:
-        RSMoEError: it is features, beside options of other inputs.
-    """
-    from ..collection.features import holds_features
-
-    if not holds_features(path):
-        return False
-    if has_scene_options:
-        raise RSMoEError(
-            "--tile, --overlap, --bands, --asset and --output are of scenes; answers about features are printed: "
-            "leave them out, and add --json for programs"
-        )
-    return True
-
-
 def ask_features(
     path: str,
     question: str,
@@ -215,14 +182,11 @@ def ask_features(
     steps: terminal.Steps,
 ) -> None:
     """Ask every image whose features are in a file; each answer is printed as it comes."""
-    from ..collection.features import FeatureFile
-
     file = FeatureFile(path)
     checkpoint = load(generation.model, dtype, progress=steps)
     with quiet_libraries():
         from ..inference import Predictor
         from ..inference.encoder import encoder_sha256, load_encoder
-        from ..prompting_rsmoe import question_instruction
 
         predictor = Predictor(checkpoint.model, checkpoint.processor, generation.settings())
         instruction = question_instruction(question)
@@ -239,7 +203,7 @@ def ask_features(
             done += len(predictions)
             for name, prediction in zip(batch.images, predictions, strict=True):
                 texts = {"question": question, "answer": prediction.text}
-                terminal.show(terminal.Result(name, prediction), texts, checkpoint.name, as_json, steps)
+                terminal.show(name, prediction, texts, checkpoint.name, as_json, steps)
 
 
 def _find(name: str) -> Path:

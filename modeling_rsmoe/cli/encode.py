@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..utils.files import check_outputs
+from ..collection.describers import FeatureEncoder
 from . import collection, options, terminal
 
 
@@ -38,14 +38,7 @@ def encode(
     """
     with terminal.Steps() as steps:
         chosen_engine = collection.make_engine(engine, workers, address)
-        steps("finding the images")
-        from ..collection.describers import FeatureEncoder
-        from ..collection.images import find_images
-        from ..collection.store import refuse_existing
-
-        refuse_existing(output, overwrite)
-        check_outputs(output)
-        found = find_images(images)
+        found = collection.find_new(images, output, overwrite, steps)
         source = collection.make_source(model, steps, collection.load_encoder_alone)
         from ..inference.encoder import encoder_sha256
 

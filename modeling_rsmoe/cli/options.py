@@ -31,9 +31,10 @@ FusionOption = Annotated[
     Fusion | None,
     typer.Option(
         metavar="MODE",
-        help="How the experts' texts become one. concat: one after the other, without repeated sentences; rewrite: written "
-        "by the base LM, which reads them; rerank: of them and the base LM's own caption the one that fits the image best "
-        "(needs a reranker); auto: rerank for captions where there is a reranker, else rewrite.",
+        help="How the experts' texts become one. concat: one after the other, without repeated sentences; rewrite: "
+        "written by the base LM, which reads them; rerank: of them and the base LM's own caption the one that "
+        "fits the image best (needs a reranker); auto: rerank for captions where there is a reranker, else "
+        "rewrite.",
         show_default=f"{_CHECKPOINTS}, usually auto",
     ),
 ]

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
-from ..inference.checkpoint import Checkpoint
+from ..scenes.bands import parse_bands
+from ..scenes.files import is_scene
+from ..scenes.grid import OVERLAP, TILE, check_tile
+from ..scenes.result import SceneResult, SceneTask
+from ..scenes.summary import Summary
 from ..utils.files import check_outputs, disk_errors
 from ..utils.quiet import quiet_libraries
 from . import terminal
@@ -24,7 +27,6 @@ from . import terminal
 if TYPE_CHECKING:
     from ..inference import Predictor
     from ..scenes.raster import Raster
-    from ..scenes.result import SceneResult
 
 _MAX_SHOWN_TILES = 12
 
@@ -81,17 +83,8 @@ class SceneOptions:
         return any(option is not None for option in (self.tile, self.overlap, self.bands, self.asset))
 
     def check(self) -> None:
-        """Refuse what can be refused before an input is read.
-
-        Raises:
-            RSMoEError: sizes that cannot be, bands that are none, an output of no known format or that exists.
-        """
-        from ..scenes.bands import parse_bands
-        from ..scenes.grid import check_tile
-
+        """Refuse what can be refused before an input is read."""
         check_tile(*self.sizes())
-        if self.bands is not None:
-            parse_bands(self.bands)
         if self.output is not None:
             from ..scenes.outputs import check_format
 
@@ -100,8 +93,6 @@ class SceneOptions:
 
     def sizes(self) -> tuple[int, int]:
         """Tile and overlap, in pixels."""
-        from ..scenes.grid import OVERLAP, TILE
-
         tile = TILE if self.tile is None else self.tile
         return tile, OVERLAP if self.overlap is None else self.overlap
 
@@ -110,21 +101,14 @@ def split(images: Sequence[str], scene_options: SceneOptions) -> tuple[list[str]
     """The inputs that are images, and those that are scenes."""
     if scene_options.is_given:
         return [], list(images)
-    from ..scenes.files import is_scene
-
     scenes = [image for image in images if is_scene(image)]
     return [image for image in images if image not in scenes], scenes
 
 
 def open_rasters(paths: Sequence[str], scene_options: SceneOptions, steps: terminal.Steps) -> "list[Raster]":
-    """Open and check every raster before a model is loaded, and print what the user should know about it.
-
-    Raises:
-        RSMoEError: with a line for each bad one.
-    """
+    """Open and check every raster before a model is loaded, and print what the user should know about it."""
     if not paths:
         return []
-    from ..scenes.bands import parse_bands
     from ..scenes.pipeline import open_scenes
 
     steps(f"opening {terminal.count_of(len(paths), 'scene')}")
@@ -139,26 +123,18 @@ def open_rasters(paths: Sequence[str], scene_options: SceneOptions, steps: termi
 def describe(
     rasters: "Sequence[Raster]",
     predictor: "Predictor",
-    checkpoint: Checkpoint,
-    instruction: str,
-    question: str | None,
+    task: SceneTask,
     scene_options: SceneOptions,
     batch_size: int,
     steps: terminal.Steps,
-) -> "list[SceneResult]":
-    """Describe every tile of every raster, and write `--output`.
-
-    Raises:
-        RSMoEError: as of `describe_scenes`, or the output cannot be written.
-    """
+) -> list[SceneResult]:
+    """Describe every tile of every raster, and write `--output`."""
     from ..scenes.describe import log_path
     from ..scenes.pipeline import describe_scenes
-    from ..scenes.result import SceneTask
 
     output = scene_options.output
     log = None if output is None else log_path(output)
     remedy = f"Finished tiles are kept in {log}: free some space and run the same command to go on."
-    task = SceneTask(instruction, question, checkpoint.name, checkpoint.revision())
     try:
         with disk_errors("cannot write", remedy), quiet_libraries():
             return describe_scenes(rasters, predictor, task, *scene_options.sizes(), output, batch_size, steps)
@@ -168,7 +144,7 @@ def describe(
         raise
 
 
-def show(results: "Sequence[SceneResult]", output: Path | None, as_json: bool, steps: terminal.Steps) -> None:
+def show(results: Sequence[SceneResult], output: Path | None, as_json: bool, steps: terminal.Steps) -> None:
     """Each scene on stdout: a JSON object (without `--output` after one for each tile), or a panel."""
     from ..scenes.outputs import tile_record
 
@@ -185,32 +161,24 @@ def show(results: "Sequence[SceneResult]", output: Path | None, as_json: bool, s
         steps.print(terminal.printable(f"{output} ({tiles}, {num_skipped} skipped as mostly no data)"))
 
 
-def _panel(result: "SceneResult", with_tiles: bool) -> Panel:
-    from ..scenes.summary import Summary
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+def _panel(result: SceneResult, with_tiles: bool) -> Panel:
+    rows: list[tuple[Text, ...]] = []
     if with_tiles:
         for tile in result.tiles[:_MAX_SHOWN_TILES]:
-            place = f"{tile.window.column},{tile.window.row}"
-            table.add_row(Text(place, "dim"), Text(terminal.printable(tile.text) or "(nothing)"))
+            rows.append((Text(f"{tile.window.column},{tile.window.row}", "dim"), terminal.shown(tile.text)))
         if len(result.tiles) > _MAX_SHOWN_TILES:
             rest = terminal.count_of(len(result.tiles) - _MAX_SHOWN_TILES, "more tile")
-            table.add_row(Text("...", "dim"), Text(f"{rest}: --output keeps them all", "dim"))
-        table.add_row()
+            rows.append((Text("...", "dim"), Text(f"{rest}: --output keeps them all", "dim")))
+        rows.append(())
     counts = f"{len(result.tiles)} of {result.grid.tile} px"
     if result.num_skipped:
         counts += f", {result.num_skipped} skipped as mostly no data"
     tiles = (Text("tiles", "cyan"), Text(counts))
     if isinstance(result.outcome, Summary):
         shares = ", ".join(f"{noun} {share:.0%}" for noun, share in result.outcome.mentioned.items())
-        table.add_row(Text("mentioned", "cyan"), Text(shares or "(no noun that is known)"))
-        table.add_row(*tiles)
+        rows += [(Text("mentioned", "cyan"), Text(shares or "(no noun that is known)")), tiles]
     else:
-        table.add_row(Text("question", "bold"), Text(terminal.printable(result.task.user_text), "bold"))
-        table.add_row(*tiles)
-        table.add_row(Text("combined", "cyan"), Text(result.outcome.how))
-    table.add_row(Text(result.task.kind, "bold"), Text(terminal.printable(result.text) or "(nothing)", "bold"))
-    name = Text(terminal.printable(result.raster.name))
-    return Panel(table, title=name, title_align="left", subtitle=Text(result.task.model), subtitle_align="right")
+        question = (Text("question", "bold"), terminal.shown(result.task.user_text, "bold"))
+        rows += [question, tiles, (Text("combined", "cyan"), Text(result.outcome.how))]
+    rows.append((Text(result.task.kind, "bold"), terminal.shown(result.text, "bold")))
+    return terminal.panel(rows, 2, result.raster.name, result.task.model)

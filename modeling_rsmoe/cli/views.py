@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors_rsmoe import RSMoEError
+from ..scenes.grid import Grid
 from ..utils.files import check_outputs, disk_errors
 from . import terminal
 
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..inference import Prediction
     from ..scenes.raster import Raster
     from ..scenes.result import SceneResult
     from ..scenes.view import View
@@ -36,14 +40,11 @@ FigureOption = Annotated[
 
 
 class Views:
-    """Collects views if a page or figure of them is to be written, and writes those.
-
-    Raises:
-        RSMoEError: a file has another ending, exists, or cannot be written.
-    """
+    """Collects views if a page or figure of them is to be written, and writes those."""
 
     def __init__(self, page: Path | None, figure: Path | None, overwrite: bool):
         self._page, self._figure = page, figure
+        self._is_needed = page is not None or figure is not None
         self._views: list[View] = []
         self._side = 0
         for option, file, suffixes in (("--map", page, (".html", ".htm")), ("--figure", figure, (".png",))):
@@ -51,21 +52,11 @@ class Views:
                 raise RSMoEError(f"{option} {file} does not end in {suffixes[0]}: give it that name")
         check_outputs(page, figure, overwrite=overwrite)
 
-    @property
-    def is_needed(self) -> bool:
-        """Whether a page or a figure is to be written."""
-        return self._page is not None or self._figure is not None
-
     def expect(self, num_images: int, rasters: "Sequence[Raster]", sizes: tuple[int, int]) -> None:
-        """Check, before the model is loaded, that what will come can be shown.
-
-        Raises:
-            RSMoEError: more than can be shown.
-        """
-        if not self.is_needed:
+        """Check, before the model is loaded, that what will come can be shown."""
+        if not self._is_needed:
             return
         from ..scenes.figure import check_figure
-        from ..scenes.grid import Grid
         from ..scenes.map import SIDE, check_map
 
         num_views = num_images + len(rasters)
@@ -76,17 +67,18 @@ class Views:
             check_figure(num_views)
         self._side = SIDE if num_views <= _FEW else _SMALL_SIDE
 
-    def add_image(self, result: terminal.Result, instruction: str, model: str) -> None:
+    def add_image(
+        self, name: str, image: "Image.Image", prediction: "Prediction", instruction: str, model: str
+    ) -> None:
         """Add the view of an image; arguments as of `view_image`."""
-        if self.is_needed and result.image is not None:
+        if self._is_needed:
             from ..scenes.view import view_image
 
-            view = view_image(result.name, result.image, result.prediction, instruction, model, self._side)
-            self._views.append(view)
+            self._views.append(view_image(name, image, prediction, instruction, model, self._side))
 
     def add_scenes(self, results: "Sequence[SceneResult]", steps: terminal.Steps) -> None:
         """Add the views of scenes; their rasters are read again."""
-        if self.is_needed:
+        if self._is_needed:
             from ..scenes.view import view_scene
 
             for result in results:
@@ -94,12 +86,8 @@ class Views:
                 self._views.append(view_scene(result, self._side))
 
     def write(self, as_json: bool, steps: terminal.Steps) -> None:
-        """Write the page and the figure, and print their names.
-
-        Raises:
-            RSMoEError: no space, for example.
-        """
-        if not self.is_needed:
+        """Write the page and the figure, and print their names."""
+        if not self._is_needed:
             return
         from ..scenes.figure import write_figure
         from ..scenes.map import write_map

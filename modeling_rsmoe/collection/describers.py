@@ -31,8 +31,8 @@ class CheckpointSource:
     """A checkpoint that every worker opens for itself.
 
     Attributes:
-        name: as the user knows it; rows carry it.
-        revision: its commit on the Hub or the beginning of `sha256`; rows carry it.
+        name: as the user knows it.
+        revision: its commit on the Hub or the beginning of `sha256`.
         sha256: of its folder (`provenance.folder_sha256`).
         find: gives its folder on the machine that calls it.
         load: gives its model (or, for features, its encoder) and its processor out of that folder.
@@ -46,11 +46,7 @@ class CheckpointSource:
 
 
 class Describer(ABC):
-    """Runs a checkpoint over images and gives, for each, the values of its own columns.
-
-    Args:
-        checkpoint: is opened by `open`.
-    """
+    """Runs a checkpoint over images and gives, for each, the values of its own columns."""
 
     kind: ClassVar[str]
 
@@ -72,14 +68,7 @@ class Describer(ABC):
         """Its columns of such values, which some rows lack."""
 
     def open(self, check: bool = False) -> None:
-        """Load the checkpoint, once.
-
-        Args:
-            check: that this machine has the checkpoint that the run was started with.
-
-        Raises:
-            RSMoEError: it is another, or cannot be loaded.
-        """
+        """Load the checkpoint, once; `check` that it is the one that the run was started with."""
         if self._loaded is not None:
             return
         folder = self.checkpoint.find()
@@ -94,34 +83,24 @@ class Describer(ABC):
         """Rows as `worker` makes them, as a table: what every collection has, and the describer's own columns."""
         import pyarrow as pa
 
-        def column(name: str, dtype: pa.DataType) -> pa.Array:
-            return pa.array([row.get(name) for row in rows], dtype)
-
-        def constant(value: str) -> pa.Array:
-            return pa.array([value] * len(rows), pa.string())
-
-        return pa.table(
-            {
-                "image": column("image", pa.string()),
-                "sha256": column("sha256", pa.string()),
-                "width": column("width", pa.int32()),
-                "height": column("height", pa.int32()),
-                **self.columns(rows),
-                "error": column("error", pa.string()),
-                "model": constant(self.checkpoint.name),
-                "revision": constant(self.checkpoint.revision),
-            }
+        constants = {"model": self.checkpoint.name, "revision": self.checkpoint.revision}
+        rows = [{**row, **constants} for row in rows]
+        sizes = {name: _column(rows, name, pa.int32()) for name in ("width", "height")}
+        before, after = (
+            {name: _column(rows, name, pa.string()) for name in names}
+            for names in (("image", "sha256"), ("error", "model", "revision"))
         )
+        return pa.table({**before, **sizes, **self.columns(rows), **after})
+
+
+def _column(rows: Sequence[Row], name: str, dtype: "pa.DataType") -> "pa.Array":
+    import pyarrow as pa
+
+    return pa.array([row.get(name) for row in rows], dtype)
 
 
 class Captioner(Describer):
-    """Columns `caption`, and `router_prompts` and `expert_texts` by the experts' names.
-
-    Args:
-        checkpoint: gives the whole model.
-        instruction: for every image.
-        generation: how texts are generated.
-    """
+    """Columns `caption`, and `router_prompts` and `expert_texts` by the experts' names."""
 
     kind = "captions"
 
@@ -151,7 +130,7 @@ class Captioner(Describer):
         assert self._loaded is not None
         by_expert = pa.struct([(name, pa.string()) for name in self._loaded[1].experts])
         dtypes = {"caption": pa.string(), "router_prompts": by_expert, "expert_texts": by_expert}
-        return {name: pa.array([row.get(name) for row in rows], dtype) for name, dtype in dtypes.items()}
+        return {name: _column(rows, name, dtype) for name, dtype in dtypes.items()}
 
 
 class FeatureEncoder(Describer):

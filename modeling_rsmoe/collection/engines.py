@@ -14,13 +14,14 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
+from ..utils.files import disk_errors
 from .describers import Describer
 from .images import CollectionImage
 from .worker import Shard, ShardResult, write_shard
@@ -30,23 +31,9 @@ OBJECT_STORE_BYTES = 128 * 2**20  # of a cluster for this run: what goes through
 _MAX_TEMPORARY_PATH = 40  # characters of a folder of sockets: a socket's path has at most 107, Ray's share is 60
 
 
-class Engine(Protocol):
-    """Runs a describer over shards."""
-
-    def __call__(
-        self, describer: Describer, folder: Path, shards: Sequence[Shard], batch_size: int
-    ) -> Iterator[ShardResult]:
-        """Write the shards in any order.
-
-        Args:
-            describer: what is done to each image.
-            folder: of shards.
-            shards: to write.
-            batch_size: images that the model sees together.
-
-        Yields:
-            The result of each shard when it is written.
-        """
+# Writes the shards of a describer into a folder, in any order, and gives the result of each when it is written; the
+# number is that of the images which the model sees together.
+Engine = Callable[[Describer, Path, Sequence[Shard], int], Iterator[ShardResult]]
 
 
 class LocalEngine:
@@ -73,11 +60,7 @@ class RayEngine:
     address: str | None = None
 
     def require(self) -> tuple[Any, Any]:
-        """ray and ray.data.
-
-        Raises:
-            RSMoEError: they are not installed.
-        """
+        """ray and ray.data."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_worker_niceness", "0")  # a worker is no less than this process would be
@@ -112,33 +95,25 @@ class RayEngine:
     @contextlib.contextmanager
     def _cluster(self, ray: Any) -> Iterator[None]:
         """Connected to the cluster, or to one that lives as long as the `with` block."""
-        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-        temporary = None
-        new_cluster: dict[str, Any] = {}
-        if not self.address:
-            temporary = tempfile.mkdtemp(prefix="rsmoe-", dir=_short_folder())
-            new_cluster = {
-                "num_cpus": self.workers or os.cpu_count(),
-                "include_dashboard": False,
-                "_temp_dir": temporary,
-            }
-            new_cluster |= {"object_store_memory": OBJECT_STORE_BYTES}
+        folder = None if self.address else tempfile.mkdtemp(prefix="rsmoe-", dir=_short_folder())
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if folder:
+            options |= {"num_cpus": self.workers or os.cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
+            options |= {"include_dashboard": False, "_temp_dir": folder}
         try:
-            _check_reachable(self.address or "")
-            with _silent_stderr():
-                ray.init(self.address or "local", **quiet, **new_cluster)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            ray.shutdown()
-            shutil.rmtree(temporary or "", ignore_errors=True)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            what = f"the Ray cluster {self.address} cannot be reached" if self.address else "Ray cannot be started"
-            raise RSMoEError(f"{what} ({reason}): see docs/scale.md, or leave --engine ray out") from error
-        try:
+            try:
+                _check_reachable(self.address or "")
+                with _silent_stderr():
+                    ray.init(self.address or "local", **options)
+            except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                what = f"the Ray cluster {self.address} cannot be reached" if self.address else "Ray cannot be started"
+                raise RSMoEError(f"{what} ({reason}): see docs/scale.md, or leave --engine ray out") from error
             yield
         finally:
             ray.shutdown()
-            if temporary:
-                shutil.rmtree(temporary, ignore_errors=True)
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Worker:
@@ -149,27 +124,18 @@ class _Worker:
 
         torch.set_num_threads(1)  # Ray gives it one CPU
         self._describer, self._folder, self._batch_size = describer, Path(folder), batch_size
-        self._problem = ""
-        try:
-            describer.open(check=True)
-        except RSMoEError as error:
-            self._problem = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         (name,), (images,) = batch["shard"], batch["images"]
         shard = Shard(str(name), [CollectionImage(*image) for image in json.loads(images)])
-        result, problem = ShardResult(shard.name, 0, 0), self._problem
-        if not problem:
-            try:
+        result, problem = ShardResult(shard.name, 0, 0), ""
+        try:
+            self._describer.open(check=True)
+            with disk_errors("a worker cannot write", "Free some space, or let its machine see the folder."):
                 result = write_shard(self._describer, self._folder, shard, self._batch_size)
-            except RSMoEError as error:
-                problem = str(error)
-            except OSError as error:
-                problem = (
-                    f"a worker cannot write {self._folder} ({error.strerror or error}): free some space, or let its "
-                    "machine see the folder"
-                )
-        return {**{name: [value] for name, value in result._asdict().items()}, "problem": [problem]}
+        except RSMoEError as error:
+            problem = str(error)
+        return {**{field: [value] for field, value in result._asdict().items()}, "problem": [problem]}
 
 
 def _check_reachable(address: str) -> None:

@@ -24,12 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Some images' features.
-
-    Attributes:
-        images: their names.
-        image_embeds: `[images, patches, width]`, in the dtype they were stored in.
-    """
+    """Names of images, and their features `[images, patches, width]` in the dtype they were stored in."""
 
     images: list[str]
     image_embeds: "torch.Tensor"
@@ -53,8 +48,7 @@ class FeatureFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
-        parquet = require("pyarrow.parquet", "geo")
-        arrow = require("pyarrow", "geo")
+        arrow, parquet = require("pyarrow", "geo"), require("pyarrow.parquet", "geo")
         try:
             self._files = [parquet.ParquetFile(file) for file in files]
             manifests = [json.loads(file.schema_arrow.metadata[METADATA]) for file in self._files]
@@ -68,15 +62,7 @@ class FeatureFile:
         self.num_images = sum(map(len, errors)) - self.num_errors
 
     def check(self, encoder_sha256: str, checkpoint: str) -> None:
-        """Refuse a checkpoint of another encoder.
-
-        Args:
-            encoder_sha256: of the checkpoint's encoder (`inference.encoder`).
-            checkpoint: its name.
-
-        Raises:
-            RSMoEError: it would read the features as noise.
-        """
+        """Refuse a checkpoint of another encoder: it would read the features as noise."""
         if encoder_sha256 != self.encoder_sha256:
             raise RSMoEError(
                 f"the features of {self.path} were made by another image encoder ({self.encoder_sha256[:12]}) than "

@@ -15,12 +15,7 @@ _NUM_CHECKED = 100  # entries of a list: if none of their files exists, its path
 
 
 class CollectionImage(NamedTuple):
-    """One image.
-
-    Attributes:
-        name: of its row: its path within the folder, or as it stands in the list.
-        path: what is read: an absolute path, or a URL.
-    """
+    """An image: the name of its row (its path in the folder, or as the list has it); its absolute path, or URL."""
 
     name: str
     path: str
@@ -48,16 +43,15 @@ def find_images(sources: Sequence[str]) -> list[CollectionImage]:
     if not collections:
         return [CollectionImage(name, name if is_url(name) else os.path.abspath(name)) for name in sources]
     source = Path(sources[0])
-    images = _in_folder(source) if source.is_dir() else _in_list(source)
+    if source.is_dir():
+        root = source.absolute()
+        images = [CollectionImage(path.relative_to(root).as_posix(), str(path)) for path in sorted(_walk(root))]
+    else:
+        images = _in_list(source)
     if not images:
         expected = f"ending in {', '.join(sorted(IMAGE_SUFFIXES))}" if source.is_dir() else "on any line"
         raise RSMoEError(f"{source} holds no images ({expected}): give a folder or a list that does")
     return images
-
-
-def _in_folder(folder: Path) -> list[CollectionImage]:
-    root = folder.absolute()
-    return [CollectionImage(path.relative_to(root).as_posix(), str(path)) for path in sorted(_walk(root))]
 
 
 def _walk(folder: Path) -> Iterator[Path]:

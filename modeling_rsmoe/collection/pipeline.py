@@ -19,15 +19,8 @@ _MIN_SHARDS = 64  # of a small collection, so that every worker has some and the
 
 @dataclass(frozen=True)
 class CollectionResult:
-    """What a run did.
-
-    Attributes:
-        num_rows: of the output.
-        num_errors: rows that hold an error in place of a text or features.
-        num_described: images described by this run; earlier ones had their rows already.
-        rate: of them, in images per second from the end of the first shard; None if there was one shard.
-        num_repeated: shards that were begun more than once, because their worker ended.
-    """
+    """What a run did: rows of the output and those with an error, images described by this run and how many of them a
+    second (None if there was one shard), shards begun more than once because their worker ended."""
 
     num_rows: int
     num_errors: int
@@ -67,7 +60,7 @@ def describe_collection(
         missing = store.missing(images)
         total = len({image.name for image in images})
         done = done_before = total - len(missing)
-        num_repeated, clock = 0, _Clock()
+        num_repeated, ticks = 0, list[tuple[float, int]]()
         progress(message, done, total, "images")
         if missing:
             shards = _shards(missing, batch_size, store.next_session())
@@ -75,9 +68,9 @@ def describe_collection(
                 store.add(result.name)
                 num_repeated += result.num_attempts > 1
                 done += result.num_rows
-                clock.tick(done)
+                ticks.append((time.monotonic(), done))
                 progress(message, done, total, "images")
-        return CollectionResult(len(images), store.finish(images), done - done_before, clock.rate, num_repeated)
+        return CollectionResult(len(images), store.finish(images), done - done_before, _rate(ticks), num_repeated)
 
 
 def _shards(images: Sequence[CollectionImage], batch_size: int, session: int) -> list[Shard]:
@@ -90,16 +83,9 @@ def _shards(images: Sequence[CollectionImage], batch_size: int, session: int) ->
     return shards
 
 
-class _Clock:
+def _rate(ticks: Sequence[tuple[float, int]]) -> float | None:
     """Images per second since the first shard was ready: before it, models were loaded."""
-
-    def __init__(self) -> None:
-        self._first: tuple[float, int] | None = None
-        self.rate: float | None = None
-
-    def tick(self, done: int) -> None:
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now, done
-        elif now > self._first[0]:
-            self.rate = (done - self._first[1]) / (now - self._first[0])
+    if len(ticks) < 2:
+        return None
+    (first, done_first), (last, done_last) = ticks[0], ticks[-1]
+    return (done_last - done_first) / (last - first) if last > first else None

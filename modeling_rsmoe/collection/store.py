@@ -34,22 +34,13 @@ _FILE_BYTES = 2**30  # of each of a folder's files, about [our decision]
 
 
 class Store:
-    """The state of one run, for as long as the `with` block runs; a second run of the same output is refused.
-
-    Args:
-        output: `NAME.parquet`, or a folder to be made of several such files.
-        kind: what rows hold: `captions` or `features`.
-        settings: all that rows depend on besides their image, as JSON.
-        overwrite: replace the output if it is a file.
-
-    Raises:
-        RSMoEError: the output exists, another run is writing it, or its shards were made with other settings.
-    """
+    """The state of one run, for as long as the `with` block runs; a second run of the same output is refused, and so
+    are shards of another kind or of other settings, which are all that rows depend on besides their image."""
 
     def __init__(self, output: Path, kind: str, settings: Mapping[str, Any], overwrite: bool = False):
         self.output, self.folder = output, output.with_name(f"{output.name}.shards")
         self._overwrite = overwrite
-        self._manifest = {"format": FORMAT, "kind": kind, "settings": dict(settings)}
+        self._manifest = json.loads(json.dumps({"format": FORMAT, "kind": kind, "settings": settings}, default=str))
         self._lock = FileLock(self.folder / ".lock", blocking=False)
         self._rows: dict[str, tuple[Path, int]] = {}  # image -> its shard, and the row in it
 
@@ -85,14 +76,7 @@ class Store:
                 self._rows.setdefault(name, (file, row))
 
     def finish(self, images: Sequence[CollectionImage]) -> int:
-        """Write the output and remove the shards.
-
-        Args:
-            images: of which the output has a row each, in this order.
-
-        Returns:
-            How many rows hold an error.
-        """
+        """Write the output, a row for each image in this order, remove the shards, and count rows with an error."""
         joined = self.folder / "joined"
         shutil.rmtree(joined, ignore_errors=True)
         joined.mkdir()
@@ -115,20 +99,15 @@ class Store:
     def _check_manifest(self) -> None:
         file = self.folder / "manifest.json"
         if not file.exists():
-            write_whole(file, json.dumps(self._manifest, indent=2, ensure_ascii=False, default=str) + "\n")
+            write_whole(file, json.dumps(self._manifest, indent=2, ensure_ascii=False) + "\n")
             return
         try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-            before: dict[str, Any] = {"format": manifest["format"], "kind": manifest["kind"], **manifest["settings"]}
+            before = _flat(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RSMoEError(f"{file} cannot be read ({error}): remove {self.folder} to start again") from error
-        settings = json.loads(json.dumps(self._manifest["settings"]))
-        now = {"format": FORMAT, "kind": self._manifest["kind"], **settings}
-        changed = [
-            f"{name} was {before.get(name)}, is {now.get(name)}"
-            for name in {**before, **now}
-            if before.get(name) != now.get(name)
-        ]
+        now = _flat(self._manifest)
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        changed = [f"{name} was {before.get(name)}, is {now.get(name)}" for name in names]
         if changed:
             raise RSMoEError(
                 f"{self.folder} was begun with other settings ({'; '.join(changed)}): give those again, another "
@@ -160,16 +139,12 @@ class Store:
             yield read_shard(file).take([row for _, row in rows])
 
 
+def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {"format": manifest["format"], "kind": manifest["kind"], **manifest["settings"]}
+
+
 def refuse_existing(output: Path, overwrite: bool = False) -> None:
-    """Refuse an output that exists: it may be hours of work.
-
-    Args:
-        output: a file or folder to write.
-        overwrite: allow a file that exists.
-
-    Raises:
-        RSMoEError: it exists, or pyarrow is missing.
-    """
+    """Refuse an output that exists, which may be hours of work, unless it is a file and may be replaced."""
     require("pyarrow", "geo")
     if output.is_dir():
         raise RSMoEError(f"the folder {output} exists: give --output another name, or remove it first")
@@ -178,18 +153,13 @@ def refuse_existing(output: Path, overwrite: bool = False) -> None:
 
 
 class _Writer:
-    """Tables into one Parquet file of row groups of about one size, or several files.
-
-    Attributes:
-        files: the names of the files.
-        num_errors: rows that hold an error.
-    """
+    """Tables into one Parquet file of row groups of about one size, or several files; counts rows with an error."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], splits: bool):
         self.files: list[str] = []
         self.num_errors = 0
         self._folder, self._splits = folder, splits
-        self._metadata = {METADATA: json.dumps(manifest, default=str).encode()}
+        self._metadata = {METADATA: json.dumps(manifest).encode()}
         self._tables: list[pa.Table] = []
         self._open: Any = None
         self._written = 0  # bytes of the open file, as they are in memory
@@ -231,5 +201,5 @@ def open_writer(file: Path, schema: "pa.Schema") -> Any:
 
 
 def printable_name(name: str) -> str:
-    """A name as text: names of files may hold bytes that are none."""
+    """A name of a file as text: it may hold bytes that are none."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import sha256_of, whole_file
+from ..utils.files import disk_errors, sha256_of, whole_file
 from .images import CollectionImage, is_url
 from .store import open_writer, printable_name
 
@@ -30,25 +30,14 @@ MAX_CRASHES = 2  # of workers while they described one image alone [our decision
 
 
 class Shard(NamedTuple):
-    """Images whose rows are one file.
-
-    Attributes:
-        name: of the file.
-        images: in the rows' order.
-    """
+    """Images whose rows, in this order, are one file of this name."""
 
     name: str
     images: list[CollectionImage]
 
 
 class ShardResult(NamedTuple):
-    """What became of a shard.
-
-    Attributes:
-        name: of its file.
-        num_rows: that it holds.
-        num_attempts: 1, or more where workers ended.
-    """
+    """What became of a shard; `num_attempts` is more than 1 where workers ended."""
 
     name: str
     num_rows: int
@@ -56,13 +45,7 @@ class ShardResult(NamedTuple):
 
 
 def write_shard(describer: "Describer", folder: Path, shard: Shard, batch_size: int) -> ShardResult:
-    """Describe the images of a shard and write it, a row for each image.
-
-    Args:
-        describer: is opened if it is not.
-        folder: of shards.
-        shard: to write.
-        batch_size: images that the model sees together.
+    """Describe the images of a shard and write it into `folder`, a row for each image.
 
     Raises:
         RSMoEError: the model cannot be loaded.
@@ -81,8 +64,13 @@ def write_shard(describer: "Describer", folder: Path, shard: Shard, batch_size: 
         rows += _rows(describer, images)
     for image, row in zip(shard.images, rows, strict=True):
         row["image"] = printable_name(image.name)
-    _write(describer.table(rows), folder / shard.name)
-    notes.remove()
+    table = describer.table(rows)
+    with whole_file(folder / shard.name) as temporary:
+        with open_writer(temporary, table.schema) as writer:
+            writer.write_table(table)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+    notes.file.unlink(missing_ok=True)
     return ShardResult(shard.name, len(rows), notes.num_attempts)
 
 
@@ -118,43 +106,25 @@ def _describe(describer: "Describer", images: "list[Image.Image]") -> "list[Row]
 
 
 def _read(path: str) -> "tuple[Image.Image, str]":
-    """An image, and the sha256 of its file.
-
-    Raises:
-        RSMoEError: as of `read_image`.
-    """
+    """An image, and the sha256 of its file."""
     from ..utils.images import download, read_image
 
     if is_url(path):
         content = download(path)
         return read_image(content, name=path), hashlib.sha256(content).hexdigest()
-    image = read_image(path)
-    try:
-        return image, sha256_of(path)
-    except OSError as error:  # gone meanwhile
-        raise RSMoEError(f"{path} cannot be read ({error.strerror}): copy it again") from error
-
-
-def _write(table: Any, file: Path) -> None:
-    with whole_file(file) as temporary:
-        with open_writer(temporary, table.schema) as writer:
-            writer.write_table(table)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+    with disk_errors("cannot read", "Copy it again."):  # gone meanwhile
+        return read_image(path), sha256_of(path)
 
 
 class _Notes:
     """How often a shard was begun, and at which images that ended.
 
-    A line is `begun` with the machine and process that did, or the index and number of the images described next.
-
-    Attributes:
-        num_attempts: 1 the first time.
-        crashes: by an image's index, how often it was the only one described when the worker ended.
+    A line is `begun` with the machine and process that did, or the index and number of the images described next;
+    `crashes` counts by an image's index how often it was the only one described when the worker ended.
     """
 
     def __init__(self, file: Path):
-        self._file = file
+        self.file = file
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         self.num_attempts = sum(line.startswith("begun") for line in lines) + 1
         self.crashes: Counter[int] = Counter()
@@ -165,8 +135,5 @@ class _Notes:
         self.write(f"begun {platform.node()} {os.getpid()}")
 
     def write(self, line: str) -> None:
-        with self._file.open("a", encoding="utf-8") as file:
+        with self.file.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
-
-    def remove(self) -> None:
-        self._file.unlink(missing_ok=True)

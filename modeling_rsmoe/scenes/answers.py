@@ -27,12 +27,7 @@ _MAX_LISTED = 5
 
 @dataclass(frozen=True)
 class CombinedAnswer:
-    """Of a scene.
-
-    Attributes:
-        answer: of the whole.
-        how: it was made of its tiles' answers, as a sentence.
-    """
+    """The answer of a scene, and how it was made of its tiles' answers, as a sentence."""
 
     answer: str
     how: str
@@ -86,9 +81,9 @@ def _most_frequent(answers: Sequence[str], plain: Sequence[str]) -> CombinedAnsw
     if len(counts) > _MAX_LISTED + 1:
         others.append(f"{len(counts) - _MAX_LISTED - 1} more")
     how = f"the most frequent answer, of {num_best} of {_tiles(len(plain))}"
-    return CombinedAnswer(
-        answers[plain.index(best)].strip(), how + (f" (others: {', '.join(others)})" if others else "")
-    )
+    if others:
+        how += f" (others: {', '.join(others)})"
+    return CombinedAnswer(answers[plain.index(best)].strip(), how)
 
 
 def _number(answer: str) -> tuple[float, str] | None:

@@ -17,26 +17,13 @@ _MAX_LISTED = 16
 
 @dataclass(frozen=True)
 class Band:
-    """One band of one of a raster's files.
-
-    Attributes:
-        file: the file's number, from 0.
-        number: the band's number in its file, from 1.
-        description: "" if the file gives none.
-        color: GDAL's color interpretation ("red", "undefined", ...).
-        dtype: rasterio's name of the type of its values.
-    """
+    """A band: the number of its file (from 0), its number there (from 1), and what rasterio says of it."""
 
     file: int
     number: int
     description: str
     color: str
     dtype: str
-
-    @property
-    def label(self) -> str:
-        """Its description, or else its color."""
-        return self.description or self.color
 
 
 def bands_of(datasets: Sequence[Any]) -> list[Band]:
@@ -51,11 +38,7 @@ def bands_of(datasets: Sequence[Any]) -> list[Band]:
 
 
 def parse_bands(text: str) -> tuple[int | str, ...]:
-    """`4,3,2` or `red,green,blue` as numbers and names.
-
-    Raises:
-        RSMoEError: one is empty, or there are not one or three.
-    """
+    """`4,3,2` or `red,green,blue` as numbers and names; an error if one is empty, or there are not one or three."""
     names = [name.strip() for name in text.split(",")]
     if not all(names) or len(names) not in (1, 3):
         raise RSMoEError(
@@ -94,13 +77,9 @@ def choose_bands(raster: str, bands: Sequence[Band], chosen: Sequence[int | str]
 
 def _find(raster: str, bands: Sequence[Band], band: int | str) -> int:
     text = str(band).strip().lower()
-    if text.isdecimal():
-        if 1 <= int(text) <= len(bands):
-            return int(text)
-    else:
-        for names in _names(bands):
-            if names.count(text) == 1:
-                return names.index(text) + 1
+    for names in ([str(number + 1) for number in range(len(bands))], *_names(bands)):
+        if names.count(text) == 1:
+            return names.index(text) + 1
     raise RSMoEError(f"{raster} has no band {str(band)!r}; it has {_listed(bands)}")
 
 
@@ -110,5 +89,7 @@ def _names(bands: Sequence[Band]) -> tuple[list[str], list[str]]:
 
 
 def _listed(bands: Sequence[Band]) -> str:
-    listed = ", ".join(f"{number} {band.label}" for number, band in enumerate(bands[:_MAX_LISTED], start=1))
+    listed = ", ".join(
+        f"{number} {band.description or band.color}" for number, band in enumerate(bands[:_MAX_LISTED], start=1)
+    )
     return listed + (f", ... {len(bands)}" if len(bands) > _MAX_LISTED else "")

@@ -50,30 +50,14 @@ def log_path(output: Path) -> Path:
 
 
 def tile_log(output: Path | None, settings: Mapping[str, Any]) -> KeyedLog:
-    """The finished tiles of a run, by the numbers of scene and tile; skipped ones have a line without `text`.
-
-    Args:
-        output: the file that the run will write; None keeps the lines in memory only.
-        settings: whatever the tiles' texts depend on, as JSON.
-
-    Raises:
-        RSMoEError: as of `KeyedLog`.
-    """
+    """The finished tiles of a run, by the numbers of scene and tile; skipped ones have a line without `text`."""
     path = None if output is None else log_path(output)
     return KeyedLog(path, settings, lambda line: (int(line["scene"]), int(line["tile"])))
 
 
 @dataclass(frozen=True)
 class TileDescriber:
-    """Describes the tiles of one raster after the other.
-
-    Attributes:
-        predictor: of the checkpoint.
-        instruction: for every tile.
-        log: of finished tiles (`tile_log`).
-        batch_size: tiles that are described together; memory grows with it, not with the raster.
-        progress: told how many tiles of a raster are done.
-    """
+    """Describes the tiles of one raster after the other; memory grows with the batch size, not with the raster."""
 
     predictor: "Predictor"
     instruction: str
@@ -82,19 +66,12 @@ class TileDescriber:
     progress: Progress = no_progress
 
     def describe(self, raster: "Raster", grid: Grid, scene: int = 0) -> list[Tile]:
-        """Describe every tile that is not mostly without data.
+        """Describe every tile that is not mostly without data, and give them in the grid's order.
 
-        Args:
-            raster: is read window by window.
-            grid: of the raster.
-            scene: the raster's number in the log.
-
-        Returns:
-            The described tiles in the grid's order; the others were skipped.
+        `scene` is the raster's number in the log.
 
         Raises:
             RSMoEError: the raster is damaged, or no tile has any data.
-            OSError: the log cannot be written.
         """
         message, num_tiles = f"describing {raster.name}", len(grid)
         keys = [(scene, number) for number in range(num_tiles)]
@@ -155,12 +132,7 @@ class TileDescriber:
 
 
 def read_side(side: int, image_side: int) -> int:
-    """How large a tile is read: halved, as overviews are, as long as it stays twice as large as the model's image.
-
-    Args:
-        side: of the tile, in pixels of the raster.
-        image_side: of the image that the model sees, in pixels.
-    """
+    """How large a tile is read: halved, as overviews are, as long as it stays twice as large as the model's image."""
     while side >= 4 * image_side:
         side = -(-side // 2)
     return side

@@ -26,14 +26,7 @@ _OUTLINE, _HALO = "#ffffff", "#000000"
 
 
 def check_figure(num_views: int) -> None:
-    """Refuse more images and scenes than one figure can show.
-
-    Args:
-        num_views: images and scenes.
-
-    Raises:
-        RSMoEError: too many.
-    """
+    """Refuse more images and scenes than one figure can show."""
     if num_views > MAX_VIEWS:
         raise RSMoEError(
             f"--figure sets at most {MAX_VIEWS} images under one another, not {num_views}: make several, or take --map"
@@ -41,40 +34,24 @@ def check_figure(num_views: int) -> None:
 
 
 def write_figure(views: Sequence[View], output: str | Path) -> None:
-    """Write the PNG, whole or not at all: one view under the other.
-
-    Args:
-        views: at least one.
-        output: the file, `NAME.png`.
-
-    Raises:
-        RSMoEError: as of `check_figure`.
-        OSError: the disk is full, for example.
-    """
+    """Write the PNG, whole or not at all: one view under the other."""
     from PIL import Image
 
     check_figure(len(views))
-    drawings = [_draw(view) for view in views]
-    height = _MARGIN + sum(drawing.height + _MARGIN for drawing in drawings)
-    figure = Image.new("RGB", (max(drawing.width for drawing in drawings) + 2 * _MARGIN, height), "white")
+    drawings = []
+    for view in views:
+        column = _TextColumn()
+        _add_texts(view, column)
+        drawings.append((_outlined(view), column.image()))
+    height = _MARGIN + sum(max(image.height, texts.height) + _MARGIN for image, texts in drawings)
+    figure = Image.new("RGB", (SIDE + _GAP + _TEXT_WIDTH + 2 * _MARGIN, height), "white")
     top = _MARGIN
-    for drawing in drawings:
-        figure.paste(drawing, (_MARGIN, top))
-        top += drawing.height + _MARGIN
+    for image, texts in drawings:
+        figure.paste(image, (_MARGIN, top))
+        figure.paste(texts, (_MARGIN + SIDE + _GAP, top))
+        top += max(image.height, texts.height) + _MARGIN
     with whole_file(output) as file:
         figure.save(file, "PNG")
-
-
-def _draw(view: View) -> "Image.Image":
-    from PIL import Image
-
-    image = _outlined(view)
-    column = _TextColumn()
-    _add_texts(view, column)
-    drawing = Image.new("RGB", (SIDE + _GAP + _TEXT_WIDTH, max(image.height, column.height)), "white")
-    drawing.paste(image, (0, 0))
-    drawing.paste(column.image(), (SIDE + _GAP, 0))
-    return drawing
 
 
 def _outlined(view: View) -> "Image.Image":

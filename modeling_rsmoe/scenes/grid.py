@@ -78,11 +78,7 @@ class Grid:
 
 
 def check_tile(tile: int, overlap: int) -> None:
-    """Refuse sizes that cannot be.
-
-    Raises:
-        RSMoEError: the tile is smaller than `MIN_SIDE`, or the overlap is negative or as large as the tile.
-    """
+    """Refuse a tile smaller than `MIN_SIDE`, and an overlap that is negative or as large as the tile."""
     if tile < MIN_SIDE:
         raise RSMoEError(f"a tile of {tile} px shows nothing: --tile takes at least {MIN_SIDE}, for example {TILE}")
     if not 0 <= overlap < tile:

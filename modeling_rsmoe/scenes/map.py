@@ -20,15 +20,7 @@ MAX_VIEWS = 200  # of a page: about 20 MB with their images [our decision]
 
 
 def check_map(num_views: int, num_tiles: int) -> None:
-    """Refuse a page that would be too heavy.
-
-    Args:
-        num_views: images and scenes.
-        num_tiles: of all of them.
-
-    Raises:
-        RSMoEError: more images and scenes, or more tiles, than a page can show.
-    """
+    """Refuse a page of more images and scenes, or more of their tiles, than a browser can show."""
     if num_views > MAX_VIEWS:
         raise RSMoEError(f"a map shows at most {MAX_VIEWS} images, not {num_views}: make several, or leave --map out")
     if num_tiles > MAX_TILES:
@@ -39,16 +31,7 @@ def check_map(num_views: int, num_tiles: int) -> None:
 
 
 def write_map(views: Sequence[View], output: str | Path) -> None:
-    """Write the page, whole or not at all.
-
-    Args:
-        views: at least one.
-        output: the file, `NAME.html`.
-
-    Raises:
-        RSMoEError: as of `check_map`.
-        OSError: the disk is full, for example.
-    """
+    """Write the page, whole or not at all."""
     check_map(len(views), sum(len(view.tiles) for view in views))
     template = Path(__file__).with_name("map.html")
     title = _text(views[0].name.replace("\\", "/").rsplit("/", 1)[-1])

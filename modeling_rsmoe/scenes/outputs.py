@@ -31,14 +31,7 @@ TILES, SCENES = "tiles", "scenes"  # layers of a GeoPackage
 
 
 def check_format(output: Path) -> None:
-    """Refuse a file that could not be written in the end.
-
-    Args:
-        output: its ending names the format.
-
-    Raises:
-        RSMoEError: its ending is of no format, or a package that writes it is missing.
-    """
+    """Refuse a file whose ending is of no format, or whose format needs a package that is missing."""
     if output.suffix.lower() not in _WRITERS:
         raise RSMoEError(f"{output} ends in none of {', '.join(_WRITERS)}: give --output the format that you want")
     for module in _NEEDS.get(output.suffix.lower(), ()):
@@ -46,45 +39,38 @@ def check_format(output: Path) -> None:
 
 
 def write(results: Sequence[SceneResult], output: Path) -> None:
-    """Write a file whole or not at all.
-
-    Args:
-        results: of scenes.
-        output: its ending names the format (`check_format`).
+    """Write a file, whose ending names the format, whole or not at all.
 
     Raises:
-        RSMoEError: the format's library cannot write it. OSError: the disk is full, for example.
+        RSMoEError: the format's library cannot write it.
+        OSError: the disk is full, for example.
     """
     with whole_file(output) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a layer without a coordinate system: its raster has none
         try:
             _WRITERS[output.suffix.lower()](results, file)
         except RuntimeError as error:  # pyogrio's errors
-            raise RSMoEError(
-                f"{output} cannot be written ({error}): free some space, or give another place"
-            ) from error
+            problem = f"{output} cannot be written ({error})"
+            raise RSMoEError(f"{problem}: free some space, or give another place") from error
 
 
 def _properties(result: SceneResult, tile: "Tile") -> dict[str, Any]:
     """A tile's columns, flat, as GIS programs show them."""
-    columns = {
+    columns: dict[str, Any] = {
         "scene": result.raster.name,
         "tile": tile.number,
         result.task.kind: tile.text,
         **{f"expert_text_{name}": text for name, text in tile.expert_texts.items()},
         **{f"router_prompt_{name}": text for name, text in tile.router_prompts.items()},
-        "column": tile.window.column,
-        "row": tile.window.row,
-        "width": tile.window.width,
-        "height": tile.window.height,
+        **tile.window._asdict(),
         "valid": tile.valid,
         "model": result.task.model,
         "revision": result.task.revision,
     }
-    # a NUL would end the text in a database
-    return {
-        name: value.replace("\0", "\ufffd") if isinstance(value, str) else value for name, value in columns.items()
-    }
+    for name, value in columns.items():
+        if isinstance(value, str):
+            columns[name] = value.replace("\0", "\ufffd")  # a NUL would end the text in a database
+    return columns
 
 
 def tile_record(result: SceneResult, tile: "Tile") -> dict[str, Any]:
@@ -134,13 +120,13 @@ def _write_geojson(results: Sequence[SceneResult], file: Path) -> None:
 def _write_geopackage(results: Sequence[SceneResult], file: Path) -> None:
     records = []
     for result in results:
-        record = result.record()
+        columns = result.record().items()
         records.append(
-            {name: value if isinstance(value, (str, int)) else json.dumps(value) for name, value in record.items()}
+            {name: value if isinstance(value, (str, int)) else json.dumps(value) for name, value in columns}
         )
     windows = [(result, Window(0, 0, result.raster.width, result.raster.height)) for result in results]
-    _tile_frame(results).to_file(file, layer=TILES, driver="GPKG", engine="pyogrio")
-    _frame(results, records, windows).to_file(file, layer=SCENES, driver="GPKG", engine="pyogrio")
+    for layer, frame in ((TILES, _tile_frame(results)), (SCENES, _frame(results, records, windows))):
+        frame.to_file(file, layer=layer, driver="GPKG", engine="pyogrio")
 
 
 def _write_parquet(results: Sequence[SceneResult], file: Path) -> None:
@@ -169,7 +155,7 @@ def _frame(
     else:
         system = "EPSG:4326"
         footprints = [footprint(result.raster, window) for result, window in windows]
-        shapes = [None if geometry is None else shapely.shape(geometry) for geometry in footprints]
+        shapes = [geometry and shapely.shape(geometry) for geometry in footprints]
     return geopandas.GeoDataFrame(rows, geometry=shapes, crs=system)
 
 

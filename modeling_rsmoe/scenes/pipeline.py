@@ -79,21 +79,10 @@ def describe_scenes(
     batch_size: int = 8,
     progress: Progress = no_progress,
 ) -> list[SceneResult]:
-    """Describe several scenes, into one output.
+    """Describe several scenes, of `open_scenes`, into one output; all else is as of `describe_scene`.
 
-    Args:
-        rasters: of `open_scenes`; each is closed when it is done, and opens again when it is read.
-        predictor: as of `describe_scene`.
-        task: what every tile is asked.
-        tile: as of `describe_scene`.
-        overlap: as of `describe_scene`.
-        output: as of `describe_scene`.
-        batch_size: as of `describe_scene`.
-        progress: as of `describe_scene`.
-
-    Raises:
-        RSMoEError: as of `describe_scene`.
-        OSError: the output cannot be written; finished tiles are kept (`describe.log_path`).
+    A raster is closed when it is done, and opens again when it is read. Where the output cannot be written, finished
+    tiles are kept (`describe.log_path`).
     """
     if output is not None:
         check_format(output)
@@ -143,9 +132,8 @@ def open_scenes(
     rasters, problems = [], []
     for path in paths:
         try:
-            scenes = [Scene(path, (path,), None if bands is None else tuple(bands))]
-            if is_stac(path):
-                scenes = find_scenes(path, bands, asset, remote)
+            is_item = is_stac(path)
+            scenes = find_scenes(path, bands, asset, remote) if is_item else [Scene(path, (path,), bands)]
             for scene in scenes:
                 with open_raster(scene.paths, scene.bands, scene.name) as raster:
                     Grid(raster.width, raster.height, tile, overlap)
@@ -171,9 +159,9 @@ def _settings(
     """All that a tile's text depends on."""
     scenes = []
     for raster in rasters:
-        stretch = None if raster.stretch is None else [list(raster.stretch.low), list(raster.stretch.high)]
+        stretch = raster.stretch and [raster.stretch.low, raster.stretch.high]
         size = [raster.width, raster.height]
-        scenes.append({"paths": raster.paths, "size": size, "bands": list(raster.bands), "stretch": stretch})
+        scenes.append({"paths": raster.paths, "size": size, "bands": raster.bands, "stretch": stretch})
     task_settings = {task.kind: task.user_text, "model": task.model, "revision": task.revision}
     generation = {"system": predictor.system, **predictor.generation}
     return {"tile": tile, "overlap": overlap, **task_settings, **generation, "scenes": scenes}

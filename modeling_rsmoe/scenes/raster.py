@@ -41,16 +41,12 @@ _SAMPLE_SIDE = 1024  # the scene as its percentiles see it
 _MAX_OVERVIEW_PIXELS = 4096 * 4096  # up to here, or with overviews, the sample is the whole scene made smaller
 _NUM_SAMPLE_WINDOWS, _SAMPLE_WINDOW_SIDE = 16, 64  # else 16 x 16 windows of 64 x 64 px, evenly spread
 _MAX_CHECKED_BLOCKS = 65_536
+_COMPLEX = {"complex_int16": "int32", "complex_int32": "int64"}  # GDAL's, with numpy's types of the same size
 
 
 @dataclass(frozen=True)
 class RasterImage:
-    """A window of a raster as an image.
-
-    Attributes:
-        image: mode "RGB"; black where there is no data.
-        valid: bool `[H, W]`, of the image's size.
-    """
+    """A window as an image, "RGB" and black where there is no data, and what of it is data, bool `[H, W]`."""
 
     image: "Image.Image"
     valid: np.ndarray
@@ -83,11 +79,10 @@ def open_raster(
     raster = Raster(paths, name or paths[0])
     try:
         raster._prepare(bands)
-    except RSMoEError:
+    except Exception as error:  # outside of a read: a color interpretation that GDAL does not know, for example
         raster.close()
-        raise
-    except raster._errors as error:  # outside of a read: a color interpretation that GDAL does not know, for example
-        raster.close()
+        if isinstance(error, RSMoEError) or not isinstance(error, raster._errors):
+            raise
         raise raster._cannot("be opened", error) from error
     return raster
 
@@ -114,13 +109,12 @@ class Raster:
         self.notes: list[str] = []
         os.environ.setdefault("GDAL_CACHEMAX", _CACHE_MB)
         self._rasterio = require("rasterio", EXTRA)
-        # What damaged files provoke besides rasterio's errors: numbers out of range, unknown kinds, GDAL's bare
-        # errors.
         gdal = require("rasterio._err", EXTRA).CPLE_BaseError
-        errors: tuple[type[Exception], ...] = (OSError, ValueError, ArithmeticError, LookupError, MemoryError)
-        self._errors = (self._rasterio.errors.RasterioError, gdal, *errors)
+        # What damaged files provoke: also numbers out of range, unknown kinds, GDAL's bare errors.
+        self._errors: tuple[type[Exception], ...] = (self._rasterio.errors.RasterioError, gdal, OSError, ValueError)
+        self._errors += (ArithmeticError, LookupError, MemoryError)
         self._opened: list[Any] = []
-        self._warnings: list[str] = []
+        self._warnings = _Warnings()
         self._palette: np.ndarray | None = None
         self.stretch: Stretch | None = None
 
@@ -151,13 +145,11 @@ class Raster:
         from PIL import Image
 
         window = window or Window(0, 0, self.width, self.height)
-        scale = 1.0 if max_side is None else min(1.0, max_side / max(window.width, window.height))
-        size = max(1, round(window.height * scale)), max(1, round(window.width * scale))
-        values, valid = self._read(window, size, average)
+        values, valid = self._read(window, max_side, average)
         colors = self._colors(values, valid)  # [3, H, W]
         is_data: np.ndarray = np.any(valid, axis=0)
-        colors = np.where(is_data, colors, np.uint8(0))
-        return RasterImage(Image.fromarray(np.ascontiguousarray(np.moveaxis(colors, 0, -1))), is_data)
+        colors = np.moveaxis(colors * is_data, 0, -1)
+        return RasterImage(Image.fromarray(np.ascontiguousarray(colors)), is_data)
 
     def overview(self, max_side: int = 1024) -> RasterImage:
         """The whole raster, its longest side at most `max_side` pixels."""
@@ -168,11 +160,8 @@ class Raster:
     @property
     def _datasets(self) -> list[Any]:
         if not self._opened:
-            opened: list[Any] = []
             with self._gdal("be opened"):
-                for path in self.paths:
-                    opened.append(self._rasterio.open(path, driver=driver_of(path)))
-            self._opened = opened
+                self._opened = [self._rasterio.open(path, driver=driver_of(path)) for path in self.paths]
         return self._opened
 
     def _prepare(self, bands: Sequence[int | str] | None) -> None:
@@ -187,14 +176,11 @@ class Raster:
         self.band_names = tuple(band.description for band in self._chosen)
         dtypes = [band.dtype for band in self._chosen]
         if any(dtype.startswith("complex") for dtype in dtypes):
-            raise RSMoEError(
-                f"{self.name} holds complex values ({dtypes[0]}), which are no image: write their amplitude to a file "
-                "first"
-            )
+            problem = f"{self.name} holds complex values ({dtypes[0]}), which are no image"
+            raise RSMoEError(f"{problem}: write their amplitude to a file first")
         self.dtype = np.result_type(*dtypes)
         self._palette = self._color_table()
-        self._probe()
-        self.stretch = None
+        self._read(Window(self.width - 1, self.height - 1, 1, 1))  # a header may promise more than there is
         if not self._is_8_bit():
             self.stretch = percentile_stretch(self._sample(), self.dtype)
         elif self._has_masks():
@@ -216,7 +202,8 @@ class Raster:
                 "grid: name bands of the same resolution"
             )
         rows, columns = dataset.block_shapes[0]
-        size = rows * columns * self._bytes_per_pixel(dataset)
+        num_bands = dataset.count if dataset.profile.get("interleave") == "pixel" else 1  # read together
+        size = rows * columns * num_bands * np.dtype(_COMPLEX.get(dataset.dtypes[0], dataset.dtypes[0])).itemsize
         if size > MAX_BLOCK_BYTES:
             raise RSMoEError(
                 f"{path} is stored in blocks of {columns} x {rows} px ({size >> 20} MiB), to be read as a whole: "
@@ -225,7 +212,7 @@ class Raster:
         if dataset.driver == "GTiff" and not is_gdal_path(path):
             with self._gdal("be read"):
                 self._check_blocks(path, dataset)
-        wrong_headers = [text for text in self._warnings if "Incorrect count" in text or "Bogus" in text]
+        wrong_headers = [text for text in self._warnings.texts if "Incorrect count" in text or "Bogus" in text]
         if wrong_headers:
             raise _damaged(path, f"its header says {width} x {height} px; {wrong_headers[0]}")
 
@@ -237,19 +224,11 @@ class Raster:
         for number in range(0, across * down, step):
             place = f"{number % across}_{number // across}"
             offset, length = (
-                dataset.get_tag_item(f"BLOCK_{what}_{place}", "TIFF", bidx=1) for what in ("OFFSET", "SIZE")
+                int(dataset.get_tag_item(f"BLOCK_{what}_{place}", "TIFF", bidx=1) or 0) for what in ("OFFSET", "SIZE")
             )
-            if offset is not None and length is not None and int(offset) + int(length) > size:
-                raise _damaged(
-                    path,
-                    f"its header says {dataset.width} x {dataset.height} px, whose data would reach byte "
-                    f"{int(offset) + int(length)} of {size}",
-                )
-
-    def _bytes_per_pixel(self, dataset: Any) -> int:
-        """Of what is read together: of all bands where they are interleaved by pixel."""
-        num_bands = dataset.count if dataset.profile.get("interleave") == "pixel" else 1
-        return num_bands * np.dtype(_real(dataset.dtypes[0])).itemsize
+            if offset and length and offset + length > size:
+                data = f"whose data would reach byte {offset + length} of {size}"
+                raise _damaged(path, f"its header says {dataset.width} x {dataset.height} px, {data}")
 
     def _locate(self, dataset: Any) -> None:
         """`crs` and `transform`, with a note if either cannot be used."""
@@ -262,19 +241,11 @@ class Raster:
         self.transform = transform if is_usable else None
         if is_usable and self.crs is not None:
             return
-        remedy = "gdal_edit.py can add it"
-        if is_usable:
-            problem = "no coordinate system"
-        elif dataset.gcps[0] or dataset.rpcs:
+        problem, remedy = "no coordinate system" if is_usable else "no geotransform", "gdal_edit.py can add it"
+        if not is_usable and (dataset.gcps[0] or dataset.rpcs):
             points = "ground control points" if dataset.gcps[0] else "rational polynomials (RPC)"
             problem, remedy = f"{points} but no geotransform", "gdalwarp puts it on a map"
-        else:
-            problem = "no geotransform"
         self.notes.append(f"{self.name} has {problem}: its tiles are not placed on the earth ({remedy})")
-
-    def _probe(self) -> None:
-        """Read the last pixel: a header may promise more than there is."""
-        self._read(Window(self.width - 1, self.height - 1, 1, 1), (1, 1), average=False)
 
     def _color_table(self) -> np.ndarray | None:
         """uint8 `[values, 4]` of a band of color indices."""
@@ -283,7 +254,7 @@ class Raster:
             return None
         try:
             table = self._datasets[band.file].colormap(band.number)
-        except ValueError:
+        except ValueError:  # there is none
             return None
         colors = np.zeros((np.iinfo(self.dtype).max + 1 if self.dtype.itemsize < 4 else 65536, 4), np.uint8)
         for value, color in table.items():
@@ -303,27 +274,27 @@ class Raster:
 
     # ---- pixels
 
-    def _read(self, window: Window, size: tuple[int, int], average: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _read(
+        self, window: Window, max_side: int | None = None, average: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Values and whether they are data, both `[bands, H, W]`."""
         from rasterio.enums import Resampling
         from rasterio.windows import Window as Place
 
-        is_smaller = size != (window.height, window.width)
+        scale = 1.0 if max_side is None else min(1.0, max_side / max(window.width, window.height))
+        size = max(1, round(window.height * scale)), max(1, round(window.width * scale))
         place = Place(window.column, window.row, window.width, window.height)  # type: ignore[call-arg]
-        resampling = Resampling.average if average and is_smaller and self._palette is None else Resampling.nearest
+        resampling = Resampling.average if average and scale < 1 and self._palette is None else Resampling.nearest
         values, masks = [], []
-        for dataset, indexes in self._by_dataset():
+        for file, bands in itertools.groupby(self._chosen, lambda band: band.file):  # what one file has together
+            indexes = [band.number for band in bands]
             arguments = {"window": place, "out_shape": (len(indexes), *size), "resampling": resampling}
+            dataset = self._datasets[file]
             with self._gdal(f"be read at column {window.column}, row {window.row}"):
                 values.append(dataset.read(indexes, **arguments))
                 masks.append(dataset.read_masks(indexes, **arguments) > 0)
         pixels = np.concatenate(values)
         return pixels, np.concatenate(masks) & np.isfinite(pixels)
-
-    def _by_dataset(self) -> Iterator[tuple[Any, list[int]]]:
-        """The chosen bands, those next to each other in one file together."""
-        for file, bands in itertools.groupby(self._chosen, lambda band: band.file):
-            yield self._datasets[file], [band.number for band in bands]
 
     def _colors(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """uint8 `[3, H, W]`."""
@@ -338,15 +309,12 @@ class Raster:
 
     def _sample(self) -> list[np.ndarray]:
         """Valid values of each chosen band, from all over the scene."""
-        is_large = max(self.width, self.height) > _SAMPLE_SIDE
         has_overviews = all(self._datasets[band.file].overviews(band.number) for band in self._chosen)
-        if is_large and not has_overviews and self.width * self.height > _MAX_OVERVIEW_PIXELS:
-            sample = self._flat([self._read(window, window[:1:-1], False) for window in self._sample_windows()])
+        if not has_overviews and self.width * self.height > _MAX_OVERVIEW_PIXELS:
+            sample = self._flat([self._read(window) for window in self._sample_windows()])
             if all(len(values) for values in sample):
                 return sample
-        scale = min(1.0, _SAMPLE_SIDE / max(self.width, self.height))
-        size = max(1, round(self.height * scale)), max(1, round(self.width * scale))
-        sample = self._flat([self._read(Window(0, 0, self.width, self.height), size, False)])
+        sample = self._flat([self._read(Window(0, 0, self.width, self.height), _SAMPLE_SIDE)])
         if not any(len(values) for values in sample):
             raise no_data(self.name)
         return [values if len(values) else np.zeros(1) for values in sample]
@@ -369,7 +337,7 @@ class Raster:
         options = {"GDAL_HTTP_TIMEOUT": "60", "GDAL_HTTP_MAX_RETRY": "3"}
         if any(map(is_remote, self.paths)):
             options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"  # no listing of a whole bucket
-        with _collect_warnings(self._warnings), warnings.catch_warnings():
+        with self._warnings, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a missing geotransform: it has its own note
             try:
                 with self._rasterio.Env(**options):
@@ -398,31 +366,23 @@ def _damaged(path: str, reason: str) -> RSMoEError:
     return RSMoEError(f"{path} is truncated or damaged ({reason}): copy or download it again")
 
 
-def _real(dtype: str) -> str:
-    """A numpy type of the same size; GDAL's complex integers have none."""
-    return {"complex_int16": "int32", "complex_int32": "int64"}.get(dtype, dtype)
+class _Warnings(logging.Handler):
+    """In a `with` block: GDAL's warnings, the first 20, in a list instead of on stderr."""
 
+    _logger = logging.getLogger("rasterio")
 
-@contextmanager
-def _collect_warnings(collected: list[str]) -> Iterator[None]:
-    """GDAL's warnings, at most 20, in a list instead of on stderr."""
-    logger = logging.getLogger("rasterio")
-    handler = _WarningList(collected)
-    propagates = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagates
-
-
-class _WarningList(logging.Handler):
-    def __init__(self, collected: list[str]):
+    def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.collected = collected
+        self.texts: list[str] = []
+
+    def __enter__(self) -> None:
+        self._propagates, self._logger.propagate = self._logger.propagate, False
+        self._logger.addHandler(self)
+
+    def __exit__(self, *exception: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.propagate = self._propagates
 
     def emit(self, record: logging.LogRecord) -> None:
-        if len(self.collected) < 20:
-            self.collected.append(" ".join(record.getMessage().split()))
+        if len(self.texts) < 20:
+            self.texts.append(" ".join(record.getMessage().split()))

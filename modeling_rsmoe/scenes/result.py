@@ -27,8 +27,8 @@ class SceneTask:
 
     instruction: str
     question: str | None
-    model: str
-    revision: str
+    model: str = ""
+    revision: str = ""
 
     @property
     def kind(self) -> Literal["caption", "answer"]:
@@ -86,8 +86,8 @@ class SceneResult:
             "width": raster.width,
             "height": raster.height,
             "bands": list(raster.bands),
-            "stretch": None if stretch is None else {"low": list(stretch.low), "high": list(stretch.high)},
-            "crs": None if raster.crs is None else raster.crs.to_string(),
+            "stretch": stretch and {"low": list(stretch.low), "high": list(stretch.high)},
+            "crs": raster.crs and raster.crs.to_string(),
             "notes": raster.notes,
             "model": self.task.model,
             "revision": self.task.revision,

@@ -29,17 +29,11 @@ _NOT_SHOWN = ("thumbnail", "overview", "metadata")  # roles
 
 @dataclass(frozen=True)
 class Scene:
-    """A raster to open.
-
-    Attributes:
-        name: what errors and results call it.
-        paths: its files, of one grid, whose bands are stacked.
-        bands: to show; None leaves the choice to the file.
-    """
+    """A raster to open, its name, files and bands as of `open_raster`."""
 
     name: str
     paths: tuple[str, ...]
-    bands: tuple[int | str, ...] | None = None
+    bands: Sequence[int | str] | None
 
 
 def find_scenes(
@@ -66,19 +60,15 @@ def find_scenes(
 
 
 def _read(pystac: Any, path: str) -> dict[str, Any]:
+    file = Path(path)
+    if not is_remote(path):
+        if not file.is_file():
+            raise RSMoEError(f"there is no file {path}: check the path")
+        if file.stat().st_size > MAX_BYTES:
+            raise RSMoEError(f"{path} has more than {MAX_BYTES >> 20} MiB: split the item collection")
     try:
-        if is_remote(path):
-            text = pystac.StacIO.default().read_text(path)
-        else:
-            file = Path(path)
-            if not file.is_file():
-                raise RSMoEError(f"there is no file {path}: check the path")
-            if file.stat().st_size > MAX_BYTES:
-                raise RSMoEError(f"{path} has more than {MAX_BYTES >> 20} MiB: split the item collection")
-            text = file.read_text(encoding="utf-8")
+        text = pystac.StacIO.default().read_text(path) if is_remote(path) else file.read_text(encoding="utf-8")
         content = json.loads(text)
-    except RSMoEError:
-        raise
     except (OSError, ValueError, RecursionError) as error:
         raise RSMoEError(f"{path} cannot be read as JSON ({error}): give a STAC item or item collection") from error
     if not isinstance(content, dict):
@@ -119,7 +109,7 @@ def _scene(item: Any, path: str, bands: Sequence[int | str] | None, asset: str |
         if key not in item.assets:
             raise RSMoEError(f"item {item.id} of {path} has no asset {key!r}; it has {', '.join(item.assets)}")
     hrefs = tuple(_href(item, key, path, remote) for key in keys)
-    return Scene(f"{item.id}", hrefs, None if bands is None else tuple(bands))
+    return Scene(f"{item.id}", hrefs, bands)
 
 
 def _default_asset(item: Any) -> str:

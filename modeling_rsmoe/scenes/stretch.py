@@ -16,12 +16,7 @@ PERCENTILES = (2.0, 98.0)
 
 @dataclass(frozen=True)
 class Stretch:
-    """A linear stretch.
-
-    Attributes:
-        low: what becomes 0, for each band.
-        high: what becomes 255, for each band.
-    """
+    """A linear stretch: for each band, what becomes 0 and what becomes 255."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -40,14 +35,9 @@ def _to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def percentile_stretch(samples: list[np.ndarray], dtype: np.dtype) -> Stretch:
-    """The stretch of a scene from a sample of its valid values.
-
-    Args:
-        samples: for each band a one-dimensional array of finite values, at least one.
-        dtype: of the bands.
-    """
-    ends = [_ends(sample, dtype) for sample in samples]
-    return Stretch(tuple(low for low, _ in ends), tuple(high for _, high in ends))
+    """The stretch of a scene from finite values, at least one of each band."""
+    low, high = zip(*(_ends(sample, dtype) for sample in samples), strict=True)
+    return Stretch(low, high)
 
 
 def _ends(sample: np.ndarray, dtype: np.dtype) -> tuple[float, float]:

@@ -26,13 +26,8 @@ _OVERVIEW_SIDE = 1024
 
 @dataclass(frozen=True)
 class Summary:
-    """Of a scene.
-
-    Attributes:
-        caption: of the whole.
-        expert_texts: of the most typical tile for each expert, which the caption was written from.
-        mentioned: nouns that captions mention, and the share of tiles whose caption does, the most frequent first.
-    """
+    """The caption of a scene, the expert texts that it was written from, and the nouns that captions of tiles mention
+    with the share of tiles whose caption does, the most frequent first."""
 
     caption: str
     expert_texts: dict[str, str]
@@ -40,14 +35,7 @@ class Summary:
 
 
 def summarize(tiles: Sequence["Tile"], raster: "Raster", predictor: "Predictor", instruction: str) -> Summary:
-    """The summary of a scene.
-
-    Args:
-        tiles: its described tiles, at least one.
-        raster: the scene.
-        predictor: writes the caption.
-        instruction: that the tiles were described under.
-    """
+    """The summary of a scene from its tiles, at least one, which were described under the instruction."""
     if len(tiles) == 1:
         return Summary(tiles[0].text, tiles[0].expert_texts, mentioned_nouns([tiles[0].text]))
     expert_texts = {name: most_typical([tile.expert_texts[name] for tile in tiles]) for name in tiles[0].expert_texts}

@@ -50,20 +50,9 @@ class View:
 
 
 def view_scene(result: "SceneResult", side: int) -> View:
-    """The view of a scene, with its tiles.
-
-    Args:
-        result: of the scene; its raster is read, and closed.
-        side: the longer side of the view's image, in pixels.
-
-    Raises:
-        RSMoEError: the raster can no longer be read.
-    """
-    raster = result.raster
-    try:
+    """The view of a scene, with its tiles: its raster is read again, at most `side` pixels large, and closed."""
+    with result.raster as raster:
         image = raster.overview(side).image
-    finally:
-        raster.close()
     return View(
         name=raster.name,
         model=result.task.model,
@@ -81,16 +70,7 @@ def view_scene(result: "SceneResult", side: int) -> View:
 def view_image(
     name: str, image: "Image.Image", prediction: "Prediction", instruction: str, model: str, side: int
 ) -> View:
-    """The view of an image that was described as one.
-
-    Args:
-        name: of the image.
-        image: RGB.
-        prediction: about it.
-        instruction: the user's.
-        model: the checkpoint's name.
-        side: the longer side of the view's image, in pixels; a smaller image stays as it is.
-    """
+    """The view of an image that was described as one, made smaller where it is larger than `side` pixels."""
     width, height = image.size
     small = image.copy()
     small.thumbnail((side, side))

@@ -40,7 +40,7 @@ def errors(result: Result) -> list[str]:
 
 def refuse_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that loads a model fails."""
-    for command in ("ask", "caption", "collection"):
+    for command in ("images", "collection"):
         name = f"modeling_rsmoe.cli.{command}.load"
         monkeypatch.setattr(name, lambda *arguments, **options: pytest.fail("the model was loaded"))
 

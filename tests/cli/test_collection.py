@@ -122,7 +122,7 @@ def test_interruption_says_how_to_continue(
 
     command = ("encode", tiles, "--model", checkpoint, "--output", tmp_path / "x.parquet", "--batch-size", 2)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline._Clock, "tick", interrupt)  # after the first shard
+        patch.setattr(pipeline.Store, "add", interrupt)  # after the first shard
         result = run(*command)
     assert result.exit_code == 130 and result.stdout == ""
     note = f"finished images are kept in {tmp_path / 'x.parquet'}.shards: the same command goes on from there"
