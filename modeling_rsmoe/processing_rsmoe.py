@@ -16,7 +16,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from .configuration_rsmoe import EXPERT_NAMES
 from .errors_rsmoe import RSMoEError
 from .generation_rsmoe import EXPERT_INPUTS
-from .images_rsmoe import to_rgb_images
+from .images_rsmoe import map_images, to_rgb
 from .prompting_rsmoe import (
     CHAT_TEMPLATE,
     EXPERT_INSTRUCTIONS,
@@ -132,7 +132,7 @@ class RSMoEProcessor(ProcessorMixin):
         return tokenizer
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):  # type: ignore[override]
-        images = None if images is None else to_rgb_images(images)
+        images = None if images is None else map_images(to_rgb, images)
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
     def __call__(
