@@ -268,8 +268,9 @@ class Predictor:
 
     def _predictions(self, inputs: dict[str, Any], outputs: Any) -> list[Prediction]:
         num_images = len(inputs["input_ids"])
-        lengths = self._lengths(outputs.sequences[:, outputs.prompt_length :])
-        expert_lengths = self._lengths(outputs.expert_sequences.flatten(0, 1))
+        new_tokens = outputs.sequences[:, outputs.prompt_length :].tolist()
+        lengths = [len(self.model._trim(tokens)) for tokens in new_tokens]
+        expert_lengths = [len(self.model._trim(tokens)) for tokens in outputs.expert_sequences.flatten(0, 1).tolist()]
         num_experts = len(expert_lengths) // num_images
         limit = self.generation.get("max_new_tokens") or self.model.generation_config.max_new_tokens
         is_joined = self.generation.get("fusion") == "concat"
@@ -292,11 +293,6 @@ class Predictor:
             )
         return predictions
 
-    def _lengths(self, sequences: torch.Tensor) -> list[int]:
-        """Tokens of each sequence before it ends."""
-        ends = _end_tokens(self.model.generation_config)
-        return [next((i for i, token in enumerate(ids) if token in ends), len(ids)) for ids in sequences.tolist()]
-
 
 def _experts_of(system: str, experts: Sequence[str]) -> list[str] | None:
     """The experts that a system has, in the model's order; None for all of them."""
@@ -309,11 +305,6 @@ def _experts_of(system: str, experts: Sequence[str]) -> list[str] | None:
         known = [FULL, f"{FULL}:NAME,NAME", BASE, *(f"{EXPERTS}:{name}" for name in experts)]
         raise RSMoEError(f'there is no "{system}" to evaluate; known: {", ".join(known)}')
     return chosen
-
-
-def _end_tokens(generation_config: Any) -> set[int | None]:
-    eos = generation_config.eos_token_id
-    return {*(eos if isinstance(eos, list) else [eos]), generation_config.pad_token_id}
 
 
 class _Stopped(StoppingCriteria):
