@@ -27,11 +27,7 @@ class LowRank(nn.Module):
 
 
 def decoder_layers(language_model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's layers.
-
-    Raises:
-        RSMoEError: names a decoder that cannot hold experts.
-    """
+    """The decoder's layers; an error names a decoder that cannot hold experts."""
     layers = getattr(language_model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
         raise RSMoEError(
@@ -48,16 +44,8 @@ def check_float(language_model: PreTrainedModel) -> None:
 
 
 def target_linears(layer: nn.Module, target_modules: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear layers that get low-rank weights, by their path inside `layer`.
-
-    Args:
-        layer: of the decoder.
-        target_modules: leaf names. The result is in their order, so that the order of parameters never depends on how a
-            config was stored.
-
-    Raises:
-        RSMoEError: names a target that the layer lacks, and those that it has.
-    """
+    """The linear layers that get low-rank weights, by their path inside a decoder layer. They are in the order of the
+    leaf names `target_modules`, so that the order of parameters never depends on how a config was stored."""
     paths_by_leaf: dict[str, list[str]] = {}
     for path, module in layer.named_modules():
         if isinstance(module, nn.Linear):
@@ -186,13 +174,10 @@ class RSMoEExpert(RSMoEPreTrainedModel):
             RSMoEError: its weights are quantised.
         """
         check_float(language_model)
-        layers = decoder_layers(language_model)
-        if self.config.expert_type == "full":
-            for layer, expert_layer in zip(layers, self.layers):
-                for name, parameter in expert_layer.named_parameters():
-                    layer.get_parameter(name).copy_(parameter)
-            return language_model
-        for layer, expert_layer in zip(layers, self.layers):
+        for layer, expert_layer in zip(decoder_layers(language_model), self.layers):
+            if self.config.expert_type == "full":
+                layer.load_state_dict(expert_layer.state_dict())
+                continue
             for path, linear in target_linears(layer, self.config.target_modules).items():
                 pair = cast(LowRank, expert_layer.get_submodule(path))
                 delta = self.scaling * (pair.lora_B.float() @ pair.lora_A.float())

@@ -45,16 +45,10 @@ _RERANK = ("the best of all, by the reranker", "rerank")  # of captions, where t
 
 @dataclass(frozen=True)
 class Entry:
-    """A text on the page under its heading.
+    """A text on the page under its heading."""
 
-    Attributes:
-        heading: a question, or what kind of text it is.
-        prediction: what is known so far.
-        is_complete: whether that is all.
-    """
-
-    heading: str
-    prediction: Prediction = Prediction()
+    heading: str  # a question, or what kind of text it is
+    prediction: Prediction = Prediction()  # what is known so far
     is_complete: bool = False
 
     @property

@@ -161,11 +161,12 @@ class Predictor:
         for text in dict.fromkeys(texts):
             self.processor.refuse_special_tokens(text)
         inputs = self._inputs(image_embeds, [Prompt.base(text) for text in texts])
-        arguments: dict[str, Any] = {**self.generation, **self._stopping(stop, num_images)}
+        arguments = self._arguments()
+        if stop is not None:
+            stops = [stop] * num_images if callable(stop) else list(stop)
+            arguments["stopping_criteria"] = StoppingCriteriaList([_Stopped(stops)])
         if self.system == BASE:
             return self._predict_base(inputs, arguments)
-        if is_greedy(self.model.generation_config, **arguments):
-            arguments["custom_generate"] = shrinking_greedy
         if on_change is not None:
             arguments |= self._streaming(inputs, arguments, on_change)
         outputs = self.model.generate(**inputs, **arguments, return_dict_in_generate=True)
@@ -224,7 +225,7 @@ class Predictor:
             expert_texts: by the experts' names, in order.
         """
         inputs = self._inputs(self.encode([image]), [Prompt.rewrite(instruction, expert_texts)])
-        (prediction,) = self._predict_base(inputs, dict(self.generation))
+        (prediction,) = self._predict_base(inputs, self._arguments())
         return prediction.text
 
     def _inputs(self, image_embeds: torch.Tensor, prompts: list[Prompt]) -> dict[str, Any]:
@@ -240,18 +241,14 @@ class Predictor:
     def _predict_base(self, inputs: dict[str, Any], arguments: dict[str, Any]) -> list[Prediction]:
         """What the base LM says alone."""
         arguments = {name: value for name, value in arguments.items() if name not in ("router_mode", "fusion")}
-        if is_greedy(self.model.generation_config, **arguments):
-            arguments["custom_generate"] = shrinking_greedy
         sequences: Any = self.model.generate(**inputs, **arguments)
         new_tokens = sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(new_tokens, skip_special_tokens=True)
         return [Prediction(text.strip()) for text in texts]
 
-    def _stopping(self, stop: Stop | Sequence[Stop] | None, num_images: int) -> dict[str, Any]:
-        if stop is None:
-            return {}
-        stops = [stop] * num_images if callable(stop) else list(stop)
-        return {"stopping_criteria": StoppingCriteriaList([_Stopped(stops)])}
+    def _arguments(self) -> dict[str, Any]:
+        is_fast = is_greedy(self.model.generation_config, **self.generation)
+        return {**self.generation, **({"custom_generate": shrinking_greedy} if is_fast else {})}
 
     def _streaming(
         self, inputs: dict[str, Any], arguments: dict[str, Any], on_change: Callable[[int, Prediction], None]
@@ -321,14 +318,7 @@ class _Stopped(StoppingCriteria):
 
 
 class _Changes(BaseStreamer):
-    """Tells what is known of each image whenever there is more.
-
-    Args:
-        processor: of the checkpoint.
-        num_images: of the batch.
-        on_change: as of `Predictor.predict`.
-        has_tokens: whether texts come token by token as they are written; else they are left to the prediction.
-    """
+    """Tells what is known of each image whenever there is more; with `has_tokens` texts as they are written."""
 
     def __init__(
         self,

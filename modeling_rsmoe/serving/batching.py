@@ -85,11 +85,7 @@ class RequestBatcher:
         return len(self._queue)
 
     def submit(self, pending: PendingRequest) -> None:
-        """Put a request into the queue.
-
-        Args:
-            pending: its `events` bring what becomes of it.
-        """
+        """Put a request into the queue; its `events` bring what becomes of it."""
         self._queue.append(pending)
         self._arrived.set()
 
@@ -183,9 +179,7 @@ def _may_join(request: ImageRequest, batch: list[ImageRequest]) -> bool:
     All are decoded alike. A sampled one with a seed is alone, since its text depends on its batch. Where one is
     streamed all have the same task: by it `fusion="auto"` decides whether texts are written token by token.
     """
-    if not batch:
-        return True
-    if request.generation != batch[0].generation or request.seed is not None or batch[0].seed is not None:
+    if any(request.generation != member.generation or (request.seed, member.seed) != (None, None) for member in batch):
         return False
     members = [*batch, request]
     return (

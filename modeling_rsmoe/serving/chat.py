@@ -110,14 +110,7 @@ class ImageRequest:
 
 
 def parse_body(body: bytes) -> ChatRequest:
-    """A body as a request.
-
-    Args:
-        body: JSON.
-
-    Raises:
-        ApiError: 400, naming the first thing that is wrong and where it stands.
-    """
+    """A body (JSON) as a request; 400 names what is wrong and where it stands."""
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
@@ -143,16 +136,8 @@ def _field_path(location: tuple[int | str, ...]) -> str | None:
 
 
 def image_request(request: ChatRequest, limits: Limits, default_tokens: int) -> ImageRequest:
-    """What a request asks of the model.
-
-    Args:
-        request: of a client.
-        limits: that it may not pass.
-        default_tokens: length of a text where the request does not say.
-
-    Raises:
-        ApiError: 400, no image, several where one is meant, or a limit that is passed.
-    """
+    """What a request asks of the model, `default_tokens` where it does not say how long; 400 for no image, several where
+    one is meant, or a limit that is passed."""
     if request.messages[-1].role != "user":
         raise ApiError(400, "the last message must be the user's", "invalid_request", "messages")
     content = request.messages[-1].content
@@ -160,8 +145,8 @@ def image_request(request: ChatRequest, limits: Limits, default_tokens: int) -> 
     image_url, image_field = _last_image(request.messages)
     generation = _generation(request, limits, default_tokens)
     return ImageRequest(
-        image_url=image_url,
-        image_field=image_field,
+        image_url,
+        image_field,
         instruction=_instruction(" ".join(texts), request.short_answer),
         generation=generation,
         seed=request.seed if generation.get("do_sample") else None,
@@ -214,12 +199,7 @@ def _generation(request: ChatRequest, limits: Limits, default_tokens: int) -> di
 
 @dataclass(frozen=True)
 class Completion:
-    """The head of one answer, which all its events repeat.
-
-    Attributes:
-        id: of the answer.
-        model: as clients call it.
-    """
+    """The head of one answer, which all its events repeat: its id, and the model as clients call it."""
 
     id: str
     model: str
