@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 # What each lists in its `__all__` is public. Imported when a name is asked for: `rsmoe --help` answers without
 # transformers, whose import alone takes most of a second, and so does that of its `_LazyModule`.
-_PUBLIC_MODULES = ("configuration", "encoder", "errors", "experts", "generation", "modeling", "processing")
-_PUBLIC_MODULES += ("prompting", "router")
+_PUBLIC_MODULES = "configuration encoder errors experts generation modeling processing prompting router".split()
 
 
 def __getattr__(name: str):

@@ -102,18 +102,9 @@ class RSMoEModel(RSMoEPreTrainedModel):
                 "`.model` this is."
             ) from error
 
-    def get_input_embeddings(self):
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.language_model.set_input_embeddings(value)
-
     def set_decoder(self, decoder):
         self.language_model = decoder
         self.attach_adapters()
-
-    def get_decoder(self):
-        return self.language_model
 
     @property
     def adapters(self) -> dict[int, RSMoEExpert]:
@@ -442,9 +433,6 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         return _reattached(super().from_pretrained(*args, **kwargs))
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
 
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, **kwargs

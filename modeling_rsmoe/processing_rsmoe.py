@@ -175,11 +175,7 @@ class RSMoEProcessor(ProcessorMixin):
         if image_embeds is None:
             features = super().__call__(images=images, text=list(rendered), **kwargs)
         else:
-            num_tokens = sum(text.count(self.image_token) for text in rendered)
-            if num_tokens != num_images:
-                raise ValueError(f"Found {num_tokens} {self.image_token} tokens and {num_images} image_embeds.")
-            features = super().__call__(text=[self.with_image_tokens(text) for text in rendered], **kwargs)
-            features["image_embeds"] = image_embeds
+            features = self._embed(image_embeds, rendered, self._text_kwargs(dict(kwargs)))
         if num_images:
             self._add_image_inputs(features, prompts, rendered, expert_inputs, dict(kwargs))
         return features
@@ -196,6 +192,16 @@ class RSMoEProcessor(ProcessorMixin):
 
     def _selects_adapter(self, text: str) -> bool:
         return any(token in text for token in (ROUTER_TOKEN, *map(expert_token, self.experts)))
+
+    def _embed(self, image_embeds: torch.Tensor, rendered: list[str], text_kwargs: dict[str, Any]) -> BatchFeature:
+        """As the stock call makes it, which refuses image tokens without pixels."""
+        num_tokens = sum(text.count(self.image_token) for text in rendered)
+        if num_tokens != len(image_embeds):
+            raise ValueError(f"Found {num_tokens} {self.image_token} tokens and {len(image_embeds)} image_embeds.")
+        return_tensors = text_kwargs.pop("return_tensors", None)
+        encoded = self.tokenizer([self.with_image_tokens(text) for text in rendered], **text_kwargs)
+        data = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        return BatchFeature({**BatchFeature(data, tensor_type=return_tensors), "image_embeds": image_embeds})
 
     def _text_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the tokenizer, as the stock call takes them out of its own."""

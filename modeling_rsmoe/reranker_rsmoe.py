@@ -58,10 +58,10 @@ class RSMoEReranker(nn.Module):
         """
         pooled = pool_image_features(image_embeds).to(self.image_projection.weight)
         predicted_ngrams = self.image_projection(pooled).float()  # [num_images, rank]
-        scores = []
-        for image_vector, candidates in zip(predicted_ngrams, texts):
-            scores.append(torch.stack([self.embed(text) @ image_vector for text in candidates]))
-        return scores
+        return [
+            torch.stack([self.embed(text) @ image_ngrams for text in image_texts])
+            for image_ngrams, image_texts in zip(predicted_ngrams, texts)
+        ]
 
     def embed(self, text: Sequence[int]) -> torch.Tensor:
         """A text's n-grams as a vector (rank), in float32; a product of two texts' vectors is the mean of their cosines

@@ -29,21 +29,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class PendingRequest:
-    """A request in the queue.
-
-    Attributes:
-        request: of a client.
-        image: opened, not yet decoded.
-        cancelled: set when the client no longer waits.
-        events: pieces of the text if it is streamed, then the prediction or an error.
-        streamed: the text that `events` has brought so far.
-    """
+    """A request in the queue. Its events are pieces of the text if it is streamed, then the prediction or an error."""
 
     request: ImageRequest
-    image: Image.Image
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    image: Image.Image  # opened, not yet decoded
+    cancelled: threading.Event = field(default_factory=threading.Event)  # set when the client no longer waits
     events: asyncio.Queue[str | Prediction | Exception] = field(default_factory=asyncio.Queue)
-    streamed: str = ""
+    streamed: str = ""  # the text that `events` has brought so far
 
 
 class RequestBatcher:

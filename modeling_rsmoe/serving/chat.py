@@ -88,25 +88,15 @@ class ChatRequest(BaseModel):
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """What a chat request asks of the model.
-
-    Attributes:
-        image_url: of its image.
-        image_field: where that URL stands in the request, for errors.
-        instruction: for the image.
-        generation: arguments of `generate`; the others are the checkpoint's settings.
-        seed: of a sampled text. Greedy texts do not depend on it: they may share a batch.
-        stream: whether the text is sent as it grows.
-        include_usage: whether a stream ends with a count of tokens.
-    """
+    """What a chat request asks of the model."""
 
     image_url: str
-    image_field: str
+    image_field: str  # where that URL stands in the request, for errors
     instruction: str
-    generation: dict[str, Any]
-    seed: int | None
-    stream: bool
-    include_usage: bool
+    generation: dict[str, Any]  # arguments of `generate`; the others are the checkpoint's settings
+    seed: int | None  # of a sampled text. Greedy texts do not depend on it: they may share a batch.
+    stream: bool  # whether the text is sent as it grows
+    include_usage: bool  # whether a stream ends with a count of tokens
 
 
 def parse_body(body: bytes) -> ChatRequest:

@@ -85,7 +85,11 @@ def _locate(image: str | os.PathLike, name: str | None) -> tuple[str | BytesIO, 
         if text.startswith(("http://", "https://")):
             return BytesIO(download(text)), _shorten(text)
         if text.startswith("file://"):
-            return _path_of_file_url(text), _shorten(text)
+            url = urlsplit(text)
+            if url.netloc not in ("", "localhost"):
+                remedy = "use file:///path or an http(s) URL"
+                raise RSMoEError(f"{_shorten(text)} is on another machine ({url.netloc}): {remedy}")
+            return url2pathname(url.path), _shorten(text)
         if text.startswith("data:"):
             return BytesIO(bytes_of_data_url(text)), name or f"the data URL {_shorten(text, 40)!r}"
         if not os.path.lexists(text) and (data := _image_in_base64(text)) is not None:
@@ -99,14 +103,7 @@ def _read_source(source: str | BytesIO, shown: str) -> Image.Image:
     elif not source.getbuffer().nbytes:
         raise RSMoEError(f"{shown} is empty (0 bytes): copy or download it again")
     with _open(source, shown) as opened:
-        return _read_wide_color(source, opened, shown) if is_wide(opened) else to_rgb(opened, shown)
-
-
-def _path_of_file_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.netloc not in ("", "localhost"):
-        raise RSMoEError(f"{_shorten(url)} is on another machine ({parts.netloc}): use file:///path or an http(s) URL")
-    return url2pathname(parts.path)
+        return _read_wide_color(opened, shown) if is_wide(opened) else to_rgb(opened, shown)
 
 
 def download(url: str) -> bytes:
@@ -186,7 +183,7 @@ def _open(source: str | BytesIO, shown: str) -> Any:
             raise RSMoEError(f"{shown} {problem}") from error
 
 
-def _read_wide_color(source: str | BytesIO, opened: Any, shown: str) -> Image.Image:
+def _read_wide_color(opened: Any, shown: str) -> Image.Image:
     """Several bands of 16 bits: Pillow decodes the upper 8 bits of each, and in the other byte order the lower 8."""
     check_size(opened.width, opened.height, shown)
     layout = raw_mode(opened)
@@ -201,9 +198,7 @@ def _read_wide_color(source: str | BytesIO, opened: Any, shown: str) -> Image.Im
         values = pixels[..., 0::2] << 8 | pixels[..., 1::2]  # [H, W, 2]
     else:
         other = "B" if suffix == "L" or (suffix == "N" and sys.byteorder == "little") else "L"
-        if isinstance(source, BytesIO):
-            source = BytesIO(source.getvalue())  # the first reader holds its own place in the bytes
-        with _open(source, shown) as again:
+        with _open(_bytes_behind(opened, shown), shown) as again:
             lower = np.asarray(decode(_with_raw_mode(again, f"{kind};16{other}"), shown)).astype(np.uint16)
         values = np.asarray(decode(opened, shown)).astype(np.uint16) << 8 | lower  # [H, W, 3 or 4]
     if values.shape[-1] == 3:
