@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 # What each lists in its `__all__` is public. Imported when a name is asked for: `rsmoe --help` answers without
 # transformers, whose import alone takes most of a second, and so does that of its `_LazyModule`.
-_PUBLIC_MODULES = "configuration encoder errors experts generation modeling processing prompting router".split()
+_PUBLIC_MODULES = ["configuration", "encoder", "errors", "experts", "generation", "modeling", "processing"]
+_PUBLIC_MODULES += ["prompting", "router"]
 
 
 def __getattr__(name: str):

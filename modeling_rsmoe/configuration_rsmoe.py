@@ -227,7 +227,9 @@ class RSMoEConfig(_ChecksModelType):
         for field, value in defaults.items():
             if getattr(self, field) is None:
                 setattr(self, field, value)
-        self.expert_token_ids = list(self.expert_token_ids or range(first + 3, vocab_size))
+        if self.expert_token_ids is None:
+            self.expert_token_ids = list(range(vocab_size - count, vocab_size))
+        self.expert_token_ids = list(self.expert_token_ids)
         if len(self.expert_token_ids) != count:
             raise RSMoEError(
                 f"expert_token_ids has {len(self.expert_token_ids)} ids for {count} expert_names; give one for each."

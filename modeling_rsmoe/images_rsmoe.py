@@ -68,7 +68,7 @@ def to_rgb(image: Any, name: str | None = None) -> Image.Image:
         if is_wide(image):
             raise RSMoEError(f"{shown} has colors of more than 8 bits, of which Pillow reads 8: {BANDS_REMEDY}")
         check_size(image.width, image.height, shown)
-        return convert_pixels(decode(image, shown), missing_value(image), shown)
+        return _convert_pixels(decode(image, shown), missing_value(image), shown)
     if isinstance(image, torch.Tensor):
         # numpy has no bfloat16, and half precision is no better as a number of 0 to 1
         tensor = image.detach().cpu()
@@ -166,7 +166,7 @@ def _over_the_limit(shown: str, reason: str) -> RSMoEError:
 # ---- pixels to 8-bit RGB
 
 
-def convert_pixels(image: Image.Image, missing: float | None, shown: str) -> Image.Image:
+def _convert_pixels(image: Image.Image, missing: float | None, shown: str) -> Image.Image:
     """A decoded image of any mode as RGB; `missing` is its no-data value."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return assemble(stretch(np.asarray(image)[..., None], missing, shown))

@@ -12,7 +12,8 @@ from ..errors_rsmoe import RSMoEError
 from .files import sha256_of
 
 
-_PACKAGES = "rsmoe torch transformers tokenizers peft trl accelerate pycocoevalcap pillow numpy".split()
+_PACKAGES = ["rsmoe", "torch", "transformers", "tokenizers", "peft", "trl", "accelerate", "pycocoevalcap"]
+_PACKAGES += ["pillow", "numpy"]
 _CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".txt")
 STAC_ITEM = "stac_item.json"  # what describes a checkpoint in a folder of it, beside README.md
 TRAINING_RECORD = "training.json"  # beside the weights: how they came about
