@@ -199,7 +199,7 @@ class RSMoEGenerationMixin(GenerationMixin):
         num_samples = self._argument("num_return_sequences", kwargs, config) or 1
         fusions = self.resolve_fusion(settings["fusion"], expert_inputs["task_ids"], num_images)
         sequences = self._sequences(input_ids, kwargs.pop("attention_mask", None), expert_inputs)
-        images = self._encode_images(num_images, input_ids, kwargs)
+        images = self._encode_images(num_images, kwargs)
 
         router_prompts = self._router_prompts(sequences, settings, images)
         self._put_step(streamer, "router_prompts", router_prompts[0])
@@ -240,7 +240,7 @@ class RSMoEGenerationMixin(GenerationMixin):
             sequences[name] = unpad(expert_inputs[f"{name}_input_ids"], expert_inputs[f"{name}_attention_mask"])
         return sequences
 
-    def _encode_images(self, num_images: int, input_ids: torch.Tensor, kwargs: dict) -> _Images:
+    def _encode_images(self, num_images: int, kwargs: dict) -> _Images:
         """Each image through the ViT once, and through the Q-Former under the user's instruction."""
         image_embeds, pixel_values = kwargs.pop("image_embeds", None), kwargs.pop("pixel_values", None)
         if image_embeds is None and pixel_values is None:
@@ -248,17 +248,9 @@ class RSMoEGenerationMixin(GenerationMixin):
         image_embeds = self.encode_image(pixel_values) if image_embeds is None else image_embeds
         if len(image_embeds) != num_images:
             raise RSMoEError(f"{len(image_embeds)} images were given for {num_images} texts; give one for each.")
-        qformer_inputs = {name: kwargs.pop(f"qformer_{name}", None) for name in ("input_ids", "attention_mask")}
-        return _Images(image_embeds, self._query(image_embeds, **qformer_inputs))
-
-    def _query(self, image_embeds, input_ids, attention_mask) -> torch.Tensor:
-        """Image features under instructions of the Q-Former [num_images, num_query_tokens, hidden_size]."""
-        return self.get_image_features(
-            image_embeds=image_embeds,
-            qformer_input_ids=input_ids,
-            qformer_attention_mask=attention_mask,
-            return_dict=True,
-        ).pooler_output
+        instructions = {name: kwargs.pop(name, None) for name in ("qformer_input_ids", "qformer_attention_mask")}
+        outputs = self.get_image_features(image_embeds=image_embeds, **instructions, return_dict=True)
+        return _Images(image_embeds, outputs.pooler_output)
 
     # ---- the router
 
@@ -321,11 +313,13 @@ class RSMoEGenerationMixin(GenerationMixin):
         """For each image what its experts wrote, and before them the base LM where texts are reranked: a list of samples
         or beams for each."""
         num_images, num_experts = len(fusions), len(router_prompts[0])
-        expert_features = self._query(
-            images.embeds.repeat_interleave(num_experts, dim=0),
-            expert_inputs["expert_qformer_input_ids"].flatten(0, 1),
-            expert_inputs["expert_qformer_attention_mask"].flatten(0, 1),
-        ).unflatten(0, (num_images, num_experts))  # each expert reads the image under its sub-task instruction
+        outputs = self.get_image_features(
+            image_embeds=images.embeds.repeat_interleave(num_experts, dim=0),
+            qformer_input_ids=expert_inputs["expert_qformer_input_ids"].flatten(0, 1),
+            qformer_attention_mask=expert_inputs["expert_qformer_attention_mask"].flatten(0, 1),
+            return_dict=True,
+        )  # each expert reads the image under its sub-task instruction
+        expert_features = outputs.pooler_output.unflatten(0, (num_images, num_experts))
         slot = self.config.prompt_token_id
         counts = [self._num_candidates(fusion, num_samples, kwargs) for fusion in fusions]
         candidates: list[list[list[Tokens]]] = [[] for _ in fusions]

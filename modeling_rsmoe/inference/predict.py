@@ -264,18 +264,13 @@ class Predictor:
         return {"streamer": _Changes(self.processor, num_images, on_change, has_tokens=fusions == {"rewrite"})}
 
     def _predictions(self, inputs: dict[str, Any], outputs: Any) -> list[Prediction]:
-        num_images = len(inputs["input_ids"])
-        new_tokens = outputs.sequences[:, outputs.prompt_length :].tolist()
-        lengths = [len(self.model._trim(tokens)) for tokens in new_tokens]
-        expert_lengths = [len(self.model._trim(tokens)) for tokens in outputs.expert_sequences.flatten(0, 1).tolist()]
-        num_experts = len(expert_lengths) // num_images
         limit = self.generation.get("max_new_tokens") or self.model.generation_config.max_new_tokens
         is_joined = self.generation.get("fusion") == "concat"
         predictions = []
         for place, texts in enumerate(self.processor.post_process_generation(outputs)):
-            length = lengths[place]
-            if is_joined:
-                length = max(expert_lengths[place * num_experts : (place + 1) * num_experts])
+            new_tokens = outputs.sequences[place, outputs.prompt_length :].tolist()
+            written = outputs.expert_sequences[place].tolist() if is_joined else [new_tokens]
+            longest = max(len(self.model._trim(tokens)) for tokens in written)
             scores = {}
             if outputs.sequences_scores is not None and not outputs.sequences_scores[place].isnan():
                 scores["reranker"] = float(outputs.sequences_scores[place])
@@ -284,8 +279,8 @@ class Predictor:
                     **texts,
                     scores=scores,
                     num_prompt_tokens=int(inputs["attention_mask"][place].sum()),
-                    num_tokens=lengths[place],
-                    finish_reason="length" if limit is not None and length >= limit else "stop",
+                    num_tokens=len(self.model._trim(new_tokens)),
+                    finish_reason="length" if limit is not None and longest >= limit else "stop",
                 )
             )
         return predictions
