@@ -3,7 +3,7 @@
 How the sequences of one batch are read by several experts at once stands in `adapters_rsmoe`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -61,20 +61,6 @@ def target_linears(layer: nn.Module, target_modules: Sequence[str]) -> dict[str,
     return linears
 
 
-def _mirror(paths: Mapping[str, nn.Module]) -> nn.Module:
-    """A tree of empty modules with `paths` as its leaves: parameter names then equal the decoder's own."""
-    root = nn.Module()
-    for path, leaf in paths.items():
-        *parents, name = path.split(".")
-        node = root
-        for parent in parents:
-            if not hasattr(node, parent):
-                node.add_module(parent, nn.Module())
-            node = getattr(node, parent)
-        node.add_module(name, leaf)
-    return root
-
-
 class RSMoEExpert(RSMoEPreTrainedModel):
     """One lightweight expert: what it changes in the base LM, layer by layer.
 
@@ -109,10 +95,17 @@ class RSMoEExpert(RSMoEPreTrainedModel):
         self._tp_plan = self._tensor_parallel_plan()
 
     def _low_rank_tree(self, layer: nn.Module) -> nn.Module:
-        pairs = {}
+        """Pairs in empty modules, so that parameter names equal the decoder's own."""
+        root = nn.Module()
         for path, linear in target_linears(layer, self.config.target_modules).items():
-            pairs[path] = LowRank(linear.in_features, linear.out_features, self.config.r)
-        return _mirror(pairs)
+            *parents, name = path.split(".")
+            node = root
+            for parent in parents:
+                if not hasattr(node, parent):
+                    node.add_module(parent, nn.Module())
+                node = getattr(node, parent)
+            node.add_module(name, LowRank(linear.in_features, linear.out_features, self.config.r))
+        return root
 
     def _tensor_parallel_plan(self) -> dict[str, str]:
         """What is split as the decoder's own linear layers are. Of a pair that is the side that meets the split width:
