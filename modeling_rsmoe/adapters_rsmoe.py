@@ -78,11 +78,7 @@ class KeepNormInput:
 
 class AddLowRank:
     """Forward hook of a linear layer: adds each sequence's low-rank product, all adapters in one masked pair of products.
-
-    Args:
-        pairs: of the adapters that have this layer.
-        columns: of the gate that belong to `pairs`; None where every adapter with low-rank weights has this layer.
-    """
+    `columns` of the gate belong to `pairs`; None where every adapter with low-rank weights has this layer."""
 
     def __init__(self, pairs: list[LowRank], columns: list[int] | None):
         self.pairs, self.columns = pairs, columns
@@ -118,11 +114,7 @@ class AddLowRank:
 
 
 class ReplaceOutputs:
-    """Forward hook of any layer with weights: sequences of a `full` expert get the output of that expert's layer.
-
-    Args:
-        layers: by adapter id.
-    """
+    """Forward hook of any layer with weights: sequences of a `full` expert get the output of that expert's layer."""
 
     def __init__(self, layers: dict[int, nn.Module]):
         self.layers = layers
@@ -204,12 +196,7 @@ def gate_columns(adapters: dict[int, RSMoEExpert]) -> dict[int, range]:
 
 
 def attach_adapters(language_model: PreTrainedModel, adapters: dict[int, RSMoEExpert]) -> None:
-    """Hook adapters into the decoder. Safe to call again: what is hooked stays as it is.
-
-    Args:
-        language_model: the base LM.
-        adapters: router and experts by id.
-    """
+    """Hook adapters, by id, into the decoder. Safe to call again: what is hooked stays as it is."""
     columns = gate_columns(adapters)
     for index, layer in enumerate(decoder_layers(language_model)):
         pairs: dict[str, dict[int, LowRank]] = {}

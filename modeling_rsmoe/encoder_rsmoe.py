@@ -23,12 +23,9 @@ class RSMoEVisionLanguageEncoder(RSMoEPreTrainedModel):
     def __init__(self, config: RSMoEConfig):
         super().__init__(config)
         # AutoModel does not know InstructBLIP's ViT on its own.
-        instructblip = config.vision_config.model_type == InstructBlipVisionConfig.model_type
-        self.vision_model = (
-            InstructBlipVisionModel._from_config(config.vision_config)
-            if instructblip
-            else AutoModel.from_config(config.vision_config)
-        )
+        is_instructblip = config.vision_config.model_type == InstructBlipVisionConfig.model_type
+        from_config = InstructBlipVisionModel._from_config if is_instructblip else AutoModel.from_config
+        self.vision_model = from_config(config.vision_config)
         self.qformer = InstructBlipQFormerModel._from_config(config.qformer_config)
         # An embedding rather than a bare parameter: PEFT's `modules_to_save` takes modules only.
         self.query_tokens = nn.Embedding(config.num_query_tokens, config.qformer_config.hidden_size)
@@ -55,15 +52,10 @@ class RSMoEVisionLanguageEncoder(RSMoEPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(images, 3, height, width)`): as the image processor makes them.
         """
-        vision_dtype = self.vision_model.dtype
-        return self.vision_model(pixel_values=pixel_values.to(vision_dtype)).last_hidden_state
+        return self.vision_model(pixel_values=pixel_values.to(self.vision_model.dtype)).last_hidden_state
 
     def forward(self, *args, **kwargs) -> torch.Tensor:
-        """Arguments as of `query_states`.
-
-        Returns:
-            `torch.Tensor` of shape `(images, num_query_tokens, LLM width)`.
-        """
+        """Arguments as of `query_states` -> `(images, num_query_tokens, LLM width)`."""
         hidden = self.query_states(*args, **kwargs)
         return self.projection(hidden.to(self.projection.weight.dtype))
 

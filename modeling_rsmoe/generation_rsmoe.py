@@ -6,6 +6,7 @@ how the experts' texts become one answer; the fusions here are [our decision].
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from os.path import commonprefix
 from typing import Any, cast
 
@@ -80,23 +81,12 @@ class _Images:
     features: torch.Tensor  # [num_images, num_query_tokens, hidden_size]
 
 
-@dataclass
-class _Fused:
-    """The final texts of one image, and what was written on the way."""
-
-    texts: list[Tokens]
-    expert_texts: list[list[Tokens]]  # for each sample, of each expert
-    scores: list[torch.Tensor] | None = None
-
-
 def auto_fusion(task: str, has_reranker: bool) -> str:
     """What the fusion `"auto"` comes to [our decision].
 
     Args:
-        task (`str`):
-            One of `prompting_rsmoe.TASKS`.
-        has_reranker (`bool`):
-            Whether the model has one.
+        task (`str`): One of `prompting_rsmoe.TASKS`.
+        has_reranker (`bool`): Whether the model has one.
     """
     return "rerank" if has_reranker and task == "caption" else "rewrite"
 
@@ -160,10 +150,9 @@ class RSMoEGenerationMixin(GenerationMixin):
                 return super().generate(  # type: ignore[misc]  # transformers annotates `self`
                     inputs=inputs, generation_config=generation_config, streamer=streamer, **kwargs
                 )
-            input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+            input_ids = kwargs.pop("input_ids", inputs)
             if input_ids is None:
                 raise RSMoEError("The expert inputs came without input_ids; pass all that the processor returned.")
-            kwargs.pop("input_ids", None)
             kwargs["generation_config"] = generation_config
             return self._generate_fused(input_ids, expert_inputs, settings, streamer, kwargs)
 
@@ -221,7 +210,7 @@ class RSMoEGenerationMixin(GenerationMixin):
         num_samples = self._argument("num_return_sequences", kwargs, config) or 1
         fusions = self.resolve_fusion(settings["fusion"], expert_inputs["task_ids"], num_images)
         sequences = self._sequences(input_ids, kwargs.pop("attention_mask", None), expert_inputs)
-        images = self._encode_images(num_images, input_ids, kwargs)
+        images = self._encode_images(num_images, kwargs)
 
         router_prompts = self._router_prompts(sequences, settings, images)
         self._put_step(streamer, "router_prompts", router_prompts[0])
@@ -229,14 +218,17 @@ class RSMoEGenerationMixin(GenerationMixin):
             sequences, expert_inputs, router_prompts, images, fusions, num_samples, kwargs
         )
         self._put_step(streamer, "expert_texts", [texts[0] for texts in candidates[0][-num_experts:]])
-        fused, extra = self._fuse(input_ids, sequences, images, candidates, fusions, num_samples, streamer, kwargs)
+        texts, extra = self._fuse(input_ids, sequences, images, candidates, fusions, num_samples, streamer, kwargs)
 
         eos = self._eos_token_ids()[:1]
-        final = self._pad([text + eos for image in fused for text in image.texts], input_ids.device)
+        final = self._pad([text + eos for text in texts], input_ids.device)
         outputs = torch.cat([input_ids.repeat_interleave(num_samples, dim=0), final], dim=1)
         if not returns_dict:
             return outputs
-        expert_texts = [texts for image in fused for texts in image.expert_texts]
+        samples = num_samples if settings["fusion"] == "concat" else 1
+        expert_texts = [
+            list(sample) for image in candidates for sample in islice(zip(*image[-num_experts:]), samples)
+        ]  # of each image and sample
         return RSMoEGenerateOutput(
             sequences=cast(torch.LongTensor, outputs),
             router_prompts=self._pad_by_expert(router_prompts, input_ids.device),
@@ -259,7 +251,7 @@ class RSMoEGenerationMixin(GenerationMixin):
             sequences[name] = unpad(expert_inputs[f"{name}_input_ids"], expert_inputs[f"{name}_attention_mask"])
         return sequences
 
-    def _encode_images(self, num_images: int, input_ids: torch.Tensor, kwargs: dict) -> _Images:
+    def _encode_images(self, num_images: int, kwargs: dict) -> _Images:
         """Each image through the ViT once, and through the Q-Former under the user's instruction."""
         image_embeds, pixel_values = kwargs.pop("image_embeds", None), kwargs.pop("pixel_values", None)
         if image_embeds is None and pixel_values is None:
@@ -267,17 +259,9 @@ class RSMoEGenerationMixin(GenerationMixin):
         image_embeds = self.encode_image(pixel_values) if image_embeds is None else image_embeds
         if len(image_embeds) != num_images:
             raise RSMoEError(f"{len(image_embeds)} images were given for {num_images} texts; give one for each.")
-        qformer_inputs = {name: kwargs.pop(f"qformer_{name}", None) for name in ("input_ids", "attention_mask")}
-        return _Images(image_embeds, self._query(image_embeds, **qformer_inputs))
-
-    def _query(self, image_embeds, input_ids, attention_mask) -> torch.Tensor:
-        """Image features under instructions of the Q-Former [num_images, num_query_tokens, hidden_size]."""
-        return self.get_image_features(
-            image_embeds=image_embeds,
-            qformer_input_ids=input_ids,
-            qformer_attention_mask=attention_mask,
-            return_dict=True,
-        ).pooler_output
+        instructions = {name: kwargs.pop(name, None) for name in ("qformer_input_ids", "qformer_attention_mask")}
+        outputs = self.get_image_features(image_embeds=image_embeds, **instructions, return_dict=True)
+        return _Images(image_embeds, outputs.pooler_output)
 
     # ---- the router
 
@@ -339,18 +323,20 @@ class RSMoEGenerationMixin(GenerationMixin):
     ) -> list[list[list[Tokens]]]:
         """For each image what its experts wrote, and before them the base LM where texts are reranked: a list of samples
         or beams for each."""
-        num_images, num_experts = len(fusions), len(sequences["expert"][0])
-        expert_features = self._query(
-            images.embeds.repeat_interleave(num_experts, dim=0),
-            expert_inputs["expert_qformer_input_ids"].flatten(0, 1),
-            expert_inputs["expert_qformer_attention_mask"].flatten(0, 1),
-        ).unflatten(0, (num_images, num_experts))  # each expert reads the image under its sub-task instruction
+        num_images, num_experts = len(fusions), len(router_prompts[0])
+        outputs = self.get_image_features(
+            image_embeds=images.embeds.repeat_interleave(num_experts, dim=0),
+            qformer_input_ids=expert_inputs["expert_qformer_input_ids"].flatten(0, 1),
+            qformer_attention_mask=expert_inputs["expert_qformer_attention_mask"].flatten(0, 1),
+            return_dict=True,
+        )  # each expert reads the image under its sub-task instruction
+        expert_features = outputs.pooler_output.unflatten(0, (num_images, num_experts))
         slot = self.config.prompt_token_id
         counts = [self._num_candidates(fusion, num_samples, kwargs) for fusion in fusions]
         candidates: list[list[list[Tokens]]] = [[] for _ in fusions]
         for count in dict.fromkeys(counts):  # one batch, unless an image needs another number of samples
             members = [image for image in range(num_images) if counts[image] == count]
-            prompts, features, sizes = [], [], []
+            prompts, features = [], []  # of each image
             for image in members:
                 image_prompts = [
                     fill_slots(request, slot, [prompt])
@@ -360,14 +346,12 @@ class RSMoEGenerationMixin(GenerationMixin):
                 if fusions[image] == "rerank":
                     image_prompts.insert(0, sequences["base"][image])
                     image_features = torch.cat([images.features[image].unsqueeze(0), image_features])
-                prompts += image_prompts
+                prompts.append(image_prompts)
                 features.append(image_features)
-                sizes.append(len(image_prompts))
-            ids, mask = self._pad_left(prompts, images.embeds.device)
-            texts = self._decode(ids, mask, torch.cat(features), **{**kwargs, "num_return_sequences": count})
-            groups = iter([texts[start : start + count] for start in range(0, len(texts), count)])
-            for image, size in zip(members, sizes):
-                candidates[image] = [next(groups) for _ in range(size)]
+            ids, mask = self._pad_left([prompt for group in prompts for prompt in group], images.embeds.device)
+            texts = iter(self._decode(ids, mask, torch.cat(features), **{**kwargs, "num_return_sequences": count}))
+            for image, image_prompts in zip(members, prompts):
+                candidates[image] = [list(islice(texts, count)) for _ in image_prompts]
         return candidates
 
     def _num_candidates(self, fusion: str, num_samples: int, kwargs: dict) -> int:
@@ -384,48 +368,44 @@ class RSMoEGenerationMixin(GenerationMixin):
 
     def _fuse(
         self, input_ids, sequences, images: _Images, candidates, fusions: list[str], num_samples: int, streamer, kwargs
-    ) -> tuple[list[_Fused], dict[str, Any]]:
-        """The final texts of each image, and fields of the output."""
-        num_experts = len(sequences["expert"][0])
-        fused: list[Any] = [None] * len(fusions)
+    ) -> tuple[list[Tokens], dict[str, Any]]:
+        """The final texts, `num_samples` of each image, and fields of the output."""
+        texts: list[list[Tokens]] = [[] for _ in fusions]
+        scores = torch.full((len(fusions), num_samples), torch.nan, device=images.embeds.device)
         for image, fusion in enumerate(fusions):
             if fusion == "concat":
-                by_sample = [list(texts) for texts in zip(*candidates[image])]
                 ends = self.config.sentence_end_token_ids
-                fused[image] = _Fused([join_sentences(texts, ends) for texts in by_sample], by_sample)
+                texts[image] = [join_sentences(sample, ends) for sample in zip(*candidates[image])]
             elif fusion == "rerank":
-                expert_texts = [texts[0] for texts in candidates[image][-num_experts:]]
-                texts, scores = self._rerank(images.embeds[image : image + 1], candidates[image], num_samples)
-                fused[image] = _Fused(texts, [expert_texts], scores)
+                embeds = images.embeds[image : image + 1]
+                texts[image], scores[image] = self._rerank(embeds, candidates[image], num_samples)
         members = [image for image, fusion in enumerate(fusions) if fusion == "rewrite"]
         extra: dict[str, Any] = {}
         if members:
-            expert_texts = [[texts[0] for texts in candidates[image]] for image in members]
+            expert_texts = [[samples[0] for samples in candidates[image]] for image in members]
             requests = [sequences["rewrite"][image] for image in members]
             streams = streamer if len(members) == len(fusions) else None
-            texts, extra = self._rewrite(
-                requests, expert_texts, images.features[members], num_samples, streams, kwargs
-            )
+            features = images.features[members]
+            rewritten, extra = self._rewrite(requests, expert_texts, features, num_samples, streams, kwargs)
             for place, image in enumerate(members):
-                image_texts = texts[place * num_samples : (place + 1) * num_samples]
-                fused[image] = _Fused(image_texts, [expert_texts[place]])
+                texts[image] = rewritten[place * num_samples : (place + 1) * num_samples]
+        final = [text for image_texts in texts for text in image_texts]
         if len(members) < len(fusions):
             extra = {}  # scores of some texts only are no field of the output
-            self._stream(streamer, input_ids, [text for image in fused for text in image.texts])
-        if any(image.scores for image in fused):
-            no_scores = [images.features.new_full((), float("nan"), dtype=torch.float32)] * num_samples
-            extra["sequences_scores"] = torch.stack([s for image in fused for s in image.scores or no_scores])
-        return fused, extra
+            self._stream(streamer, input_ids, final)
+        if "rerank" in fusions:
+            extra["sequences_scores"] = scores.flatten()
+        return final, extra
 
     def _rerank(
         self, image_embeds: torch.Tensor, candidates: list[list[Tokens]], number: int
-    ) -> tuple[list[Tokens], list[torch.Tensor]]:
+    ) -> tuple[list[Tokens], torch.Tensor]:
         """The `number` texts that fit the image best, best first, and their scores. Where fewer differ, they come again."""
         texts = [list(text) for text in dict.fromkeys(tuple(text) for group in candidates for text in group)]
         (scores,) = self.model.reranker(image_embeds, [texts])
         order = scores.argsort(descending=True, stable=True).tolist()
         places = [order[index % len(order)] for index in range(number)]
-        return [texts[place] for place in places], [scores[place] for place in places]
+        return [texts[place] for place in places], scores[places]
 
     def _rewrite(
         self, requests: list[Tokens], expert_texts, features: torch.Tensor, num_samples: int, streamer, kwargs
@@ -543,32 +523,18 @@ class RSMoEGenerationMixin(GenerationMixin):
 
 
 def unpad(ids: torch.Tensor, mask: torch.Tensor) -> list:
-    """The real tokens of sequences, as nested lists.
-
-    Args:
-        ids: `[..., tokens]`, of any number of leading axes.
-        mask: of the same shape; 1 for real tokens.
-    """
+    """The real tokens of sequences `[..., tokens]`, where the mask is 1, as nested lists."""
     if ids.ndim == 1:
         return ids[mask.bool()].tolist()
     return [unpad(row_ids, row_mask) for row_ids, row_mask in zip(ids.cpu(), mask.cpu())]
 
 
 def fill_slots(tokens: Tokens, slot: int, texts: Sequence[Tokens]) -> Tokens:
-    """A sequence with texts in the place of its slots.
-
-    Args:
-        tokens: with one slot for each text.
-        slot: the token `<prompt>`.
-        texts: in order.
-    """
+    """A sequence with texts, in order, in the place of its slots: the token `<prompt>`."""
     filled: Tokens = []
     remaining = iter(texts)
     for token in tokens:
-        if token == slot:
-            filled += next(remaining)
-        else:
-            filled.append(token)
+        filled += next(remaining) if token == slot else [token]
     return filled
 
 
@@ -578,12 +544,8 @@ def shared_prefix_length(sequences: Sequence[Tokens]) -> int:
 
 
 def join_sentences(texts: Sequence[Tokens], sentence_ends: Sequence[int]) -> Tokens:
-    """Texts one after another; a sentence that stands before is dropped.
-
-    Args:
-        texts: in order.
-        sentence_ends: tokens that end a sentence; without any, whole texts are compared.
-    """
+    """Texts one after another; a sentence that stands before is dropped. Without tokens that end a sentence whole texts
+    are compared."""
     sentences: list[Tokens] = []
     for tokens in texts:
         start = 0

@@ -14,11 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    BaseModelOutputWithPooling,
-    CausalLMOutputWithPast,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
@@ -106,18 +102,9 @@ class RSMoEModel(RSMoEPreTrainedModel):
                 "`.model` this is."
             ) from error
 
-    def get_input_embeddings(self):
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.language_model.set_input_embeddings(value)
-
     def set_decoder(self, decoder):
         self.language_model = decoder
         self.attach_adapters()
-
-    def get_decoder(self):
-        return self.language_model
 
     @property
     def adapters(self) -> dict[int, RSMoEExpert]:
@@ -135,14 +122,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
             adapter.reset_to(self.language_model)
 
     def add_reranker(self, rank: int, buckets: int) -> RSMoEReranker:
-        """Put a new reranker in place, to be fitted (`modeling_rsmoe.training.reranker`).
-
-        Args:
-            rank (`int`):
-                As `reranker_rank` of the configuration.
-            buckets (`int`):
-                As `reranker_buckets` of the configuration.
-        """
+        """Put a new reranker in place, to be fitted (`modeling_rsmoe.training.reranker`); rank and buckets as in the
+        configuration."""
         self.reranker = reranker = RSMoEReranker(self.config.vision_config.hidden_size, rank, buckets)
         self.config.reranker_rank, self.config.reranker_buckets = rank, buckets
         return reranker
@@ -399,11 +380,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
 
 def _reattached(loaded: Any) -> Any:
     """What `from_pretrained` returned, with its adapters hooked in anew: quantisers put modules of their own, without our
-    hooks, in the place of linear layers.
-
-    Raises:
-        RSMoEError: `device_map` offloads router, experts or queries.
-    """
+    hooks, in the place of linear layers. Refuses a `device_map` that offloads router, experts or queries."""
     full_model = loaded[0] if isinstance(loaded, tuple) else loaded
     model = full_model.base_model
     detach_adapters(model.language_model)
@@ -424,11 +401,8 @@ def _reattached(loaded: Any) -> Any:
 def _check_keyword_arguments(language_model) -> None:
     """Refuse a decoder whose layers do not pass keyword arguments on to their attention: experts could not be selected."""
     layer = decoder_layers(language_model)[0]
-    for place, module in (
-        ("model", language_model),
-        ("layer", layer),
-        ("attention", layer.get_submodule("self_attn")),
-    ):
+    modules = {"model": language_model, "layer": layer, "attention": layer.get_submodule("self_attn")}
+    for place, module in modules.items():
         parameters = inspect.signature(module.forward).parameters.values()
         if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             raise RSMoEError(
@@ -459,9 +433,6 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         return _reattached(super().from_pretrained(*args, **kwargs))
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
 
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, **kwargs
@@ -527,9 +498,8 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         Raises:
             RSMoEError: an unknown expert; the known ones are named.
         """
-        merged = self.model.expert(expert)
         llm = self.plain_llm()
-        merged.merge_into(llm.base_model)
+        self.model.expert(expert).merge_into(llm.base_model)
         return llm
 
     @torch.no_grad()

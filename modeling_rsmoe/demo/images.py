@@ -23,32 +23,17 @@ MAX_PREVIEW_SIDE = 1024
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image with its features, for any number of predictions about it.
+    """An image with its features, for any number of predictions about it."""
 
-    Attributes:
-        name: of its file.
-        size: width and height of the file's image, in pixels.
-        preview: RGB, of at most `MAX_PREVIEW_SIDE` pixels on a side.
-        embeds: `[1, patches, vision width]`, of `Predictor.encode`.
-    """
-
-    name: str
-    size: tuple[int, int]
-    preview: "Image.Image"
-    embeds: torch.Tensor
+    name: str  # of its file
+    size: tuple[int, int]  # width and height of the file's image, in pixels
+    preview: "Image.Image"  # RGB, of at most `MAX_PREVIEW_SIDE` pixels on a side
+    embeds: torch.Tensor  # [1, patches, vision width], of `Predictor.encode`
 
 
 def encode_upload(predictor: "Predictor", file: Path, bands: str = "") -> EncodedImage:
-    """Read an image's file and encode it.
-
-    Args:
-        predictor: of the checkpoint.
-        file: an image or a GeoTIFF; a large GeoTIFF is read at the preview's size.
-        bands: of a GeoTIFF: `4,3,2` or `red,green,blue`; by default as the file says.
-
-    Raises:
-        RSMoEError: it is no image, or one that cannot be read; the message names it as `file.name`.
-    """
+    """Read the file of an image or GeoTIFF, a large one at the preview's size, and encode it. `bands` of a GeoTIFF are
+    `4,3,2` or `red,green,blue`, by default as the file says."""
     try:
         image, size = _read(file, bands)
     except RSMoEError as error:  # where uploads lie on this machine is not shown

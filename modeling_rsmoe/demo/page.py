@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors_rsmoe import RSMoEError
@@ -45,16 +46,10 @@ _RERANK = ("the best of all, by the reranker", "rerank")  # of captions, where t
 
 @dataclass(frozen=True)
 class Entry:
-    """A text on the page under its heading.
+    """A text on the page under its heading."""
 
-    Attributes:
-        heading: a question, or what kind of text it is.
-        prediction: what is known so far.
-        is_complete: whether that is all.
-    """
-
-    heading: str
-    prediction: Prediction = Prediction()
+    heading: str  # a question, or what kind of text it is
+    prediction: Prediction = Prediction()  # what is known so far
     is_complete: bool = False
 
     @property
@@ -73,23 +68,6 @@ class Session:
     answers: tuple[Entry, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Widgets:
-    """What the page's events read and change."""
-
-    session: gr.State
-    file: gr.File
-    image: gr.Image
-    gallery: gr.Gallery
-    message: gr.HTML
-    caption: gr.HTML
-    question: gr.Textbox
-    answers: gr.HTML
-    router_mode: gr.Radio
-    fusion: gr.Radio
-    bands: gr.Textbox
-
-
 def make_page(checkpoint: Checkpoint, examples: Sequence[Path] = ()) -> gr.Blocks:
     """The page, to be given to `launch`.
 
@@ -104,20 +82,22 @@ def make_page(checkpoint: Checkpoint, examples: Sequence[Path] = ()) -> gr.Block
     return page
 
 
-def _lay_out(checkpoint: Checkpoint, examples: Sequence[Path]) -> _Widgets:
-    session = gr.State(None, time_to_live=KEEP_SECONDS)
+def _lay_out(checkpoint: Checkpoint, examples: Sequence[Path]) -> SimpleNamespace:
+    """What the page's events read and change, by name."""
+    widgets = SimpleNamespace()
+    widgets.session = gr.State(None, time_to_live=KEEP_SECONDS)
     gr.HTML(render(_TEMPLATES / "head.html", model=checkpoint.public_name), elem_classes="rsmoe-head")
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            file = gr.File(label="Image or GeoTIFF", height=140, elem_id="file")
-            image = gr.Image(
+            widgets.file = gr.File(label="Image or GeoTIFF", height=140, elem_id="file")
+            widgets.image = gr.Image(
                 label="What the model sees", interactive=False, visible=False, buttons=[], elem_id="image"
             )
-            gallery = _gallery(examples)
+            widgets.gallery = _gallery(examples)
         with gr.Column(scale=3, min_width=300):
-            message = gr.HTML(visible=False, elem_id="message")
-            caption = gr.HTML(render(_TEMPLATES / "welcome.html"), elem_id="caption")
-            question = gr.Textbox(
+            widgets.message = gr.HTML(visible=False, elem_id="message")
+            widgets.caption = gr.HTML(render(_TEMPLATES / "welcome.html"), elem_id="caption")
+            widgets.question = gr.Textbox(
                 label="Question about this image",
                 placeholder="Is there a road?",
                 submit_btn="Ask",
@@ -126,18 +106,18 @@ def _lay_out(checkpoint: Checkpoint, examples: Sequence[Path]) -> _Widgets:
                 interactive=True,
                 elem_id="question",
             )
-            answers = gr.HTML(elem_id="answers")
+            widgets.answers = gr.HTML(elem_id="answers")
     with gr.Row(elem_id="settings"):
-        router_mode = gr.Radio(
+        widgets.router_mode = gr.Radio(
             _ROUTER_MODES, min_width=300, label="Each expert is asked by", value=_default(checkpoint, "router_mode")
         )
-        fusion = gr.Radio(
+        widgets.fusion = gr.Radio(
             _FUSIONS if checkpoint.model.model.reranker is None else [*_FUSIONS, _RERANK],
             min_width=300,
             label="The text is made by",
             value=_default(checkpoint, "fusion"),
         )
-        bands = gr.Textbox(
+        widgets.bands = gr.Textbox(
             label="Bands of a GeoTIFF (--bands)",
             placeholder="as the file says",
             max_length=100,
@@ -145,7 +125,7 @@ def _lay_out(checkpoint: Checkpoint, examples: Sequence[Path]) -> _Widgets:
             interactive=True,
             elem_id="bands",
         )
-    return _Widgets(session, file, image, gallery, message, caption, question, answers, router_mode, fusion, bands)
+    return widgets
 
 
 def _gallery(examples: Sequence[Path]) -> gr.Gallery:
@@ -174,7 +154,7 @@ def _default(checkpoint: Checkpoint, name: str) -> str:
     return str(getattr(checkpoint.model.generation_config, name, None) or DEFAULTS[name])
 
 
-def _connect(widgets: _Widgets, events: "_Events") -> None:
+def _connect(widgets: SimpleNamespace, events: "_Events") -> None:
     settings = [widgets.router_mode, widgets.fusion]
     outputs = [widgets.message, widgets.session, widgets.image, widgets.caption, widgets.answers]
     common: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}

@@ -62,11 +62,7 @@ class FastLinear(nn.Linear):
 
 
 class Refresh:
-    """Pre-hook of a model: before it reads a prompt, the packed weights of its layers are those of its weights.
-
-    Args:
-        layers: that were replaced.
-    """
+    """Pre-hook of a model: before it reads a prompt, the packed weights of the replaced layers are those of its weights."""
 
     def __init__(self, layers: list[FastLinear]):
         self.layers = layers
@@ -75,8 +71,9 @@ class Refresh:
         tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or tokens is None or tokens.shape[1] == 1:
             return
+        can_pack = "fbgemm" in torch.backends.quantized.supported_engines
         for layer in self.layers:
-            layer.packed = _packed(layer.weight) if _is_fast_here(layer) else None
+            layer.packed = _packed(layer.weight) if can_pack and _is_plain(layer.weight) else None
 
 
 class _Packed(NamedTuple):
@@ -104,27 +101,15 @@ def _packed(parameter: torch.Tensor) -> Any:
     return known.weight
 
 
-def _is_fast_here(layer: nn.Linear) -> bool:
-    return (
-        "fbgemm" in torch.backends.quantized.supported_engines
-        and type(layer.weight) is nn.Parameter  # quantised and split weights have products of their own
-        and (layer.weight.device.type, layer.weight.dtype) == ("cpu", torch.float32)
-    )
+def _is_plain(weight: torch.Tensor) -> bool:
+    """Quantised and split weights have products of their own."""
+    return type(weight) is nn.Parameter and (weight.device.type, weight.dtype) == ("cpu", torch.float32)
 
 
 def is_slow(layer: nn.Module) -> bool:
-    """Whether torch's own product of this layer is slow here: a float32 weight on a processor with AVX2 and no more.
-
-    Args:
-        layer: any module.
-    """
-    return (
-        type(layer) is nn.Linear
-        and type(layer.weight) is nn.Parameter
-        and (layer.weight.device.type, layer.weight.dtype) == ("cpu", torch.float32)
-        and layer.bias is None
-        and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    )
+    """Whether torch's own product of this layer is slow here: a float32 weight on a processor with AVX2 and no more."""
+    is_linear = type(layer) is nn.Linear and layer.bias is None and _is_plain(layer.weight)
+    return is_linear and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def use_fast_kernels(model: nn.Module, kernels: str | None = None) -> int:
@@ -136,15 +121,10 @@ def use_fast_kernels(model: nn.Module, kernels: str | None = None) -> int:
 
     Returns:
         How many layers were replaced.
-
-    Raises:
-        ValueError: kernels of another name.
     """
     kernels = kernels or os.environ.get(KERNELS_VARIABLE) or "auto"
     if kernels not in KERNELS:
-        raise ValueError(
-            f"kernels {kernels!r} are not known; give one of {', '.join(KERNELS)} (or ${KERNELS_VARIABLE})."
-        )
+        raise ValueError(f"kernels {kernels!r} are not known; give one of {', '.join(KERNELS)} (${KERNELS_VARIABLE}).")
     if kernels == "torch":
         return 0
     replaced: list[FastLinear] = []

@@ -161,11 +161,12 @@ class Predictor:
         for text in dict.fromkeys(texts):
             self.processor.refuse_special_tokens(text)
         inputs = self._inputs(image_embeds, [Prompt.base(text) for text in texts])
-        arguments: dict[str, Any] = {**self.generation, **self._stopping(stop, num_images)}
+        arguments = self._arguments()
+        if stop is not None:
+            stops = [stop] * num_images if callable(stop) else list(stop)
+            arguments["stopping_criteria"] = StoppingCriteriaList([_Stopped(stops)])
         if self.system == BASE:
             return self._predict_base(inputs, arguments)
-        if is_greedy(self.model.generation_config, **arguments):
-            arguments["custom_generate"] = shrinking_greedy
         if on_change is not None:
             arguments |= self._streaming(inputs, arguments, on_change)
         outputs = self.model.generate(**inputs, **arguments, return_dict_in_generate=True)
@@ -224,7 +225,7 @@ class Predictor:
             expert_texts: by the experts' names, in order.
         """
         inputs = self._inputs(self.encode([image]), [Prompt.rewrite(instruction, expert_texts)])
-        (prediction,) = self._predict_base(inputs, dict(self.generation))
+        (prediction,) = self._predict_base(inputs, self._arguments())
         return prediction.text
 
     def _inputs(self, image_embeds: torch.Tensor, prompts: list[Prompt]) -> dict[str, Any]:
@@ -240,18 +241,14 @@ class Predictor:
     def _predict_base(self, inputs: dict[str, Any], arguments: dict[str, Any]) -> list[Prediction]:
         """What the base LM says alone."""
         arguments = {name: value for name, value in arguments.items() if name not in ("router_mode", "fusion")}
-        if is_greedy(self.model.generation_config, **arguments):
-            arguments["custom_generate"] = shrinking_greedy
         sequences: Any = self.model.generate(**inputs, **arguments)
         new_tokens = sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(new_tokens, skip_special_tokens=True)
         return [Prediction(text.strip()) for text in texts]
 
-    def _stopping(self, stop: Stop | Sequence[Stop] | None, num_images: int) -> dict[str, Any]:
-        if stop is None:
-            return {}
-        stops = [stop] * num_images if callable(stop) else list(stop)
-        return {"stopping_criteria": StoppingCriteriaList([_Stopped(stops)])}
+    def _arguments(self) -> dict[str, Any]:
+        is_fast = is_greedy(self.model.generation_config, **self.generation)
+        return {**self.generation, **({"custom_generate": shrinking_greedy} if is_fast else {})}
 
     def _streaming(
         self, inputs: dict[str, Any], arguments: dict[str, Any], on_change: Callable[[int, Prediction], None]
@@ -267,17 +264,13 @@ class Predictor:
         return {"streamer": _Changes(self.processor, num_images, on_change, has_tokens=fusions == {"rewrite"})}
 
     def _predictions(self, inputs: dict[str, Any], outputs: Any) -> list[Prediction]:
-        num_images = len(inputs["input_ids"])
-        lengths = self._lengths(outputs.sequences[:, outputs.prompt_length :])
-        expert_lengths = self._lengths(outputs.expert_sequences.flatten(0, 1))
-        num_experts = len(expert_lengths) // num_images
         limit = self.generation.get("max_new_tokens") or self.model.generation_config.max_new_tokens
         is_joined = self.generation.get("fusion") == "concat"
         predictions = []
         for place, texts in enumerate(self.processor.post_process_generation(outputs)):
-            length = lengths[place]
-            if is_joined:
-                length = max(expert_lengths[place * num_experts : (place + 1) * num_experts])
+            new_tokens = outputs.sequences[place, outputs.prompt_length :].tolist()
+            written = outputs.expert_sequences[place].tolist() if is_joined else [new_tokens]
+            longest = max(len(self.model._trim(tokens)) for tokens in written)
             scores = {}
             if outputs.sequences_scores is not None and not outputs.sequences_scores[place].isnan():
                 scores["reranker"] = float(outputs.sequences_scores[place])
@@ -286,16 +279,11 @@ class Predictor:
                     **texts,
                     scores=scores,
                     num_prompt_tokens=int(inputs["attention_mask"][place].sum()),
-                    num_tokens=lengths[place],
-                    finish_reason="length" if limit is not None and length >= limit else "stop",
+                    num_tokens=len(self.model._trim(new_tokens)),
+                    finish_reason="length" if limit is not None and longest >= limit else "stop",
                 )
             )
         return predictions
-
-    def _lengths(self, sequences: torch.Tensor) -> list[int]:
-        """Tokens of each sequence before it ends."""
-        ends = _end_tokens(self.model.generation_config)
-        return [next((i for i, token in enumerate(ids) if token in ends), len(ids)) for ids in sequences.tolist()]
 
 
 def _experts_of(system: str, experts: Sequence[str]) -> list[str] | None:
@@ -309,11 +297,6 @@ def _experts_of(system: str, experts: Sequence[str]) -> list[str] | None:
         known = [FULL, f"{FULL}:NAME,NAME", BASE, *(f"{EXPERTS}:{name}" for name in experts)]
         raise RSMoEError(f'there is no "{system}" to evaluate; known: {", ".join(known)}')
     return chosen
-
-
-def _end_tokens(generation_config: Any) -> set[int | None]:
-    eos = generation_config.eos_token_id
-    return {*(eos if isinstance(eos, list) else [eos]), generation_config.pad_token_id}
 
 
 class _Stopped(StoppingCriteria):
@@ -330,14 +313,7 @@ class _Stopped(StoppingCriteria):
 
 
 class _Changes(BaseStreamer):
-    """Tells what is known of each image whenever there is more.
-
-    Args:
-        processor: of the checkpoint.
-        num_images: of the batch.
-        on_change: as of `Predictor.predict`.
-        has_tokens: whether texts come token by token as they are written; else they are left to the prediction.
-    """
+    """Tells what is known of each image whenever there is more; with `has_tokens` texts as they are written."""
 
     def __init__(
         self,

@@ -27,12 +27,8 @@ from .metrics import Metrics
 
 
 class _Stream(EventSourceResponse):
-    """Server-sent events.
-
-    Args:
-        events: in order.
-        on_end: called when they have ended, also if none was ever sent: an iterator that never began does not do that.
-    """
+    """Server-sent events, and a call when they have ended, also if none was ever sent: an iterator that never began does
+    not do that."""
 
     def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]):
         super().__init__(events, headers={"Cache-Control": "no-store"})
@@ -245,27 +241,22 @@ def build_app(service: Service) -> FastAPI:
         yield
         await service.batcher.stop()
 
+    async def refuse(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            error = ApiError(error.status_code, f"{request.url.path}: {error.detail}")
+        elif not isinstance(error, ApiError):
+            error = ApiError(500, "the server failed", "internal_error")
+        return JSONResponse(error.content, error.status, error.headers)
+
+    handlers: dict[Any, Any] = dict.fromkeys((ApiError, HTTPException, Exception), refuse)
     # No pages of documentation: they would load scripts from elsewhere.
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, exception_handlers=handlers, docs_url=None, redoc_url=None, openapi_url=None)
     needs_key = [Depends(service.check_key)]
     app.add_api_route("/v1/chat/completions", service.chat_completions, methods=["POST"])
     app.add_api_route("/v1/models", service.models, dependencies=needs_key)
     app.add_api_route("/v1/models/{name:path}", service.one_model, dependencies=needs_key)
     app.add_api_route("/health", service.health)
     app.add_api_route("/metrics", service.show_metrics)
-
-    @app.exception_handler(ApiError)
-    async def refuse(request: Request, error: ApiError) -> Response:
-        return JSONResponse(error.content, error.status, error.headers)
-
-    @app.exception_handler(HTTPException)
-    async def no_route(request: Request, error: HTTPException) -> Response:
-        return await refuse(request, ApiError(error.status_code, f"{request.url.path}: {error.detail}"))
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        return await refuse(request, ApiError(500, "the server failed", "internal_error"))
-
     return app
 
 

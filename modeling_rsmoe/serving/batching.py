@@ -29,21 +29,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class PendingRequest:
-    """A request in the queue.
-
-    Attributes:
-        request: of a client.
-        image: opened, not yet decoded.
-        cancelled: set when the client no longer waits.
-        events: pieces of the text if it is streamed, then the prediction or an error.
-        streamed: the text that `events` has brought so far.
-    """
+    """A request in the queue. Its events are pieces of the text if it is streamed, then the prediction or an error."""
 
     request: ImageRequest
-    image: Image.Image
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    image: Image.Image  # opened, not yet decoded
+    cancelled: threading.Event = field(default_factory=threading.Event)  # set when the client no longer waits
     events: asyncio.Queue[str | Prediction | Exception] = field(default_factory=asyncio.Queue)
-    streamed: str = ""
+    streamed: str = ""  # the text that `events` has brought so far
 
 
 class RequestBatcher:
@@ -85,11 +77,7 @@ class RequestBatcher:
         return len(self._queue)
 
     def submit(self, pending: PendingRequest) -> None:
-        """Put a request into the queue.
-
-        Args:
-            pending: its `events` bring what becomes of it.
-        """
+        """Put a request into the queue; its `events` bring what becomes of it."""
         self._queue.append(pending)
         self._arrived.set()
 
@@ -183,9 +171,7 @@ def _may_join(request: ImageRequest, batch: list[ImageRequest]) -> bool:
     All are decoded alike. A sampled one with a seed is alone, since its text depends on its batch. Where one is
     streamed all have the same task: by it `fusion="auto"` decides whether texts are written token by token.
     """
-    if not batch:
-        return True
-    if request.generation != batch[0].generation or request.seed is not None or batch[0].seed is not None:
+    if any(request.generation != member.generation or (request.seed, member.seed) != (None, None) for member in batch):
         return False
     members = [*batch, request]
     return (

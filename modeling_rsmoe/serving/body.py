@@ -14,15 +14,7 @@ LINGER_BYTES, LINGER_SECONDS = 64 * 2**20, 10.0
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body.
-
-    Args:
-        request: of which nothing was read yet.
-        limit: bytes that are kept.
-
-    Raises:
-        ApiError: 413, known from its length in the header if there is one. ClientDisconnect.
-    """
+    """The whole body; 413 if it has more than `limit` bytes, known from its length in the header if there is one."""
     reason = f"the body has more than {limit} bytes: scale the image down, or send it as JPEG or PNG"
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
@@ -36,11 +28,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 async def discard_body(request: Request) -> None:
-    """Read what is left of the body, within bounds.
-
-    Args:
-        request: that is refused.
-    """
+    """Read what is left of a refused request's body, within bounds."""
     remaining = LINGER_BYTES
     with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: it was read to its end
         async with asyncio.timeout(LINGER_SECONDS):

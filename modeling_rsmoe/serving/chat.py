@@ -88,36 +88,19 @@ class ChatRequest(BaseModel):
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """What a chat request asks of the model.
-
-    Attributes:
-        image_url: of its image.
-        image_field: where that URL stands in the request, for errors.
-        instruction: for the image.
-        generation: arguments of `generate`; the others are the checkpoint's settings.
-        seed: of a sampled text. Greedy texts do not depend on it: they may share a batch.
-        stream: whether the text is sent as it grows.
-        include_usage: whether a stream ends with a count of tokens.
-    """
+    """What a chat request asks of the model."""
 
     image_url: str
-    image_field: str
+    image_field: str  # where that URL stands in the request, for errors
     instruction: str
-    generation: dict[str, Any]
-    seed: int | None
-    stream: bool
-    include_usage: bool
+    generation: dict[str, Any]  # arguments of `generate`; the others are the checkpoint's settings
+    seed: int | None  # of a sampled text. Greedy texts do not depend on it: they may share a batch.
+    stream: bool  # whether the text is sent as it grows
+    include_usage: bool  # whether a stream ends with a count of tokens
 
 
 def parse_body(body: bytes) -> ChatRequest:
-    """A body as a request.
-
-    Args:
-        body: JSON.
-
-    Raises:
-        ApiError: 400, naming the first thing that is wrong and where it stands.
-    """
+    """A body (JSON) as a request; 400 names what is wrong and where it stands."""
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
@@ -143,16 +126,8 @@ def _field_path(location: tuple[int | str, ...]) -> str | None:
 
 
 def image_request(request: ChatRequest, limits: Limits, default_tokens: int) -> ImageRequest:
-    """What a request asks of the model.
-
-    Args:
-        request: of a client.
-        limits: that it may not pass.
-        default_tokens: length of a text where the request does not say.
-
-    Raises:
-        ApiError: 400, no image, several where one is meant, or a limit that is passed.
-    """
+    """What a request asks of the model, `default_tokens` where it does not say how long; 400 for no image, several where
+    one is meant, or a limit that is passed."""
     if request.messages[-1].role != "user":
         raise ApiError(400, "the last message must be the user's", "invalid_request", "messages")
     content = request.messages[-1].content
@@ -160,8 +135,8 @@ def image_request(request: ChatRequest, limits: Limits, default_tokens: int) -> 
     image_url, image_field = _last_image(request.messages)
     generation = _generation(request, limits, default_tokens)
     return ImageRequest(
-        image_url=image_url,
-        image_field=image_field,
+        image_url,
+        image_field,
         instruction=_instruction(" ".join(texts), request.short_answer),
         generation=generation,
         seed=request.seed if generation.get("do_sample") else None,
@@ -214,12 +189,7 @@ def _generation(request: ChatRequest, limits: Limits, default_tokens: int) -> di
 
 @dataclass(frozen=True)
 class Completion:
-    """The head of one answer, which all its events repeat.
-
-    Attributes:
-        id: of the answer.
-        model: as clients call it.
-    """
+    """The head of one answer, which all its events repeat: its id, and the model as clients call it."""
 
     id: str
     model: str

@@ -17,16 +17,8 @@ FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000")
 
 
 async def bytes_of(url: str, field: str, limits: Limits) -> bytes:
-    """The image file behind a data URL, or behind an http(s) URL of an allowed host.
-
-    Args:
-        url: of a request.
-        field: where it stands in the request, for errors.
-        limits: of its size, and the allowed hosts.
-
-    Raises:
-        ApiError: 400 for other URLs, 413 for a file over `limits.body_bytes`. RSMoEError: a malformed data URL.
-    """
+    """The image file behind a data URL, or behind an http(s) URL of an allowed host; 400 for other URLs. `field` is where
+    it stands in the request."""
     if url.startswith("data:"):
         return bytes_of_data_url(url)
     address = urlsplit(url)
@@ -58,16 +50,7 @@ async def _fetch(url: str, field: str, limits: Limits) -> bytes:
 
 
 def open_image(data: bytes, field: str, limits: Limits) -> Image.Image:
-    """The image with only its header read; `read_image` decodes it.
-
-    Args:
-        data: the image file.
-        field: where it stands in the request, for errors.
-        limits: of its pixels.
-
-    Raises:
-        ApiError: 413, more pixels than `limits.pixels`. RSMoEError: no image, or of a kind that is not taken.
-    """
+    """The image with only its header read; `read_image` decodes it. 413 for more pixels than `limits.pixels`."""
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:

@@ -14,15 +14,7 @@ GRACE_SECONDS = 5  # beyond the time that a request may take
 
 
 def take_address(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Args:
-        host: address to listen at.
-        port: 0 is any free one.
-
-    Raises:
-        RSMoEError: the address is taken, or not this machine's.
-    """
+    """A listening socket; port 0 is any free one. Refuses an address that is taken, or not this machine's."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)

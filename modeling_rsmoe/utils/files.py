@@ -15,25 +15,9 @@ CACHE_VARIABLE = "RSMOE_CACHE"
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Write `text` to a temporary file beside `path`, then rename it: whoever reads `path` finds the old or the new
-    text.
-
-    Folders are made as needed; line ends are written as they stand in `text`.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        # mkstemp makes files that only their owner may read.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~mask)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Write `text` as it stands: whoever reads `path` finds the old or the new text. Folders are made as needed."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 @contextmanager
@@ -45,6 +29,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
         yield folder / target.name
+        if target.exists():
+            shutil.copymode(target, folder / target.name)
         os.replace(folder / target.name, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -64,11 +50,7 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
 @contextmanager
 def disk_errors(doing: str, remedy: str) -> Iterator[None]:
     """Turn an error of the file system (no space, no permission, ...) into one clear RSMoEError. Also a decorator.
-
-    Args:
-        doing: what cannot be done: "cannot write".
-        remedy: what the user should do.
-    """
+    `doing` says what cannot be done ("cannot write"), `remedy` what the user should do."""
     try:
         yield
     except OSError as error:
@@ -77,16 +59,8 @@ def disk_errors(doing: str, remedy: str) -> Iterator[None]:
 
 
 def check_input(path: str, kind: str, shown: str | None = None) -> None:
-    """Refuse what is no file that can be read.
-
-    Args:
-        path: of a file.
-        kind: what it should be, for errors: "an image", "a raster".
-        shown: its name for errors, where that is not its path.
-
-    Raises:
-        RSMoEError: no such file, a folder, a pipe or the like, empty, or not readable.
-    """
+    """Refuse what is no file that can be read, and has a byte. Errors say what `kind` it should be ("an image"), and call
+    it `shown`."""
     shown = shown or path
     try:
         if os.path.isdir(path):
@@ -105,15 +79,8 @@ def check_input(path: str, kind: str, shown: str | None = None) -> None:
 
 
 def check_outputs(*files: Path | None, overwrite: bool = True) -> None:
-    """Make the folders that these files will stand in, so that work is not lost for want of a place to write it.
-
-    Args:
-        *files: None is left out.
-        overwrite: whether files may exist.
-
-    Raises:
-        RSMoEError: a file cannot be written there, or exists.
-    """
+    """Make the folders that these files will stand in, so that work is not lost for want of a place to write it. Refuse
+    files that cannot be written, or exist."""
     for file in filter(None, files):
         if file.exists() and not overwrite:
             raise RSMoEError(f"{file} exists: give another name, or --overwrite")
