@@ -1,8 +1,8 @@
 """How the sequences of one batch are read by several adapters at once, on any Llama-style decoder of transformers.
 
-Each sequence is read by one adapter (the router or an expert), or by the base LM alone. The decoder's layers run once over
-all sequences; forward hooks on their linear layers add what each sequence's adapter changes. Nothing here knows about
-images, prompts or tokens.
+Each sequence is read by one adapter (the router or an expert), or by the base LM alone. The decoder's layers run once
+over all sequences; forward hooks on their linear layers add what each sequence's adapter changes. Nothing here knows
+about images, prompts or tokens.
 """
 
 import threading
@@ -22,8 +22,8 @@ FIRST_NORM = "input_layernorm"  # the one module of a decoder layer that runs be
 
 
 class _CallState(threading.local):
-    """What the hooks of a decoder layer know of the call that runs it. Each thread has its own, so that several may use
-    one model; a layer's hooks set it anew before they read it."""
+    """What the hooks of a decoder layer know of the call that runs it. Each thread has its own, so that several may
+    use one model; a layer's hooks set it anew before they read it."""
 
     gate: torch.Tensor | None = None  # [batch_size, 1, sum of ranks]: the adapter's scaling, 0 in others' columns
     adapter_ids: torch.Tensor | None = None  # [batch_size]; only where there are `full` experts
@@ -36,8 +36,8 @@ _STATE = _CallState()
 
 @contextmanager
 def stacked_adapters():
-    """Within, in this thread: the stacked weights of all adapters are made once, not at every step. Only where no weight
-    changes."""
+    """Within, in this thread: the stacked weights of all adapters are made once, not at every step. Only where no
+    weight changes."""
     outer, _STATE.stacks = _STATE.stacks, {} if _STATE.stacks is None else _STATE.stacks
     try:
         yield
@@ -77,8 +77,9 @@ class KeepNormInput:
 
 
 class AddLowRank:
-    """Forward hook of a linear layer: adds each sequence's low-rank product, all adapters in one masked pair of products.
-    `columns` of the gate belong to `pairs`; None where every adapter with low-rank weights has this layer."""
+    """Forward hook of a linear layer: adds each sequence's low-rank product, all adapters in one masked pair of
+    products. `columns` of the gate belong to `pairs`; None where every adapter with low-rank weights has this
+    layer."""
 
     def __init__(self, pairs: list[LowRank], columns: list[int] | None):
         self.pairs, self.columns = pairs, columns

@@ -11,7 +11,8 @@ from .configuration_rsmoe import RSMoEConfig, RSMoEEncoderConfig
 
 
 class RSMoEVisionLanguageEncoder(RSMoEPreTrainedModel):
-    """Images and the instructions they are read under -> `num_query_tokens` features of the LLM's width for each image.
+    """Images and the instructions they are read under -> `num_query_tokens` features of the LLM's width for each
+    image.
 
     Equal to InstructBLIP's encoder: `projection(qformer(queries, instruction, vision_model(pixels)))` [paper].
     """
@@ -87,12 +88,14 @@ class RSMoEVisionLanguageEncoder(RSMoEPreTrainedModel):
         images = image_embeds.shape[0]
         if qformer_input_ids is not None and qformer_input_ids.shape[0] != images:
             raise ValueError(
-                f"qformer_input_ids has {qformer_input_ids.shape[0]} instructions for {images} images; give one for each image."
+                f"qformer_input_ids has {qformer_input_ids.shape[0]} instructions for {images} images; give one for "
+                "each image."
             )
         width = self.config.vision_config.hidden_size
         if image_embeds.ndim != 3 or image_embeds.shape[-1] != width:
             raise ValueError(
-                f"image_embeds has shape {tuple(image_embeds.shape)}; expected [images, patches, {width}] from `encode_image`."
+                f"image_embeds has shape {tuple(image_embeds.shape)}; expected [images, patches, {width}] from "
+                "`encode_image`."
             )
         queries = self.query_tokens.weight.unsqueeze(0).expand(images, -1, -1)  # [images, queries, Q-Former width]
         attention_mask = queries.new_ones(queries.shape[:2], dtype=torch.long)

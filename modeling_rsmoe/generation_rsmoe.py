@@ -23,8 +23,8 @@ ROUTER_MODES = ("generated", "template", "none")
 FUSIONS = ("auto", "rerank", "rewrite", "concat")
 # Settings of the full model: keyword arguments of `generate`, else entries of a generation config, else these.
 DEFAULTS = {"router_mode": "generated", "fusion": "auto", "router_max_new_tokens": 24}
-# Tokens that a step of the rewriting base LM may take over from its prompt, which holds the expert texts: it copies much
-# of them. A step over so many more costs little, and the text stays the same (prompt lookup).
+# Tokens that a step of the rewriting base LM may take over from its prompt, which holds the expert texts: it copies
+# much of them. A step over so many more costs little, and the text stays the same (prompt lookup).
 LOOKUP_TOKENS = 3
 PLAIN_GREEDY = {  # what decoding arguments may be where every step takes its likeliest token
     "do_sample": (None, False),
@@ -34,8 +34,8 @@ PLAIN_GREEDY = {  # what decoding arguments may be where every step takes its li
     "prompt_lookup_num_tokens": (None,),
     "assistant_model": (None,),
 }
-# Made by the processor for the full model; a model's own forward ignores them. Each kind of sequence has `_input_ids` and
-# `_attention_mask`.
+# Made by the processor for the full model; a model's own forward ignores them. Each kind of sequence has `_input_ids`
+# and `_attention_mask`.
 SEQUENCES = (
     "router",  # [num_images, num_experts, tokens]: asks the router for each expert's prompt
     "expert",  # [num_images, num_experts, tokens]: each expert's, with one <prompt> token where its prompt goes
@@ -109,9 +109,9 @@ class RSMoEGenerationMixin(GenerationMixin):
     ):
         """Route, let the experts write and fuse their texts; with plain `input_ids`, transformers' own `generate`.
 
-        The full model runs when the processor's expert inputs are among the arguments (its default). Decoding arguments
-        (greedy, beams, sampling, lengths) hold for the experts and for rewriting; the router always decodes greedily,
-        since its prompts are short and bound to the image [our decision].
+        The full model runs when the processor's expert inputs are among the arguments (its default). Decoding
+        arguments (greedy, beams, sampling, lengths) hold for the experts and for rewriting; the router always decodes
+        greedily, since its prompts are short and bound to the image [our decision].
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): As `input_ids`.
@@ -174,8 +174,8 @@ class RSMoEGenerationMixin(GenerationMixin):
             raise RSMoEError(f"Unknown {name} {value!r}; known are {', '.join(known)}.")
         if value == "rerank" and self.model.reranker is None:
             raise RSMoEError(
-                "fusion 'rerank' needs a reranker, and this checkpoint has none: fit one by `rsmoe train reranker`, or "
-                "give 'rewrite' or 'concat'."
+                "fusion 'rerank' needs a reranker, and this checkpoint has none: fit one by `rsmoe train reranker`, "
+                "or give 'rewrite' or 'concat'."
             )
         return value
 
@@ -280,8 +280,8 @@ class RSMoEGenerationMixin(GenerationMixin):
         ]
 
     def _route(self, requests: list[list[Tokens]], features: torch.Tensor, limit: int) -> list[list[Tokens]]:
-        """What the router writes for each image's experts. Its sequences of one image are alike up to the expert's name,
-        the image included: so much is read once for all of them."""
+        """What the router writes for each image's experts. Its sequences of one image are alike up to the expert's
+        name, the image included: so much is read once for all of them."""
         num_experts = len(requests[0])
         decoding = {"max_new_tokens": limit, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
         prefixes = [sequences[0][: shared_prefix_length(sequences)] for sequences in requests]
@@ -321,8 +321,8 @@ class RSMoEGenerationMixin(GenerationMixin):
     def _write_candidates(
         self, sequences, expert_inputs, router_prompts, images: _Images, fusions: list[str], num_samples: int, kwargs
     ) -> list[list[list[Tokens]]]:
-        """For each image what its experts wrote, and before them the base LM where texts are reranked: a list of samples
-        or beams for each."""
+        """For each image what its experts wrote, and before them the base LM where texts are reranked: a list of
+        samples or beams for each."""
         num_images, num_experts = len(fusions), len(router_prompts[0])
         outputs = self.get_image_features(
             image_embeds=images.embeds.repeat_interleave(num_experts, dim=0),
@@ -440,8 +440,8 @@ class RSMoEGenerationMixin(GenerationMixin):
         return [self._trim(sequence) for sequence in sequences[:, ids.shape[1] :].tolist()]
 
     def _generate_sequences(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor | None, **kwargs):
-        """transformers' own `generate` over finished sequences and the image features that belong to them (`None`: a cache
-        in `kwargs` holds them)."""
+        """transformers' own `generate` over finished sequences and the image features that belong to them (`None`: a
+        cache in `kwargs` holds them)."""
         if features is not None:
             kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
         return super().generate(input_ids=ids, attention_mask=mask, **kwargs)  # type: ignore[misc]
@@ -493,8 +493,8 @@ class RSMoEGenerationMixin(GenerationMixin):
     # ---- what transformers' generate asks of a model
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> Any:
-        """Images to features once, before the sequences are multiplied for beams. transformers' own knows pixels only, and
-        drops `image_embeds`."""
+        """Images to features once, before the sequences are multiplied for beams. transformers' own knows pixels only,
+        and drops `image_embeds`."""
         names = ("pixel_values", "image_embeds", "qformer_input_ids", "qformer_attention_mask")
         images = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
         if "pixel_values" in images or "image_embeds" in images:
@@ -510,8 +510,8 @@ class RSMoEGenerationMixin(GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         **model_kwargs,
     ):
-        """Who reads each sequence is settled here, once for each `generate`, from the whole prompt; later steps carry it
-        along, because a sequence's new tokens do not hold its adapter token."""
+        """Who reads each sequence is settled here, once for each `generate`, from the whole prompt; later steps carry
+        it along, because a sequence's new tokens do not hold its adapter token."""
         if model_kwargs.get("adapter_ids") is None:
             cache = model_kwargs.get("past_key_values")
             if isinstance(cache, RSMoECache) and cache.adapter_ids is not None:
@@ -544,8 +544,8 @@ def shared_prefix_length(sequences: Sequence[Tokens]) -> int:
 
 
 def join_sentences(texts: Sequence[Tokens], sentence_ends: Sequence[int]) -> Tokens:
-    """Texts one after another; a sentence that stands before is dropped. Without tokens that end a sentence whole texts
-    are compared."""
+    """Texts one after another; a sentence that stands before is dropped. Without tokens that end a sentence whole
+    texts are compared."""
     sentences: list[Tokens] = []
     for tokens in texts:
         start = 0

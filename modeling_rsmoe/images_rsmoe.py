@@ -54,8 +54,9 @@ def to_rgb(image: Any, name: str | None = None) -> Image.Image:
     """One image as an upright RGB image of 8 bits a channel.
 
     Args:
-        image: a path, URL or base64 string, a PIL image, or an array or tensor `[H, W]`, `[H, W, C]` or `[C, H, W]` with
-            C of 1 to 4 (2 and 4: the last is alpha), of bool, uint8, uint16, int16, int32, uint32 or float (0 to 1).
+        image: a path, URL or base64 string, a PIL image, or an array or tensor `[H, W]`, `[H, W, C]` or `[C, H, W]`
+            with C of 1 to 4 (2 and 4: the last is alpha), of bool, uint8, uint16, int16, int32, uint32 or float (0 to
+            1).
         name: what errors call it.
 
     Raises:

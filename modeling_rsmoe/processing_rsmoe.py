@@ -346,7 +346,8 @@ class RSMoEProcessor(ProcessorMixin):
                 Of `generate(..., return_dict_in_generate=True)`.
 
         Returns:
-            `list[dict]`: for each text `{"text": str, "router_prompts": {expert: str}, "expert_texts": {expert: str}}`.
+            `list[dict]`: for each text `{"text": str, "router_prompts": {expert: str}, "expert_texts": {expert:
+            str}}`.
         """
         texts = self.tokenizer.batch_decode(outputs.sequences[:, outputs.prompt_length :], skip_special_tokens=True)
         results = []

@@ -1,7 +1,7 @@
 """What every kind of sequence says: to the base LM, the router, an expert, and to the Q-Former beside it.
 
-Training and generation write their sequences here and nowhere else, so that a sequence reads the same in both. A prompt
-knows its kind and its expert; only a text that another library has rendered is read back, by the processor.
+Training and generation write their sequences here and nowhere else, so that a sequence reads the same in both. A
+prompt knows its kind and its expert; only a text that another library has rendered is read back, by the processor.
 
 [our decision] All wordings, except that of `ANSWER_SUFFIX`: the paper's prompts were not recovered.
 """

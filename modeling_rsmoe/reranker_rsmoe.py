@@ -1,8 +1,8 @@
 """The reranker: which of several texts fits an image best, judged by the image alone [our decision].
 
 The base LM and the experts read the same image and often say different things; nothing in them says which of it is
-right. The reranker does: from the ViT's features it predicts the n-grams of the image's captions, weighted as in CIDEr,
-and a text scores as much as its n-grams agree with those. It is linear and fitted in closed form
+right. The reranker does: from the ViT's features it predicts the n-grams of the image's captions, weighted as in
+CIDEr, and a text scores as much as its n-grams agree with those. It is linear and fitted in closed form
 (`rsmoe train reranker`), so it costs next to nothing and is never trained by gradients.
 """
 
@@ -64,8 +64,8 @@ class RSMoEReranker(nn.Module):
         ]
 
     def embed(self, text: Sequence[int]) -> torch.Tensor:
-        """A text's n-grams as a vector (rank), in float32; a product of two texts' vectors is the mean of their cosines
-        over the lengths."""
+        """A text's n-grams as a vector (rank), in float32; a product of two texts' vectors is the mean of their
+        cosines over the lengths."""
         buckets, weights = self.weigh(text)
         if not buckets:
             return self.ngram_embeddings.weight.new_zeros(self.ngram_embeddings.embedding_dim, dtype=torch.float32)

@@ -25,7 +25,8 @@ ROUTER = "router"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model.model."  # of a decoder's weights inside a PeftModel of its causal LM
 KEY = re.compile(r"base_model\.model\.(?:model\.)?layers\.(.+)\.lora_([AB])\.weight")
-# Settings by which an adapter is more than low-rank products of linear layers, where they are not LoraConfig's default.
+# Settings by which an adapter is more than low-rank products of linear layers, where they are not LoraConfig's
+# default.
 BEYOND_LOW_RANK = [
     "bias",
     "use_dora",

@@ -58,8 +58,8 @@ def load(
     Args:
         name: a folder, one that can be assembled such as `"rs-moe-nano"` (the default; assembled on first use, kept in
             the cache), or a repository of the Hub.
-        dtype: of the weights: float32, bfloat16, float16, int8, int8-dynamic or nf4; by default bfloat16 on a GPU, else
-            float32, and what the checkpoint has where it is quantised.
+        dtype: of the weights: float32, bfloat16, float16, int8, int8-dynamic or nf4; by default bfloat16 on a GPU,
+            else float32, and what the checkpoint has where it is quantised.
         device: such as `"cpu"` or `"cuda:1"`; by default a GPU if there is one.
         progress: told what is being done.
         kernels: as of `kernels.use_fast_kernels`.
@@ -122,8 +122,8 @@ def _check_model_type(config_file: Path, name: str) -> None:
         model_type = json.loads(config_file.read_text(encoding="utf-8"))["model_type"]
     if model_type != "rsmoe":
         raise RSMoEError(
-            f"{name} is a checkpoint of model type {model_type!r}, expected 'rsmoe': give an RS-MoE checkpoint, such as "
-            f"{DEFAULT_MODEL}"
+            f"{name} is a checkpoint of model type {model_type!r}, expected 'rsmoe': give an RS-MoE checkpoint, such "
+            f"as {DEFAULT_MODEL}"
         )
 
 

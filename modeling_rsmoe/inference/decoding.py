@@ -1,7 +1,7 @@
 """Greedy decoding whose batch shrinks: sequences that have ended leave it, and those that are left go on faster.
 
-The tokens are those of transformers' own greedy search; what is saved is measured by `rsmoe bench`. Given to `generate` as
-`custom_generate=shrinking_greedy`, transformers' own place for a decoding loop.
+The tokens are those of transformers' own greedy search; what is saved is measured by `rsmoe bench`. Given to
+`generate` as `custom_generate=shrinking_greedy`, transformers' own place for a decoding loop.
 """
 
 from typing import Any
@@ -24,8 +24,8 @@ from ..adapters_rsmoe import RSMoECache
 
 # Sequences that have ended leave when they are one in so many: the others' cache is copied then.
 LEAVE_AT = 4
-# Tokens that a processor forbids at a length: written into the scores, where transformers makes a new tensor of the size
-# of the vocabulary for each.
+# Tokens that a processor forbids at a length: written into the scores, where transformers makes a new tensor of the
+# size of the vocabulary for each.
 FORBIDDEN_TOKENS = {
     MinLengthLogitsProcessor: lambda processor, length: (
         processor.eos_token_id if length < processor.min_length else None
@@ -57,8 +57,8 @@ def shrinking_greedy(
 ) -> Any:
     """For `generate(..., custom_generate=shrinking_greedy)` of a greedy search, without a streamer.
 
-    Where the batch cannot shrink (a GPU, which would have to wait for each step's tokens; a cache of another kind or of
-    the caller; processors that look at all sequences) it is transformers' own search.
+    Where the batch cannot shrink (a GPU, which would have to wait for each step's tokens; a cache of another kind or
+    of the caller; processors that look at all sequences) it is transformers' own search.
 
     Arguments are those that `generate` gives to its searches.
 

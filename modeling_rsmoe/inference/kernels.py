@@ -1,7 +1,7 @@
 """Products of linear layers in the form that a processor computes fast; the numbers stay those of float32.
 
-`use_fast_kernels` decides once for each layer, when a checkpoint is loaded. A layer so replaced is an `nn.Linear` in every
-other respect: it trains, saves, merges and compiles as one.
+`use_fast_kernels` decides once for each layer, when a checkpoint is loaded. A layer so replaced is an `nn.Linear` in
+every other respect: it trains, saves, merges and compiles as one.
 """
 
 import os
@@ -21,11 +21,11 @@ SAMPLE_EVERY = 997  # one number in so many is compared, since a change of `weig
 class FastLinear(nn.Linear):
     """A linear layer whose products without gradients read the weight as fast as memory allows, or nearer to that.
 
-    A float32 weight made of numbers that half precision has, as of a checkpoint that was written in float16, is read from
-    a copy in half precision, half as many bytes, and computed in float32 (FBGEMM). For any other weight: on processors
-    without AVX-512, MKL's product of 2 to 8 sequences takes up to twice as long as that of one, though it reads the same
-    weight; with the weight as the left factor it does not, least of all where they are a multiple of 4. That of one is
-    faster in several blocks of the weight, where the weight is not longer than wide.
+    A float32 weight made of numbers that half precision has, as of a checkpoint that was written in float16, is read
+    from a copy in half precision, half as many bytes, and computed in float32 (FBGEMM). For any other weight: on
+    processors without AVX-512, MKL's product of 2 to 8 sequences takes up to twice as long as that of one, though it
+    reads the same weight; with the weight as the left factor it does not, least of all where they are a multiple of 4.
+    That of one is faster in several blocks of the weight, where the weight is not longer than wide.
     """
 
     packed: Any = None  # the copy in half precision; set by `Refresh`
@@ -117,7 +117,8 @@ def use_fast_kernels(model: nn.Module, kernels: str | None = None) -> int:
 
     Args:
         model: an `RSMoEForConditionalGeneration`.
-        kernels: `"auto"`, or `"torch"` to leave all layers as they are; by default what `$RSMOE_KERNELS` says, else auto.
+        kernels: `"auto"`, or `"torch"` to leave all layers as they are; by default what `$RSMOE_KERNELS` says, else
+            auto.
 
     Returns:
         How many layers were replaced.

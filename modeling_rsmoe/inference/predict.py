@@ -1,5 +1,5 @@
-"""What a model says about images: from images (or their features) and instructions to texts, batch by batch or as they are
-written.
+"""What a model says about images: from images (or their features) and instructions to texts, batch by batch or as they
+are written.
 
 Every door goes through here: command line, server, demo, scenes, image collections and evaluation.
 """

@@ -69,8 +69,8 @@ class KeyedLog:
             now, before = self._settings.get(name), settings.get(name)
             if now != before:
                 raise RSMoEError(
-                    f"{path} is a run with other settings ({name}: {_short(before)}, now {_short(now)}); give those again "
-                    "to continue it, delete it to start anew, or write elsewhere"
+                    f"{path} is a run with other settings ({name}: {_short(before)}, now {_short(now)}); give those "
+                    "again to continue it, delete it to start anew, or write elsewhere"
                 )
         self.lines = lines
 

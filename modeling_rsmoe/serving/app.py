@@ -27,8 +27,8 @@ from .metrics import Metrics
 
 
 class _Stream(EventSourceResponse):
-    """Server-sent events, and a call when they have ended, also if none was ever sent: an iterator that never began does
-    not do that."""
+    """Server-sent events, and a call when they have ended, also if none was ever sent: an iterator that never began
+    does not do that."""
 
     def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]):
         super().__init__(events, headers={"Cache-Control": "no-store"})

@@ -126,8 +126,8 @@ def _field_path(location: tuple[int | str, ...]) -> str | None:
 
 
 def image_request(request: ChatRequest, limits: Limits, default_tokens: int) -> ImageRequest:
-    """What a request asks of the model, `default_tokens` where it does not say how long; 400 for no image, several where
-    one is meant, or a limit that is passed."""
+    """What a request asks of the model, `default_tokens` where it does not say how long; 400 for no image, several
+    where one is meant, or a limit that is passed."""
     if request.messages[-1].role != "user":
         raise ApiError(400, "the last message must be the user's", "invalid_request", "messages")
     content = request.messages[-1].content

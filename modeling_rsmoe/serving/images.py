@@ -17,8 +17,8 @@ FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000")
 
 
 async def bytes_of(url: str, field: str, limits: Limits) -> bytes:
-    """The image file behind a data URL, or behind an http(s) URL of an allowed host; 400 for other URLs. `field` is where
-    it stands in the request."""
+    """The image file behind a data URL, or behind an http(s) URL of an allowed host; 400 for other URLs. `field` is
+    where it stands in the request."""
     if url.startswith("data:"):
         return bytes_of_data_url(url)
     address = urlsplit(url)

@@ -79,8 +79,8 @@ def check_input(path: str, kind: str, shown: str | None = None) -> None:
 
 
 def check_outputs(*files: Path | None, overwrite: bool = True) -> None:
-    """Make the folders that these files will stand in, so that work is not lost for want of a place to write it. Refuse
-    files that cannot be written, or exist."""
+    """Make the folders that these files will stand in, so that work is not lost for want of a place to write it.
+    Refuse files that cannot be written, or exist."""
     for file in filter(None, files):
         if file.exists() and not overwrite:
             raise RSMoEError(f"{file} exists: give another name, or --overwrite")

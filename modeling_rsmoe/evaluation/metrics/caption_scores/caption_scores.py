@@ -18,8 +18,8 @@ class CaptionScores(evaluate.Metric):
     train_captions: captions that the model was trained on (list of str), for "novel".
     metrics: names of the scores wanted; all by default.
     samples, seed: of the bootstrap over images; 1000 and 0 by default.
-    Returns the scores times 100, "intervals": the bounds of the 95 % interval of each, and "missing": why a score could
-    not be computed.
+    Returns the scores times 100, "intervals": the bounds of the 95 % interval of each, and "missing": why a score
+    could not be computed.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -20,8 +20,8 @@ class VQAAccuracy(evaluate.Metric):
     question_types: for example "count", "presence".
     datasets: for example "RSVQA-LR"; "RSVQA-LR" and "RSVQA-HR" have answers that are compared in ranges.
     samples, seed: of the bootstrap over questions; 1000 and 0 by default.
-    Returns the percentages "accuracy", "average", "accuracy: TYPE" and "exact", and "intervals": the bounds of the 95 %
-    interval of each.
+    Returns the percentages "accuracy", "average", "accuracy: TYPE" and "exact", and "intervals": the bounds of the 95
+    % interval of each.
     """
 
     def _info(self) -> evaluate.MetricInfo:
