@@ -1,4 +1,4 @@
-"""RS-MoE for transformers: a mixture-of-experts vision-language model for remote-sensing captioning and question answering."""
+"""RS-MoE for transformers: a mixture-of-experts vision-language model for remote-sensing images."""
 
 import importlib
 from typing import TYPE_CHECKING

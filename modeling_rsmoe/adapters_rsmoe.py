@@ -165,7 +165,7 @@ class RSMoECache(DynamicCache):
 
 
 def is_shard(weight: torch.Tensor) -> bool:
-    """Whether tensor parallelism split this weight (FSDP, which gathers weights before they are used, is not meant)."""
+    """Whether tensor parallelism split this weight. FSDP, which gathers weights before they are used, is not meant."""
     return "tp" in (getattr(getattr(weight, "device_mesh", None), "mesh_dim_names", None) or ())
 
 

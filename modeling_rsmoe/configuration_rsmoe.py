@@ -21,7 +21,7 @@ RESERVED_NAMES = frozenset(
 
 
 class _ChecksModelType(PreTrainedConfig):
-    """Refuses the configuration of another model: transformers would warn and fill in defaults, several GB of random weights."""
+    """Refuses another model's configuration: transformers would warn and fill in defaults, several GB of weights."""
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -238,7 +238,7 @@ class RSMoEConfig(_ChecksModelType):
 
     @property
     def adapter_token_ids(self) -> list[int]:
-        """The tokens that select who reads a sequence: the router's, then each expert's in the order of `expert_names`."""
+        """The tokens that select who reads a sequence: the router's, then each expert's, in their order."""
         return cast(list[int], [self.router_token_id, *(self.expert_token_ids or ())])
 
     def to_dict(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def target_linears(layer: nn.Module, target_modules: Sequence[str]) -> dict[str,
 class RSMoEExpert(RSMoEPreTrainedModel):
     """One lightweight expert: what it changes in the base LM, layer by layer.
 
-    With `expert_type="lora"` it holds a [`LowRank`] pair for each target layer, with `"full"` decoder layers of its own.
+    With `expert_type="lora"` it holds a [`LowRank`] pair for each target layer, with `"full"` its own decoder layers.
     It acts through the hooks of an [`RSMoEModel`] and has no forward: `merge_into` turns it into a plain decoder.
 
     Args:

@@ -400,7 +400,7 @@ class RSMoEGenerationMixin(GenerationMixin):
     def _rerank(
         self, image_embeds: torch.Tensor, candidates: list[list[Tokens]], number: int
     ) -> tuple[list[Tokens], torch.Tensor]:
-        """The `number` texts that fit the image best, best first, and their scores. Where fewer differ, they come again."""
+        """The `number` texts that fit the image best, and their scores. Where fewer differ, they come again."""
         texts = [list(text) for text in dict.fromkeys(tuple(text) for group in candidates for text in group)]
         (scores,) = self.model.reranker(image_embeds, [texts])
         order = scores.argsort(descending=True, stable=True).tolist()

@@ -232,7 +232,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.Tensor:
-        """Mask of the image tokens [batch_size, sequence_length, 1]; raises when their number is not that of the features."""
+        """Mask of the image tokens [batch_size, sequence_length, 1]; raises where they are not as many as features."""
         if input_ids is None:
             token = self.get_input_embeddings()(torch.tensor(self.config.image_token_id, device=inputs_embeds.device))
             mask = (inputs_embeds == token).all(-1)
@@ -397,7 +397,7 @@ def _reattached(loaded: Any) -> Any:
 
 
 def _check_keyword_arguments(language_model) -> None:
-    """Refuse a decoder whose layers do not pass keyword arguments on to their attention: experts could not be selected."""
+    """Refuse a decoder whose layers pass no keyword arguments on to their attention: experts could not be selected."""
     layer = decoder_layers(language_model)[0]
     modules = {"model": language_model, "layer": layer, "attention": layer.get_submodule("self_attn")}
     for place, module in modules.items():

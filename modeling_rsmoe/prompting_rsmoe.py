@@ -114,12 +114,12 @@ class Prompt:
 
     @classmethod
     def for_expert(cls, expert: str, router_prompt: str, expert_instruction: str) -> "Prompt":
-        """Gives `expert` the prompt that the router wrote for it; its Q-Former reads its sub-task, `expert_instruction`."""
+        """Gives `expert` the router's prompt; its Q-Former reads its sub-task, `expert_instruction`."""
         return cls("expert", f"{expert_token(expert)} {router_prompt}", expert_instruction, expert)
 
     @classmethod
     def rewrite(cls, instruction: str, expert_texts: Mapping[str, str]) -> "Prompt":
-        """Asks the base LM for one text out of the expert texts, by name and in order; an empty one leaves its line empty."""
+        """Asks the base LM for one text out of the expert texts, by name and in order; an empty one leaves a line."""
         lines = [f"\n{name}:{' ' + text if text else ''}" for name, text in expert_texts.items()]
         return cls("rewrite", instruction + "".join(lines), instruction)
 

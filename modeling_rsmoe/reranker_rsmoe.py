@@ -74,7 +74,7 @@ class RSMoEReranker(nn.Module):
         return torch.tensor(weights, device=device) @ embeddings
 
     def weigh(self, text: Sequence[int]) -> tuple[list[int], list[float]]:
-        """Buckets of the text's n-grams and their weights (tf-idf), scaled to unit length for each length of n-grams."""
+        """Buckets of the text's n-grams and their tf-idf weights, of unit length for each length of n-grams."""
         buckets: list[int] = []
         weights: list[float] = []
         for counts in hashed_ngrams(text, self.ngram_embeddings.num_embeddings):
@@ -88,7 +88,7 @@ class RSMoEReranker(nn.Module):
 
 
 def pool_image_features(image_embeds: torch.Tensor) -> torch.Tensor:
-    """The first token (of most ViTs the class token), mean and spread of all tokens: (num_images, 3 x vision width)."""
+    """First token (of most ViTs the class token), mean and spread of all tokens: (num_images, 3 x vision width)."""
     values = image_embeds.float()
     return torch.cat([values[:, 0], values.mean(1), values.std(1, correction=0)], dim=1)
 

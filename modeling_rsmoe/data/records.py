@@ -96,10 +96,6 @@ def read_image_folder(
 ) -> list[CaptionRecord | QuestionRecord]:
     """The captions and questions of an ImageFolder, in the order of its metadata; images need not be there.
 
-    Args:
-        folder: with ``metadata.jsonl``.
-        splits: by default all.
-
     Raises:
         RSMoEError: it has no metadata or no records, a line is not as this module says, or a split is not there.
     """
@@ -262,10 +258,6 @@ def _of_image_folder(line: Entry, dataset: str, split: str) -> dict[str, Any]:
 
 def json_lines(file: Path, folder: Path) -> Iterator[Entry]:
     """The JSON objects of a JSONL file.
-
-    Args:
-        file: its blank lines are left out.
-        folder: to which the paths in it are relative.
 
     Raises:
         RSMoEError: the file cannot be read, or a line is no JSON object.

@@ -22,11 +22,6 @@ BOUNDS = (2.5, 97.5)  # percentiles between which 95 % of the resampled scores l
 def mean_interval(values: Sequence[float], samples: int = 1000, seed: int = 0) -> Score:
     """The mean of fractions (1 = right, 0 = wrong) with its interval, times 100. The items' order changes nothing.
 
-    Args:
-        values: of the items.
-        samples: how many times to draw.
-        seed: of the draw.
-
     Raises:
         RSMoEError: when there is no value, or ``samples`` is below 1.
     """
@@ -73,11 +68,6 @@ def interval(value: float, resampled: npt.ArrayLike) -> Score:
 
 def means(statistics: npt.NDArray[np.generic], samples: int, seed: int) -> Array:
     """Means of statistics over drawn items.
-
-    Args:
-        statistics: ``[items, k]``: the numbers of each item that a score is made from.
-        samples: how many times to draw.
-        seed: of the draw.
 
     Returns:
         ``[samples, k]``.

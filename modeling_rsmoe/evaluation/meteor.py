@@ -32,11 +32,6 @@ Pair = tuple[str, tuple[str, ...]]  # a caption and its references
 def statistics(predictions: Sequence[str], references: Sequence[Sequence[str]], java: str) -> Array:
     """What METEOR counts for each caption against the reference it fits best.
 
-    Args:
-        predictions: tokenized captions.
-        references: tokenized references of each caption, at least one each.
-        java: path of the Java program.
-
     Returns:
         ``[captions, 23]``, for `score`.
 

@@ -110,10 +110,6 @@ def tokenize_with_java(texts: Sequence[str], java: str) -> list[str]:
     pycocoevalcap's own wrapper does the same, but writes into its installation folder, and loses the last texts where
     they are empty.
 
-    Args:
-        texts: raw texts; a line break counts as a space.
-        java: path of the Java program.
-
     Raises:
         RSMoEError: when the Java program fails.
     """

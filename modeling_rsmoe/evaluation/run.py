@@ -99,14 +99,6 @@ def select(
 ) -> Selection:
     """The records of a split, checked.
 
-    Args:
-        folder: the data folder.
-        task: `captioning` or `vqa`.
-        split: to evaluate.
-        datasets: their names; all that have the split by default.
-        limit: at most so many records of each dataset, evenly spread over the file, which may be sorted by scene.
-        questions_file: its name in the folder.
-
     Raises:
         RSMoEError: as of the functions of `data.records`; a dataset without this split; an image that stands twice, or
             in two splits; pycocoevalcap is missing.
@@ -248,10 +240,6 @@ def _read_json(file: Path) -> dict[str, Any]:
 def predictions_by_baseline(selection: Selection, name: str) -> Predictions:
     """What a baseline without a model says to each record.
 
-    Args:
-        selection: the records, and those to learn from.
-        name: one of `TEXT_BASELINES`.
-
     Raises:
         RSMoEError: there are no training records, or the task has no such baseline.
     """
@@ -264,11 +252,6 @@ def predictions_by_baseline(selection: Selection, name: str) -> Predictions:
 
 def baseline_texts(selection: Selection, name: str, records: Sequence[Any]) -> list[str]:
     """What a baseline without a model says to some of the records.
-
-    Args:
-        selection: with the records to learn from.
-        name: one of `TEXT_BASELINES`.
-        records: of the selection.
 
     Raises:
         RSMoEError: there are no training records, or the task has no such baseline.
@@ -359,11 +342,6 @@ def differences(
     selection: Selection, ours: Sequence[Evaluated], other_predictions: Mapping[Key, Line]
 ) -> list[Difference]:
     """Ours minus another system's on each dataset, and on all of them together where there are several.
-
-    Args:
-        selection: the records.
-        ours: as of `evaluate`.
-        other_predictions: of the other system for the same records.
 
     Raises:
         RSMoEError: a record has no prediction by the other system.

@@ -126,7 +126,7 @@ def save_llm(
 
 
 def export_peft(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> list[str]:
-    """`output`/base: the base LM; `output`/NAME: the router and each expert as an adapter of it. Returns the folders."""
+    """`output`/base: the base LM; `output`/NAME: router and experts as adapters of it. Returns the folders."""
     with whole_folder(output) as folder:
         for name in adapters_of(model):
             save_peft(model, name, folder / name, base=str(output / "base"))

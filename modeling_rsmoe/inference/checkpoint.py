@@ -1,4 +1,4 @@
-"""A checkpoint by the name that a user knows it by: a folder, a checkpoint that can be assembled, or one on the Hub."""
+"""A checkpoint by the name that a user knows it by: a folder, one that can be assembled, or one on the Hub."""
 
 import json
 import re
@@ -90,7 +90,7 @@ def load(
 
 
 def find_checkpoint(name: str, progress: Progress = no_progress) -> Path:
-    """A checkpoint's folder on this machine; it is assembled or fetched if need be. Arguments and errors as of `load`."""
+    """A checkpoint's folder on this machine, assembled or fetched if need be. Arguments and errors as of `load`."""
     path = Path(name).expanduser()
     if path.is_dir():
         _check_model_type(path / "config.json", name)
@@ -108,7 +108,7 @@ def find_checkpoint(name: str, progress: Progress = no_progress) -> Path:
 
 
 def revision_of(folder: Path, sha256: str | None = None) -> str:
-    """The commit of a checkpoint from the Hub, else the first 12 digits of its folder's hash (`sha256`, if it is known)."""
+    """The commit of a checkpoint from the Hub, else 12 digits of its folder's hash (`sha256`, if it is known)."""
     from ..utils.provenance import folder_sha256
 
     from_hub = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)

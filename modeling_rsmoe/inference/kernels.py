@@ -62,7 +62,7 @@ class FastLinear(nn.Linear):
 
 
 class Refresh:
-    """Pre-hook of a model: before it reads a prompt, the packed weights of the replaced layers are those of its weights."""
+    """Pre-hook of a model: before it reads a prompt, packed weights become those of the layers' weights."""
 
     def __init__(self, layers: list[FastLinear]):
         self.layers = layers
@@ -107,7 +107,7 @@ def _is_plain(weight: torch.Tensor) -> bool:
 
 
 def is_slow(layer: nn.Module) -> bool:
-    """Whether torch's own product of this layer is slow here: a float32 weight on a processor with AVX2 and no more."""
+    """Whether torch's product of this layer is slow here: a float32 weight on a processor with AVX2 and no more."""
     is_linear = type(layer) is nn.Linear and layer.bias is None and _is_plain(layer.weight)
     return is_linear and torch.backends.cpu.get_cpu_capability() == "AVX2"
 

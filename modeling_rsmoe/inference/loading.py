@@ -12,7 +12,7 @@ REMEDY = "assemble or download it again"
 
 @contextmanager
 def loading_errors(what: str, folder: str | Path) -> Iterator[None]:
-    """Within: what transformers and safetensors raise about missing or damaged files of `what` ("the checkpoint") becomes
+    """Within: what transformers and safetensors raise over bad files of `what` ("the checkpoint") becomes
     an `RSMoEError`."""
     from safetensors import SafetensorError
 

@@ -300,7 +300,7 @@ def _experts_of(system: str, experts: Sequence[str]) -> list[str] | None:
 
 
 class _Stopped(StoppingCriteria):
-    """Stops the sequences of images whose `stop` says so; an image's sequences stand together, for experts and beams."""
+    """Stops the sequences of images whose `stop` says so. An image's sequences (experts, beams) stand together."""
 
     def __init__(self, stops: list[Stop]):
         self.stops = stops

@@ -30,11 +30,6 @@ WEIGHTS, OPTIMIZER, SCHEDULE = "trained.safetensors", "optimizer.safetensors", "
 def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, there complete or not at all.
 
-    Args:
-        tensors: by name, on any device.
-        file: is replaced if it exists.
-        metadata: of the file.
-
     Raises:
         OSError: it cannot be written.
     """
@@ -48,10 +43,6 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path, metadata: dict
 
 def load_parameters(model: torch.nn.Module, file: Path) -> None:
     """Put the weights of a file into the parameters of their names.
-
-    Args:
-        model: is changed in place.
-        file: safetensors.
 
     Raises:
         RSMoEError: the file is damaged, or holds a weight that the model does not have in that shape.

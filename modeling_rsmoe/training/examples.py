@@ -85,10 +85,6 @@ def _repeated(records: list[R], datasets: Sequence[str] | None) -> list[R]:
 def read_examples(file: str | Path, folder: Path) -> list[Example]:
     """Examples of a JSONL file: lines with `image`, `kind`, `expert` (or null), `prompt`, `completions`.
 
-    Args:
-        file: the JSONL file.
-        folder: the data folder that its `image` paths are relative to.
-
     Raises:
         RSMoEError: with the line that is no example, or whose image is missing.
     """
@@ -112,14 +108,6 @@ def epoch_examples(
     data: TrainingData, recipe: Recipe, instructions: dict[str, str], seed: int, epoch: int, multiple: int = 1
 ) -> list[Example]:
     """One epoch of examples in random order.
-
-    Args:
-        data: from `read_data`.
-        recipe: the shares of all kinds.
-        instructions: the experts' instructions, by name; only aspects have sentences to learn from.
-        seed: of everything random.
-        epoch: another epoch draws other examples.
-        multiple: the number of examples is rounded up to a multiple of it.
 
     Raises:
         RSMoEError: as of `stage1_examples` and `stage2_examples`; a recipe without any example.

@@ -57,10 +57,6 @@ class FeatureCache:
     def add(self, images: Sequence[Path], progress: Progress = no_progress) -> None:
         """Make the features of those images that have none here, or have changed. A second process waits meanwhile.
 
-        Args:
-            images: paths.
-            progress: how many images are encoded.
-
         Raises:
             RSMoEError: an image cannot be read, a feature is not finite, or the disk is full (finished features stay).
         """

@@ -67,11 +67,6 @@ def without_weights(
 ) -> RSMoEForConditionalGeneration:
     """The model on the meta device; with a recipe, as its stage trains it.
 
-    Args:
-        config: of the model.
-        recipe: which modules learn, with which LoRA.
-        bf16: as of the training's arguments: frozen weights of the base LM in half precision.
-
     Raises:
         RSMoEError: as of `select_modules`.
     """

@@ -1,4 +1,4 @@
-"""Heavy libraries that only some commands need: imported where they are used, and a missing one says what installs it."""
+"""Heavy libraries that only some commands need: imported where they are used; a missing one says what installs it."""
 
 import importlib
 from typing import Any

@@ -43,7 +43,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """The folder that downloads and image features are kept in: `cache_dir`, else ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``."""
+    """Where downloads and image features are kept: `cache_dir`, else ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``."""
     return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/rsmoe").expanduser()
 
 
@@ -59,7 +59,7 @@ def disk_errors(doing: str, remedy: str) -> Iterator[None]:
 
 
 def check_input(path: str, kind: str, shown: str | None = None) -> None:
-    """Refuse what is no file that can be read, and has a byte. Errors say what `kind` it should be ("an image"), and call
+    """Refuse what is no file that can be read, or empty. Errors say what `kind` it should be ("an image"), and call
     it `shown`."""
     shown = shown or path
     try:
