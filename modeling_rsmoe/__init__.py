@@ -19,24 +19,15 @@ if TYPE_CHECKING:
 
 # What each lists in its `__all__` is public. Imported when a name is asked for: `rsmoe --help` answers without
 # transformers, whose import alone takes most of a second, and so does that of its `_LazyModule`.
-_PUBLIC_MODULES = (
-    "configuration_rsmoe",
-    "encoder_rsmoe",
-    "errors_rsmoe",
-    "experts_rsmoe",
-    "generation_rsmoe",
-    "modeling_rsmoe",
-    "processing_rsmoe",
-    "prompting_rsmoe",
-    "router_rsmoe",
-)
+_PUBLIC_MODULES = ["configuration", "encoder", "errors", "experts", "generation", "modeling", "processing"]
+_PUBLIC_MODULES += ["prompting", "router"]
 
 
 def __getattr__(name: str):
     if not name.startswith("_"):
         register()
         for module_name in _PUBLIC_MODULES:
-            module = importlib.import_module(f".{module_name}", __name__)
+            module = importlib.import_module(f".{module_name}_rsmoe", __name__)
             if name in module.__all__:
                 return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """How the sequences of one batch are read by several adapters at once, on any Llama-style decoder of transformers.
 
-Each sequence is read by one adapter (the router or an expert), or by the base LM alone. The decoder's layers run once over
-all sequences; forward hooks on their linear layers add what each sequence's adapter changes. Nothing here knows about
-images, prompts or tokens.
+Each sequence is read by one adapter (the router or an expert), or by the base LM alone. The decoder's layers run once
+over all sequences; forward hooks on their linear layers add what each sequence's adapter changes. Nothing here knows
+about images, prompts or tokens.
 """
 
 import threading
@@ -22,8 +22,8 @@ FIRST_NORM = "input_layernorm"  # the one module of a decoder layer that runs be
 
 
 class _CallState(threading.local):
-    """What the hooks of a decoder layer know of the call that runs it. Each thread has its own, so that several may use
-    one model; a layer's hooks set it anew before they read it."""
+    """What the hooks of a decoder layer know of the call that runs it. Each thread has its own, so that several may
+    use one model; a layer's hooks set it anew before they read it."""
 
     gate: torch.Tensor | None = None  # [batch_size, 1, sum of ranks]: the adapter's scaling, 0 in others' columns
     adapter_ids: torch.Tensor | None = None  # [batch_size]; only where there are `full` experts
@@ -36,8 +36,8 @@ _STATE = _CallState()
 
 @contextmanager
 def stacked_adapters():
-    """Within, in this thread: the stacked weights of all adapters are made once, not at every step. Only where no weight
-    changes."""
+    """Within, in this thread: the stacked weights of all adapters are made once, not at every step. Only where no
+    weight changes."""
     outer, _STATE.stacks = _STATE.stacks, {} if _STATE.stacks is None else _STATE.stacks
     try:
         yield
@@ -77,12 +77,9 @@ class KeepNormInput:
 
 
 class AddLowRank:
-    """Forward hook of a linear layer: adds each sequence's low-rank product, all adapters in one masked pair of products.
-
-    Args:
-        pairs: of the adapters that have this layer.
-        columns: of the gate that belong to `pairs`; None where every adapter with low-rank weights has this layer.
-    """
+    """Forward hook of a linear layer: adds each sequence's low-rank product, all adapters in one masked pair of
+    products. `columns` of the gate belong to `pairs`; None where every adapter with low-rank weights has this
+    layer."""
 
     def __init__(self, pairs: list[LowRank], columns: list[int] | None):
         self.pairs, self.columns = pairs, columns
@@ -118,11 +115,7 @@ class AddLowRank:
 
 
 class ReplaceOutputs:
-    """Forward hook of any layer with weights: sequences of a `full` expert get the output of that expert's layer.
-
-    Args:
-        layers: by adapter id.
-    """
+    """Forward hook of any layer with weights: sequences of a `full` expert get the output of that expert's layer."""
 
     def __init__(self, layers: dict[int, nn.Module]):
         self.layers = layers
@@ -204,12 +197,7 @@ def gate_columns(adapters: dict[int, RSMoEExpert]) -> dict[int, range]:
 
 
 def attach_adapters(language_model: PreTrainedModel, adapters: dict[int, RSMoEExpert]) -> None:
-    """Hook adapters into the decoder. Safe to call again: what is hooked stays as it is.
-
-    Args:
-        language_model: the base LM.
-        adapters: router and experts by id.
-    """
+    """Hook adapters, by id, into the decoder. Safe to call again: what is hooked stays as it is."""
     columns = gate_columns(adapters)
     for index, layer in enumerate(decoder_layers(language_model)):
         pairs: dict[str, dict[int, LowRank]] = {}

@@ -18,8 +18,8 @@ class RSMoEPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _other_auto_classes: dict[str, str] = {}  # entries of `auto_map` besides the class's own
-    # What is small and decides much stays in float32 (docs/quantization.md): in a model of half precision by the first list, and
-    # out of 8 or 4 bits by the second, which quantisers read from the start of a module's name.
+    # What is small and decides much stays in float32 (docs/quantization.md): in a model of half precision by the first
+    # list, and out of 8 or 4 bits by the second, which quantisers read from the start of a module's name.
     _keep_in_fp32_modules_strict = [
         r"encoder\.qformer",
         r"encoder\.query_tokens",
@@ -29,8 +29,8 @@ class RSMoEPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules = [r"(?:model\.)?(?:encoder\.(?:qformer|query_tokens|projection)|reranker)"]
 
     def save_pretrained(self, *args, **kwargs):
-        """As of every model. What saving writes into a configuration (class, code) goes into a copy: encoder, router and
-        experts share theirs with the whole model."""
+        """As of every model. What saving writes into a configuration (class, code) goes into a copy: encoder, router
+        and experts share theirs with the whole model."""
         config, self.config = self.config, self.config_to_save()
         try:
             return super().save_pretrained(*args, **kwargs)

@@ -45,8 +45,7 @@ class RSMoEExpertConfig(_ChecksModelType):
             `"lora"`: low-rank weights over the shared, frozen base LM [our decision: memory of one LLM]. `"full"`:
             its own copy of the decoder's layers, as in the paper's text [paper]. Embeddings and `lm_head` are shared
             in both.
-        r (`int`, *optional*, defaults to 8):
-            Rank of the low-rank weights [paper: 8 in the authors' Q-Former code].
+        r (`int`, *optional*, defaults to 8): Rank of the low-rank weights [paper: 8 in the authors' Q-Former code].
         lora_alpha (`float`, *optional*, defaults to 16.0):
             The low-rank product is scaled by `lora_alpha / r` [paper: 16, same place].
         target_modules (`list[str]`, *optional*):
@@ -106,27 +105,22 @@ class RSMoEConfig(_ChecksModelType):
             The decoder of the base LM (Llama, Qwen2, Qwen3, Mistral, SmolLM3, ...).
         router_config (`RSMoERouterConfig`, *optional*):
             Weights of the instruction router, which writes one text prompt for each expert [paper].
-        expert_config (`RSMoEExpertConfig`, *optional*):
-            Weights of every expert.
+        expert_config (`RSMoEExpertConfig`, *optional*): Weights of every expert.
         expert_names (`list[str]`, *optional*, defaults to `["theme", "object", "relation"]`):
             One expert for each name, in the order in which their texts are fused; 1 to 8 names [paper: three].
         num_query_tokens (`int`, *optional*, defaults to 32):
             Query tokens of the Q-Former: the image tokens of a sequence [paper].
         image_token_id (`int`, *optional*):
             The token `<image>`. It and the next ones are by default the last ids of the vocabulary, in this order.
-        prompt_token_id (`int`, *optional*):
-            The token `<prompt>`, in whose place a prompt or an expert text goes.
-        router_token_id (`int`, *optional*):
-            The token `<router>`.
-        expert_token_ids (`list[int]`, *optional*):
-            One token for each expert.
+        prompt_token_id (`int`, *optional*): The token `<prompt>`, in whose place a prompt or an expert text goes.
+        router_token_id (`int`, *optional*): The token `<router>`.
+        expert_token_ids (`list[int]`, *optional*): One token for each expert.
         sentence_end_token_ids (`list[int]`, *optional*):
             Tokens that end a sentence: fusion by `concat` drops a sentence that stands before. Empty: whole texts are
             compared.
         reranker_rank (`int`, *optional*, defaults to 0):
             Rank of the reranker, which fuses by `rerank` [our decision]. 0: the model has none.
-        reranker_buckets (`int`, *optional*, defaults to 4096):
-            Number of hashed n-grams that the reranker knows.
+        reranker_buckets (`int`, *optional*, defaults to 4096): Number of hashed n-grams that the reranker knows.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
             Whether the head shares the weights of the embeddings; true where `text_config` says so.
 
@@ -187,8 +181,9 @@ class RSMoEConfig(_ChecksModelType):
     def _check_modules(self) -> None:
         if not getattr(self.vision_config, "hidden_size", None) or not hasattr(self.vision_config, "patch_size"):
             raise RSMoEError(
-                f"vision_config.model_type {self.vision_config.model_type!r} has no hidden_size or no patch_size; choose "
-                "an encoder with patch features, such as 'dinov2', 'vit', 'clip_vision_model' or 'siglip_vision_model'."
+                f"vision_config.model_type {self.vision_config.model_type!r} has no hidden_size or no patch_size; "
+                "choose an encoder with patch features, such as 'dinov2', 'vit', 'clip_vision_model' or "
+                "'siglip_vision_model'."
             )
         if self.qformer_config.hidden_size % self.qformer_config.num_attention_heads:
             raise RSMoEError(
@@ -203,8 +198,8 @@ class RSMoEConfig(_ChecksModelType):
             raise RSMoEError(f"num_query_tokens is {self.num_query_tokens}; give 1 or more.")
         if self.reranker_rank < 0 or self.reranker_buckets < 1:
             raise RSMoEError(
-                f"reranker_rank is {self.reranker_rank} and reranker_buckets {self.reranker_buckets}; give a rank of 0 "
-                "(no reranker) or more, and 1 bucket or more."
+                f"reranker_rank is {self.reranker_rank} and reranker_buckets {self.reranker_buckets}; give a rank of "
+                "0 (no reranker) or more, and 1 bucket or more."
             )
 
     def _check_names(self) -> None:
@@ -237,8 +232,8 @@ class RSMoEConfig(_ChecksModelType):
         ids = cast(list[int], [self.image_token_id, self.prompt_token_id, *self.adapter_token_ids])
         if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) >= vocab_size:
             raise RSMoEError(
-                f"image_token_id, prompt_token_id, router_token_id and expert_token_ids are {ids}; they must differ from "
-                f"each other and lie in the vocabulary of text_config.vocab_size {vocab_size}."
+                f"image_token_id, prompt_token_id, router_token_id and expert_token_ids are {ids}; they must differ "
+                f"from each other and lie in the vocabulary of text_config.vocab_size {vocab_size}."
             )
 
     @property
@@ -255,8 +250,8 @@ class RSMoEConfig(_ChecksModelType):
 
 @strict
 class RSMoEEncoderConfig(RSMoEConfig):
-    """Configuration in the folder of an [`RSMoEVisionLanguageEncoder`] that is saved alone: the full model's, under a type of
-    its own."""
+    """Configuration in the folder of an [`RSMoEVisionLanguageEncoder`] that is saved alone: the full model's, under a
+    type of its own."""
 
     model_type = "rsmoe_encoder"
 

@@ -11,7 +11,8 @@ from .configuration_rsmoe import RSMoEConfig, RSMoEEncoderConfig
 
 
 class RSMoEVisionLanguageEncoder(RSMoEPreTrainedModel):
-    """Images and the instructions they are read under -> `num_query_tokens` features of the LLM's width for each image.
+    """Images and the instructions they are read under -> `num_query_tokens` features of the LLM's width for each
+    image.
 
     Equal to InstructBLIP's encoder: `projection(qformer(queries, instruction, vision_model(pixels)))` [paper].
     """
@@ -23,12 +24,9 @@ class RSMoEVisionLanguageEncoder(RSMoEPreTrainedModel):
     def __init__(self, config: RSMoEConfig):
         super().__init__(config)
         # AutoModel does not know InstructBLIP's ViT on its own.
-        instructblip = config.vision_config.model_type == InstructBlipVisionConfig.model_type
-        self.vision_model = (
-            InstructBlipVisionModel._from_config(config.vision_config)
-            if instructblip
-            else AutoModel.from_config(config.vision_config)
-        )
+        is_instructblip = config.vision_config.model_type == InstructBlipVisionConfig.model_type
+        from_config = InstructBlipVisionModel._from_config if is_instructblip else AutoModel.from_config
+        self.vision_model = from_config(config.vision_config)
         self.qformer = InstructBlipQFormerModel._from_config(config.qformer_config)
         # An embedding rather than a bare parameter: PEFT's `modules_to_save` takes modules only.
         self.query_tokens = nn.Embedding(config.num_query_tokens, config.qformer_config.hidden_size)
@@ -55,15 +53,10 @@ class RSMoEVisionLanguageEncoder(RSMoEPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(images, 3, height, width)`): as the image processor makes them.
         """
-        vision_dtype = self.vision_model.dtype
-        return self.vision_model(pixel_values=pixel_values.to(vision_dtype)).last_hidden_state
+        return self.vision_model(pixel_values=pixel_values.to(self.vision_model.dtype)).last_hidden_state
 
     def forward(self, *args, **kwargs) -> torch.Tensor:
-        """Arguments as of `query_states`.
-
-        Returns:
-            `torch.Tensor` of shape `(images, num_query_tokens, LLM width)`.
-        """
+        """Arguments as of `query_states` -> `(images, num_query_tokens, LLM width)`."""
         hidden = self.query_states(*args, **kwargs)
         return self.projection(hidden.to(self.projection.weight.dtype))
 
@@ -95,12 +88,14 @@ class RSMoEVisionLanguageEncoder(RSMoEPreTrainedModel):
         images = image_embeds.shape[0]
         if qformer_input_ids is not None and qformer_input_ids.shape[0] != images:
             raise ValueError(
-                f"qformer_input_ids has {qformer_input_ids.shape[0]} instructions for {images} images; give one for each image."
+                f"qformer_input_ids has {qformer_input_ids.shape[0]} instructions for {images} images; give one for "
+                "each image."
             )
         width = self.config.vision_config.hidden_size
         if image_embeds.ndim != 3 or image_embeds.shape[-1] != width:
             raise ValueError(
-                f"image_embeds has shape {tuple(image_embeds.shape)}; expected [images, patches, {width}] from `encode_image`."
+                f"image_embeds has shape {tuple(image_embeds.shape)}; expected [images, patches, {width}] from "
+                "`encode_image`."
             )
         queries = self.query_tokens.weight.unsqueeze(0).expand(images, -1, -1)  # [images, queries, Q-Former width]
         attention_mask = queries.new_ones(queries.shape[:2], dtype=torch.long)

@@ -8,4 +8,9 @@ class RSMoEError(ValueError):
     """
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, to stand within a message of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 __all__ = ["RSMoEError"]

@@ -3,7 +3,7 @@
 How the sequences of one batch are read by several experts at once stands in `adapters_rsmoe`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -27,11 +27,7 @@ class LowRank(nn.Module):
 
 
 def decoder_layers(language_model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's layers.
-
-    Raises:
-        RSMoEError: names a decoder that cannot hold experts.
-    """
+    """The decoder's layers; an error names a decoder that cannot hold experts."""
     layers = getattr(language_model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
         raise RSMoEError(
@@ -48,16 +44,8 @@ def check_float(language_model: PreTrainedModel) -> None:
 
 
 def target_linears(layer: nn.Module, target_modules: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear layers that get low-rank weights, by their path inside `layer`.
-
-    Args:
-        layer: of the decoder.
-        target_modules: leaf names. The result is in their order, so that the order of parameters never depends on how a
-            config was stored.
-
-    Raises:
-        RSMoEError: names a target that the layer lacks, and those that it has.
-    """
+    """The linear layers that get low-rank weights, by their path inside a decoder layer. They are in the order of the
+    leaf names `target_modules`, so that the order of parameters never depends on how a config was stored."""
     paths_by_leaf: dict[str, list[str]] = {}
     for path, module in layer.named_modules():
         if isinstance(module, nn.Linear):
@@ -73,20 +61,6 @@ def target_linears(layer: nn.Module, target_modules: Sequence[str]) -> dict[str,
     return linears
 
 
-def _mirror(paths: Mapping[str, nn.Module]) -> nn.Module:
-    """A tree of empty modules with `paths` as its leaves: parameter names then equal the decoder's own."""
-    root = nn.Module()
-    for path, leaf in paths.items():
-        *parents, name = path.split(".")
-        node = root
-        for parent in parents:
-            if not hasattr(node, parent):
-                node.add_module(parent, nn.Module())
-            node = getattr(node, parent)
-        node.add_module(name, leaf)
-    return root
-
-
 class RSMoEExpert(RSMoEPreTrainedModel):
     """One lightweight expert: what it changes in the base LM, layer by layer.
 
@@ -94,8 +68,7 @@ class RSMoEExpert(RSMoEPreTrainedModel):
     It acts through the hooks of an [`RSMoEModel`] and has no forward: `merge_into` turns it into a plain decoder.
 
     Args:
-        config (`RSMoEExpertConfig`):
-            Its type, rank and places.
+        config (`RSMoEExpertConfig`): Its type, rank and places.
         layers (`nn.ModuleList`, *optional*):
             The decoder layers that it belongs to; by default those of `config.text_config`, without weights.
     """
@@ -122,10 +95,17 @@ class RSMoEExpert(RSMoEPreTrainedModel):
         self._tp_plan = self._tensor_parallel_plan()
 
     def _low_rank_tree(self, layer: nn.Module) -> nn.Module:
-        pairs = {}
+        """Pairs in empty modules, so that parameter names equal the decoder's own."""
+        root = nn.Module()
         for path, linear in target_linears(layer, self.config.target_modules).items():
-            pairs[path] = LowRank(linear.in_features, linear.out_features, self.config.r)
-        return _mirror(pairs)
+            *parents, name = path.split(".")
+            node = root
+            for parent in parents:
+                if not hasattr(node, parent):
+                    node.add_module(parent, nn.Module())
+                node = getattr(node, parent)
+            node.add_module(name, LowRank(linear.in_features, linear.out_features, self.config.r))
+        return root
 
     def _tensor_parallel_plan(self) -> dict[str, str]:
         """What is split as the decoder's own linear layers are. Of a pair that is the side that meets the split width:
@@ -162,8 +142,7 @@ class RSMoEExpert(RSMoEPreTrainedModel):
         """Start at the base LM exactly: B = 0, or copied layers. The beginning of stage 2 [paper].
 
         Args:
-            language_model (`PreTrainedModel`):
-                The base LM.
+            language_model (`PreTrainedModel`): The base LM.
         """
         if self.config.expert_type == "full":
             check_float(language_model)
@@ -179,8 +158,7 @@ class RSMoEExpert(RSMoEPreTrainedModel):
         """Write this expert into a decoder's weights, in place, which makes it a plain LLM.
 
         Args:
-            language_model (`PreTrainedModel`):
-                The base LM, or a copy of it.
+            language_model (`PreTrainedModel`): The base LM, or a copy of it.
 
         Returns:
             `PreTrainedModel`: that decoder.
@@ -189,13 +167,10 @@ class RSMoEExpert(RSMoEPreTrainedModel):
             RSMoEError: its weights are quantised.
         """
         check_float(language_model)
-        layers = decoder_layers(language_model)
-        if self.config.expert_type == "full":
-            for layer, expert_layer in zip(layers, self.layers):
-                for name, parameter in expert_layer.named_parameters():
-                    layer.get_parameter(name).copy_(parameter)
-            return language_model
-        for layer, expert_layer in zip(layers, self.layers):
+        for layer, expert_layer in zip(decoder_layers(language_model), self.layers):
+            if self.config.expert_type == "full":
+                layer.load_state_dict(expert_layer.state_dict())
+                continue
             for path, linear in target_linears(layer, self.config.target_modules).items():
                 pair = cast(LowRank, expert_layer.get_submodule(path))
                 delta = self.scaling * (pair.lora_B.float() @ pair.lora_A.float())
@@ -206,8 +181,7 @@ class RSMoEExpert(RSMoEPreTrainedModel):
         """Take the weights of an expert's folder; type, scaling and shapes must equal this expert's.
 
         Args:
-            folder (`str` or `Path`):
-                Of an expert that was saved alone.
+            folder (`str` or `Path`): Of an expert that was saved alone.
 
         Raises:
             RSMoEError: names the first weight that is missing, of another shape, or not finite (one infinite weight

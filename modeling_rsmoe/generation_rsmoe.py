@@ -6,6 +6,7 @@ how the experts' texts become one answer; the fusions here are [our decision].
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from os.path import commonprefix
 from typing import Any, cast
 
@@ -22,8 +23,8 @@ ROUTER_MODES = ("generated", "template", "none")
 FUSIONS = ("auto", "rerank", "rewrite", "concat")
 # Settings of the full model: keyword arguments of `generate`, else entries of a generation config, else these.
 DEFAULTS = {"router_mode": "generated", "fusion": "auto", "router_max_new_tokens": 24}
-# Tokens that a step of the rewriting base LM may take over from its prompt, which holds the expert texts: it copies much
-# of them. A step over so many more costs little, and the text stays the same (prompt lookup).
+# Tokens that a step of the rewriting base LM may take over from its prompt, which holds the expert texts: it copies
+# much of them. A step over so many more costs little, and the text stays the same (prompt lookup).
 LOOKUP_TOKENS = 3
 PLAIN_GREEDY = {  # what decoding arguments may be where every step takes its likeliest token
     "do_sample": (None, False),
@@ -33,8 +34,8 @@ PLAIN_GREEDY = {  # what decoding arguments may be where every step takes its li
     "prompt_lookup_num_tokens": (None,),
     "assistant_model": (None,),
 }
-# Made by the processor for the full model; a model's own forward ignores them. Each kind of sequence has `_input_ids` and
-# `_attention_mask`.
+# Made by the processor for the full model; a model's own forward ignores them. Each kind of sequence has `_input_ids`
+# and `_attention_mask`.
 SEQUENCES = (
     "router",  # [num_images, num_experts, tokens]: asks the router for each expert's prompt
     "expert",  # [num_images, num_experts, tokens]: each expert's, with one <prompt> token where its prompt goes
@@ -57,14 +58,11 @@ class RSMoEGenerateOutput(GenerateDecoderOnlyOutput):
     The other fields are those of every `generate`; `scores` and `logits` are the rewriting base LM's.
 
     Args:
-        sequences (`torch.LongTensor` of shape `(num_texts, sequence_length)`):
-            The given prompt and the final text.
-        router_prompts (`torch.LongTensor` of shape `(num_images, num_experts, tokens)`):
-            What each expert was asked.
+        sequences (`torch.LongTensor` of shape `(num_texts, sequence_length)`): The given prompt and the final text.
+        router_prompts (`torch.LongTensor` of shape `(num_images, num_experts, tokens)`): What each expert was asked.
         expert_sequences (`torch.LongTensor` of shape `(num_images, num_experts, tokens)`):
             What each expert wrote; with `fusion="concat"` for each of `num_return_sequences`.
-        prompt_length (`int`):
-            How many tokens of `sequences` are the prompt.
+        prompt_length (`int`): How many tokens of `sequences` are the prompt.
         sequences_scores (`torch.FloatTensor` of shape `(num_texts,)`, *optional*):
             How well the reranker found each text to fit its image; not a number for texts that were rewritten.
     """
@@ -83,13 +81,14 @@ class _Images:
     features: torch.Tensor  # [num_images, num_query_tokens, hidden_size]
 
 
-@dataclass
-class _Fused:
-    """The final texts of one image, and what was written on the way."""
+def auto_fusion(task: str, has_reranker: bool) -> str:
+    """What the fusion `"auto"` comes to [our decision].
 
-    texts: list[Tokens]
-    expert_texts: list[list[Tokens]]  # for each sample, of each expert
-    scores: list[torch.Tensor] | None = None
+    Args:
+        task (`str`): One of `prompting_rsmoe.TASKS`.
+        has_reranker (`bool`): Whether the model has one.
+    """
+    return "rerank" if has_reranker and task == "caption" else "rewrite"
 
 
 class RSMoEGenerationMixin(GenerationMixin):
@@ -110,13 +109,12 @@ class RSMoEGenerationMixin(GenerationMixin):
     ):
         """Route, let the experts write and fuse their texts; with plain `input_ids`, transformers' own `generate`.
 
-        The full model runs when the processor's expert inputs are among the arguments (its default). Decoding arguments
-        (greedy, beams, sampling, lengths) hold for the experts and for rewriting; the router always decodes greedily,
-        since its prompts are short and bound to the image [our decision].
+        The full model runs when the processor's expert inputs are among the arguments (its default). Decoding
+        arguments (greedy, beams, sampling, lengths) hold for the experts and for rewriting; the router always decodes
+        greedily, since its prompts are short and bound to the image [our decision].
 
         Args:
-            inputs (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                As `input_ids`.
+            inputs (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): As `input_ids`.
             generation_config (`GenerationConfig`, *optional*):
                 Decoding arguments; may hold `router_mode`, `fusion` and `router_max_new_tokens`.
             streamer (`BaseStreamer`, *optional*):
@@ -132,12 +130,10 @@ class RSMoEGenerationMixin(GenerationMixin):
                 texts (all beams or samples of them) the one that the reranker finds to fit the image best, or the
                 `num_return_sequences` best; `"auto"`: `"rerank"` for captions where the model has a reranker, else
                 `"rewrite"`.
-            router_max_new_tokens (`int`, *optional*, defaults to 24):
-                Limit of a router prompt.
+            router_max_new_tokens (`int`, *optional*, defaults to 24): Limit of a router prompt.
             return_dict_in_generate (`bool`, *optional*):
                 Return [`RSMoEGenerateOutput`] with router prompts and expert texts.
-            **kwargs:
-                As of every `generate`.
+            **kwargs: As of every `generate`.
 
         Returns:
             `torch.LongTensor` of shape `(num_texts, sequence_length)` (prompt and text), or [`RSMoEGenerateOutput`].
@@ -154,10 +150,9 @@ class RSMoEGenerationMixin(GenerationMixin):
                 return super().generate(  # type: ignore[misc]  # transformers annotates `self`
                     inputs=inputs, generation_config=generation_config, streamer=streamer, **kwargs
                 )
-            input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+            input_ids = kwargs.pop("input_ids", inputs)
             if input_ids is None:
                 raise RSMoEError("The expert inputs came without input_ids; pass all that the processor returned.")
-            kwargs.pop("input_ids", None)
             kwargs["generation_config"] = generation_config
             return self._generate_fused(input_ids, expert_inputs, settings, streamer, kwargs)
 
@@ -179,8 +174,8 @@ class RSMoEGenerationMixin(GenerationMixin):
             raise RSMoEError(f"Unknown {name} {value!r}; known are {', '.join(known)}.")
         if value == "rerank" and self.model.reranker is None:
             raise RSMoEError(
-                "fusion 'rerank' needs a reranker, and this checkpoint has none: fit one by `rsmoe train reranker`, or "
-                "give 'rewrite' or 'concat'."
+                "fusion 'rerank' needs a reranker, and this checkpoint has none: fit one by `rsmoe train reranker`, "
+                "or give 'rewrite' or 'concat'."
             )
         return value
 
@@ -194,18 +189,17 @@ class RSMoEGenerationMixin(GenerationMixin):
         """The fusion of each image.
 
         Args:
-            fusion (`str`):
-                One for all; `"auto"` depends on the task.
+            fusion (`str`): One for all; `"auto"` depends on the task.
             task_ids (`torch.LongTensor` of shape `(num_images,)`, *optional*):
                 Places in `prompting_rsmoe.TASKS`; without them every image is rewritten.
-            num_images (`int`):
-                How many there are.
+            num_images (`int`): How many there are.
         """
         if fusion != "auto":
             return [fusion] * num_images
-        if task_ids is None or self.model.reranker is None:
+        if task_ids is None:
             return ["rewrite"] * num_images
-        return ["rerank" if TASKS[task] == "caption" else "rewrite" for task in task_ids.tolist()]
+        has_reranker = self.model.reranker is not None
+        return [auto_fusion(TASKS[task], has_reranker) for task in task_ids.tolist()]
 
     # ---- the full model
 
@@ -216,7 +210,7 @@ class RSMoEGenerationMixin(GenerationMixin):
         num_samples = self._argument("num_return_sequences", kwargs, config) or 1
         fusions = self.resolve_fusion(settings["fusion"], expert_inputs["task_ids"], num_images)
         sequences = self._sequences(input_ids, kwargs.pop("attention_mask", None), expert_inputs)
-        images = self._encode_images(num_images, input_ids, kwargs)
+        images = self._encode_images(num_images, kwargs)
 
         router_prompts = self._router_prompts(sequences, settings, images)
         self._put_step(streamer, "router_prompts", router_prompts[0])
@@ -224,14 +218,17 @@ class RSMoEGenerationMixin(GenerationMixin):
             sequences, expert_inputs, router_prompts, images, fusions, num_samples, kwargs
         )
         self._put_step(streamer, "expert_texts", [texts[0] for texts in candidates[0][-num_experts:]])
-        fused, extra = self._fuse(input_ids, sequences, images, candidates, fusions, num_samples, streamer, kwargs)
+        texts, extra = self._fuse(input_ids, sequences, images, candidates, fusions, num_samples, streamer, kwargs)
 
         eos = self._eos_token_ids()[:1]
-        final = self._pad([text + eos for image in fused for text in image.texts], input_ids.device)
+        final = self._pad([text + eos for text in texts], input_ids.device)
         outputs = torch.cat([input_ids.repeat_interleave(num_samples, dim=0), final], dim=1)
         if not returns_dict:
             return outputs
-        expert_texts = [texts for image in fused for texts in image.expert_texts]
+        samples = num_samples if settings["fusion"] == "concat" else 1
+        expert_texts = [
+            list(sample) for image in candidates for sample in islice(zip(*image[-num_experts:]), samples)
+        ]  # of each image and sample
         return RSMoEGenerateOutput(
             sequences=cast(torch.LongTensor, outputs),
             router_prompts=self._pad_by_expert(router_prompts, input_ids.device),
@@ -254,7 +251,7 @@ class RSMoEGenerationMixin(GenerationMixin):
             sequences[name] = unpad(expert_inputs[f"{name}_input_ids"], expert_inputs[f"{name}_attention_mask"])
         return sequences
 
-    def _encode_images(self, num_images: int, input_ids: torch.Tensor, kwargs: dict) -> _Images:
+    def _encode_images(self, num_images: int, kwargs: dict) -> _Images:
         """Each image through the ViT once, and through the Q-Former under the user's instruction."""
         image_embeds, pixel_values = kwargs.pop("image_embeds", None), kwargs.pop("pixel_values", None)
         if image_embeds is None and pixel_values is None:
@@ -262,17 +259,9 @@ class RSMoEGenerationMixin(GenerationMixin):
         image_embeds = self.encode_image(pixel_values) if image_embeds is None else image_embeds
         if len(image_embeds) != num_images:
             raise RSMoEError(f"{len(image_embeds)} images were given for {num_images} texts; give one for each.")
-        qformer_inputs = {name: kwargs.pop(f"qformer_{name}", None) for name in ("input_ids", "attention_mask")}
-        return _Images(image_embeds, self._query(image_embeds, **qformer_inputs))
-
-    def _query(self, image_embeds, input_ids, attention_mask) -> torch.Tensor:
-        """Image features under instructions of the Q-Former [num_images, num_query_tokens, hidden_size]."""
-        return self.get_image_features(
-            image_embeds=image_embeds,
-            qformer_input_ids=input_ids,
-            qformer_attention_mask=attention_mask,
-            return_dict=True,
-        ).pooler_output
+        instructions = {name: kwargs.pop(name, None) for name in ("qformer_input_ids", "qformer_attention_mask")}
+        outputs = self.get_image_features(image_embeds=image_embeds, **instructions, return_dict=True)
+        return _Images(image_embeds, outputs.pooler_output)
 
     # ---- the router
 
@@ -291,8 +280,8 @@ class RSMoEGenerationMixin(GenerationMixin):
         ]
 
     def _route(self, requests: list[list[Tokens]], features: torch.Tensor, limit: int) -> list[list[Tokens]]:
-        """What the router writes for each image's experts. Its sequences of one image are alike up to the expert's name,
-        the image included: so much is read once for all of them."""
+        """What the router writes for each image's experts. Its sequences of one image are alike up to the expert's
+        name, the image included: so much is read once for all of them."""
         num_experts = len(requests[0])
         decoding = {"max_new_tokens": limit, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
         prefixes = [sequences[0][: shared_prefix_length(sequences)] for sequences in requests]
@@ -332,20 +321,22 @@ class RSMoEGenerationMixin(GenerationMixin):
     def _write_candidates(
         self, sequences, expert_inputs, router_prompts, images: _Images, fusions: list[str], num_samples: int, kwargs
     ) -> list[list[list[Tokens]]]:
-        """For each image what its experts wrote, and before them the base LM where texts are reranked: a list of samples
-        or beams for each."""
-        num_images, num_experts = len(fusions), len(sequences["expert"][0])
-        expert_features = self._query(
-            images.embeds.repeat_interleave(num_experts, dim=0),
-            expert_inputs["expert_qformer_input_ids"].flatten(0, 1),
-            expert_inputs["expert_qformer_attention_mask"].flatten(0, 1),
-        ).unflatten(0, (num_images, num_experts))  # each expert reads the image under its sub-task instruction
+        """For each image what its experts wrote, and before them the base LM where texts are reranked: a list of
+        samples or beams for each."""
+        num_images, num_experts = len(fusions), len(router_prompts[0])
+        outputs = self.get_image_features(
+            image_embeds=images.embeds.repeat_interleave(num_experts, dim=0),
+            qformer_input_ids=expert_inputs["expert_qformer_input_ids"].flatten(0, 1),
+            qformer_attention_mask=expert_inputs["expert_qformer_attention_mask"].flatten(0, 1),
+            return_dict=True,
+        )  # each expert reads the image under its sub-task instruction
+        expert_features = outputs.pooler_output.unflatten(0, (num_images, num_experts))
         slot = self.config.prompt_token_id
         counts = [self._num_candidates(fusion, num_samples, kwargs) for fusion in fusions]
         candidates: list[list[list[Tokens]]] = [[] for _ in fusions]
         for count in dict.fromkeys(counts):  # one batch, unless an image needs another number of samples
             members = [image for image in range(num_images) if counts[image] == count]
-            prompts, features, sizes = [], [], []
+            prompts, features = [], []  # of each image
             for image in members:
                 image_prompts = [
                     fill_slots(request, slot, [prompt])
@@ -355,14 +346,12 @@ class RSMoEGenerationMixin(GenerationMixin):
                 if fusions[image] == "rerank":
                     image_prompts.insert(0, sequences["base"][image])
                     image_features = torch.cat([images.features[image].unsqueeze(0), image_features])
-                prompts += image_prompts
+                prompts.append(image_prompts)
                 features.append(image_features)
-                sizes.append(len(image_prompts))
-            ids, mask = self._pad_left(prompts, images.embeds.device)
-            texts = self._decode(ids, mask, torch.cat(features), **{**kwargs, "num_return_sequences": count})
-            groups = iter([texts[start : start + count] for start in range(0, len(texts), count)])
-            for image, size in zip(members, sizes):
-                candidates[image] = [next(groups) for _ in range(size)]
+            ids, mask = self._pad_left([prompt for group in prompts for prompt in group], images.embeds.device)
+            texts = iter(self._decode(ids, mask, torch.cat(features), **{**kwargs, "num_return_sequences": count}))
+            for image, image_prompts in zip(members, prompts):
+                candidates[image] = [list(islice(texts, count)) for _ in image_prompts]
         return candidates
 
     def _num_candidates(self, fusion: str, num_samples: int, kwargs: dict) -> int:
@@ -379,48 +368,44 @@ class RSMoEGenerationMixin(GenerationMixin):
 
     def _fuse(
         self, input_ids, sequences, images: _Images, candidates, fusions: list[str], num_samples: int, streamer, kwargs
-    ) -> tuple[list[_Fused], dict[str, Any]]:
-        """The final texts of each image, and fields of the output."""
-        num_experts = len(sequences["expert"][0])
-        fused: list[Any] = [None] * len(fusions)
+    ) -> tuple[list[Tokens], dict[str, Any]]:
+        """The final texts, `num_samples` of each image, and fields of the output."""
+        texts: list[list[Tokens]] = [[] for _ in fusions]
+        scores = torch.full((len(fusions), num_samples), torch.nan, device=images.embeds.device)
         for image, fusion in enumerate(fusions):
             if fusion == "concat":
-                by_sample = [list(texts) for texts in zip(*candidates[image])]
                 ends = self.config.sentence_end_token_ids
-                fused[image] = _Fused([join_sentences(texts, ends) for texts in by_sample], by_sample)
+                texts[image] = [join_sentences(sample, ends) for sample in zip(*candidates[image])]
             elif fusion == "rerank":
-                expert_texts = [texts[0] for texts in candidates[image][-num_experts:]]
-                texts, scores = self._rerank(images.embeds[image : image + 1], candidates[image], num_samples)
-                fused[image] = _Fused(texts, [expert_texts], scores)
+                embeds = images.embeds[image : image + 1]
+                texts[image], scores[image] = self._rerank(embeds, candidates[image], num_samples)
         members = [image for image, fusion in enumerate(fusions) if fusion == "rewrite"]
         extra: dict[str, Any] = {}
         if members:
-            expert_texts = [[texts[0] for texts in candidates[image]] for image in members]
+            expert_texts = [[samples[0] for samples in candidates[image]] for image in members]
             requests = [sequences["rewrite"][image] for image in members]
             streams = streamer if len(members) == len(fusions) else None
-            texts, extra = self._rewrite(
-                requests, expert_texts, images.features[members], num_samples, streams, kwargs
-            )
+            features = images.features[members]
+            rewritten, extra = self._rewrite(requests, expert_texts, features, num_samples, streams, kwargs)
             for place, image in enumerate(members):
-                image_texts = texts[place * num_samples : (place + 1) * num_samples]
-                fused[image] = _Fused(image_texts, [expert_texts[place]])
+                texts[image] = rewritten[place * num_samples : (place + 1) * num_samples]
+        final = [text for image_texts in texts for text in image_texts]
         if len(members) < len(fusions):
             extra = {}  # scores of some texts only are no field of the output
-            self._stream(streamer, input_ids, [text for image in fused for text in image.texts])
-        if any(image.scores for image in fused):
-            no_scores = [images.features.new_full((), float("nan"), dtype=torch.float32)] * num_samples
-            extra["sequences_scores"] = torch.stack([s for image in fused for s in image.scores or no_scores])
-        return fused, extra
+            self._stream(streamer, input_ids, final)
+        if "rerank" in fusions:
+            extra["sequences_scores"] = scores.flatten()
+        return final, extra
 
     def _rerank(
         self, image_embeds: torch.Tensor, candidates: list[list[Tokens]], number: int
-    ) -> tuple[list[Tokens], list[torch.Tensor]]:
+    ) -> tuple[list[Tokens], torch.Tensor]:
         """The `number` texts that fit the image best, best first, and their scores. Where fewer differ, they come again."""
         texts = [list(text) for text in dict.fromkeys(tuple(text) for group in candidates for text in group)]
         (scores,) = self.model.reranker(image_embeds, [texts])
         order = scores.argsort(descending=True, stable=True).tolist()
         places = [order[index % len(order)] for index in range(number)]
-        return [texts[place] for place in places], [scores[place] for place in places]
+        return [texts[place] for place in places], scores[places]
 
     def _rewrite(
         self, requests: list[Tokens], expert_texts, features: torch.Tensor, num_samples: int, streamer, kwargs
@@ -455,8 +440,8 @@ class RSMoEGenerationMixin(GenerationMixin):
         return [self._trim(sequence) for sequence in sequences[:, ids.shape[1] :].tolist()]
 
     def _generate_sequences(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor | None, **kwargs):
-        """transformers' own `generate` over finished sequences and the image features that belong to them (`None`: a cache
-        in `kwargs` holds them)."""
+        """transformers' own `generate` over finished sequences and the image features that belong to them (`None`: a
+        cache in `kwargs` holds them)."""
         if features is not None:
             kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
         return super().generate(input_ids=ids, attention_mask=mask, **kwargs)  # type: ignore[misc]
@@ -508,8 +493,8 @@ class RSMoEGenerationMixin(GenerationMixin):
     # ---- what transformers' generate asks of a model
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> Any:
-        """Images to features once, before the sequences are multiplied for beams. transformers' own knows pixels only, and
-        drops `image_embeds`."""
+        """Images to features once, before the sequences are multiplied for beams. transformers' own knows pixels only,
+        and drops `image_embeds`."""
         names = ("pixel_values", "image_embeds", "qformer_input_ids", "qformer_attention_mask")
         images = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
         if "pixel_values" in images or "image_embeds" in images:
@@ -525,8 +510,8 @@ class RSMoEGenerationMixin(GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         **model_kwargs,
     ):
-        """Who reads each sequence is settled here, once for each `generate`, from the whole prompt; later steps carry it
-        along, because a sequence's new tokens do not hold its adapter token."""
+        """Who reads each sequence is settled here, once for each `generate`, from the whole prompt; later steps carry
+        it along, because a sequence's new tokens do not hold its adapter token."""
         if model_kwargs.get("adapter_ids") is None:
             cache = model_kwargs.get("past_key_values")
             if isinstance(cache, RSMoECache) and cache.adapter_ids is not None:
@@ -538,32 +523,18 @@ class RSMoEGenerationMixin(GenerationMixin):
 
 
 def unpad(ids: torch.Tensor, mask: torch.Tensor) -> list:
-    """The real tokens of sequences, as nested lists.
-
-    Args:
-        ids: `[..., tokens]`, of any number of leading axes.
-        mask: of the same shape; 1 for real tokens.
-    """
+    """The real tokens of sequences `[..., tokens]`, where the mask is 1, as nested lists."""
     if ids.ndim == 1:
         return ids[mask.bool()].tolist()
     return [unpad(row_ids, row_mask) for row_ids, row_mask in zip(ids.cpu(), mask.cpu())]
 
 
 def fill_slots(tokens: Tokens, slot: int, texts: Sequence[Tokens]) -> Tokens:
-    """A sequence with texts in the place of its slots.
-
-    Args:
-        tokens: with one slot for each text.
-        slot: the token `<prompt>`.
-        texts: in order.
-    """
+    """A sequence with texts, in order, in the place of its slots: the token `<prompt>`."""
     filled: Tokens = []
     remaining = iter(texts)
     for token in tokens:
-        if token == slot:
-            filled += next(remaining)
-        else:
-            filled.append(token)
+        filled += next(remaining) if token == slot else [token]
     return filled
 
 
@@ -573,12 +544,8 @@ def shared_prefix_length(sequences: Sequence[Tokens]) -> int:
 
 
 def join_sentences(texts: Sequence[Tokens], sentence_ends: Sequence[int]) -> Tokens:
-    """Texts one after another; a sentence that stands before is dropped.
-
-    Args:
-        texts: in order.
-        sentence_ends: tokens that end a sentence; without any, whole texts are compared.
-    """
+    """Texts one after another; a sentence that stands before is dropped. Without tokens that end a sentence whole
+    texts are compared."""
     sentences: list[Tokens] = []
     for tokens in texts:
         start = 0

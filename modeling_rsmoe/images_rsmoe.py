@@ -16,14 +16,16 @@ Nothing here resizes or normalizes (that is the image processor's work). URLs an
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 from transformers.image_utils import load_image
 
-from .errors_rsmoe import RSMoEError
+from .errors_rsmoe import RSMoEError, first_line
 
 
 # An image of fewer pixels a side shows nothing that could be described. It also makes the place of an array's channels
@@ -39,24 +41,9 @@ BANDS_REMEDY = (
 )
 
 
-def to_rgb_images(images: Any) -> Any:
-    """`to_rgb` for each image of a batch; lists, and lists of lists, keep their structure.
-
-    Args:
-        images: one image or nested lists of them. An array or tensor with four axes is a batch of images and comes back
-            as a list. Errors name an image without a path by its place, for example `images[1][0]`.
-    """
-    return map_images(to_rgb, images)
-
-
 def map_images(convert: Any, images: Any, place: str = "images") -> Any:
-    """`convert(image, name)` for each image of nested lists.
-
-    Args:
-        convert: called with an image and the name that errors call it by, None for a single image.
-        images: as of `to_rgb_images`.
-        place: of `images` in the whole.
-    """
+    """`convert(image, name)` for one image or each of nested lists, which keep their structure; an array or tensor of
+    four axes is a list. Errors name an image without a path by its place: `images[1][0]`."""
     is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
     if is_batch or isinstance(images, (list, tuple)):
         return [map_images(convert, image, f"{place}[{index}]") for index, image in enumerate(images)]
@@ -67,8 +54,9 @@ def to_rgb(image: Any, name: str | None = None) -> Image.Image:
     """One image as an upright RGB image of 8 bits a channel.
 
     Args:
-        image: a path, URL or base64 string, a PIL image, or an array or tensor `[H, W]`, `[H, W, C]` or `[C, H, W]` with
-            C of 1 to 4 (2 and 4: the last is alpha), of bool, uint8, uint16, int16, int32, uint32 or float (0 to 1).
+        image: a path, URL or base64 string, a PIL image, or an array or tensor `[H, W]`, `[H, W, C]` or `[C, H, W]`
+            with C of 1 to 4 (2 and 4: the last is alpha), of bool, uint8, uint16, int16, int32, uint32 or float (0 to
+            1).
         name: what errors call it.
 
     Raises:
@@ -78,10 +66,10 @@ def to_rgb(image: Any, name: str | None = None) -> Image.Image:
         return _load(os.fspath(image))
     if isinstance(image, Image.Image):
         shown = name or f"the PIL image ({image.mode}, {image.width} x {image.height})"
-        if isinstance(image, ImageFile.ImageFile) and image.tile and is_wide(image):
+        if is_wide(image):
             raise RSMoEError(f"{shown} has colors of more than 8 bits, of which Pillow reads 8: {BANDS_REMEDY}")
         check_size(image.width, image.height, shown)
-        return convert_pixels(decode(image, shown), missing_value(image), shown)
+        return _convert_pixels(decode(image, shown), missing_value(image), shown)
     if isinstance(image, torch.Tensor):
         # numpy has no bfloat16, and half precision is no better as a number of 0 to 1
         tensor = image.detach().cpu()
@@ -108,40 +96,44 @@ def _load(source: str) -> Image.Image:
         raise RSMoEError(f"{shown} cannot be read as an image ({first_line(error)}): check the path or URL") from error
 
 
-def decode(image: Image.Image, shown: str) -> Image.Image:
-    """All pixels of an opened image, upright; its pixels keep their mode.
-
-    Args:
-        image: opened, decoded or not.
-        shown: what errors call it.
-    """
+@contextmanager
+def pillow_errors(shown: str) -> Iterator[None]:
+    """Within: what Pillow raises while it opens or decodes a file becomes an `RSMoEError`."""
     try:
-        image.load()
+        yield
+    except RSMoEError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise over_the_limit(shown, first_line(error)) from error
+        raise _over_the_limit(shown, first_line(error)) from error
     except MemoryError as error:
         raise RSMoEError(f"{shown} does not fit into memory: crop it or cut it into tiles") from error
     except Exception as error:  # a damaged file makes Pillow raise OSError, SyntaxError, struct.error, IndexError...
-        raise damaged(shown, error) from error
+        reason = first_line(error)
+        raise RSMoEError(f"{shown} is truncated or damaged ({reason}): copy or download it again") from error
+
+
+def decode(image: Image.Image, shown: str) -> Image.Image:
+    """All pixels of an opened image, upright, in its mode."""
+    with pillow_errors(shown):
+        image.load()
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
         return image
 
 
-def is_wide(image: ImageFile.ImageFile) -> bool:
-    """Whether Pillow would cut colors of 16 bits to 8, or misread them."""
-    if image.mode not in ("RGB", "RGBA", "RGBX", "CMYK", "LA"):
+def is_wide(image: Image.Image) -> bool:
+    """Whether Pillow would cut colors of 16 bits to 8, or misread them, in an image that it has not decoded yet."""
+    if not getattr(image, "tile", None) or image.mode not in ("RGB", "RGBA", "RGBX", "CMYK", "LA"):
         return False
     bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, 8)
     return ";16" in raw_mode(image) or max(bits if isinstance(bits, tuple) else (bits,)) > 8
 
 
-def raw_mode(image: ImageFile.ImageFile) -> str:
+def raw_mode(image: Any) -> str:
     """How the first tile's bytes are laid out, in Pillow's words: "RGB;16B"."""
-    arguments = image.tile[0].args if image.tile else ""
-    mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return mode if isinstance(mode, str) else ""
+    arguments = image.tile[0].args
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def missing_value(image: Image.Image) -> float | None:
@@ -157,7 +149,7 @@ def check_size(width: int, height: int, shown: str) -> None:
     """Raise RSMoEError for an image over Pillow's limit or under `MIN_SIDE` pixels on a side."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
-        raise over_the_limit(shown, f"{width} x {height} pixels, limit {limit:.0f}")
+        raise _over_the_limit(shown, f"{width} x {height} pixels, limit {limit:.0f}")
     if min(width, height) < MIN_SIDE:
         raise RSMoEError(
             f"{shown} has {width} x {height} pixels, too few to describe: "
@@ -165,35 +157,20 @@ def check_size(width: int, height: int, shown: str) -> None:
         )
 
 
-def over_the_limit(shown: str, reason: str) -> RSMoEError:
+def _over_the_limit(shown: str, reason: str) -> RSMoEError:
     return RSMoEError(
         f"{shown} is over Pillow's limit against decompression bombs ({reason}): crop it, cut it into tiles, "
         "or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
     )
 
 
-def damaged(shown: str, error: Exception) -> RSMoEError:
-    return RSMoEError(f"{shown} is truncated or damaged ({first_line(error)}): copy or download it again")
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 # ---- pixels to 8-bit RGB
 
 
-def convert_pixels(image: Image.Image, missing: float | None, shown: str) -> Image.Image:
-    """A decoded image of any mode as RGB.
-
-    Args:
-        image: with its own mode.
-        missing: the no-data value, if it has one.
-        shown: what errors call it.
-    """
+def _convert_pixels(image: Image.Image, missing: float | None, shown: str) -> Image.Image:
+    """A decoded image of any mode as RGB; `missing` is its no-data value."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return assemble(stretch(np.asarray(image)[..., None], missing, shown), None)
+        return assemble(stretch(np.asarray(image)[..., None], missing, shown))
     try:
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -204,9 +181,10 @@ def convert_pixels(image: Image.Image, missing: float | None, shown: str) -> Ima
 
 
 def _from_array(array: np.ndarray, shown: str) -> Image.Image:
-    pixels = _channels_last(array, shown)  # [H, W, C]
-    check_size(pixels.shape[1], pixels.shape[0], shown)
-    has_alpha = pixels.shape[-1] in (2, 4)
+    pixels = _channels_last(array, shown)
+    height, width, channels = pixels.shape
+    check_size(width, height, shown)
+    has_alpha = channels in (2, 4)
     kind = pixels.dtype
     if kind == np.bool_:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
@@ -216,15 +194,15 @@ def _from_array(array: np.ndarray, shown: str) -> Image.Image:
         if has_alpha:
             # the fourth band of a raster is near-infrared more often than alpha
             raise RSMoEError(
-                f"{shown} has {pixels.shape[-1]} channels of {kind}: choose one band, or three in the order R, G, B"
+                f"{shown} has {channels} channels of {kind}: choose one band, or three in the order R, G, B"
             )
-        return assemble(stretch(pixels, None, shown), None)
+        return assemble(stretch(pixels, None, shown))
     elif kind != np.uint8:
         raise RSMoEError(
             f"{shown} has dtype {kind}, whose range is not known: give uint8 (0 to 255), float (0 to 1), "
             "or uint16, int16, int32 or uint32 (stretched by the range of their values)"
         )
-    return assemble(pixels[..., :-1], pixels[..., -1]) if has_alpha else assemble(pixels, None)
+    return assemble(pixels[..., :-1], pixels[..., -1]) if has_alpha else assemble(pixels)
 
 
 def _channels_last(array: np.ndarray, shown: str) -> np.ndarray:
@@ -268,7 +246,7 @@ def stretch(values: np.ndarray, missing: float | None, shown: str) -> np.ndarray
     return np.rint(np.where(valid, scaled, 0).clip(0, 1) * 255).astype(np.uint8)
 
 
-def assemble(colors: np.ndarray, alpha: np.ndarray | None) -> Image.Image:
+def assemble(colors: np.ndarray, alpha: np.ndarray | None = None) -> Image.Image:
     """uint8 colors `[H, W, 1 or 3]`, laid over black where alpha `[H, W]` (uint8) says so."""
     if alpha is not None:
         colors = np.rint(colors * (alpha[..., None] / np.float32(255))).astype(np.uint8)

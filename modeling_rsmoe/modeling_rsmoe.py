@@ -14,11 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    BaseModelOutputWithPooling,
-    CausalLMOutputWithPast,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
@@ -102,22 +98,13 @@ class RSMoEModel(RSMoEPreTrainedModel):
             if "automatic conversion of the weights" not in str(error):
                 raise
             raise RSMoEError(
-                "Quantised weights are saved under the names of the whole model: load RSMoEForConditionalGeneration, whose "
-                "`.model` this is."
+                "Quantised weights are saved under the names of the whole model: load RSMoEForConditionalGeneration, "
+                "whose `.model` this is."
             ) from error
-
-    def get_input_embeddings(self):
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.language_model.set_input_embeddings(value)
 
     def set_decoder(self, decoder):
         self.language_model = decoder
         self.attach_adapters()
-
-    def get_decoder(self):
-        return self.language_model
 
     @property
     def adapters(self) -> dict[int, RSMoEExpert]:
@@ -135,14 +122,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
             adapter.reset_to(self.language_model)
 
     def add_reranker(self, rank: int, buckets: int) -> RSMoEReranker:
-        """Put a new reranker in place, to be fitted (`modeling_rsmoe.training.reranker`).
-
-        Args:
-            rank (`int`):
-                As `reranker_rank` of the configuration.
-            buckets (`int`):
-                As `reranker_buckets` of the configuration.
-        """
+        """Put a new reranker in place, to be fitted (`modeling_rsmoe.training.reranker`); rank and buckets as in the
+        configuration."""
         self.reranker = reranker = RSMoEReranker(self.config.vision_config.hidden_size, rank, buckets)
         self.config.reranker_rank, self.config.reranker_buckets = rank, buckets
         return reranker
@@ -155,8 +136,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
         """The expert of a name.
 
         Args:
-            name (`str`):
-                One of `config.expert_names`.
+            name (`str`): One of `config.expert_names`.
 
         Raises:
             RSMoEError: an unknown name; the known ones are listed.
@@ -169,8 +149,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
         """Who reads each sequence, from its first adapter token: 0 the base LM, 1 the router, 2... the experts.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
-                From the start of the sequences.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): From the start of the sequences.
 
         Returns:
             `torch.LongTensor` of shape `(batch_size,)`.
@@ -185,8 +164,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
         """The scaling of each sequence's adapter in that adapter's columns, 0 elsewhere.
 
         Args:
-            adapter_ids (`torch.LongTensor` of shape `(batch_size,)`):
-                Of `get_adapter_ids`.
+            adapter_ids (`torch.LongTensor` of shape `(batch_size,)`): Of `get_adapter_ids`.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, 1, sum of ranks)`.
@@ -281,7 +259,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
         if adapter_ids is not None:
             if adapter_ids.shape != (batch_size,):
                 raise ValueError(
-                    f"adapter_ids has shape {tuple(adapter_ids.shape)}; expected ({batch_size},): one for each sequence."
+                    f"adapter_ids has shape {tuple(adapter_ids.shape)}; expected ({batch_size},): one for each "
+                    "sequence."
                 )
             return adapter_ids.to(device)
         if input_ids is not None:
@@ -334,8 +313,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
         qformer_attention_mask (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
             1 for its real tokens.
         adapter_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Who reads each sequence (see `get_adapter_ids`), in place of adapter tokens. Without them `inputs_embeds` are
-            read by the base LM, and later tokens by whom `past_key_values` remembers, if this model made it.
+            Who reads each sequence (see `get_adapter_ids`), in place of adapter tokens. Without them `inputs_embeds`
+            are read by the base LM, and later tokens by whom `past_key_values` remembers, if this model made it.
         mm_encoder_outputs (`dict`, *optional*):
             `{"image": get_image_features(...)}` in place of images.
         """
@@ -378,8 +357,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
         if adapter_kwargs and not selected_adapters():
             raise RSMoEError(
                 f"The decoder {self.language_model.config.model_type!r} did not pass keyword arguments on to its "
-                "attention, so no expert could be selected; choose a decoder such as 'llama', 'qwen2', 'qwen3', 'mistral' "
-                "or 'smollm3'."
+                "attention, so no expert could be selected; choose a decoder such as 'llama', 'qwen2', 'qwen3', "
+                "'mistral' or 'smollm3'."
             )
         clear_selection()
         return RSMoEModelOutputWithPast(
@@ -398,12 +377,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
 
 
 def _reattached(loaded: Any) -> Any:
-    """What `from_pretrained` returned, with its adapters hooked in anew: quantisers put modules of their own, without our
-    hooks, in the place of linear layers.
-
-    Raises:
-        RSMoEError: `device_map` offloads router, experts or queries.
-    """
+    """What `from_pretrained` returned, with its adapters hooked in anew: quantisers put modules of their own, without
+    our hooks, in the place of linear layers. Refuses a `device_map` that offloads router, experts or queries."""
     full_model = loaded[0] if isinstance(loaded, tuple) else loaded
     model = full_model.base_model
     detach_adapters(model.language_model)
@@ -414,8 +389,8 @@ def _reattached(loaded: Any) -> Any:
     for name, parameter in model.named_parameters():
         if parameter.is_meta and any(module in name for module in ("lora_", "query_tokens", "reranker")):
             raise RSMoEError(
-                f"device_map offloads {name}, and what is offloaded comes back for its module's own forward only, which "
-                "is never called: give model.encoder, model.router, model.experts and model.reranker a device; "
+                f"device_map offloads {name}, and what is offloaded comes back for its module's own forward only, "
+                "which is never called: give model.encoder, model.router, model.experts and model.reranker a device; "
                 "model.language_model.layers may be on disk."
             )
     return loaded
@@ -424,17 +399,14 @@ def _reattached(loaded: Any) -> Any:
 def _check_keyword_arguments(language_model) -> None:
     """Refuse a decoder whose layers do not pass keyword arguments on to their attention: experts could not be selected."""
     layer = decoder_layers(language_model)[0]
-    for place, module in (
-        ("model", language_model),
-        ("layer", layer),
-        ("attention", layer.get_submodule("self_attn")),
-    ):
+    modules = {"model": language_model, "layer": layer, "attention": layer.get_submodule("self_attn")}
+    for place, module in modules.items():
         parameters = inspect.signature(module.forward).parameters.values()
         if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             raise RSMoEError(
-                f"text_config.model_type {language_model.config.model_type!r} does not pass keyword arguments on to its "
-                f"attention ({place} {type(module).__name__} takes none); choose a decoder such as 'llama', 'qwen2', "
-                "'qwen3', 'mistral' or 'smollm3'."
+                f"text_config.model_type {language_model.config.model_type!r} does not pass keyword arguments on to "
+                f"its attention ({place} {type(module).__name__} takes none); choose a decoder such as 'llama', "
+                "'qwen2', 'qwen3', 'mistral' or 'smollm3'."
             )
 
 
@@ -460,9 +432,6 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
     def from_pretrained(cls, *args, **kwargs):
         return _reattached(super().from_pretrained(*args, **kwargs))
 
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, **kwargs
     ) -> tuple | BaseModelOutputWithPooling:
@@ -476,8 +445,7 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         """Add an expert that starts at the base LM. All other weights stay as they are, bit for bit.
 
         Args:
-            name (`str`):
-                A Python identifier that no expert has.
+            name (`str`): A Python identifier that no expert has.
             token_id (`int`):
                 The token that selects it, from the processor's `add_expert`. A vocabulary that lacks it grows, and the
                 new embedding is the mean of the other experts' [our decision]. It is never generated.
@@ -521,15 +489,13 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         It reads text as that expert does; image tokens are only words to it.
 
         Args:
-            expert (`str`):
-                One of `config.expert_names`.
+            expert (`str`): One of `config.expert_names`.
 
         Raises:
             RSMoEError: an unknown expert; the known ones are named.
         """
-        merged = self.model.expert(expert)
         llm = self.plain_llm()
-        merged.merge_into(llm.base_model)
+        self.model.expert(expert).merge_into(llm.base_model)
         return llm
 
     @torch.no_grad()
@@ -576,8 +542,8 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         mm_encoder_outputs (`dict`, *optional*):
             Likewise.
         logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
-            Logits of the last so many tokens (0: all), or of places (1-dimensional), or of a mask of shape `(batch_size,
-            sequence_length)`, whose logits then are `(true tokens, vocab_size)`.
+            Logits of the last so many tokens (0: all), or of places (1-dimensional), or of a mask of shape
+            `(batch_size, sequence_length)`, whose logits then are `(true tokens, vocab_size)`.
         """
         for name in EXPERT_INPUTS:  # the processor makes them for `generate`
             kwargs.pop(name, None)

@@ -16,7 +16,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from .configuration_rsmoe import EXPERT_NAMES
 from .errors_rsmoe import RSMoEError
 from .generation_rsmoe import EXPERT_INPUTS
-from .images_rsmoe import to_rgb_images
+from .images_rsmoe import map_images, to_rgb
 from .prompting_rsmoe import (
     CHAT_TEMPLATE,
     EXPERT_INSTRUCTIONS,
@@ -38,21 +38,16 @@ class RSMoEProcessor(ProcessorMixin):
     Wraps an image processor, the LLM's tokenizer and the Q-Former's tokenizer.
 
     Args:
-        image_processor (`BaseImageProcessor`):
-            Of the image encoder.
+        image_processor (`BaseImageProcessor`): Of the image encoder.
         tokenizer (`PreTrainedTokenizerBase`):
             Of the base LM. Special tokens that it lacks (`<image>`, `<prompt>`, `<router>`, one for each expert) are
             added to it, in this order.
-        qformer_tokenizer (`PreTrainedTokenizerBase`):
-            Of the Q-Former.
-        num_query_tokens (`int`, *optional*, defaults to 32):
-            Image tokens that stand for one image.
+        qformer_tokenizer (`PreTrainedTokenizerBase`): Of the Q-Former.
+        num_query_tokens (`int`, *optional*, defaults to 32): Image tokens that stand for one image.
         experts (`list[str]`, *optional*, defaults to `["theme", "object", "relation"]`):
             Names of the experts, in order.
-        expert_instructions (`dict[str, str]`, *optional*):
-            Each expert's sub-task instruction.
-        chat_template (`str`, *optional*):
-            Defaults to ChatML without a system message.
+        expert_instructions (`dict[str, str]`, *optional*): Each expert's sub-task instruction.
+        chat_template (`str`, *optional*): Defaults to ChatML without a system message.
 
     Example:
 
@@ -98,10 +93,8 @@ class RSMoEProcessor(ProcessorMixin):
         """Make sequences for one expert more, after the others.
 
         Args:
-            name (`str`):
-                A Python identifier that no expert has; the tokenizer gets the token `<name>`.
-            instruction (`str`):
-                Its sub-task, which its Q-Former reads, and its prompt with `router_mode="template"`.
+            name (`str`): A Python identifier that no expert has; the tokenizer gets the token `<name>`.
+            instruction (`str`): Its sub-task, which its Q-Former reads, and its prompt with `router_mode="template"`.
 
         Returns:
             `int`: the token's id, for the model's `add_expert`.
@@ -120,12 +113,7 @@ class RSMoEProcessor(ProcessorMixin):
         return self.tokenizer.convert_tokens_to_ids(expert_token(name))
 
     def with_experts(self, names: Sequence[str]) -> "RSMoEProcessor":
-        """A copy that makes sequences for these experts alone; tokenizers are shared.
-
-        Args:
-            names (`Sequence[str]`):
-                Of experts that there are.
-        """
+        """A copy that makes sequences for these experts alone; tokenizers are shared."""
         processor = copy.copy(self)
         processor.experts = list(names)
         return processor
@@ -140,7 +128,7 @@ class RSMoEProcessor(ProcessorMixin):
         return tokenizer
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):  # type: ignore[override]
-        images = None if images is None else to_rgb_images(images)
+        images = None if images is None else map_images(to_rgb, images)
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
     def __call__(
@@ -187,7 +175,7 @@ class RSMoEProcessor(ProcessorMixin):
         if image_embeds is None:
             features = super().__call__(images=images, text=list(rendered), **kwargs)
         else:
-            features = self._embed(image_embeds, rendered, **kwargs)
+            features = self._embed(image_embeds, rendered, self._text_kwargs(dict(kwargs)))
         if num_images:
             self._add_image_inputs(features, prompts, rendered, expert_inputs, dict(kwargs))
         return features
@@ -197,20 +185,23 @@ class RSMoEProcessor(ProcessorMixin):
         are_instructions = len(texts) == num_images and all(
             isinstance(text, str) and self.image_token not in text for text in texts
         )
-        return [Prompt.base(text) for text in texts] if are_instructions else texts
+        if not are_instructions:
+            return texts
+        # A router's or an expert's text says by its token who reads it, as rendered texts do.
+        return [self.render(text) if self._selects_adapter(text) else Prompt.base(text) for text in texts]
 
-    def _embed(self, image_embeds: torch.Tensor, rendered: list[str], **kwargs) -> BatchFeature:
-        """As the stock call makes it, with features of images in place of pixels."""
+    def _selects_adapter(self, text: str) -> bool:
+        return any(token in text for token in (ROUTER_TOKEN, *map(expert_token, self.experts)))
+
+    def _embed(self, image_embeds: torch.Tensor, rendered: list[str], text_kwargs: dict[str, Any]) -> BatchFeature:
+        """As the stock call makes it, which refuses image tokens without pixels."""
         num_tokens = sum(text.count(self.image_token) for text in rendered)
         if num_tokens != len(image_embeds):
             raise ValueError(f"Found {num_tokens} {self.image_token} tokens and {len(image_embeds)} image_embeds.")
-        text_kwargs = self._text_kwargs(kwargs)
         return_tensors = text_kwargs.pop("return_tensors", None)
         encoded = self.tokenizer([self.with_image_tokens(text) for text in rendered], **text_kwargs)
         data = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-        features = BatchFeature(data, tensor_type=return_tensors)
-        features["image_embeds"] = image_embeds
-        return features
+        return BatchFeature({**BatchFeature(data, tensor_type=return_tensors), "image_embeds": image_embeds})
 
     def _text_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the tokenizer, as the stock call takes them out of its own."""
@@ -233,11 +224,8 @@ class RSMoEProcessor(ProcessorMixin):
         qformer_texts = [reading for reading, count in zip(readings, counts) for _ in range(count)]
         features.update(self.tokenize_qformer(qformer_texts, return_tensors))
         if expert_inputs is None:
-            adapter_tokens = (ROUTER_TOKEN, *map(expert_token, self.experts))
             are_instructions = not any(
-                prompt.kind != "base"
-                if isinstance(prompt, Prompt)
-                else any(token in prompt for token in adapter_tokens)
+                prompt.kind != "base" if isinstance(prompt, Prompt) else self._selects_adapter(prompt)
                 for prompt in prompts
             )
             expert_inputs = self.makes_expert_inputs and are_instructions and all(count == 1 for count in counts)
@@ -245,26 +233,13 @@ class RSMoEProcessor(ProcessorMixin):
             features.update(self._expert_inputs(readings, text_kwargs))
 
     def render(self, prompt: str | Prompt) -> str:
-        """One image and a prompt (or a text) as a user's turn of the chat template, up to where the answer begins.
-
-        Args:
-            prompt (`str` or `Prompt`):
-                What the user says about the image.
-        """
+        """One image and a prompt (or a text) as a user's turn of the chat template, up to where the answer begins."""
         text = prompt.text if isinstance(prompt, Prompt) else prompt
         content: Any = [{"type": "image"}, {"type": "text", "text": text}]
         return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def refuse_special_tokens(self, text: str) -> None:
-        """Refuse a person's text that could pass for another sequence than it is.
-
-        Args:
-            text (`str`):
-                An instruction or question.
-
-        Raises:
-            RSMoEError: it holds special tokens.
-        """
+        """Refuse a person's text that holds special tokens: it could pass for another sequence than it is."""
         tokens = [token for token in self.tokenizer.get_added_vocab() if token in text]
         if tokens:
             raise RSMoEError(
@@ -277,10 +252,6 @@ class RSMoEProcessor(ProcessorMixin):
         TRL and transformers' pipelines render messages before they call the processor, so that nothing but the text is
         left: the expert's sub-task instruction where it holds an expert's token, else the user's last instruction
         without special tokens and expert texts.
-
-        Args:
-            rendered (`str`):
-                Output of `apply_chat_template`.
         """
         opening, closing = self.render("\x00").split("\x00")
         turn_start = opening.split(self.image_token)[0]
@@ -290,8 +261,7 @@ class RSMoEProcessor(ProcessorMixin):
         body = rendered.rsplit(turn_start, 1)[-1] if turn_start else rendered
         body = body.split(closing, 1)[0]
         names = "|".join(map(re.escape, self.experts))
-        expert = re.search(f"<({names})>", body)
-        if expert:
+        if expert := re.search(f"<({names})>", body):
             return self.expert_instructions[expert[1]]
         if ROUTER_TOKEN in body:
             body = re.sub(rf"^\s*({names}): ", "", body.split(ROUTER_TOKEN, 1)[1])
@@ -299,14 +269,7 @@ class RSMoEProcessor(ProcessorMixin):
         return re.sub("|".join(map(re.escape, self.tokenizer.get_added_vocab())), "", body).strip()
 
     def tokenize_qformer(self, texts: list[str], return_tensors: str | None) -> dict[str, Any]:
-        """`qformer_input_ids` and `qformer_attention_mask` (texts, qformer_sequence_length), padded on the right.
-
-        Args:
-            texts (`list[str]`):
-                One for each image.
-            return_tensors (`str`, *optional*):
-                As of every tokenizer.
-        """
+        """`qformer_input_ids` and `qformer_attention_mask` (texts, qformer_sequence_length), padded on the right."""
         encoded = self.qformer_tokenizer(
             texts,
             padding=True,
@@ -341,7 +304,7 @@ class RSMoEProcessor(ProcessorMixin):
             data |= {f"{kind}_{name}": value for name, value in self._tokenize(kind_texts, text_kwargs).items()}
         for name, value in self.tokenize_qformer(sub_tasks, return_tensors).items():
             data[f"expert_{name}"] = value
-        self._check_slots(data, shape)
+        self._check_slots(data, len(pairs))
         per_expert = ("router_", "expert_", "template_prompt_")
         data = {name: _fold(value, shape) if name.startswith(per_expert) else value for name, value in data.items()}
         task_ids = [TASKS.index(task_of(instruction)) for instruction in instructions]
@@ -352,22 +315,17 @@ class RSMoEProcessor(ProcessorMixin):
         encoded = self.tokenizer(texts, **{**text_kwargs, "padding": padding, "add_special_tokens": False})
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
-    def _check_slots(self, data: dict[str, Any], shape: tuple[int, int]) -> None:
+    def _check_slots(self, data: dict[str, Any], expected: int) -> None:
         """Each expert's sequence has one place for its prompt, each rewriting one for each expert's text."""
         slot = self.tokenizer.convert_tokens_to_ids(PROMPT_TOKEN)
-        for kind, expected in (("expert", shape[0] * shape[1]), ("rewrite", shape[0] * shape[1])):
+        for kind in ("expert", "rewrite"):
             sequences = data[f"{kind}_input_ids"]
             sequences = sequences.tolist() if hasattr(sequences, "tolist") else sequences
             if sum(ids.count(slot) for ids in sequences) != expected:
                 raise RSMoEError("max_length cuts the experts' prompts off: give a larger one, or leave it out.")
 
     def with_image_tokens(self, text: str) -> str:
-        """A rendered text with each image's token repeated for all its query tokens.
-
-        Args:
-            text (`str`):
-                Output of `render`.
-        """
+        """A rendered text with each image's token repeated for all its query tokens."""
         return text.replace(self.image_token, self.image_token * self.num_query_tokens)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
@@ -388,7 +346,8 @@ class RSMoEProcessor(ProcessorMixin):
                 Of `generate(..., return_dict_in_generate=True)`.
 
         Returns:
-            `list[dict]`: for each text `{"text": str, "router_prompts": {expert: str}, "expert_texts": {expert: str}}`.
+            `list[dict]`: for each text `{"text": str, "router_prompts": {expert: str}, "expert_texts": {expert:
+            str}}`.
         """
         texts = self.tokenizer.batch_decode(outputs.sequences[:, outputs.prompt_length :], skip_special_tokens=True)
         results = []

@@ -1,7 +1,7 @@
 """What every kind of sequence says: to the base LM, the router, an expert, and to the Q-Former beside it.
 
-Training and generation write their sequences here and nowhere else, so that a sequence reads the same in both. A prompt
-knows its kind and its expert; only a text that another library has rendered is read back, by the processor.
+Training and generation write their sequences here and nowhere else, so that a sequence reads the same in both. A
+prompt knows its kind and its expert; only a text that another library has rendered is read back, by the processor.
 
 [our decision] All wordings, except that of `ANSWER_SUFFIX`: the paper's prompts were not recovered.
 """
@@ -114,23 +114,12 @@ class Prompt:
 
     @classmethod
     def for_expert(cls, expert: str, router_prompt: str, expert_instruction: str) -> "Prompt":
-        """Gives `expert` the prompt that the router wrote for it.
-
-        Args:
-            expert: its name.
-            router_prompt: what it is asked.
-            expert_instruction: its sub-task, which its Q-Former reads.
-        """
+        """Gives `expert` the prompt that the router wrote for it; its Q-Former reads its sub-task, `expert_instruction`."""
         return cls("expert", f"{expert_token(expert)} {router_prompt}", expert_instruction, expert)
 
     @classmethod
     def rewrite(cls, instruction: str, expert_texts: Mapping[str, str]) -> "Prompt":
-        """Asks the base LM for one text out of the expert texts.
-
-        Args:
-            instruction: the user's.
-            expert_texts: by the experts' names, in order; an empty one leaves its line empty.
-        """
+        """Asks the base LM for one text out of the expert texts, by name and in order; an empty one leaves its line empty."""
         lines = [f"\n{name}:{' ' + text if text else ''}" for name, text in expert_texts.items()]
         return cls("rewrite", instruction + "".join(lines), instruction)
 

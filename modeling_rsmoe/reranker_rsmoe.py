@@ -1,8 +1,8 @@
 """The reranker: which of several texts fits an image best, judged by the image alone [our decision].
 
 The base LM and the experts read the same image and often say different things; nothing in them says which of it is
-right. The reranker does: from the ViT's features it predicts the n-grams of the image's captions, weighted as in CIDEr,
-and a text scores as much as its n-grams agree with those. It is linear and fitted in closed form
+right. The reranker does: from the ViT's features it predicts the n-grams of the image's captions, weighted as in
+CIDEr, and a text scores as much as its n-grams agree with those. It is linear and fitted in closed form
 (`rsmoe train reranker`), so it costs next to nothing and is never trained by gradients.
 """
 
@@ -25,12 +25,9 @@ class RSMoEReranker(nn.Module):
     """A linear map from image features to the n-grams of captions.
 
     Args:
-        width (`int`):
-            Of the ViT's features.
-        rank (`int`):
-            Of the map.
-        buckets (`int`):
-            Number of hashed n-grams.
+        width (`int`): Of the ViT's features.
+        rank (`int`): Of the map.
+        buckets (`int`): Number of hashed n-grams.
 
     Raises:
         RSMoEError: a rank above what so many features and n-grams have.
@@ -52,8 +49,7 @@ class RSMoEReranker(nn.Module):
         """How well each text fits its image: about the share of the n-grams of its captions that it has.
 
         Args:
-            image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`):
-                Of `encode_image`.
+            image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`): Of `encode_image`.
             texts (`Sequence[Sequence[Sequence[int]]]`):
                 For each image any number of texts, each as token ids without special tokens.
 
@@ -62,21 +58,14 @@ class RSMoEReranker(nn.Module):
         """
         pooled = pool_image_features(image_embeds).to(self.image_projection.weight)
         predicted_ngrams = self.image_projection(pooled).float()  # [num_images, rank]
-        scores = []
-        for image_vector, candidates in zip(predicted_ngrams, texts):
-            scores.append(torch.stack([self.embed(text) @ image_vector for text in candidates]))
-        return scores
+        return [
+            torch.stack([self.embed(text) @ image_ngrams for text in image_texts])
+            for image_ngrams, image_texts in zip(predicted_ngrams, texts)
+        ]
 
     def embed(self, text: Sequence[int]) -> torch.Tensor:
-        """A text's n-grams as a vector; a product of two texts' vectors is the mean of their cosines over the lengths.
-
-        Args:
-            text (`Sequence[int]`):
-                Token ids.
-
-        Returns:
-            `torch.FloatTensor` of shape `(rank,)`, in float32.
-        """
+        """A text's n-grams as a vector (rank), in float32; a product of two texts' vectors is the mean of their
+        cosines over the lengths."""
         buckets, weights = self.weigh(text)
         if not buckets:
             return self.ngram_embeddings.weight.new_zeros(self.ngram_embeddings.embedding_dim, dtype=torch.float32)
@@ -85,12 +74,7 @@ class RSMoEReranker(nn.Module):
         return torch.tensor(weights, device=device) @ embeddings
 
     def weigh(self, text: Sequence[int]) -> tuple[list[int], list[float]]:
-        """Buckets of the text's n-grams and their weights (tf-idf), scaled to unit length for each length of n-grams.
-
-        Args:
-            text (`Sequence[int]`):
-                Token ids.
-        """
+        """Buckets of the text's n-grams and their weights (tf-idf), scaled to unit length for each length of n-grams."""
         buckets: list[int] = []
         weights: list[float] = []
         for counts in hashed_ngrams(text, self.ngram_embeddings.num_embeddings):
@@ -104,28 +88,13 @@ class RSMoEReranker(nn.Module):
 
 
 def pool_image_features(image_embeds: torch.Tensor) -> torch.Tensor:
-    """The first token (of most ViTs the class token), mean and spread of all tokens.
-
-    Args:
-        image_embeds (`torch.FloatTensor` of shape `(num_images, patches, vision width)`):
-            Of `encode_image`.
-
-    Returns:
-        `torch.FloatTensor` of shape `(num_images, 3 x vision width)`.
-    """
+    """The first token (of most ViTs the class token), mean and spread of all tokens: (num_images, 3 x vision width)."""
     values = image_embeds.float()
     return torch.cat([values[:, 0], values.mean(1), values.std(1, correction=0)], dim=1)
 
 
 def hashed_ngrams(text: Sequence[int], buckets: int) -> list[Counter[int]]:
-    """For each length from 1 to `MAX_NGRAM` how often the text's n-grams fall into each bucket.
-
-    Args:
-        text (`Sequence[int]`):
-            Token ids.
-        buckets (`int`):
-            How many there are.
-    """
+    """For each length from 1 to `MAX_NGRAM` how often the text's n-grams fall into each bucket."""
     found = []
     for length in range(1, MAX_NGRAM + 1):
         counts: Counter[int] = Counter()

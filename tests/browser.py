@@ -1,4 +1,4 @@
-"""A real browser for tests of pages: the Chromium of the system, driven by Playwright, with a watch on its requests."""
+"""A real browser for tests of pages: the system's Chromium, driven by Playwright, with a watch on its requests."""
 
 import shutil
 from collections.abc import Iterator

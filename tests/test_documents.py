@@ -1,4 +1,4 @@
-"""What README.md and model_card.md say is so: their code runs, their files exist, their numbers are the configuration's."""
+"""What README.md and model_card.md say is so: their code runs, their files exist, their numbers are right."""
 
 import os
 import re

@@ -37,8 +37,8 @@ def test_captions_the_demo_tile_from_the_command_line(nano):
         [*command, "--model", str(nano)], capture_output=True, text=True, env=environment, check=True
     )
     told = json.loads(done.stdout)
-    assert list(told["parts"]) == ["theme", "object", "relation"]
-    assert all(told["parts"].values()) and all(told["router_prompts"].values()) and told["caption"]
+    assert list(told["expert_texts"]) == ["theme", "object", "relation"]
+    assert all(told["expert_texts"].values()) and all(told["router_prompts"].values()) and told["caption"]
     assert all(prompt.endswith("?") for prompt in told["router_prompts"].values())
     assert len(set(told["router_prompts"].values())) == 3
     assert "golf course" in told["caption"].lower(), told["caption"]
@@ -59,16 +59,16 @@ def test_experts_and_router_learned_something(nano):
     inputs = processor(images=demo_image(), text="Describe the image.", return_tensors="pt")
     outputs = model.generate(**inputs, return_dict_in_generate=True, fusion="concat")
     result = processor.post_process_generation(outputs)[0]
-    assert len(set(result["parts"].values())) > 1
+    assert len(set(result["expert_texts"].values())) > 1
     assert result["router_prompts"]["relation"].startswith("Where")
 
 
 def test_adapters_over_prompt_embeddings_say_what_generate_says(nano, tmp_path, monkeypatch):
-    """The client that `rsmoe export vllm` writes, with PEFT in the server's place: nano's whole path, the same texts."""
+    """The client that `rsmoe export vllm` writes, with PEFT in the server's place: the same texts."""
     model, processor = RSMoEForConditionalGeneration.from_pretrained(nano).eval(), RSMoEProcessor.from_pretrained(nano)
     export_vllm(model, processor, tmp_path / "served")
     inputs = processor(images=demo_image(), text="Describe the image.", return_tensors="pt")
-    outputs = model.generate(**inputs, return_dict_in_generate=True)
+    outputs = model.generate(**inputs, return_dict_in_generate=True, fusion="rewrite")
     expected = processor.post_process_generation(outputs)[0]
     del model
     served = AutoModelForCausalLM.from_pretrained(tmp_path / "served" / "base")

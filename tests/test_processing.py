@@ -128,6 +128,8 @@ def test_prompts_are_what_their_rendered_texts_are(processor, image):
     of_texts = processor(images=images, text=rendered, return_tensors="pt")
     assert of_prompts.keys() == of_texts.keys() and "expert_input_ids" not in of_texts
     assert all(torch.equal(of_prompts[name], of_texts[name]) for name in of_texts)
+    bare = processor(images=images[:3], text=[prompt.text for prompt in prompts[:3]], return_tensors="pt")
+    assert torch.equal(bare["qformer_input_ids"], of_texts["qformer_input_ids"][:3])
 
 
 def test_image_embeds_in_place_of_images(processor, image):

@@ -100,7 +100,7 @@ def test_several_are_returned_best_first(model, inputs):  # noqa: F811
 
 
 def test_auto_goes_by_the_task(model, processor):  # noqa: F811
-    """In one batch: a caption is reranked, a question and a detailed caption are rewritten, each as if it were alone."""
+    """In one batch a caption is reranked, a question and a detailed caption are rewritten, as if each were alone."""
     generator = torch.Generator().manual_seed(4)
     images = [torch.randint(0, 255, (3, 40, 50), generator=generator, dtype=torch.uint8) for _ in range(3)]
     texts = ["Describe the image.", "Is there a road?", "Describe the image in detail."]

@@ -71,7 +71,7 @@ def tiny_processor(num_query_tokens: int = 4, **kwargs) -> RSMoEProcessor:
 
 
 def tiny_config(**changes) -> RSMoEConfig:
-    """`text_config`, `vision_config`, `qformer_config`, `expert_config`, `router_config` are merged, the rest replaces."""
+    """Sub-configurations of `changes` (`text_config`, `expert_config`, ...) are merged, the rest replaces."""
     parts = {"text_config": TEXT, "vision_config": VISION, "qformer_config": QFORMER}
     parts |= {"expert_config": {"r": 4, "lora_alpha": 8}, "router_config": {"r": 2, "lora_alpha": 4}}
     merged = {name: {**part, **changes.pop(name, {})} for name, part in parts.items()}

@@ -7,17 +7,17 @@ import os
 
 import gradio as gr
 
-from modeling_rsmoe.cli import shared
+from modeling_rsmoe.cli.terminal import Steps
 from modeling_rsmoe.demo.page import launch, make_page
-from modeling_rsmoe.demo.viewer import Viewer
 from modeling_rsmoe.hub.download import demo_images
+from modeling_rsmoe.inference import load
 
 
 def build() -> gr.Blocks:
-    with shared.Steps() as steps:
+    with Steps() as steps:
         examples = demo_images(progress=steps)
-        loaded = shared.load(os.environ.get("RSMOE_MODEL"), steps)
-    return make_page(Viewer(loaded.name, loaded.model, loaded.processor), examples)
+        checkpoint = load(os.environ.get("RSMOE_MODEL"), progress=steps)
+    return make_page(checkpoint, examples)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The command line `rsmoe`: one file for each command, and what they share in `shared`.
+"""The command line `rsmoe`: one file for each command, and what they share in `options`, `terminal`
+and `images`.
 
 Nothing heavy is imported before a command runs, so that `rsmoe --help` answers at once. Bad input costs one line on
 stderr and the exit code 2, Ctrl-C gives 130; only a bug shows a traceback. Results go to stdout, all else to stderr.
@@ -19,18 +20,22 @@ from ..errors_rsmoe import RSMoEError
 COMMANDS = {
     "caption": "Caption images: the router's prompts, what each expert found, the caption.",
     "ask": "Answer a question about an image in a word or phrase.",
-    "encode": "Keep the features of images, so that later questions need not look at them again: `rsmoe ask FILE QUESTION`.",
-    "demo": "Open a page to try the model on: captions as they are written, their steps, questions. Ctrl-C stops it.",
-    "assemble": "Download, verify and convert the frozen parts, add the trained weights, write an ordinary checkpoint folder.",
-    "convert": "Write the checkpoint that stage 1 starts from. Downloads nothing; holds one shard of weights at a time.",
-    "quantize": "Write a checkpoint in half precision, or in 8 or 4 bits. Router, experts and Q-Former stay in float32.",
+    "encode": "Store the features of images, so that later questions need no images: `rsmoe ask FILE QUESTION`.",
+    "demo": "Open a page to try the model on: captions as they are written, what led to them, questions. Ctrl-C "
+    "stops it.",
+    "assemble": "Download, verify and convert the pretrained modules, add our trained weights, write a checkpoint "
+    "folder.",
+    "convert": "Write the checkpoint that stage 1 starts from. Downloads nothing; holds one shard of weights at a "
+    "time.",
+    "quantize": "Write a checkpoint in half precision, or in 8 or 4 bits. Router, experts and Q-Former stay in "
+    "float32.",
     "evaluate": "Score captions or answers on a data folder: intervals and baselines beside every score.",
-    "card": "Write a checkpoint's model card: front matter, use, parts, training, scores, limits, licences; and its STAC item.",
-    "bench": "Measure speed and memory in turns, and check that all ways to a text say the same.",
-    "serve": "Answer requests in the shape of OpenAI's chat completions, many at once in one batch.",
+    "card": "Write a checkpoint's model card (use, modules, training, scores, limits, licences) and its STAC item.",
+    "bench": "Benchmark speed and memory; verify that all decoding paths give the same text.",
+    "serve": "Serve OpenAI's chat completions API; requests share batches.",
     "data": "Data folders from public datasets, or from your own images.",
-    "train": "Train a checkpoint in two stages; what was stopped goes on with --resume.",
-    "export": "Router and experts in the folders that other libraries read.",
+    "train": "Train a checkpoint in two stages; a stopped run goes on with --resume.",
+    "export": "Export router and experts as PEFT adapters, merged LLMs or a vLLM bundle.",
 }
 BAD_INPUT, INTERRUPTED = 2, 130
 # transformers imports torchao wherever it is installed, and without a GPU that warns of its own missing parts.

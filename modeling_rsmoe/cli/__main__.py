@@ -1,4 +1,4 @@
-"""`python -m modeling_rsmoe.cli` is `rsmoe`; launchers such as `accelerate launch -m modeling_rsmoe.cli` start it so."""
+"""`python -m modeling_rsmoe.cli` is `rsmoe`: launchers such as `accelerate launch -m` start it so."""
 
 from . import main
 

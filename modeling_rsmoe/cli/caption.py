@@ -1,12 +1,14 @@
-"""`rsmoe caption IMAGE...`: what RS-MoE sees in images and scenes, with every step that leads to each caption."""
+"""`rsmoe caption IMAGE...`: captions of images and scenes, with every step that leads to them."""
 
 from typing import Annotated
 
 import typer
 
 from ..errors_rsmoe import RSMoEError
-from ..inference.checkpoint import load
-from . import archive, options, scenes, sheets, terminal
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION
+from ..scenes.result import SceneTask
+from . import collection, options, scenes, terminal, views
+from .images import describe_inputs
 
 
 def caption(
@@ -14,7 +16,8 @@ def caption(
         list[str] | None,
         typer.Argument(
             metavar="IMAGE",
-            help="Image files or URLs; GeoTIFF scenes, or STAC items of them; a folder or list (.txt, .jsonl) of images.",
+            help="Image files or URLs; GeoTIFF scenes, or STAC items of them; a folder or list (.txt, .jsonl) of "
+            "images.",
             show_default=False,
         ),
     ] = None,
@@ -31,19 +34,19 @@ def caption(
     asset: scenes.AssetOption = None,
     remote: scenes.RemoteOption = False,
     output: scenes.OutputOption = None,
-    map_page: sheets.MapOption = None,
-    picture: sheets.PictureOption = None,
+    map_page: views.MapOption = None,
+    figure: views.FigureOption = None,
     overwrite: scenes.OverwriteOption = False,
     router: options.RouterOption = None,
-    compose: options.FusionOption = None,
+    fusion: options.FusionOption = None,
     max_new_tokens: options.MaxNewTokensOption = None,
     num_beams: options.NumBeamsOption = None,
     batch_size: options.BatchSizeOption = options.BATCH_SIZE,
     model: options.ModelOption = None,
     dtype: options.DtypeOption = None,
-    engine: archive.EngineOption = None,
-    workers: archive.WorkersOption = None,
-    address: archive.AddressOption = None,
+    engine: collection.EngineOption = None,
+    workers: collection.WorkersOption = None,
+    address: collection.AddressOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Caption images: the router's prompts, what each expert found, the caption.
@@ -55,41 +58,26 @@ def caption(
         raise RSMoEError("name one or more images, or give --demo" if not demo else "give images or --demo, not both")
     if instruction is not None and not instruction.strip():
         raise RSMoEError("the instruction is empty: leave --instruction out, or say what to do with the image")
-    settings = options.Generation(router, compose, max_new_tokens, num_beams, batch_size, model)
-    chosen = archive.make_engine(engine, workers, address)
-    options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
-    of_scenes = options.cuts or bool(map_page or picture)
-    if archive.is_meant(images or [], engine, as_json, of_scenes):
+    generation = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model)
+    chosen_engine = collection.make_engine(engine, workers, address)
+    scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
+    text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
+    has_scene_options = scene_options.cuts or bool(map_page or figure)
+    if collection.are_collection(images or [], engine, as_json, has_scene_options):
         if dtype is not None:
             raise RSMoEError(
-                "--dtype is not for an archive: write such a checkpoint by rsmoe quantize, and give it as --model"
+                "--dtype is not for an image collection: write such a checkpoint by rsmoe quantize, and give it as "
+                "--model"
             )
         with terminal.Steps() as steps:
-            archive.caption_archive(images or [], instruction, output, overwrite, settings, chosen, steps)
+            collection.caption_collection(images or [], text, output, overwrite, generation, chosen_engine, steps)
         return
-    options.check()
-    shown = sheets.Sheets(map_page, picture, overwrite)
+    scene_options.check()
+    shown = views.Views(map_page, figure, overwrite)
     with terminal.Steps() as steps:
         if demo:
             from ..hub.download import demo_image
 
             images = [str(demo_image(progress=steps))]
-        pictures, large = scenes.split(images or [], options)
-        rasters = scenes.open_scenes(large, options, steps)
-        shown.expect(len(pictures), rasters, options.sizes())
-        kept = shared.check_images(pictures, batch_size, steps)
-        loaded = load(model, dtype, progress=steps)
-        from ..prompting_rsmoe import DEFAULT_INSTRUCTION  # not at the top: it imports transformers
-
-        text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
-        if text == DEFAULT_INSTRUCTION:
-            settings = settings.for_captions(loaded.folder)
-        for result in shared.look_at(pictures, kept, text, settings, loaded, steps):
-            texts = {"caption": result.text}
-            terminal.show(result, texts, loaded.name, as_json, steps)
-            shown.add_image(result, text, loaded.name)
-        if rasters:
-            found = scenes.run(rasters, scenes.Asked("caption", text, text), options, settings, loaded, steps)
-            scenes.show(found, output, as_json, steps)
-            shown.add_scenes(found, steps)
-        shown.write(as_json, steps)
+        task = SceneTask(text, None)
+        describe_inputs(images or [], task, generation, dtype, scene_options, shown, as_json, steps)

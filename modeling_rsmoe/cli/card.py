@@ -67,28 +67,29 @@ def card(
 
     What the checkpoint's files cannot say (uses, limits, risks, licences of data) stands in card.yaml beside them.
     """
-    from ..evaluation.markdown import markdown_table, summary_table
+    from ..evaluation.markdown import score_tables, summary_table
     from ..evaluation.report import TASKS, read_report
 
     reports = [read_report(file) for path in scores or [] for file in _report_files(path)]
     reports.sort(key=_task_split_system)
     of_tasks = [[report for report in reports if report["task"] == task] for task in TASKS]
-    table = "\n".join(markdown_table(of_task) for of_task in of_tasks if of_task)
-    benchmark_ids = dict(_benchmark(text) for text in benchmarks or [])
+    table = "\n".join(score_tables(of_task) for of_task in of_tasks if of_task)
+    if unnamed := [text for text in benchmarks or [] if "=" not in text]:
+        raise RSMoEError(f'--benchmark "{unnamed[0]}" names no dataset; write DATASET=OWNER/NAME[:TASK]')
+    benchmark_ids = dict(text.split("=", 1) for text in benchmarks or [])
     if not reports and (tables or benchmark_ids):
         raise RSMoEError("--table and --benchmark are about scores; give --scores with reports of `rsmoe evaluate`")
     with quiet_libraries():
         from ..hub.card import CARD, write_card
         from ..hub.card_scores import with_tables, write_changed, write_scores
         from ..hub.facts import read_facts
-        from ..hub.stac import STAC_ITEM, stac_text
+        from ..hub.stac import stac_text
+        from ..utils.provenance import STAC_ITEM
 
         if Path(model).suffix.lower() == ".md":
             if not reports or output or stac:
-                raise RSMoEError(
-                    f"{model} is a card of your own, into which scores are written where it is: give --scores with "
-                    "reports, and neither --output nor --stac"
-                )
+                remedy = "give --scores with reports, and neither --output nor --stac"
+                raise RSMoEError(f"{model} is a card of your own, into which scores are written where it is: {remedy}")
             done = write_scores(model, reports, table, tables or [], benchmark_ids)
         else:
             facts = read_facts(model)
@@ -108,20 +109,12 @@ def card(
 def _report_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(path.glob("*.json"))
-    if not files:
-        raise RSMoEError(f"folder {path} has no report (*.json); `rsmoe evaluate --output` writes them")
-    return files
+    if files := sorted(path.glob("*.json")):
+        return files
+    raise RSMoEError(f"folder {path} has no report (*.json); `rsmoe evaluate --output` writes them")
 
 
 def _task_split_system(report: "Report") -> tuple[str, list[str], bool]:
     """For sorting: in the tables of a split, the full model comes first."""
     splits = [result["split"] for result in report["results"]]
     return report["task"], splits, not report["system"].startswith("full")
-
-
-def _benchmark(text: str) -> tuple[str, str]:
-    dataset, separator, name = text.partition("=")
-    if not separator:
-        raise RSMoEError(f'--benchmark "{text}" names no dataset; write DATASET=OWNER/NAME or DATASET=OWNER/NAME:TASK')
-    return dataset, name

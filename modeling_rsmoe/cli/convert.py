@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..utils.quiet import quiet_libraries
-from . import terminal
+from . import options, terminal
 
 
 def convert(
@@ -28,7 +28,7 @@ def convert(
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)],
+    output: options.FolderOption,
     llm: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The causal LM with its tokenizer.", show_default="the one of InstructBLIP"),
@@ -37,18 +37,16 @@ def convert(
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Weight dtype.", show_default="config.json's"),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")
-    ] = False,
+    overwrite: options.OverwriteOption = False,
 ) -> None:
     """Write the checkpoint that stage 1 starts from. Downloads nothing; holds one shard of weights at a time."""
     with terminal.Steps() as steps:
         steps("starting")
         with quiet_libraries():
             from ..hub.convert import convert as convert_checkpoint
+            from ..hub.folders import folder_line
 
             folder = convert_checkpoint(
                 model, instructblip, llm, output, dtype=dtype, overwrite=overwrite, progress=steps
             )
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        steps.print(f"{folder} ({size / 1e6:.0f} MB)")
+        steps.print(folder_line(folder))

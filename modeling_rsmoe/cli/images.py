@@ -1,19 +1,63 @@
-"""What `caption` and `ask` share about images: reading them before a model is loaded, describing them batch by batch.
+"""What `caption` and `ask` share: their inputs, read before a model is loaded and described batch by batch.
 
-Images are read first, because loading a model takes longer and bad input should cost no time.
+Inputs are read first, because loading a model takes longer and bad input should cost no time.
 """
 
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors_rsmoe import RSMoEError
-from .terminal import Result, Steps, count_of
+from ..inference.checkpoint import load
+from ..scenes.result import SceneTask
+from ..utils.quiet import quiet_libraries
+from . import scenes, terminal
+from .options import Dtype, Generation
+from .terminal import Steps, count_of
+from .views import Views
 
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..inference import Predictor
+
+def describe_inputs(
+    inputs: list[str],
+    task: SceneTask,
+    generation: Generation,
+    dtype: Dtype | None,
+    scene_options: scenes.SceneOptions,
+    views: Views,
+    as_json: bool,
+    steps: Steps,
+) -> None:
+    """Describe images and scenes, and print and write what was found; the task gets its checkpoint here."""
+    names, scene_names = scenes.split(inputs, scene_options)
+    rasters = scenes.open_rasters(scene_names, scene_options, steps)
+    views.expect(len(names), rasters, scene_options.sizes())
+    kept = check_images(names, generation.batch_size, steps)
+    checkpoint = load(generation.model, dtype, progress=steps)
+    from ..inference import Predictor  # not at the top: it imports torch
+    from ..utils.images import read_images
+
+    predictor = Predictor(checkpoint.model, checkpoint.processor, generation.settings())
+    for start in range(0, len(names), generation.batch_size):
+        batch = names[start : start + generation.batch_size]
+        message, total = f"describing {count_of(len(names), 'image')}", len(names) if len(names) > len(batch) else None
+        steps(message, start, total)
+        with quiet_libraries():
+            images = kept or read_images(batch)
+            predictions = predictor.predict(images, task.instruction)
+        for name, image, prediction in zip(batch, images, predictions, strict=True):
+            texts = {} if task.question is None else {"question": task.question}
+            texts[task.kind] = prediction.text
+            terminal.show(name, prediction, texts, checkpoint.name, as_json, steps)
+            views.add_image(name, image, prediction, task.instruction, checkpoint.name)
+    if rasters:
+        task = replace(task, model=checkpoint.name, revision=checkpoint.revision())
+        results = scenes.describe(rasters, predictor, task, scene_options, generation.batch_size, steps)
+        scenes.show(results, scene_options.output, as_json, steps)
+        views.add_scenes(results, steps)
+    views.write(as_json, steps)
 
 
 def check_images(images: list[str], batch_size: int, steps: Steps) -> "list[Image.Image] | None":
@@ -21,61 +65,21 @@ def check_images(images: list[str], batch_size: int, steps: Steps) -> "list[Imag
 
     Returns:
         The images if they are one batch; else None (many do not fit into memory: they are read again, by batch).
-
-    Raises:
-        RSMoEError: with a line for each bad image.
     """
     if not images:
         return None
-    from ..utils.quiet import quiet_libraries
-
-    message = f"reading {count_of(len(images), 'image')}"
-    steps(message, 0, len(images) if len(images) > 1 else None)
     kept, problems = [], []
     with quiet_libraries():
         from ..utils.images import read_image
 
         for index, name in enumerate(images):
-            if len(images) > 1:
-                steps(message, index, len(images))
+            steps(f"reading {count_of(len(images), 'image')}", index, len(images) if len(images) > 1 else None)
             try:
-                image = read_image(name)
+                kept.append(read_image(name))
             except RSMoEError as error:
                 problems.append(str(error))
-                continue
-            if len(images) <= batch_size:
-                kept.append(image)
+            if len(images) > batch_size:
+                kept.clear()
     if problems:
         raise RSMoEError("\n".join(problems))
     return kept or None
-
-
-def describe_images(
-    images: list[str],
-    kept: "list[Image.Image] | None",
-    instruction: str,
-    predictor: "Predictor",
-    batch_size: int,
-    steps: Steps,
-) -> Iterator[Result]:
-    """Results come batch by batch, in order.
-
-    Args:
-        images: files or URLs.
-        kept: as of `check_images`.
-        instruction: for every image.
-        predictor: of the checkpoint.
-        batch_size: images that are described together.
-        steps: shows how far it is.
-    """
-    from ..utils.images import read_images
-    from ..utils.quiet import quiet_libraries
-
-    for start in range(0, len(images), batch_size):
-        names = images[start : start + batch_size]
-        steps(f"describing {count_of(len(images), 'image')}", start, len(images) if len(images) > len(names) else None)
-        with quiet_libraries():
-            pixels = kept or read_images(names)
-            predictions = predictor.predict(pixels, instruction)
-        for name, image, prediction in zip(names, pixels, predictions, strict=True):
-            yield Result(name, prediction, image)

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -30,9 +31,10 @@ FusionOption = Annotated[
     Fusion | None,
     typer.Option(
         metavar="MODE",
-        help="How the experts' texts become one. concat: one after the other, without repeated sentences; rewrite: written "
-        "by the base LM, which reads them; rerank: of them and the base LM's own caption the one that fits the image best "
-        "(needs a reranker); auto: rerank for captions where there is a reranker, else rewrite.",
+        help="How the experts' texts become one. concat: one after the other, without repeated sentences; rewrite: "
+        "written by the base LM, which reads them; rerank: of them and the base LM's own caption the one that "
+        "fits the image best (needs a reranker); auto: rerank for captions where there is a reranker, else "
+        "rewrite.",
         show_default=f"{_CHECKPOINTS}, usually auto",
     ),
 ]
@@ -63,6 +65,8 @@ DtypeOption = Annotated[
         show_default="float32, on a GPU bfloat16; the checkpoint's where it is quantised",
     ),
 ]
+FolderOption = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object for each image, on a line of its own.")
 ]

@@ -1,6 +1,5 @@
 """`rsmoe quantize MODEL`: the same checkpoint with smaller weights, which loads faster and needs less memory."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,11 +14,9 @@ def quantize(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A checkpoint: a folder, or a name on the Hub.", show_default=False)
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)],
+    output: options.FolderOption,
     dtype: options.DtypeOption = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")
-    ] = False,
+    overwrite: options.OverwriteOption = False,
 ) -> None:
     """Write a checkpoint in half precision, or in 8 or 4 bits. Router, experts and Q-Former stay in float32."""
     folder = output.expanduser().absolute()
@@ -27,7 +24,7 @@ def quantize(
         if dtype is None:
             raise RSMoEError("give --dtype: bfloat16, float16, int8, int8-dynamic or nf4")
         with quiet_libraries():
-            from ..hub.folders import check_target
+            from ..hub.folders import check_target, folder_line
             from ..hub.quantize import save_checkpoint
 
             check_target(folder, overwrite)
@@ -35,5 +32,4 @@ def quantize(
         steps(f"writing {folder}")
         with quiet_libraries():
             save_checkpoint(loaded.model, loaded.processor, folder, overwrite)
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        steps.print(f"{output} ({size / 1e6:.0f} MB)")
+        steps.print(folder_line(folder))

@@ -1,7 +1,6 @@
 """`rsmoe serve`: a model behind OpenAI's chat-completions API."""
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,32 +18,31 @@ def serve(
     dtype: options.DtypeOption = None,
     host: Annotated[str, typer.Option(help="Address to listen at. 0.0.0.0 lets the whole network in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 8000,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images that share one generate.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Most images in a batch.")] = 8,
     batch_wait: Annotated[
-        int, typer.Option(min=0, metavar="MS", help="Milliseconds that an idle model waits for company.")
+        int, typer.Option(min=0, metavar="MS", help="Longest wait for more requests before a batch runs (ms).")
     ] = 20,
     queue: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Requests that wait or run at once; one more is answered 429.")
+        int,
+        typer.Option(min=1, metavar="N", help="Most requests that wait or run at a time; one more is answered 429."),
     ] = 128,
     timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time to an answer; then 503.")
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time from a request to its answer; then 503.")
     ] = 120,
     max_body: Annotated[int, typer.Option(min=1, metavar="MIB", help="Largest request; more is answered 413.")] = 16,
     max_pixels: Annotated[
         int, typer.Option(min=64, metavar="N", help="Most pixels of an image; more is answered 413.")
     ] = 4096 * 4096,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="The most that max_tokens may ask for.")
-    ] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Largest max_tokens of a request.")] = 256,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
             metavar="HOST", help="Fetch images from this host; may be repeated, * is any.", show_default="none"
         ),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="A line for each request.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log each request.")] = False,
 ) -> None:
-    """Answer requests in the shape of OpenAI's chat completions, many at once in one batch.
+    """Serve OpenAI's chat completions API; requests share batches.
 
     With $RSMOE_API_KEY set, clients must give that key.
     """
@@ -68,12 +66,11 @@ def serve(
             hosts=tuple(allow_host or ()),
         )
         with take_address(host, port) as listening:
-            loaded = load(model, dtype, progress=steps)
-            folder = Path(loaded.name)
-            name = folder.resolve().name if folder.is_dir() else loaded.name
-            service = Service(loaded.model, loaded.processor, name, limits, os.environ.get(API_KEY))
-            shown = f"[{host}]" if ":" in host else host
-            steps(f"serving {name} at http://{shown}:{listening.getsockname()[1]}/v1")
+            checkpoint = load(model, dtype, progress=steps)
+            name = checkpoint.public_name
+            service = Service(checkpoint.model, checkpoint.processor, name, limits, os.environ.get(API_KEY))
+            address = f"[{host}]" if ":" in host else host
+            steps(f"serving {name} at http://{address}:{listening.getsockname()[1]}/v1")
             steps.clear()
             with quiet_libraries():
                 run(service, listening, "info" if verbose else "warning")

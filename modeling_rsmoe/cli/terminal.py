@@ -3,37 +3,22 @@
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from ..utils.tables import count_of as count_of
+
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ..inference import Prediction
 
 _SECONDS_BETWEEN_DETAILS = 30.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a model said about an image.
-
-    Attributes:
-        name: of the image.
-        prediction: the texts.
-        image: that was described; None if another process read it.
-    """
-
-    name: str
-    prediction: "Prediction"
-    image: "Image.Image | None" = None
 
 
 class Steps:
@@ -46,7 +31,6 @@ class Steps:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._progress: Progress | None = None
-        self._task: TaskID | None = None
         self._message = ""
         self._began: tuple[float, float] = (0.0, 0.0)  # when the step began, and how much was done by then
         self._printed = 0.0  # when a detail was last printed
@@ -71,10 +55,9 @@ class Steps:
                 self._print_line(f"{printable(message)}: {detail} ...")
             return
         if is_new or self._progress is None:
-            self._start(message, total is not None)
-        if self._progress is not None and self._task is not None:
-            percent = 100 * done / total if total else 0
-            self._progress.update(self._task, completed=percent, detail=detail)
+            self._progress = self._start(message, total is not None)
+        percent = 100 * done / total if total else 0
+        self._progress.update(self._progress.task_ids[0], completed=percent, detail=detail)
 
     def _detail(self, now: float, done: float, total: float | None, unit: str) -> str:
         if not unit or not total:
@@ -86,15 +69,16 @@ class Steps:
     def _print_line(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _start(self, message: str, has_total: bool) -> None:
+    def _start(self, message: str, has_total: bool) -> Progress:
         self.clear()
         columns: list[Any] = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
         if has_total:
             columns += [BarColumn(bar_width=30), TextColumn("{task.percentage:.0f}%")]
         columns += [TextColumn("{task.fields[detail]}", markup=False), TimeElapsedColumn()]
-        self._progress = Progress(*columns, console=self._console, transient=True)
-        self._task = self._progress.add_task(printable(message), total=100, detail="")
-        self._progress.start()
+        progress = Progress(*columns, console=self._console, transient=True)
+        progress.add_task(printable(message), total=100, detail="")
+        progress.start()
+        return progress
 
     def print(self, line: Any) -> None:
         """A result, to stdout; text is printed as it is, on one line."""
@@ -123,39 +107,39 @@ def print_error(message: str, label: str | None = "error") -> None:
         print(printable(text), file=sys.stderr)
 
 
-def show(result: Result, texts: dict[str, str], model: str, as_json: bool, steps: Steps) -> None:
+def show(image: str, prediction: "Prediction", texts: dict[str, str], model: str, as_json: bool, steps: Steps) -> None:
     """One image's result on stdout: a JSON object on one line, or a panel.
 
-    Args:
-        result: router prompts and expert texts are shown.
-        texts: what the command is about, by name, the last one being the outcome: `{"caption": ...}`.
-        model: its name.
-        as_json: a JSON object instead of a panel.
-        steps: that prints.
+    `texts` are what the command is about, by name, the last one being the outcome: `{"caption": ...}`.
     """
-    prediction = result.prediction
     if as_json:
         experts = {"router_prompts": prediction.router_prompts, "expert_texts": prediction.expert_texts}
-        steps.print(json.dumps({"image": result.name, **texts, **experts, "model": model}))
+        steps.print(json.dumps({"image": image, **texts, **experts, "model": model}))
         return
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    rows: list[tuple[Text, ...]] = []
     for name, text in prediction.expert_texts.items():
-        prompt = Text(printable(prediction.router_prompts[name]), "dim italic")
-        table.add_row(Text(name, "cyan"), Text("asked", "dim"), prompt)
-        table.add_row("", Text("found", "dim"), Text(printable(text) or "(nothing)"))
-    table.add_row()
-    for name, text in texts.items():
-        table.add_row(Text(name, "bold"), "", Text(printable(text) or "(nothing)", "bold"))
-    title = Text(printable(result.name))
-    steps.print(Panel(table, title=title, title_align="left", subtitle=Text(model), subtitle_align="right"))
+        rows.append((Text(name, "cyan"), Text("asked", "dim"), shown(prediction.router_prompts[name], "dim italic")))
+        rows.append((Text(), Text("found", "dim"), shown(text)))
+    rows.append(())
+    rows += [(Text(name, "bold"), Text(), shown(text, "bold")) for name, text in texts.items()]
+    steps.print(panel(rows, 3, image, model))
 
 
-def count_of(number: int, noun: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def panel(rows: Sequence[tuple[Text, ...]], num_columns: int, title: str, subtitle: str) -> Panel:
+    """A frame around a table, of which only the last column is wrapped."""
+    table = Table.grid(padding=(0, 2))
+    for _ in range(num_columns - 1):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    name = Text(printable(title))
+    return Panel(table, title=name, title_align="left", subtitle=Text(subtitle), subtitle_align="right")
+
+
+def shown(text: str, style: str = "") -> Text:
+    """A text of a user or a model."""
+    return Text(printable(text) or "(nothing)", style)
 
 
 def printable(text: str) -> str:

@@ -1,6 +1,6 @@
-"""Archives: what the model says about very many images, or their features, as one Parquet with a row for each image.
+"""Image collections: very many images, or their features, described into one Parquet with a row for each image.
 
-`items` finds the images, `describers` run the model on a batch of them, `worker` makes one part of the archive,
-`engines` let workers make all parts (in this process, or on a Ray cluster), `store` keeps the parts, so that a stopped
-run goes on, and puts them together; `run` is these in a row. `features` reads features back.
+`images` finds them, `describers` run the model on a batch of them, `worker` makes one shard of the output, `engines`
+let workers make all shards (in this process, or on a Ray cluster), `store` keeps the shards, so that a stopped run
+continues, and joins them; `pipeline` does these one after the other. `features` reads features back.
 """

@@ -1,7 +1,7 @@
-"""What is done to the images of an archive: captions, or features for later questions.
+"""What is done to the images of a collection: captions, or features for later questions.
 
 A describer is made by whoever starts a run and sent to its workers, on other machines too; only there does it open its
-checkpoint. Knows nothing about files and parts.
+checkpoint. Knows nothing about files and shards.
 """
 
 from abc import ABC, abstractmethod
@@ -11,27 +11,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors_rsmoe import RSMoEError
-from ..scenes import describe as tiles
 from ..utils.provenance import folder_sha256
 from .store import FEATURES
 
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from PIL import Image
 
+    from ..inference import GenerationSettings
+
 FeatureType = Literal["float16", "float32"]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointSource:
     """A checkpoint that every worker opens for itself.
 
     Attributes:
-        name: as the user knows it; rows carry it.
-        revision: its commit on the Hub or the beginning of `sha256`; rows carry it.
-        sha256: of its folder (`utils.provenance.folder_sha256`).
-        find: gives its folder on the machine that asks.
+        name: as the user knows it.
+        revision: its commit on the Hub or the beginning of `sha256`.
+        sha256: of its folder (`provenance.folder_sha256`).
+        find: gives its folder on the machine that calls it.
         load: gives its model (or, for features, its encoder) and its processor out of that folder.
     """
 
@@ -43,112 +46,106 @@ class Checkpoint:
 
 
 class Describer(ABC):
-    """Runs a checkpoint over pictures; what it gives for each are values of its own columns."""
+    """Runs a checkpoint over images and gives, for each, the values of its own columns."""
 
     kind: ClassVar[str]
 
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, checkpoint: CheckpointSource):
         self.checkpoint = checkpoint
         self._loaded: tuple[Any, Any] | None = None
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """All that rows depend on besides their image, as JSON: a run with others is another archive."""
+        """All that rows depend on besides their image, as JSON; a run with other settings is another run."""
 
     @abstractmethod
-    def describe(self, pictures: "Sequence[Image.Image]") -> list[dict[str, Any]]:
-        """The values of its columns for each picture; `error` in place of them where it has none."""
+    def describe(self, images: "Sequence[Image.Image]") -> list[Row]:
+        """The values of its columns for each image; `error` in place of them where it has none."""
 
     @abstractmethod
-    def columns(self, rows: Sequence[dict[str, Any]]) -> "dict[str, pa.Array]":
+    def columns(self, rows: Sequence[Row]) -> "dict[str, pa.Array]":
         """Its columns of such values, which some rows lack."""
 
     def open(self, check: bool = False) -> None:
-        """Load the checkpoint, once.
-
-        Args:
-            check: that this machine has the checkpoint that the run was started with.
-
-        Raises:
-            RSMoEError: it is another, or cannot be loaded.
-        """
+        """Load the checkpoint, once; `check` that it is the one that the run was started with."""
         if self._loaded is not None:
             return
         folder = self.checkpoint.find()
         if check and folder_sha256(folder) != self.checkpoint.sha256:
             raise RSMoEError(
-                f"the checkpoint {folder} of a worker's machine is not the one that the run was started with: copy it there"
+                f"the checkpoint {folder} of a worker's machine is not the one that the run was started with: copy it "
+                "there"
             )
         self._loaded = self.checkpoint.load(folder)
 
-    def table(self, rows: Sequence[dict[str, Any]]) -> "pa.Table":
-        """Rows as `worker` makes them, as a table: what every archive holds, and the describer's own columns."""
+    def table(self, rows: Sequence[Row]) -> "pa.Table":
+        """Rows as `worker` makes them, as a table: what every collection has, and the describer's own columns."""
         import pyarrow as pa
 
-        def column(name: str, kind: pa.DataType) -> pa.Array:
-            return pa.array([row.get(name) for row in rows], kind)
+        constants = {"model": self.checkpoint.name, "revision": self.checkpoint.revision}
+        rows = [{**row, **constants} for row in rows]
+        sizes = {name: _column(rows, name, pa.int32()) for name in ("width", "height")}
+        before, after = (
+            {name: _column(rows, name, pa.string()) for name in names}
+            for names in (("image", "sha256"), ("error", "model", "revision"))
+        )
+        return pa.table({**before, **sizes, **self.columns(rows), **after})
 
-        text = pa.string()
-        before = {name: column(name, text) for name in ("image", "sha256")}
-        before |= {name: column(name, pa.int32()) for name in ("width", "height")}
-        after = {"error": column("error", text)}
-        after |= {
-            name: pa.array([value] * len(rows), text)
-            for name, value in (("model", self.checkpoint.name), ("revision", self.checkpoint.revision))
-        }
-        return pa.table({**before, **self.columns(rows), **after})
+
+def _column(rows: Sequence[Row], name: str, dtype: "pa.DataType") -> "pa.Array":
+    import pyarrow as pa
+
+    return pa.array([row.get(name) for row in rows], dtype)
 
 
 class Captioner(Describer):
-    """Columns `caption`, and `router_prompts` and `parts` by the experts' names.
-
-    Args:
-        checkpoint: gives the whole model.
-        instruction: for every image.
-        generation: keyword arguments of `generate`; what is not among them is the checkpoint's own.
-    """
+    """Columns `caption`, and `router_prompts` and `expert_texts` by the experts' names."""
 
     kind = "captions"
 
-    def __init__(self, checkpoint: Checkpoint, instruction: str, generation: dict[str, Any]):
+    def __init__(self, checkpoint: CheckpointSource, instruction: str, generation: "GenerationSettings"):
         super().__init__(checkpoint)
         self.instruction, self.generation = instruction, generation
 
     @property
     def settings(self) -> dict[str, Any]:
-        asked = {"instruction": self.instruction, "generation": self.generation}
-        return {"model": self.checkpoint.name, "revision": self.checkpoint.revision, **asked}
+        model = {"model": self.checkpoint.name, "revision": self.checkpoint.revision}
+        return {**model, "instruction": self.instruction, "generation": self.generation.arguments()}
 
-    def describe(self, pictures: "Sequence[Image.Image]") -> list[dict[str, Any]]:
+    def describe(self, images: "Sequence[Image.Image]") -> list[Row]:
+        from ..inference import Predictor
+
         assert self._loaded is not None
-        said = tiles.Describer(*self._loaded, self.instruction, self.generation)(pictures)
-        return [
-            {"caption": one["text"], "router_prompts": one["router_prompts"], "parts": one["parts"]} for one in said
-        ]
+        predictor = Predictor(*self._loaded, self.generation)
+        rows = []
+        for prediction in predictor.predict(images, self.instruction):
+            experts = {"router_prompts": prediction.router_prompts, "expert_texts": prediction.expert_texts}
+            rows.append({"caption": prediction.text, **experts})
+        return rows
 
-    def columns(self, rows: Sequence[dict[str, Any]]) -> "dict[str, pa.Array]":
+    def columns(self, rows: Sequence[Row]) -> "dict[str, pa.Array]":
         import pyarrow as pa
 
         assert self._loaded is not None
         by_expert = pa.struct([(name, pa.string()) for name in self._loaded[1].experts])
-        kinds = {"caption": pa.string(), "router_prompts": by_expert, "parts": by_expert}
-        return {name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds.items()}
+        dtypes = {"caption": pa.string(), "router_prompts": by_expert, "expert_texts": by_expert}
+        return {name: _column(rows, name, dtype) for name, dtype in dtypes.items()}
 
 
-class Encoder(Describer):
-    """The column `features`: the ViT's output for each image, `[patches, width]`, to be given as `image_embeds`.
+class FeatureEncoder(Describer):
+    """The column `features`: the image encoder's output, `[patches, width]`, to be given as `image_embeds`.
 
     Args:
-        checkpoint: gives the encoder alone, in float32: features serve every later question, and the ViT is the small
-            part of the work [our decision].
+        checkpoint: gives the encoder alone, in float32: features serve every later question, and the image encoder is
+            the small part of the work [our decision].
         encoder_sha256: of `inference.encoder`: what the features can be used with.
-        dtype: in which they are kept.
+        dtype: in which they are stored.
     """
 
     kind = "features"
 
-    def __init__(self, checkpoint: Checkpoint, encoder_sha256: str, dtype: FeatureType = "float16"):
+    def __init__(self, checkpoint: CheckpointSource, encoder_sha256: str, dtype: FeatureType = "float16"):
         super().__init__(checkpoint)
         self.encoder_sha256, self.dtype = encoder_sha256, dtype
         self._shape: tuple[int, ...] = ()
@@ -163,44 +160,43 @@ class Encoder(Describer):
         if not self._shape:
             from PIL import Image
 
-            self._shape = self._features([Image.new("RGB", (32, 32))]).shape[1:]  # also where every image is bad
+            self._shape = self._encode([Image.new("RGB", (32, 32))]).shape[1:]  # also where every image is bad
 
-    def describe(self, pictures: "Sequence[Image.Image]") -> list[dict[str, Any]]:
+    def describe(self, images: "Sequence[Image.Image]") -> list[Row]:
         import numpy as np
 
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         with np.errstate(over="ignore"):  # checked below
-            found = self._features(pictures).astype(self.dtype)
-        for values in found:
+            features = self._encode(images).astype(self.dtype)
+        for values in features:
             if np.isfinite(values).all():
                 rows.append({FEATURES: values})
             else:
                 rows.append({"error": f"its features are not finite in {self.dtype}: keep them in float32"})
         return rows
 
-    def columns(self, rows: Sequence[dict[str, Any]]) -> "dict[str, pa.Array]":
+    def columns(self, rows: Sequence[Row]) -> "dict[str, pa.Array]":
         import numpy as np
         import pyarrow as pa
 
         values = np.zeros((len(rows), *self._shape), self.dtype)
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             if FEATURES in row:
-                values[place] = row[FEATURES]
-        kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(np.dtype(self.dtype)), self._shape)
-        absent = pa.array([FEATURES not in row for row in rows], pa.bool_())
-        size = int(np.prod(self._shape))
-        kept = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), size, mask=absent)
+                values[index] = row[FEATURES]
+        tensor_type = pa.fixed_shape_tensor(pa.from_numpy_dtype(np.dtype(self.dtype)), self._shape)
+        missing = pa.array([FEATURES not in row for row in rows], pa.bool_())
+        storage = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), int(np.prod(self._shape)), mask=missing)
         return {
-            FEATURES: pa.ExtensionArray.from_storage(kind, kept),
+            FEATURES: pa.ExtensionArray.from_storage(tensor_type, storage),
             "encoder_sha256": pa.array([self.encoder_sha256] * len(rows), pa.string()),
         }
 
-    def _features(self, pictures: "Sequence[Image.Image]") -> Any:
+    def _encode(self, images: "Sequence[Image.Image]") -> "np.ndarray":
         """float32 [images, patches, width]"""
         import torch
 
         assert self._loaded is not None
         encoder, processor = self._loaded
-        pixels = processor.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+        pixels = processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
             return encoder.encode_image(pixels.to(encoder.device)).float().cpu().numpy()

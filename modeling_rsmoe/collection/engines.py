@@ -1,8 +1,8 @@
-"""Who makes the parts of an archive: this process, or workers of a Ray cluster. Both run `worker.make_part`.
+"""What runs an image collection: this process, or workers of a Ray cluster. Both run `worker.write_shard`.
 
-With Ray, a part is a row of a `ray.data` dataset, mapped by a pool of actors, one part at a time; an actor that ends is
-started again, and so is what it had not finished. A worker writes its part to the store itself, under a name that the
-part has from the start: whoever makes a part twice writes the same file twice. Only names and numbers go through Ray.
+With Ray, a shard is a row of a `ray.data` dataset, mapped by a pool of actors, one shard at a time; an actor that ends
+is started again, and so is what it had not finished. A worker writes its shard to the store itself, under a name that
+the shard has from the start: writing a shard twice writes the same file twice. Only names and numbers go through Ray.
 """
 
 import contextlib
@@ -14,35 +14,36 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
+from ..utils.files import disk_errors
 from .describers import Describer
-from .items import Item
-from .worker import Made, Part, make_part
+from .images import CollectionImage
+from .worker import Shard, ShardResult, write_shard
 
 
-OBJECT_STORE_BYTES = 128 * 2**20  # of a cluster of our own: what goes through it are names
-_LONGEST_TEMPORARY = (
-    40  # letters of a folder that sockets stand in: a socket's path has at most 107, Ray's share is 60
-)
+OBJECT_STORE_BYTES = 128 * 2**20  # of a cluster for this run: what goes through it are names
+_MAX_TEMPORARY_PATH = 40  # characters of a folder of sockets: a socket's path has at most 107, Ray's share is 60
 
 
-class Engine(Protocol):
-    def __call__(self, describer: Describer, folder: Path, parts: Sequence[Part], batch_size: int) -> Iterator[Made]:
-        """Make the parts in any order; each is told when it is written."""
+# Writes the shards of a describer into a folder, in any order, and gives the result of each when it is written; the
+# number is that of the images which the model sees together.
+Engine = Callable[[Describer, Path, Sequence[Shard], int], Iterator[ShardResult]]
 
 
 class LocalEngine:
-    """One part after the other, in this process."""
+    """One shard after the other, in this process."""
 
-    def __call__(self, describer: Describer, folder: Path, parts: Sequence[Part], batch_size: int) -> Iterator[Made]:
-        for part in parts:
-            yield make_part(describer, folder, part, batch_size)
+    def __call__(
+        self, describer: Describer, folder: Path, shards: Sequence[Shard], batch_size: int
+    ) -> Iterator[ShardResult]:
+        for shard in shards:
+            yield write_shard(describer, folder, shard, batch_size)
 
 
 @dataclass(frozen=True)
@@ -59,30 +60,26 @@ class RayEngine:
     address: str | None = None
 
     def require(self) -> tuple[Any, Any]:
-        """ray and ray.data.
-
-        Raises:
-            RSMoEError: they are not installed.
-        """
+        """ray and ray.data."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_worker_niceness", "0")  # a worker is no less than this process would be
         return require("ray", "ray"), require("ray.data", "ray")
 
-    def __call__(self, describer: Describer, folder: Path, parts: Sequence[Part], batch_size: int) -> Iterator[Made]:
+    def __call__(
+        self, describer: Describer, folder: Path, shards: Sequence[Shard], batch_size: int
+    ) -> Iterator[ShardResult]:
         ray, data = self.require()
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            self._cluster(ray),
-        ):  # Ray tells of workers that ended on stdout
+        # Ray prints what workers ended to stdout.
+        with contextlib.redirect_stdout(io.StringIO()), self._cluster(ray):
             for name in ("ray", "ray.data"):
                 logging.getLogger(name).setLevel(logging.ERROR)
             context = data.DataContext.get_current()
             context.enable_progress_bars = context.print_on_execution_start = False
             gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
-            size = min(self.workers or gpus or cpus, len(parts))
-            rows = [{"part": part.name, "items": json.dumps(part.items)} for part in parts]
-            made = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            size = min(self.workers or gpus or cpus, len(shards))
+            rows = [{"shard": shard.name, "images": json.dumps(shard.images)} for shard in shards]
+            results = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 _Worker,
                 fn_constructor_args=[describer, str(folder), batch_size],
                 batch_size=1,
@@ -90,68 +87,55 @@ class RayEngine:
                 num_gpus=1 if gpus else None,
                 compute=data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
             )
-            for row in made.iter_rows():
+            for row in results.iter_rows():
                 if row["problem"]:
                     raise RSMoEError(row["problem"])
-                yield Made(row["part"], int(row["rows"]), int(row["begun"]))
+                yield ShardResult(row["name"], int(row["num_rows"]), int(row["num_attempts"]))
 
     @contextlib.contextmanager
     def _cluster(self, ray: Any) -> Iterator[None]:
         """Connected to the cluster, or to one that lives as long as the `with` block."""
-        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-        temporary = None
-        own: dict[str, Any] = {}
-        if not self.address:
-            temporary = tempfile.mkdtemp(prefix="rsmoe-", dir=_short_folder())
-            own = {"num_cpus": self.workers or os.cpu_count(), "include_dashboard": False, "_temp_dir": temporary}
-            own |= {"object_store_memory": OBJECT_STORE_BYTES}
+        folder = None if self.address else tempfile.mkdtemp(prefix="rsmoe-", dir=_short_folder())
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if folder:
+            options |= {"num_cpus": self.workers or os.cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
+            options |= {"include_dashboard": False, "_temp_dir": folder}
         try:
-            _check_reachable(self.address or "")
-            with _silent_stderr():
-                ray.init(self.address or "local", **quiet, **own)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            ray.shutdown()
-            shutil.rmtree(temporary or "", ignore_errors=True)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            what = f"the Ray cluster {self.address} cannot be reached" if self.address else "Ray cannot be started"
-            raise RSMoEError(f"{what} ({reason}): see docs/scale.md, or leave --engine ray out") from error
-        try:
+            try:
+                _check_reachable(self.address or "")
+                with _silent_stderr():
+                    ray.init(self.address or "local", **options)
+            except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                what = f"the Ray cluster {self.address} cannot be reached" if self.address else "Ray cannot be started"
+                raise RSMoEError(f"{what} ({reason}): see docs/scale.md, or leave --engine ray out") from error
             yield
         finally:
             ray.shutdown()
-            if temporary:
-                shutil.rmtree(temporary, ignore_errors=True)
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Worker:
-    """An actor. What is the user's to mend comes back as text: Ray would wrap an error in a traceback."""
+    """An actor. What the user can correct comes back as text: Ray would wrap an error in a traceback."""
 
     def __init__(self, describer: Describer, folder: str, batch_size: int):
         import torch
 
         torch.set_num_threads(1)  # Ray gives it one CPU
         self._describer, self._folder, self._batch_size = describer, Path(folder), batch_size
-        self._problem = ""
-        try:
-            describer.open(check=True)
-        except RSMoEError as error:
-            self._problem = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        (name,), (items,) = batch["part"], batch["items"]
-        part = Part(str(name), [Item(*item) for item in json.loads(items)])
-        made, problem = Made(part.name, 0, 0), self._problem
-        if not problem:
-            try:
-                made = make_part(self._describer, self._folder, part, self._batch_size)
-            except RSMoEError as error:
-                problem = str(error)
-            except OSError as error:
-                problem = (
-                    f"a worker cannot write {self._folder} ({error.strerror or error}): free some space, or let its \
-machine see the folder"
-                )
-        return {"part": [made.name], "rows": [made.rows], "begun": [made.begun], "problem": [problem]}
+        (name,), (images,) = batch["shard"], batch["images"]
+        shard = Shard(str(name), [CollectionImage(*image) for image in json.loads(images)])
+        result, problem = ShardResult(shard.name, 0, 0), ""
+        try:
+            self._describer.open(check=True)
+            with disk_errors("a worker cannot write", "Free some space, or let its machine see the folder."):
+                result = write_shard(self._describer, self._folder, shard, self._batch_size)
+        except RSMoEError as error:
+            problem = str(error)
+        return {**{field: [value] for field, value in result._asdict().items()}, "problem": [problem]}
 
 
 def _check_reachable(address: str) -> None:
@@ -164,17 +148,17 @@ def _check_reachable(address: str) -> None:
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Without what compiled code writes to it; errors are raised."""
-    kept = os.dup(2)
+    stderr = os.dup(2)
     try:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _short_folder() -> str | None:
     """Where temporary files go, unless its name is too long for the sockets that Ray puts there."""
     folder = tempfile.gettempdir()
-    return "/tmp" if len(folder) > _LONGEST_TEMPORARY and sys.platform != "win32" else folder
+    return "/tmp" if len(folder) > _MAX_TEMPORARY_PATH and sys.platform != "win32" else folder

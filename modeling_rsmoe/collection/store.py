@@ -1,9 +1,9 @@
-"""The parts of an archive that is being made, and the finished file: one row for each image, in the images' order.
+"""The shards of a run that is not finished, and the finished file: one row for each image, in the images' order.
 
-Parts lie in a folder beside the output, `OUTPUT.parts`, with a manifest of the settings that made them. A part is
+Shards lie in a folder beside the output, `OUTPUT.shards`, with a manifest of the settings that made them. A shard is
 written under a temporary name and renamed, so that it is whole or absent, and an image's row counts once, however
-often it was made. The output is put together out of the parts, part by part, and gets its name when it is whole; then
-the folder goes. Memory holds the names of the images and a few parts.
+often it was written. The output is joined out of the shards, one after the other, and gets its name when it is whole;
+then the folder goes. Memory holds the names of the images and a few shards.
 """
 
 import json
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
 from ..utils.files import write_whole
-from .items import Item
+from .images import CollectionImage
 
 
 if TYPE_CHECKING:
@@ -29,31 +29,23 @@ if TYPE_CHECKING:
 FORMAT = 1
 METADATA = b"rsmoe"  # of a Parquet's schema: JSON with `format`, `kind` and `settings`
 FEATURES = "features"  # the one column that is not text or numbers
-_ROW_GROUP_BYTES, _FILE_BYTES = 64 * 2**20, 2**30  # a folder's files are of about 1 GiB [our decision]
+_ROW_GROUP_BYTES = 64 * 2**20
+_FILE_BYTES = 2**30  # of each of a folder's files, about [our decision]
 
 
 class Store:
-    """The state of one archive, for as long as the `with` block runs; a second run of the same output is refused.
-
-    Args:
-        output: `NAME.parquet`, or a folder to be made of several such files.
-        kind: what rows hold: `captions` or `features`.
-        settings: all that rows depend on besides their image, as JSON.
-        overwrite: replace the output if it is a file.
-
-    Raises:
-        RSMoEError: the output exists, another run is writing it, or its parts were made with other settings.
-    """
+    """The state of one run, for as long as the `with` block runs; a second run of the same output is refused, and so
+    are shards of another kind or of other settings, which are all that rows depend on besides their image."""
 
     def __init__(self, output: Path, kind: str, settings: Mapping[str, Any], overwrite: bool = False):
-        self.output, self.folder = output, output.with_name(f"{output.name}.parts")
+        self.output, self.folder = output, output.with_name(f"{output.name}.shards")
         self._overwrite = overwrite
-        self._manifest = {"format": FORMAT, "kind": kind, "settings": dict(settings)}
+        self._manifest = json.loads(json.dumps({"format": FORMAT, "kind": kind, "settings": settings}, default=str))
         self._lock = FileLock(self.folder / ".lock", blocking=False)
-        self._rows: dict[str, tuple[Path, int]] = {}  # image -> its part, and the place in it
+        self._rows: dict[str, tuple[Path, int]] = {}  # image -> its shard, and the row in it
 
     def __enter__(self) -> Self:
-        check_output(self.output, self._overwrite)
+        refuse_existing(self.output, self._overwrite)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
@@ -61,7 +53,7 @@ class Store:
             raise RSMoEError(f"another run is writing {self.output}: wait for it, or give another --output") from error
         try:
             self._check_manifest()
-            self._read_parts()
+            self._read_shards()
         except BaseException:
             self._lock.release()
             raise
@@ -70,76 +62,66 @@ class Store:
     def __exit__(self, *exception: object) -> None:
         self._lock.release()
 
-    def missing(self, items: Sequence[Item]) -> list[Item]:
-        """Those without a row, each once."""
-        return list({item.name: item for item in items if shown(item.name) not in self._rows}.values())
+    def missing(self, images: Sequence[CollectionImage]) -> list[CollectionImage]:
+        """The images without a row, each once."""
+        return list({image.name: image for image in images if printable_name(image.name) not in self._rows}.values())
 
-    def add(self, part: str) -> None:
-        """Count a part that a worker has written."""
+    def add(self, shard: str) -> None:
+        """Count a shard that a worker has written."""
         import pyarrow.parquet as pq
 
-        file = self.folder / part
+        file = self.folder / shard
         with pq.ParquetFile(file) as stored:
             for row, name in enumerate(stored.read(["image"])["image"].to_pylist()):
                 self._rows.setdefault(name, (file, row))
 
-    def finish(self, items: Sequence[Item]) -> int:
-        """Write the output and remove the parts.
-
-        Returns:
-            How many rows hold an error.
-        """
-        whole = self.folder / "whole"
-        shutil.rmtree(whole, ignore_errors=True)
-        whole.mkdir()
-        writer = _Writer(whole, self._manifest, several=self.output.suffix != ".parquet")
+    def finish(self, images: Sequence[CollectionImage]) -> int:
+        """Write the output, a row for each image in this order, remove the shards, and count rows with an error."""
+        joined = self.folder / "joined"
+        shutil.rmtree(joined, ignore_errors=True)
+        joined.mkdir()
+        is_folder = self.output.suffix != ".parquet"
+        writer = _Writer(joined, self._manifest, is_folder)
         try:
-            for table in self._in_order([shown(item.name) for item in items]):
+            for table in self._in_order([printable_name(image.name) for image in images]):
                 writer.add(table)
         finally:
             writer.close()
-        # The one file, or the folder of several
-        os.replace(whole if self.output.suffix != ".parquet" else whole / writer.files[0], self.output)
+        os.replace(joined if is_folder else joined / writer.files[0], self.output)
         shutil.rmtree(self.folder, ignore_errors=True)
-        return writer.errors
+        return writer.num_errors
 
-    @property
-    def sitting(self) -> int:
-        """Which run of this archive this is, from 0: parts of one do not get the names of another's."""
-        sittings = [int(file.name.split("-")[1]) for file in self.folder.glob("part-*-*")]
-        return max(sittings, default=-1) + 1
+    def next_session(self) -> int:
+        """The number of this session, from 0: its shards do not get the names of an earlier one's."""
+        sessions = [int(file.name.split("-")[1]) for file in self.folder.glob("shard-*-*")]
+        return max(sessions, default=-1) + 1
 
     def _check_manifest(self) -> None:
         file = self.folder / "manifest.json"
         if not file.exists():
-            write_whole(file, json.dumps(self._manifest, indent=2, ensure_ascii=False, default=str) + "\n")
+            write_whole(file, json.dumps(self._manifest, indent=2, ensure_ascii=False) + "\n")
             return
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            before: dict[str, Any] = {"format": found["format"], "kind": found["kind"], **found["settings"]}
+            before = _flat(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RSMoEError(f"{file} cannot be read ({error}): remove {self.folder} to start again") from error
-        settings = json.loads(json.dumps(self._manifest["settings"]))
-        now = {"format": FORMAT, "kind": self._manifest["kind"], **settings}
-        changed = [
-            f"{name} was {before.get(name)}, is {now.get(name)}"
-            for name in {**before, **now}
-            if before.get(name) != now.get(name)
-        ]
+        now = _flat(self._manifest)
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        changed = [f"{name} was {before.get(name)}, is {now.get(name)}" for name in names]
         if changed:
             raise RSMoEError(
-                f"{self.folder} was begun with other settings ({'; '.join(changed)}): give those again, another --output, "
-                "or remove the folder to start again"
+                f"{self.folder} was begun with other settings ({'; '.join(changed)}): give those again, another "
+                "--output, or remove the folder to start again"
             )
 
-    def _read_parts(self) -> None:
+    def _read_shards(self) -> None:
         import pyarrow as pa
 
-        for begun in self.folder.glob(".part-*.tmp"):  # a worker ended while writing
-            shutil.rmtree(begun, ignore_errors=True)
-        for notes in self.folder.glob(".part-*.notes"):
+        for unfinished in self.folder.glob(".shard-*.tmp"):  # a worker ended while writing
+            shutil.rmtree(unfinished, ignore_errors=True)
+        for notes in self.folder.glob(".shard-*.notes"):
             notes.unlink()
-        for file in sorted(self.folder.glob("part-*.parquet")):
+        for file in sorted(self.folder.glob("shard-*.parquet")):
             try:
                 self.add(file.name)
             except (OSError, pa.ArrowInvalid):  # damaged after it was written: its images are described again
@@ -149,20 +131,20 @@ class Store:
         import pyarrow.parquet as pq
 
         @lru_cache(maxsize=4)
-        def read(file: Path) -> "pa.Table":
+        def read_shard(file: Path) -> "pa.Table":
             with pq.ParquetFile(file) as stored:
                 return stored.read()
 
-        for file, places in groupby((self._rows[name] for name in names), key=lambda place: place[0]):
-            yield read(file).take([row for _, row in places])
+        for file, rows in groupby((self._rows[name] for name in names), key=lambda location: location[0]):
+            yield read_shard(file).take([row for _, row in rows])
 
 
-def check_output(output: Path, overwrite: bool = False) -> None:
-    """Refuse an output that exists: it may be hours of work.
+def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {"format": manifest["format"], "kind": manifest["kind"], **manifest["settings"]}
 
-    Raises:
-        RSMoEError: it exists, or pyarrow is missing.
-    """
+
+def refuse_existing(output: Path, overwrite: bool = False) -> None:
+    """Refuse an output that exists, which may be hours of work, unless it is a file and may be replaced."""
     require("pyarrow", "geo")
     if output.is_dir():
         raise RSMoEError(f"the folder {output} exists: give --output another name, or remove it first")
@@ -171,24 +153,19 @@ def check_output(output: Path, overwrite: bool = False) -> None:
 
 
 class _Writer:
-    """Tables into Parquet files of row groups of about one size.
+    """Tables into one Parquet file of row groups of about one size, or several files; counts rows with an error."""
 
-    Attributes:
-        files: the names of the files.
-        errors: how many rows hold an error.
-    """
-
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], several: bool):
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], splits: bool):
         self.files: list[str] = []
-        self.errors = 0
-        self._folder, self._several = folder, several
-        self._metadata = {METADATA: json.dumps(manifest, default=str).encode()}
+        self.num_errors = 0
+        self._folder, self._splits = folder, splits
+        self._metadata = {METADATA: json.dumps(manifest).encode()}
         self._tables: list[pa.Table] = []
         self._open: Any = None
         self._written = 0  # bytes of the open file, as they are in memory
 
     def add(self, table: "pa.Table") -> None:
-        self.errors += len(table) - table["error"].null_count
+        self.num_errors += len(table) - table["error"].null_count
         self._tables.append(table)
         if sum(table.nbytes for table in self._tables) >= _ROW_GROUP_BYTES:
             self._flush()
@@ -205,7 +182,7 @@ class _Writer:
             return
         table = pa.concat_tables(self._tables).replace_schema_metadata(self._metadata)
         self._tables = []
-        if self._open is not None and self._several and self._written + table.nbytes > _FILE_BYTES:
+        if self._open is not None and self._splits and self._written + table.nbytes > _FILE_BYTES:
             self._open.close()
             self._open = None
         if self._open is None:
@@ -216,13 +193,13 @@ class _Writer:
 
 
 def open_writer(file: Path, schema: "pa.Schema") -> Any:
-    """A `pyarrow.parquet.ParquetWriter`; features get no dictionary: no two of their numbers' runs are alike."""
+    """A `pyarrow.parquet.ParquetWriter`; features get no dictionary: their values do not repeat."""
     import pyarrow.parquet as pq
 
     text = [name for name in schema.names if name != FEATURES]
     return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=text)
 
 
-def shown(name: str) -> str:
-    """A name as text: names of files may hold bytes that are none."""
+def printable_name(name: str) -> str:
+    """A name of a file as text: it may hold bytes that are none."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,9 +1,9 @@
-"""A worker: reads the images of a part, lets the model describe them batch by batch, and writes the part.
+"""A worker: reads the images of a shard, lets the model describe them batch by batch, and writes the shard.
 
-An image that cannot be read becomes a row with its error. Whatever else goes wrong ends the run, which then goes on
-from its parts. What a worker is looking at is noted beside the part, so that an image that ends its worker (a decoder
-that crashes, memory that runs out) is looked at alone when the part is begun again, and becomes a row with an error
-when it has ended `DEATHS` workers that way; a worker that ended for another reason costs nothing but time.
+An image that cannot be read becomes a row with its error. Whatever else goes wrong ends the run, which then continues
+from its shards. What a worker is describing is noted beside the shard, so that an image that ends its worker (a
+decoder that crashes, memory that runs out) is described alone when the shard is begun again, and becomes a row with an
+error when it has ended `MAX_CRASHES` workers that way; a worker that ended for another reason costs nothing but time.
 """
 
 import hashlib
@@ -13,142 +13,127 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import sha256_of, whole_file
-from .items import Item, is_url
-from .store import open_writer, shown
+from ..utils.files import disk_errors, sha256_of, whole_file
+from .images import CollectionImage, is_url
+from .store import open_writer, printable_name
 
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .describers import Describer
+    from .describers import Describer, Row
 
-DEATHS = 2  # of workers while one image alone was looked at [our decision]
-
-
-class Part(NamedTuple):
-    """Some images whose rows are one file, `name`."""
-
-    name: str
-    items: list[Item]
+MAX_CRASHES = 2  # of workers while they described one image alone [our decision]
 
 
-class Made(NamedTuple):
-    """What became of a part."""
+class Shard(NamedTuple):
+    """Images whose rows, in this order, are one file of this name."""
 
     name: str
-    rows: int
-    begun: int  # 1, or more where workers ended
+    images: list[CollectionImage]
 
 
-def make_part(describer: "Describer", folder: Path, part: Part, batch_size: int) -> Made:
-    """Describe the images of a part and write it into `folder`, a row for each image.
+class ShardResult(NamedTuple):
+    """What became of a shard; `num_attempts` is more than 1 where workers ended."""
+
+    name: str
+    num_rows: int
+    num_attempts: int
+
+
+def write_shard(describer: "Describer", folder: Path, shard: Shard, batch_size: int) -> ShardResult:
+    """Describe the images of a shard and write it into `folder`, a row for each image.
 
     Raises:
-        RSMoEError: the model cannot be loaded. OSError: the part cannot be written.
+        RSMoEError: the model cannot be loaded.
+        OSError: the shard cannot be written.
     """
     describer.open()
-    notes = _Notes(folder / f".{part.name}.notes")
-    size = batch_size if notes.begun == 1 else 1
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(part.items), size):
-        items = part.items[start : start + size]
-        if notes.deaths[start] >= DEATHS:
-            rows.append({"error": f"{DEATHS} workers ended while they looked at it: look at the file by itself"})
+    notes = _Notes(folder / f".{shard.name}.notes")
+    size = batch_size if notes.num_attempts == 1 else 1
+    rows: list[Row] = []
+    for start in range(0, len(shard.images), size):
+        images = shard.images[start : start + size]
+        if notes.crashes[start] >= MAX_CRASHES:
+            rows.append({"error": f"{MAX_CRASHES} workers ended while they described it: try the file by itself"})
             continue
-        notes.write(f"{start} {len(items)}")
-        rows += _rows(describer, items)
-    for item, row in zip(part.items, rows, strict=True):
-        row["image"] = shown(item.name)
-    _write(describer.table(rows), folder / part.name)
-    notes.remove()
-    return Made(part.name, len(rows), notes.begun)
+        notes.write(f"{start} {len(images)}")
+        rows += _rows(describer, images)
+    for image, row in zip(shard.images, rows, strict=True):
+        row["image"] = printable_name(image.name)
+    table = describer.table(rows)
+    with whole_file(folder / shard.name) as temporary:
+        with open_writer(temporary, table.schema) as writer:
+            writer.write_table(table)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+    notes.file.unlink(missing_ok=True)
+    return ShardResult(shard.name, len(rows), notes.num_attempts)
 
 
-def _rows(describer: "Describer", items: Sequence[Item]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    pictures = []
-    for item in items:
+def _rows(describer: "Describer", images: Sequence[CollectionImage]) -> "list[Row]":
+    rows: list[Row] = []
+    pixels = []
+    for image in images:
         try:
-            picture, digest = _read(item.path)
+            decoded, digest = _read(image.path)
         except RSMoEError as error:
-            rows.append({"error": shown(str(error))})
+            rows.append({"error": printable_name(str(error))})
             continue
-        pictures.append(picture)
-        rows.append({"sha256": digest, "width": picture.width, "height": picture.height})
-    described = iter(_describe(describer, pictures))
-    return [row if "error" in row else {**row, **next(described)} for row in rows]
+        pixels.append(decoded)
+        rows.append({"sha256": digest, "width": decoded.width, "height": decoded.height})
+    descriptions = iter(_describe(describer, pixels))
+    return [row if "error" in row else {**row, **next(descriptions)} for row in rows]
 
 
-def _describe(describer: "Describer", pictures: "list[Image.Image]") -> list[dict[str, Any]]:
+def _describe(describer: "Describer", images: "list[Image.Image]") -> "list[Row]":
     """A batch that is too large for the GPU is halved."""
     import torch
 
-    if not pictures:
+    if not images:
         return []
     try:
-        return describer.describe(pictures)
+        return describer.describe(images)
     except torch.OutOfMemoryError as error:
-        if len(pictures) == 1:
+        if len(images) == 1:
             raise RSMoEError("the GPU's memory does not suffice for one image: free it, or use a CPU") from error
     torch.cuda.empty_cache()
-    half = len(pictures) // 2
-    return _describe(describer, pictures[:half]) + _describe(describer, pictures[half:])
+    half = len(images) // 2
+    return _describe(describer, images[:half]) + _describe(describer, images[half:])
 
 
 def _read(path: str) -> "tuple[Image.Image, str]":
-    """A picture, and the sha256 of its file.
-
-    Raises:
-        RSMoEError: as of `read_image`.
-    """
+    """An image, and the sha256 of its file."""
     from ..utils.images import download, read_image
 
     if is_url(path):
         content = download(path)
         return read_image(content, name=path), hashlib.sha256(content).hexdigest()
-    picture = read_image(path)
-    try:
-        return picture, sha256_of(path)
-    except OSError as error:  # gone meanwhile
-        raise RSMoEError(f"{path} cannot be read ({error.strerror}): copy it again") from error
-
-
-def _write(table: Any, file: Path) -> None:
-    with whole_file(file) as temporary:
-        with open_writer(temporary, table.schema) as writer:
-            writer.write_table(table)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+    with disk_errors("cannot read", "Copy it again."):  # gone meanwhile
+        return read_image(path), sha256_of(path)
 
 
 class _Notes:
-    """How often a part was begun, and at which images that ended.
+    """How often a shard was begun, and at which images that ended.
 
-    A line is `begun` with the machine and process that did, or the place and number of the images looked at next.
-
-    Attributes:
-        begun: 1 the first time.
-        deaths: how often the image at a place was the only one looked at when the worker ended.
+    A line is `begun` with the machine and process that did, or the index and number of the images described next;
+    `crashes` counts by an image's index how often it was the only one described when the worker ended.
     """
 
     def __init__(self, file: Path):
-        self._file = file
+        self.file = file
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        self.begun = sum(line.startswith("begun") for line in lines) + 1
-        self.deaths: Counter[int] = Counter()
+        self.num_attempts = sum(line.startswith("begun") for line in lines) + 1
+        self.crashes: Counter[int] = Counter()
         for line, after in pairwise([*lines, "begun"]):
-            place, _, number = line.partition(" ")
-            if after.startswith("begun") and place.isdecimal() and number == "1":
-                self.deaths[int(place)] += 1
+            index, _, num_images = line.partition(" ")
+            if after.startswith("begun") and index.isdecimal() and num_images == "1":
+                self.crashes[int(index)] += 1
         self.write(f"begun {platform.node()} {os.getpid()}")
 
     def write(self, line: str) -> None:
-        with self._file.open("a", encoding="utf-8") as file:
+        with self.file.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
-
-    def remove(self) -> None:
-        self._file.unlink(missing_ok=True)

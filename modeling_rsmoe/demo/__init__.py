@@ -1,4 +1,4 @@
-"""The page to try the model on: `viewer` looks at images for many people, `page` is what they see."""
+"""The page to try the model on: `images` reads what visitors upload, `page` is what they see."""
 
 import os
 

@@ -1,20 +1,25 @@
-"""The page of `rsmoe demo`: a Gradio app around a `Viewer`. Everything is served from this machine: no fonts, scripts or
-telemetry of others.
+"""The page of `rsmoe demo`: a Gradio app around a checkpoint.
 
-Each visitor's image and answers live in a session of theirs; the queue lets one event after another use the model.
+Everything is served from this machine: no fonts, scripts or telemetry of others. Each visitor's image and answers live
+in a session of theirs; the queue lets one event after another use the model.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors_rsmoe import RSMoEError
 from ..generation_rsmoe import DEFAULTS
-from ..prompting_rsmoe import question_instruction
+from ..inference.checkpoint import Checkpoint
+from ..inference.predict import GenerationSettings, Prediction, Predictor
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 from ..utils.extras import require
 from ..utils.html import render
-from .viewer import Encoded, Told, Viewer
+from ..utils.images import read_image
+from .images import EncodedImage, encode_upload
 
 
 if TYPE_CHECKING:
@@ -23,111 +28,156 @@ else:
     gr = require("gradio", "demo")
 
 UPLOAD_LIMIT_MB = 200
-LONGEST_QUESTION = 500  # letters
-KEPT_SECONDS = 3600  # of an idle visitor's image, and of uploaded files
-_COLUMNS = 3  # of example images
-_MOST_WAITING = 64  # events of all visitors
-_MOST_VISITORS = 200
+MAX_QUESTION_CHARACTERS = 500
+KEEP_SECONDS = 3600  # of an idle visitor's image, and of uploaded files
+_GALLERY_COLUMNS = 3
+_THUMBNAIL_SIDE = 256
+_MAX_QUEUE = 64  # events of all visitors
+_MAX_SESSIONS = 200
+_TEMPLATES = Path(__file__).parent
 _ROUTER_MODES = [("the router's prompts", "generated"), ("fixed prompts", "template"), ("the instruction", "none")]
-_FUSIONS = [("the base LM, which reads the parts", "rewrite"), ("the parts, one after another", "concat")]
-_CHOICE = ("the best of all, by the reranker", "rerank")  # of captions, where the checkpoint has a reranker
+_FUSIONS = [
+    ("automatic", "auto"),
+    ("the base LM, which reads the expert texts", "rewrite"),
+    ("the expert texts, one after another", "concat"),
+]
+_RERANK = ("the best of all, by the reranker", "rerank")  # of captions, where the checkpoint has a reranker
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A text on the page under its heading."""
+
+    heading: str  # a question, or what kind of text it is
+    prediction: Prediction = Prediction()  # what is known so far
+    is_complete: bool = False
+
+    @property
+    def status(self) -> str:
+        """What is being done while there is no text yet."""
+        if not self.prediction.router_prompts:
+            return "the router writes a prompt for each expert"
+        return "the text is put together" if self.prediction.expert_texts else "the experts write"
 
 
 @dataclass(frozen=True)
 class Session:
-    """What one visitor sees: an image, and the questions asked about it, the last one first."""
+    """What one visitor sees: an image, and the questions about it, the last one first."""
 
-    image: Encoded
-    answers: tuple[tuple[str, Told], ...] = ()
+    image: EncodedImage
+    answers: tuple[Entry, ...] = ()
 
 
-def make_page(viewer: Viewer, examples: Sequence[Path] = ()) -> gr.Blocks:
+def make_page(checkpoint: Checkpoint, examples: Sequence[Path] = ()) -> gr.Blocks:
     """The page, to be given to `launch`.
 
     Args:
-        examples: image files that are offered to whoever has none at hand.
+        checkpoint: that describes the images.
+        examples: image files that are offered to visitors who have none at hand.
     """
-    steps = _Steps(viewer, list(examples))
     with gr.Blocks(
-        title=f"RS-MoE: {viewer.name}", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+        title=f"RS-MoE: {checkpoint.public_name}", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
     ) as page:
-        session = gr.State(None, time_to_live=KEPT_SECONDS)
-        gr.HTML(render(_TEMPLATES / "head.html", model=viewer.name), elem_classes="rsmoe-head")
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                file = gr.File(label="Image or GeoTIFF", height=140, elem_id="file")
-                picture = gr.Image(
-                    label="What the model sees", interactive=False, visible=False, buttons=[], elem_id="picture"
-                )
-                gallery = gr.Gallery(
-                    _thumbnails(examples),
-                    label="Examples",
-                    columns=_COLUMNS,
-                    rows=-(-len(examples) // _COLUMNS) or 1,
-                    height="auto",
-                    object_fit="cover",
-                    allow_preview=False,
-                    interactive=False,
-                    buttons=[],
-                    visible=bool(examples),
-                    elem_id="examples",
-                )
-            with gr.Column(scale=3, min_width=300):
-                message = gr.HTML(visible=False, elem_id="message")
-                caption = gr.HTML(render(_TEMPLATES / "welcome.html"), elem_id="caption")
-                question = gr.Textbox(
-                    label="Question about this image",
-                    placeholder="Is there a road?",
-                    submit_btn="Ask",
-                    max_length=LONGEST_QUESTION,
-                    max_lines=1,
-                    interactive=True,
-                    elem_id="question",
-                )
-                answers = gr.HTML(elem_id="answers")
-        with gr.Row(elem_id="settings"):
-            router = gr.Radio(
-                _ROUTER_MODES, min_width=300, label="Each expert is asked by", value=steps.default("router_mode")
+        _connect(_lay_out(checkpoint, examples), _Events(checkpoint, list(examples)))
+    return page
+
+
+def _lay_out(checkpoint: Checkpoint, examples: Sequence[Path]) -> SimpleNamespace:
+    """What the page's events read and change, by name."""
+    widgets = SimpleNamespace()
+    widgets.session = gr.State(None, time_to_live=KEEP_SECONDS)
+    gr.HTML(render(_TEMPLATES / "head.html", model=checkpoint.public_name), elem_classes="rsmoe-head")
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            widgets.file = gr.File(label="Image or GeoTIFF", height=140, elem_id="file")
+            widgets.image = gr.Image(
+                label="What the model sees", interactive=False, visible=False, buttons=[], elem_id="image"
             )
-            compose = gr.Radio(
-                [_CHOICE, *_FUSIONS] if viewer.chooses else _FUSIONS,
-                min_width=300,
-                label="The text is made by",
-                value="rerank" if viewer.chooses else steps.default("fusion"),
-            )
-            bands = gr.Textbox(
-                label="Bands of a GeoTIFF (--bands)",
-                placeholder="as the file says",
-                max_length=100,
+            widgets.gallery = _gallery(examples)
+        with gr.Column(scale=3, min_width=300):
+            widgets.message = gr.HTML(visible=False, elem_id="message")
+            widgets.caption = gr.HTML(render(_TEMPLATES / "welcome.html"), elem_id="caption")
+            widgets.question = gr.Textbox(
+                label="Question about this image",
+                placeholder="Is there a road?",
+                submit_btn="Ask",
+                max_length=MAX_QUESTION_CHARACTERS,
                 max_lines=1,
                 interactive=True,
-                elem_id="bands",
+                elem_id="question",
             )
-
-        settings = [router, compose]
-        shown = [message, session, picture, caption, answers]
-        common: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        looking: dict[str, Any] = {**common, "show_progress": "minimal", "show_progress_on": caption}
-        looks = [
-            file.upload(steps.look_at_file, [file, bands, *settings], shown, **looking),
-            bands.submit(steps.look_at_file, [file, bands, *settings], shown, **looking),
-            gallery.select(steps.look_at_example, settings, [file, *shown], **looking),
-            router.input(steps.look_again, [session, *settings], shown, **looking),
-            compose.input(steps.look_again, [session, *settings], shown, **looking),
-        ]
-        asked = question.submit(
-            steps.ask,
-            [question, session, *settings],
-            [message, session, question, answers],
-            show_progress="minimal",
-            show_progress_on=answers,
-            **common,
+            widgets.answers = gr.HTML(elem_id="answers")
+    with gr.Row(elem_id="settings"):
+        widgets.router_mode = gr.Radio(
+            _ROUTER_MODES, min_width=300, label="Each expert is asked by", value=_default(checkpoint, "router_mode")
         )
-        # Another image ends what is still being said about the last one.
-        for trigger in (file.upload, gallery.select):
-            trigger(None, cancels=[asked], api_visibility="private")
-        file.clear(steps.forget, None, shown, queue=False, cancels=[*looks, asked], api_visibility="private")
-    return page
+        widgets.fusion = gr.Radio(
+            _FUSIONS if checkpoint.model.model.reranker is None else [*_FUSIONS, _RERANK],
+            min_width=300,
+            label="The text is made by",
+            value=_default(checkpoint, "fusion"),
+        )
+        widgets.bands = gr.Textbox(
+            label="Bands of a GeoTIFF (--bands)",
+            placeholder="as the file says",
+            max_length=100,
+            max_lines=1,
+            interactive=True,
+            elem_id="bands",
+        )
+    return widgets
+
+
+def _gallery(examples: Sequence[Path]) -> gr.Gallery:
+    thumbnails = []
+    for file in examples:
+        image = read_image(file)
+        image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+        thumbnails.append((image, file.name))
+    return gr.Gallery(
+        thumbnails,
+        label="Examples",
+        columns=_GALLERY_COLUMNS,
+        rows=-(-len(examples) // _GALLERY_COLUMNS) or 1,
+        height="auto",
+        object_fit="cover",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        visible=bool(examples),
+        elem_id="examples",
+    )
+
+
+def _default(checkpoint: Checkpoint, name: str) -> str:
+    """A setting as the checkpoint has it."""
+    return str(getattr(checkpoint.model.generation_config, name, None) or DEFAULTS[name])
+
+
+def _connect(widgets: SimpleNamespace, events: "_Events") -> None:
+    settings = [widgets.router_mode, widgets.fusion]
+    outputs = [widgets.message, widgets.session, widgets.image, widgets.caption, widgets.answers]
+    common: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+    captions: dict[str, Any] = {**common, "show_progress": "minimal", "show_progress_on": widgets.caption}
+    running = [
+        widgets.file.upload(events.open_file, [widgets.file, widgets.bands, *settings], outputs, **captions),
+        widgets.bands.submit(events.open_file, [widgets.file, widgets.bands, *settings], outputs, **captions),
+        widgets.gallery.select(events.open_example, settings, [widgets.file, *outputs], **captions),
+        widgets.router_mode.input(events.caption_again, [widgets.session, *settings], outputs, **captions),
+        widgets.fusion.input(events.caption_again, [widgets.session, *settings], outputs, **captions),
+    ]
+    answer = widgets.question.submit(
+        events.ask,
+        [widgets.question, widgets.session, *settings],
+        [widgets.message, widgets.session, widgets.question, widgets.answers],
+        show_progress="minimal",
+        show_progress_on=widgets.answers,
+        **common,
+    )
+    # Another image ends the answer that is being written about the last one.
+    for trigger in (widgets.file.upload, widgets.gallery.select):
+        trigger(None, cancels=[answer], api_visibility="private")
+    widgets.file.clear(events.clear, None, outputs, queue=False, cancels=[*running, answer], api_visibility="private")
 
 
 def launch(
@@ -140,6 +190,7 @@ def launch(
     """Serve the page in threads of this process, until `page.close()`.
 
     Args:
+        page: of `make_page`.
         host: the address to listen at; by default this machine alone, or what a Space sets.
         port: by default 7860 or the next that is free.
         share: ask gradio.live for a public link, too.
@@ -153,7 +204,7 @@ def launch(
     """
     font = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")]
     mono = [gr.themes.Font(name) for name in ("ui-monospace", "monospace")]
-    page.queue(max_size=_MOST_WAITING, api_open=False)
+    page.queue(max_size=_MAX_QUEUE, api_open=False)
     try:
         _, url, public = page.launch(
             server_name=host,
@@ -162,7 +213,7 @@ def launch(
             max_file_size=upload_limit * 10**6,
             theme=gr.themes.Default(primary_hue="blue", font=font, font_mono=mono),
             css_paths=_TEMPLATES / "page.css",
-            state_session_capacity=_MOST_VISITORS,
+            state_session_capacity=_MAX_SESSIONS,
             prevent_thread_lock=True,
             quiet=True,
             show_error=False,
@@ -184,101 +235,80 @@ def launch(
     return url, public
 
 
-_TEMPLATES = Path(__file__).parent
-
-
-class _Steps:
+class _Events:
     """What the page's events do. Each yields values for its outputs, in order; `gr.skip()` leaves one as it is."""
 
-    def __init__(self, viewer: Viewer, examples: list[Path]) -> None:
-        self._viewer = viewer
-        self._examples = examples
+    def __init__(self, checkpoint: Checkpoint, examples: list[Path]) -> None:
+        self._model, self._processor, self._examples = checkpoint.model, checkpoint.processor, examples
 
-    def default(self, name: str) -> str:
-        """A setting as the checkpoint has it."""
-        return str(getattr(self._viewer.generation, name, None) or DEFAULTS[name])
-
-    def look_at_file(self, file: str | None, bands: str, router: str, compose: str) -> Iterator[tuple]:
+    def open_file(self, file: str | None, bands: str, router_mode: str, fusion: str) -> Iterator[tuple]:
         if file is not None:
-            yield from self._look(Path(file), bands, router, compose)
+            yield from self._open(Path(file), bands, router_mode, fusion)
 
-    def look_at_example(self, router: str, compose: str, event: gr.SelectData) -> Iterator[tuple]:
-        for values in self._look(self._examples[event.index], "", router, compose):
+    def open_example(self, router_mode: str, fusion: str, event: gr.SelectData) -> Iterator[tuple]:
+        for values in self._open(self._examples[event.index], "", router_mode, fusion):
             yield None, *values  # the file that was dropped before is no longer what is shown
 
-    def look_again(self, session: Session | None, router: str, compose: str) -> Iterator[tuple]:
+    def caption_again(self, session: Session | None, router_mode: str, fusion: str) -> Iterator[tuple]:
         """The same encoded image under other settings."""
         if session is not None:
-            yield from self._caption(session, router, compose, gr.skip())
+            yield from self._caption(session, router_mode, fusion, gr.skip())
 
-    def _look(self, file: Path, bands: str, router: str, compose: str) -> Iterator[tuple]:
+    def _open(self, file: Path, bands: str, router_mode: str, fusion: str) -> Iterator[tuple]:
         try:
-            session = Session(self._viewer.encode(file, bands))
+            image = encode_upload(Predictor(self._model, self._processor), file, bands)
         except RSMoEError as error:
-            yield self._problem(error), None, gr.update(visible=False), "", ""
+            yield _problem(str(error)), None, gr.update(visible=False), "", ""
             return
-        image = session.image
         label = f"{image.name}, {image.size[0]} x {image.size[1]} pixels"
-        yield from self._caption(session, router, compose, gr.update(value=image.picture, visible=True, label=label))
+        update = gr.update(value=image.preview, visible=True, label=label)
+        yield from self._caption(Session(image), router_mode, fusion, update)
 
-    def _caption(self, session: Session, router: str, compose: str, picture: Any) -> Iterator[tuple]:
-        skip, calm = gr.skip(), self._problem(None)
-        yield calm, session, picture, self._render([("Caption", Told(), True)]), self._answers(session)
-        for told in self._viewer.tell(session.image, router_mode=router, fusion=compose):
-            yield skip, skip, skip, self._render([("Caption", told, True)]), skip
+    def _caption(self, session: Session, router_mode: str, fusion: str, image: Any) -> Iterator[tuple]:
+        empty, skip = Entry("Caption"), gr.skip()
+        yield _problem(None), session, image, self._render(empty), self._render(*session.answers)
+        for entry in self._predict(empty, session.image, DEFAULT_INSTRUCTION, router_mode, fusion):
+            yield skip, skip, skip, self._render(entry), skip
 
-    def ask(self, question: str, session: Session | None, router: str, compose: str) -> Iterator[tuple]:
+    def ask(self, question: str, session: Session | None, router_mode: str, fusion: str) -> Iterator[tuple]:
         skip = gr.skip()
         question = " ".join(question.split())
-        problem = "first choose an image" if session is None else "the question is empty" if not question else None
-        if session is None or problem:
-            yield self._problem(problem), skip, skip, skip
+        if session is None or not question:
+            problem = "first choose an image" if session is None else "the question is empty"
+            yield _problem(problem), skip, skip, skip
             return
-        before, shown = session, False
-        compose = "rewrite" if compose == "rerank" else compose  # the reranker knows captions, no answers
+        fusion = "rewrite" if fusion == "rerank" else fusion  # the reranker knows captions, no answers
+        updates = _problem(None), ""  # of the message and the question, once
         try:
-            for told in self._viewer.tell(
-                session.image, question_instruction(question), router_mode=router, fusion=compose
-            ):
-                session = replace(before, answers=((question, told), *before.answers))
-                yield (
-                    (skip if shown else self._problem(None)),
-                    session,
-                    (skip if shown else ""),
-                    self._answers(session),
-                )
-                shown = True
+            instruction = question_instruction(question)
+            for entry in self._predict(Entry(question), session.image, instruction, router_mode, fusion):
+                answered = replace(session, answers=(entry, *session.answers))
+                yield updates[0], answered, updates[1], self._render(*answered.answers)
+                updates = skip, skip
         except RSMoEError as error:
-            yield self._problem(error), before, skip, skip
+            yield _problem(str(error)), session, skip, skip
 
-    def forget(self) -> tuple:
-        return self._problem(None), None, gr.update(value=None, visible=False), render(_TEMPLATES / "welcome.html"), ""
+    def clear(self) -> tuple:
+        image = gr.update(value=None, visible=False)
+        return _problem(None), None, image, render(_TEMPLATES / "welcome.html"), ""
 
-    def _answers(self, session: Session) -> str:
-        """The last answer with its steps in sight, those of the others folded."""
-        return self._render([(question, told, i == 0) for i, (question, told) in enumerate(session.answers)])
+    def _predict(
+        self, entry: Entry, image: EncodedImage, instruction: str, router_mode: str, fusion: str
+    ) -> Iterator[Entry]:
+        """The entry as its text grows. Closing the iterator stops the generation."""
+        settings = GenerationSettings(router_mode=router_mode, fusion=fusion)
+        predictor = Predictor(self._model, self._processor, settings)
+        with closing(predictor.stream(instruction=instruction, image_embeds=image.embeds)) as predictions:
+            for prediction in predictions:
+                entry = replace(entry, prediction=prediction)
+                yield entry
+        yield replace(entry, is_complete=True)
 
-    def _render(self, said: list[tuple[str, Told, bool]]) -> str:
-        items = [
-            {"heading": heading, "told": told, "open": open_, "doing": _doing(told)} for heading, told, open_ in said
-        ]
-        return render(_TEMPLATES / "told.html", items=items, experts=self._viewer.experts)
-
-    def _problem(self, problem: Any) -> Any:
-        text = "" if problem is None else render(_TEMPLATES / "message.html", text=str(problem))
-        return gr.update(value=text, visible=problem is not None)
-
-
-def _doing(told: Told) -> str:
-    if not told.router_prompts:
-        return "the router writes what to ask each expert"
-    return "the experts look" if not told.parts else "the text is put together"
+    def _render(self, *entries: Entry) -> str:
+        """The first entry with its steps in sight, those of the others folded."""
+        return render(_TEMPLATES / "predictions.html", entries=entries, experts=self._processor.experts)
 
 
-def _thumbnails(examples: Sequence[Path]) -> list[Any]:
-    from ..utils.images import read_image
-
-    pictures = [read_image(file) for file in examples]
-    for picture in pictures:
-        picture.thumbnail((256, 256))
-    return [(picture, file.name) for picture, file in zip(pictures, examples, strict=True)]
+def _problem(text: str | None) -> Any:
+    value = "" if text is None else render(_TEMPLATES / "message.html", text=text)
+    return gr.update(value=value, visible=text is not None)

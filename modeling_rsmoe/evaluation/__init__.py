@@ -1,1 +1,1 @@
-"""Scores of what a model writes: ``captions``."""
+"""Predictions of a system on a data folder, their scores with intervals and baselines, reports, tables and pages."""

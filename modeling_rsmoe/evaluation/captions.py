@@ -1,8 +1,14 @@
 """Caption scores as the field reports them, with intervals: BLEU, METEOR, ROUGE-L, CIDEr-D, CIDEr, SPICE, diversity.
 
 The reference code is pycocoevalcap: scores of a whole set equal what its classes compute from texts tokenized by its
-PTB tokenizer (a Java program). Without Java, our own tokenizer stands in and METEOR is missing. Knows nothing about
-models or data folders.
+PTB tokenizer (a Java program). Without Java, our own tokenizer stands in and METEOR is missing.
+
+metrics/caption_scores/README.md says what each score is. SPICE is computed only where all files of its program are
+there (nothing is downloaded).
+
+Intervals: images are drawn with replacement; n-gram weights of the CIDErs, and how often a caption occurs among the
+predictions (for ``distinct``), stay those of the whole set: a drawn sample repeats images, so its count of different
+captions would be too low by construction.
 
 Every score is a formula of numbers summed over images. Of the sums of all images it is the score of the set, of one
 image's numbers the score of that image, and of the sums of drawn images it gives the interval.
@@ -14,6 +20,7 @@ import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +37,8 @@ from .scores import Scored, Scores
 class _Texts:
     """Tokenized texts, image by image."""
 
-    written: list[str]
-    truth: list[list[str]]
+    predictions: list[str]
+    references: list[list[str]]
     train: set[str] | None
     java: str | None
 
@@ -60,59 +67,29 @@ def score_captions(
         references: raw reference captions by image, at least one each. Pass them as published: both CIDErs weigh
             n-grams by these very references, so their scores of different sets of images cannot be compared.
         predictions: one raw caption by image, of the same images. An empty one scores 0.
-        train_captions: raw captions that the model was trained on, for ``novel``.
-        metrics: names of the scores wanted, out of ``METRICS``; all of them by default. METEOR takes most of the time.
+        train_captions: that the model was trained on, raw, for ``novel``.
+        metrics: names out of ``METRICS``; all of them by default. METEOR takes most of the time.
         samples: bootstrap samples of images.
         seed: of the bootstrap.
 
     Returns:
-        Scores times 100 in the order of ``METRICS``, whatever the order of the images given:
-
-        * ``BLEU-1`` .. ``BLEU-4``: over the whole set, with the reference length closest to the caption's.
-        * ``METEOR``: version 1.5, over the whole set (not the mean of the images' scores).
-        * ``ROUGE-L``: mean over images.
-        * ``CIDEr-D``: mean over images. This is what pycocoevalcap's ``Cider`` computes, and what papers on captioning
-          print under the name "CIDEr": with clipped counts and a penalty for lengths that differ. Up to 1000; 0 for
-          a single image, whose n-grams occur in "every" image.
-        * ``CIDEr``: as first defined (Vedantam, Zitnick and Parikh 2015, equations 2 and 3), without clipping and
-          without the penalty, times 10 as in CIDEr-D. Hardly any paper prints it.
-        * ``SPICE``: mean over images; only where its program has all its parts (nothing is downloaded).
-        * ``distinct``: the percentage of different captions among the predictions, which shows a model that hardly
-          looks at the image. ``novel``: the percentage of predictions that are not among ``train_captions``; an empty
-          one is not novel. Both compare tokenized captions. ``length``: the mean number of words, not times 100.
-
-        ``each`` has the scores from BLEU-1 to SPICE for each image, in the order of ``references``. Intervals: images
-        are drawn with replacement; n-gram weights of the CIDErs, and how often a caption occurs among the predictions
-        (for ``distinct``), stay those of the whole set: a drawn sample repeats images, so its own count of different
-        captions would be too low by construction.
+        Scores times 100 in the order of ``METRICS``, whatever the order of the images; ``each`` has the scores from
+        BLEU-1 to SPICE for each image, in the order of ``references``.
 
     Raises:
         RSMoEError: when the images differ or there is none, an image has no reference, a metric is unknown, or
             pycocoevalcap is missing.
     """
     _check(references, predictions)
-    wanted = METRICS if metrics is None else _known(metrics)
-    check_installed()
-
+    names_to_score = METRICS if metrics is None else _known(metrics)
     images = sorted(references)
-    java = _working_java()
-    if isinstance(train_captions, str):
-        raise RSMoEError(f"training captions are {train_captions!r}, expected a list of captions")
-    train = list(train_captions or [])
-    every = dict.fromkeys([*train, *predictions.values(), *(text for group in references.values() for text in group)])
-    tokens = dict(zip(every, ptb.tokenize(list(every)) if java is None else ptb.tokenize_with_java(list(every), java)))
-    texts = _Texts(
-        written=[tokens[predictions[image]] for image in images],
-        truth=[[tokens[text] for text in references[image]] for image in images],
-        train=None if train_captions is None else {tokens[text] for text in train},
-        java=java,
-    )
+    texts = _tokenized(images, references, predictions, train_captions)
 
     scores: Scores = {}
     missing: dict[str, str] = {}
-    alone: dict[str, Array] = {}
+    of_images: dict[str, Array] = {}
     for names, family in _FAMILIES.items():
-        if not set(names).intersection(wanted):
+        if not set(names).intersection(names_to_score):
             continue
         try:
             numbers, formula = family(texts)
@@ -124,29 +101,46 @@ def score_captions(
         resampled = scale * formula(len(images) * means(numbers, samples, seed))
         scores |= {name: interval(float(values[i]), resampled[:, i]) for i, name in enumerate(names)}
         if names[0] not in DIVERSITY:
-            alone |= dict(zip(names, np.moveaxis(scale * formula(numbers), -1, 0)))
-    place = {image: index for index, image in enumerate(images)}
+            of_images |= dict(zip(names, np.moveaxis(scale * formula(numbers), -1, 0)))
+    place = dict(zip(images, range(len(images))))
+    per_image = [name for name in names_to_score if name in of_images]
     return Scored(
-        scores={name: scores[name] for name in wanted if name in scores},
-        each=[{name: float(alone[name][place[image]]) for name in wanted if name in alone} for image in references],
-        missing={name: missing[name] for name in wanted if name in missing},
+        scores={name: scores[name] for name in names_to_score if name in scores},
+        each=[{name: float(of_images[name][place[image]]) for name in per_image} for image in references],
+        missing={name: missing[name] for name in names_to_score if name in missing},
         notes={
-            "tokenizer": "PTBTokenizer (Java)" if java else "PTB tokenizer in Python",
-            **{name: note for name, note in _NOTES.items() if name in wanted and name in scores},
+            "tokenizer": "PTBTokenizer (Java)" if texts.java else "PTB tokenizer in Python",
+            **{name: note for name, note in _NOTES.items() if name in names_to_score and name in scores},
         },
     )
 
 
-def check_installed() -> None:
-    """Raises: RSMoEError when pycocoevalcap is missing, with the command that installs it."""
+def _tokenized(
+    images: Sequence[str],
+    references: Mapping[str, Sequence[str]],
+    predictions: Mapping[str, str],
+    train_captions: Collection[str] | None,
+) -> _Texts:
     require("pycocoevalcap", "eval")
+    if isinstance(train_captions, str):
+        raise RSMoEError(f"training captions are {train_captions!r}, expected a list of captions")
+    java = _working_java()
+    train = list(train_captions or [])
+    unique = list(dict.fromkeys([*train, *predictions.values(), *chain.from_iterable(references.values())]))
+    tokens = dict(zip(unique, ptb.tokenize(unique) if java is None else ptb.tokenize_with_java(unique, java)))
+    return _Texts(
+        predictions=[tokens[predictions[image]] for image in images],
+        references=[[tokens[text] for text in references[image]] for image in images],
+        train=None if train_captions is None else {tokens[text] for text in train},
+        java=java,
+    )
 
 
 def _check(references: Mapping[str, Sequence[str]], predictions: Mapping[str, str]) -> None:
     if not references:
         raise RSMoEError("no image to score; give references and predictions of at least one image")
-    for one, other, what in ((references, predictions, "prediction"), (predictions, references, "references")):
-        missing = [image for image in one if image not in other]
+    for images, others, what in ((references, predictions, "prediction"), (predictions, references, "references")):
+        missing = [image for image in images if image not in others]
         if missing:
             raise RSMoEError(f'image "{missing[0]}" has no {what} ({len(missing)} such images); score the same images')
     for image, texts in references.items():
@@ -172,14 +166,14 @@ def _working_java() -> str | None:
 
 def _bleu(texts: _Texts) -> _Family:
     scorer = require("pycocoevalcap.bleu.bleu_scorer", "eval").BleuScorer(n=4)
-    for text, group in zip(texts.written, texts.truth):
+    for text, group in zip(texts.predictions, texts.references):
         scorer += (text, group)
-    rows = []
+    numbers = []
     for counts in scorer.ctest:
         length = counts["testlen"]
         closest = min((abs(reference - length), reference) for reference in counts["reflen"])[1]
-        rows.append([*counts["correct"], *counts["guess"], length, closest])
-    return np.array(rows, dtype=np.float64), _bleu_formula
+        numbers.append([*counts["correct"], *counts["guess"], length, closest])
+    return np.array(numbers, dtype=np.float64), _bleu_formula
 
 
 def _bleu_formula(sums: Array) -> Array:
@@ -193,21 +187,23 @@ def _bleu_formula(sums: Array) -> Array:
 def _meteor(texts: _Texts) -> _Family:
     if texts.java is None:
         raise RSMoEError(f"METEOR is a Java program; {_INSTALL_JAVA}")
-    counts = meteor.statistics(texts.written, texts.truth, texts.java)
+    counts = meteor.statistics(texts.predictions, texts.references, texts.java)
     return counts, lambda sums: meteor.score(sums)[..., None]
 
 
 def _rouge(texts: _Texts) -> _Family:
     rouge = require("pycocoevalcap.rouge.rouge", "eval").Rouge()
     # An empty caption would equal an empty reference there.
-    return _mean([rouge.calc_score([text], group) if text else 0 for text, group in zip(texts.written, texts.truth)])
+    return _mean(
+        [rouge.calc_score([text], group) if text else 0 for text, group in zip(texts.predictions, texts.references)]
+    )
 
 
 def _ciders(texts: _Texts) -> _Family:
-    if not any(text for group in texts.truth for text in group):
+    if not any(text for group in texts.references for text in group):
         raise RSMoEError("no reference has a word")
     scorer = require("pycocoevalcap.cider.cider_scorer", "eval").CiderScorer(n=4)
-    for text, group in zip(texts.written, texts.truth):
+    for text, group in zip(texts.predictions, texts.references):
         scorer += (text, group)
     _, with_penalty = scorer.compute_score()
 
@@ -221,9 +217,11 @@ def _ciders(texts: _Texts) -> _Family:
         return {gram: weight / math.sqrt(squares[len(gram)]) for gram, weight in weights.items() if weight}
 
     plain = []
-    for written, group in zip(scorer.ctest, scorer.crefs):
-        mine, theirs = unit(written), [unit(reference) for reference in group]
-        cosines = [sum(weight * other.get(gram, 0) for gram, weight in mine.items()) for other in theirs]
+    for prediction_counts, reference_counts in zip(scorer.ctest, scorer.crefs):
+        prediction = unit(prediction_counts)
+        cosines = []
+        for reference in map(unit, reference_counts):
+            cosines.append(sum(weight * reference.get(gram, 0) for gram, weight in prediction.items()))
         plain.append(10 * sum(cosines) / len(cosines) / 4)  # mean over references and over n = 1 to 4
     return _mean(with_penalty, plain)
 
@@ -232,36 +230,37 @@ def _spice(texts: _Texts) -> _Family:
     spice = require("pycocoevalcap.spice.spice", "eval")
     get_stanford_models = require("pycocoevalcap.spice.get_stanford_models", "eval")
     folder = Path(spice.__file__).parent
-    needed = [spice.SPICE_JAR, *(f"lib/{get_stanford_models.JAR}{end}.jar" for end in ("", "-models"))]
-    absent = [name for name in needed if not (folder / name).is_file()]
-    if absent:
+    jars = [spice.SPICE_JAR, *(f"lib/{get_stanford_models.JAR}{end}.jar" for end in ("", "-models"))]
+    missing = [name for name in jars if not (folder / name).is_file()]
+    if missing:
         # Left alone, pycocoevalcap would start a download of hundreds of megabytes here.
         raise RSMoEError(
-            f"pycocoevalcap's folder spice lacks {' and '.join(absent)}; its get_stanford_models.py gets them"
+            f"pycocoevalcap's folder spice lacks {' and '.join(missing)}; its get_stanford_models.py gets them"
         )
     if texts.java is None:
         raise RSMoEError(f"SPICE is a Java program; {_INSTALL_JAVA}")
-    truth = dict(enumerate(texts.truth))
+    references = dict(enumerate(texts.references))
+    predictions = {image: [text] for image, text in enumerate(texts.predictions)}
     try:
-        _, found = spice.Spice().compute_score(truth, {image: [text] for image, text in enumerate(texts.written)})
+        _, scores = spice.Spice().compute_score(references, predictions)
     except (OSError, subprocess.CalledProcessError) as error:
         raise RSMoEError(f"SPICE's Java program failed: {error}") from error
-    return _mean(np.nan_to_num([one["All"]["f"] for one in found]))
+    return _mean(np.nan_to_num([score["All"]["f"] for score in scores]))
 
 
 def _distinct(texts: _Texts) -> _Family:
-    times = Counter(texts.written)
-    return _mean([1 / times[text] for text in texts.written])  # a caption written n times counts once in all
+    times = Counter(texts.predictions)
+    return _mean([1 / times[text] for text in texts.predictions])  # a caption written n times counts once in all
 
 
 def _novel(texts: _Texts) -> _Family:
     if texts.train is None:
         raise RSMoEError("no training captions were given to compare with")
-    return _mean([bool(text) and text not in texts.train for text in texts.written])
+    return _mean([bool(text) and text not in texts.train for text in texts.predictions])
 
 
 def _length(texts: _Texts) -> _Family:
-    return _mean([len(text.split()) for text in texts.written])
+    return _mean([len(text.split()) for text in texts.predictions])
 
 
 def _mean(*values: Any) -> _Family:

@@ -2,7 +2,7 @@
 
 Items (images or questions) are drawn with replacement, as many as there are, and the score is computed anew from the
 sums over the drawn items (Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation"). The same
-seed and number of items draw the same items, so scores of one set of items vary together. Knows nothing about metrics.
+seed and number of items draw the same items, so scores of one set of items vary together.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,12 @@ BOUNDS = (2.5, 97.5)  # percentiles between which 95 % of the resampled scores l
 
 
 def mean_interval(values: Sequence[float], samples: int = 1000, seed: int = 0) -> Score:
-    """The mean of fractions (1 = right, 0 = wrong) with its interval, times 100. The order of the items is no matter.
+    """The mean of fractions (1 = right, 0 = wrong) with its interval, times 100. The items' order changes nothing.
+
+    Args:
+        values: of the items.
+        samples: how many times to draw.
+        seed: of the draw.
 
     Raises:
         RSMoEError: when there is no value, or ``samples`` is below 1.
@@ -34,11 +39,14 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], samples: i
     """By how much our mean is above theirs on the same items, with the interval of that difference.
 
     Ours is better beyond chance where ``low`` is above 0. Both are resampled together: most of what makes an item easy
-    or hard goes away in the difference, so this interval is much narrower than the two systems' own ones suggest.
+    or hard goes away in the difference, so this interval is much narrower than those of the two systems suggest.
 
     Args:
-        ours, theirs: scores of the items, times 100, as they stand in ``Scored.each``, in the same order; of several
-            datasets, one after the other.
+        ours: scores of the items, times 100, as they stand in ``Scored.each``; of several datasets, one after the
+            other.
+        theirs: likewise, in the same order.
+        samples: how many times to draw.
+        seed: of the draw.
 
     Returns:
         The difference and its bounds in the units of the scores given.
@@ -53,7 +61,12 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], samples: i
 
 
 def interval(value: float, resampled: npt.ArrayLike) -> Score:
-    """A score with the percentile interval of its resampled values (all in the same units)."""
+    """A score with its percentile interval.
+
+    Args:
+        value: of the score.
+        resampled: values of the score, in the same units.
+    """
     low, high = np.percentile(np.asarray(resampled, dtype=np.float64), BOUNDS)
     return Score(value, float(low), float(high))
 

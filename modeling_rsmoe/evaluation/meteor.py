@@ -1,8 +1,7 @@
 """METEOR 1.5 of pycocoevalcap: its Java program counts the matches, the score is computed from the counts here.
 
-pycocoevalcap's own wrapper waits for each answer before it asks on, and gives only final scores. Here all questions
-go to one Java process together, and the counts stay at hand, so that the score of any sample of images follows from
-their sums, as an interval needs. Knows nothing about images or other metrics.
+pycocoevalcap's wrapper waits after each line and gives only final scores. Here all lines go to one process together,
+and the score of any sample of images follows from the sums of its counts, as an interval needs.
 
 Source: Denkowski and Lavie 2014, "Meteor Universal", equations 1 to 6; the parameters are those of English ("-l en").
 """
@@ -27,7 +26,7 @@ ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # of matches by the same word, stem, synonym, paraphrase
 COUNTS = 23  # numbers that the program writes about a caption; `score` names them
 
-Question = tuple[str, tuple[str, ...]]
+Pair = tuple[str, tuple[str, ...]]  # a caption and its references
 
 
 def statistics(predictions: Sequence[str], references: Sequence[Sequence[str]], java: str) -> Array:
@@ -45,9 +44,9 @@ def statistics(predictions: Sequence[str], references: Sequence[Sequence[str]], 
         RSMoEError: when the Java program fails.
     """
     # A repeated reference cannot change which one fits best, and many captions are repeated with their references.
-    asked = [(text, tuple(dict.fromkeys(group))) for text, group in zip(predictions, references, strict=True)]
-    answers = _ask(list(dict.fromkeys(asked)), java)
-    counts = np.array([answers[question] for question in asked]).reshape(-1, COUNTS)
+    pairs = [(text, tuple(dict.fromkeys(group))) for text, group in zip(predictions, references, strict=True)]
+    counts_of = _counts_of(list(dict.fromkeys(pairs)), java)
+    counts = np.array([counts_of[pair] for pair in pairs]).reshape(-1, COUNTS)
     # A caption that equals its reference is not fragmented: its one chunk does not count, alone or in a set.
     matches = counts[:, 4:20].reshape(-1, 8, 2).sum(1)  # [captions, 2]: of the prediction, of the reference
     counts[(matches == counts[:, 0:2]).all(1) & (counts[:, 20] == 1), 20] = 0
@@ -58,6 +57,9 @@ def score(counts: Array) -> Array:
     """METEOR (0 to 1) of counts ``[..., 23]``: of one caption, or of a whole set from the sum of its captions' counts.
 
     A set's score is thus not the mean of its captions' scores.
+
+    Args:
+        counts: of `statistics`, or sums of them.
     """
     length, function_words = counts[..., 0:2], counts[..., 2:4]  # [..., 2]: of the prediction, of the reference
     matches = counts[..., 4:20].reshape(*counts.shape[:-1], 4, 2, 2)  # [..., kind of match, content or function, 2]
@@ -73,19 +75,19 @@ def score(counts: Array) -> Array:
     return np.where(np.isnan(value), 0, np.maximum(value, 0))  # nan: nothing matches, or there is no word
 
 
-def _ask(questions: Sequence[Question], java: str) -> dict[Question, list[float]]:
-    lines = [" ||| ".join(("SCORE", *map(_plain, references), _plain(text))) for text, references in questions]
+def _counts_of(pairs: Sequence[Pair], java: str) -> dict[Pair, list[float]]:
+    lines = [" ||| ".join(("SCORE", *map(_plain, references), _plain(text))) for text, references in pairs]
     program = _program(java)
     answers = program.answers(lines)
     try:
         counts = [[float(number) for number in answer.split()] for answer in answers]
     except ValueError:
         counts = []
-    if len(counts) != len(questions) or any(len(found) != COUNTS for found in counts):
+    if len(counts) != len(pairs) or any(len(numbers) != COUNTS for numbers in counts):
         _program.cache_clear()
         message = (program.end() or "".join(answers)).strip()[-300:]
-        raise RSMoEError(f"METEOR's Java program failed on {len(questions)} captions: {message or 'it ended'}")
-    return dict(zip(questions, counts))
+        raise RSMoEError(f"METEOR's Java program failed on {len(pairs)} captions: {message or 'it ended'}")
+    return dict(zip(pairs, counts))
 
 
 class _Program:
@@ -136,5 +138,5 @@ _program = functools.cache(_Program)
 
 
 def _plain(text: str) -> str:
-    """A text without the mark that separates texts in the program's protocol, as pycocoevalcap cleans predictions."""
+    """A text without what separates texts in the program's protocol, as pycocoevalcap cleans predictions."""
     return text.replace("|||", "").replace("  ", " ")

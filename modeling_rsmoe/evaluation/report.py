@@ -1,25 +1,26 @@
 """The report of an evaluation: one JSON file with scores, intervals, baselines and what they were made from.
 
-Data flows in as `Scored` and goes out as plain JSON values of the types below; tables, pages and model cards are made
-from the file alone. Knows nothing about metrics or models.
+`Scored` becomes plain JSON values of the types below; tables, pages and model cards are made from the file alone.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import count
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import write_whole
 from ..utils.provenance import package_versions
+from ..utils.tables import count_of
 from .scores import Scored, Scores
 
 
 FORMAT = 1
 TASKS = ("captioning", "vqa")
+NO_IMAGE = ", no image"  # ends the name of a system that was given none
 ALL_DATASETS = "all"  # the name of the result that pools several datasets
+HEADLINE_SCORE = {"captioning": "CIDEr-D", "vqa": "accuracy"}  # where one score of a task has to do
 
 
 class ScoreEntry(TypedDict):
@@ -30,7 +31,7 @@ class ScoreEntry(TypedDict):
     high: float
 
 
-class Checkpoint(TypedDict):
+class CheckpointEntry(TypedDict):
     """The model that was evaluated, and the sha256 of its weights (`weights_sha256`)."""
 
     name: str
@@ -45,12 +46,12 @@ class Result(TypedDict):
     sha256: str  # of the records and their images (`records_sha256`)
     images: int
     items: int  # captioned images, or questions
-    limit: int | None  # how many items were asked for, if not all
+    limit: int | None  # the largest number of items, if not all were scored
     scores: dict[str, ScoreEntry]
     missing: dict[str, str]
     notes: dict[str, str]
     baselines: dict[str, dict[str, ScoreEntry]]
-    parts: NotRequired[dict[str, dict[str, ScoreEntry]]]  # of the experts, for captions by the full model
+    expert_texts: NotRequired[dict[str, dict[str, ScoreEntry]]]  # by expert, for captions by the full model
     seconds_per_image: NotRequired[float]  # captioning
     seconds_per_item: NotRequired[float]  # vqa
 
@@ -76,8 +77,8 @@ class Report(TypedDict):
     format: int
     task: str  # one of TASKS
     system: str  # "full", "full:NAME,NAME", "base", "experts:NAME", or the name of a baseline
-    checkpoint: Checkpoint | None  # None for a baseline without a model
-    settings: dict[str, Any]
+    checkpoint: CheckpointEntry | None  # None for a baseline without a model
+    settings: dict[str, Any]  # of the generation; `fusion` is what "auto" came to
     versions: dict[str, str]
     machine: str
     results: list[Result]
@@ -89,15 +90,19 @@ class Report(TypedDict):
 # ---- making a report
 
 
-def checkpoints_of(reports: Sequence[Report]) -> list[Checkpoint]:
-    """The different checkpoints of reports."""
-    return list({one["sha256"]: one for report in reports if (one := report["checkpoint"])}.values())
+def checkpoints_of(reports: Sequence[Report]) -> list[CheckpointEntry]:
+    """The different checkpoints of reports.
+
+    Args:
+        reports: of any tasks.
+    """
+    return list({entry["sha256"]: entry for report in reports if (entry := report["checkpoint"])}.values())
 
 
 def make_report(
     task: str,
     system: str,
-    checkpoint: Checkpoint | None,
+    checkpoint: CheckpointEntry | None,
     settings: Mapping[str, Any],
     results: Sequence[Result],
     *,
@@ -106,7 +111,19 @@ def make_report(
     peak_memory_bytes: int,
     against: Sequence[Against] = (),
 ) -> Report:
-    """A report of these results, with the versions of the packages that made them."""
+    """A report of these results, with the versions of the packages that made them.
+
+    Args:
+        task: one of `TASKS`.
+        system: that was scored.
+        checkpoint: None for a baseline without a model.
+        settings: of the generation.
+        results: of `make_result`.
+        machine: in words.
+        seconds: that all predictions took.
+        peak_memory_bytes: of the process that made them.
+        against: differences from other systems.
+    """
     report: Report = {
         "format": FORMAT,
         "task": task,
@@ -134,7 +151,7 @@ def make_result(
     limit: int | None,
     baselines: Mapping[str, Scored],
     seconds: float | None,
-    parts: Mapping[str, Scored] | None = None,
+    expert_texts: Mapping[str, Scored] | None = None,
 ) -> Result:
     """The result of one set of records.
 
@@ -142,9 +159,12 @@ def make_result(
         records: the captioned images or questions that were scored.
         folder: their data folder.
         scored: the system's scores on them.
-        dataset, split, limit: how the records were chosen.
-        baselines, parts: scores of the baselines and of the experts' parts, by name.
+        dataset: that they are of.
+        split: that they are of.
+        limit: of the number of records, if not all were scored.
+        baselines: their scores, by name.
         seconds: that the system took for all of the records, if it is known.
+        expert_texts: scores of what the experts wrote, by expert.
     """
     questions = any(isinstance(record, QuestionRecord) for record in records)
     result: Result = {
@@ -159,38 +179,53 @@ def make_result(
         "notes": dict(scored.notes),
         "baselines": {name: score_entries(baseline.scores) for name, baseline in baselines.items()},
     }
-    if parts is not None:
-        result["parts"] = {name: score_entries(part.scores) for name, part in parts.items()}
+    if expert_texts:
+        result["expert_texts"] = {name: score_entries(of_expert.scores) for name, of_expert in expert_texts.items()}
     if seconds is not None:
         result["seconds_per_item" if questions else "seconds_per_image"] = seconds / len(records)
     return result
 
 
 def score_entries(scores: Scores) -> dict[str, ScoreEntry]:
-    """Scores as JSON values."""
+    """Scores as JSON values.
+
+    Args:
+        scores: by name.
+    """
     return {name: {"value": score.value, "low": score.low, "high": score.high} for name, score in scores.items()}
 
 
 def machine_name(device: str) -> str:
-    """The device that a model ran on, in words: "cpu, 2 threads", or the name of the GPU."""
+    """The device that a model ran on, in words: "cpu, 2 threads", or the name of the GPU.
+
+    Args:
+        device: as torch names it.
+    """
     import torch
 
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{torch.device(device).type}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{torch.device(device).type}, {count_of(torch.get_num_threads(), 'thread')}"
 
 
 # ---- the file
 
 
 def write_report(report: Report, path: str | Path) -> None:
-    """Write a report as JSON, whole or not at all."""
+    """Write a report as JSON, whole or not at all.
+
+    Args:
+        report: of `make_report`.
+        path: of the file.
+    """
     write_whole(path, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_report(path: str | Path) -> Report:
     """Read a report that `write_report` wrote.
+
+    Args:
+        path: of the file.
 
     Raises:
         RSMoEError: when the file is missing or is no report of this format; the message names what is wrong.
@@ -206,89 +241,37 @@ def read_report(path: str | Path) -> Report:
     found = report.get("format") if isinstance(report, dict) else None
     if found != FORMAT:
         raise RSMoEError(f"{file} is no report of format {FORMAT} (its format is {found!r}); {remedy}")
-    problem = _problem(report)
+    problem = _problem(report, Report, "the report")
+    if problem is None and report["task"] not in TASKS:
+        problem = f"its task is {report['task']!r}, expected one of {', '.join(TASKS)}"
     if problem:
         raise RSMoEError(f"{file} is a damaged report: {problem}; evaluate again")
     return report
 
 
-_REPORT_TYPES: dict[str, Any] = {
-    "task": str,
-    "system": str,
-    "checkpoint": (dict, type(None)),
-    "settings": dict,
-    "versions": dict,
-    "machine": str,
-    "results": list,
-    "seconds": (int, float),
-    "peak_memory_bytes": int,
-}
-_RESULT_TYPES: dict[str, Any] = {
-    "dataset": str,
-    "split": str,
-    "sha256": str,
-    "images": int,
-    "items": int,
-    "limit": (int, type(None)),
-    "scores": dict,
-    "missing": dict,
-    "notes": dict,
-    "baselines": dict,
-    "parts": dict,
-}
+def _problem(content: Any, expected: Any, where: str) -> str | None:
+    """The first thing in a JSON value that is not of the expected type; None if all is right.
 
-
-def _problem(report: dict[str, Any]) -> str | None:
-    """What of a report is not as `Report` has it; None for a good one."""
-    problem = _wrong_field(report, _REPORT_TYPES, "the report")
-    if problem is None and report["task"] not in TASKS:
-        problem = f"its task is {report['task']!r}, expected one of {', '.join(TASKS)}"
-    if problem is None and report["checkpoint"] is not None:
-        problem = _wrong_field(report["checkpoint"], {"name": str, "sha256": str}, "its checkpoint")
-    if problem is None:
-        problem = next(filter(None, map(_result_problem, report["results"], count(1))), None)
-    if problem is None and not _is_comparison(report.get("against", [])):
-        problem = '"against" is no list of differences'
-    return problem
-
-
-def _is_comparison(against: object) -> bool:
-    return isinstance(against, list) and all(
-        isinstance(other, dict)
-        and isinstance(other.get("name"), str)
-        and isinstance(other.get("differences"), list)
-        and all(
-            isinstance(one, dict)
-            and _wrong_field(one, {"dataset": str, "items": int, "scores": dict}, "") is None
-            and all(map(_is_score, one["scores"].values()))
-            for one in other["differences"]
-        )
-        for other in against
-    )
-
-
-def _result_problem(result: object, number: int) -> str | None:
-    where = f"result {number}"
-    if not isinstance(result, dict):
-        return f"{where} is {result!r}"
-    problem = _wrong_field({"parts": {}} | result, _RESULT_TYPES, where)
-    if problem is None:
-        tables = [result["scores"], *result["baselines"].values(), *result.get("parts", {}).values()]
-        if not all(isinstance(table, dict) and all(map(_is_score, table.values())) for table in tables):
-            problem = f"{where} has a score without value, low and high"
-    return problem
-
-
-def _wrong_field(values: dict[str, Any], types: dict[str, Any], where: str) -> str | None:
-    for name, kind in types.items():
-        if name not in values:
-            return f'{where} has no "{name}"'
-        if not isinstance(values[name], kind):
-            return f'"{name}" of {where} is {values[name]!r}'
-    return None
-
-
-def _is_score(entry: object) -> bool:
-    return isinstance(entry, dict) and all(
-        isinstance(entry.get(key), (int, float)) for key in ("value", "low", "high")
-    )
+    The types are those of `Report`: typed dicts, `list[...]`, `dict[str, ...]`, unions with None, plain types.
+    """
+    origin, arguments = get_origin(expected), get_args(expected)
+    if expected is Any or (content is None and type(None) in arguments):
+        return None
+    if type(None) in arguments:
+        return _problem(content, arguments[0], where)
+    json_type: Any = dict if is_typeddict(expected) else origin or expected
+    json_type = (int, float) if json_type is float else json_type  # JSON may write 2.0 as 2
+    if not isinstance(content, json_type):
+        return f"{where} is {content!r}"
+    inner: list[tuple[Any, Any, str]] = []  # values, their types, where they stand
+    if is_typeddict(expected):
+        missing = sorted(expected.__required_keys__ - content.keys())
+        if missing:
+            return f'{where} has no "{missing[0]}"'
+        hints = get_type_hints(expected)
+        inner = [(content[name], hint, f'"{name}" of {where}') for name, hint in hints.items() if name in content]
+    elif origin is list:
+        inner = [(item, arguments[0], f"item {number} of {where}") for number, item in enumerate(content, start=1)]
+    elif origin is dict:
+        inner = [(item, arguments[1], f'"{name}" of {where}') for name, item in content.items()]
+    return next(filter(None, (_problem(*item) for item in inner)), None)

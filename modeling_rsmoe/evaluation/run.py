@@ -1,59 +1,91 @@
 """One evaluation from the data folder to its results: which records, what their predictions score, beside baselines.
 
-`select` before a model is loaded, `predict.predict` with the model, `evaluate` on what it wrote; `cli/evaluate.py` is
-these three in a row.
+`select` before a model is loaded, `predictions_by_model` (or `predictions_by_baseline`), `evaluate` on those;
+`cli/evaluate.py` is these three in a row.
 """
 
 import functools
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.records import QUESTIONS_FILE, QuestionRecord, read_captions, read_questions
 from ..errors_rsmoe import RSMoEError
+from ..utils.extras import require
+from ..utils.progress import Progress, no_progress
+from ..utils.provenance import folder_sha256, peak_memory, weights_sha256
 from .baselines import constant_answers, constant_caption, question_only_answers
-from .captions import check_installed, score_captions
-from .page import Item
-from .predict import Key, Record, key_of, named
-from .report import ALL_DATASETS, Result, make_result
+from .captions import score_captions
+from .intervals import paired_difference
+from .page import ScoredItem
+from .predict import Key, Line, Record, instruction_of, key_of, key_of_line, predict, record_fields, text_field
+from .report import (
+    ALL_DATASETS,
+    NO_IMAGE,
+    Against,
+    CheckpointEntry,
+    Difference,
+    Report,
+    Result,
+    machine_name,
+    make_report,
+    make_result,
+    score_entries,
+)
 from .scores import Scored
 from .vqa import score_answers
 
+
+if TYPE_CHECKING:
+    from ..inference import GenerationSettings
 
 Task = Literal["captioning", "vqa"]
 TRAIN = "train"
 # Baselines that need no model: the same caption for every image (or answer for every question of a type); the answer
 # that training questions of the same words have.
 CONSTANT, QUESTION_ONLY = "constant", "question-only"
+# Scores that are means over items. BLEU and METEOR are not: they are made from sums over all items.
+PAIRED = ("ROUGE-L", "CIDEr-D", "accuracy")
 TEXT_BASELINES: dict[Task, tuple[str, ...]] = {"captioning": (CONSTANT,), "vqa": (CONSTANT, QUESTION_ONLY)}
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The records to evaluate, by dataset, and those that baselines learn from."""
+    """The records to evaluate, and those that baselines learn from."""
 
-    folder: Path
+    folder: Path  # the data folder
     task: Task
     split: str
-    limit: int | None  # of each dataset
-    records: dict[str, list[Any]]
+    limit: int | None  # of each dataset's records, if not all are evaluated
+    records: dict[str, list[Any]]  # captioned images or questions, by dataset
     train: list[Any]  # may be empty
 
     def all(self) -> list[Any]:
+        """The records of all datasets."""
         return [record for records in self.records.values() for record in records]
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """One result and what it was made of, item by item."""
+class Predictions:
+    """Predictions and what made them."""
 
-    result: Result
+    system: str  # as a report names it
+    lines: dict[Key, Line]  # by the records' keys
+    checkpoint: CheckpointEntry | None = None  # None if no model of ours made them
+    settings: dict[str, Any] = field(default_factory=dict)  # that the model generated with
+    device: str = "cpu"  # that the model ran on
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The scores of one dataset and what they were made of, item by item in one order."""
+
+    result: Result  # as the report has it
     records: Sequence[Record]
-    predictions: Sequence[dict[str, Any]]
+    predictions: Sequence[Line]
     scored: Scored
 
 
@@ -68,16 +100,19 @@ def select(
     """The records of a split, checked.
 
     Args:
+        folder: the data folder.
+        task: `captioning` or `vqa`.
+        split: to evaluate.
         datasets: their names; all that have the split by default.
         limit: at most so many records of each dataset, evenly spread over the file, which may be sorted by scene.
         questions_file: its name in the folder.
 
     Raises:
-        RSMoEError: as the readers of `data.records`; a dataset without this split; an image that stands twice, or in
-            two splits; pycocoevalcap is missing.
+        RSMoEError: as of the functions of `data.records`; a dataset without this split; an image that stands twice, or
+            in two splits; pycocoevalcap is missing.
     """
     if task == "captioning":
-        check_installed()
+        require("pycocoevalcap", "eval")
     read: Callable[..., list[Any]] = (
         read_captions if task == "captioning" else functools.partial(read_questions, name=questions_file)
     )
@@ -86,17 +121,17 @@ def select(
         if not any(record.dataset == dataset for record in records):
             known = sorted({record.split for record in read(folder, None, [dataset])})
             raise RSMoEError(f'dataset "{dataset}" has no split "{split}"; it has {", ".join(known)}')
-    chosen: dict[str, list[Any]] = {}
+    by_dataset: dict[str, list[Any]] = {}
     for record in records:
-        chosen.setdefault(record.dataset, []).append(record)
+        by_dataset.setdefault(record.dataset, []).append(record)
     try:
         train = [] if split == TRAIN else read(folder, TRAIN)
     except RSMoEError:  # no such split: baselines that learn from it are left out
         train = []
     _check_images(records, train, folder)
     if limit is not None:
-        chosen = {dataset: _spread(found, limit) for dataset, found in chosen.items()}
-    return Selection(folder, task, split, limit, chosen, train)
+        by_dataset = {dataset: _spread(of_dataset, limit) for dataset, of_dataset in by_dataset.items()}
+    return Selection(folder, task, split, limit, by_dataset, train)
 
 
 def _spread(records: list[Any], limit: int) -> list[Any]:
@@ -111,16 +146,129 @@ def _check_images(records: Sequence[Record], train: Sequence[Record], folder: Pa
         what = f'question "{question}" of image "{image}" stands' if question else f'image "{image}" stands'
         raise RSMoEError(f"{what} {number} times in this split of {dataset}; merge the lines or drop all but one")
     trained = {(record.dataset, record.image) for record in train}
-    both = [record for record in records if (record.dataset, record.image) in trained]
-    if both:
+    in_both = [record for record in records if (record.dataset, record.image) in trained]
+    if in_both:
         raise RSMoEError(
-            f'image "{key_of(both[0], folder)[0]}" of {both[0].dataset} stands in split "{both[0].split}" and in '
-            f'"{TRAIN}" ({len(both)} such lines): scores would tell nothing; keep it in one split'
+            f'image "{key_of(in_both[0], folder)[0]}" of {in_both[0].dataset} stands in split "{in_both[0].split}" '
+            f'and in "{TRAIN}" ({len(in_both)} such lines): scores would say nothing; keep it in one split'
         )
 
 
-def baseline_texts(selection: Selection, name: str, records: Sequence[Any]) -> list[str]:
+# ---- predictions
+
+
+def predictions_by_model(
+    selection: Selection,
+    model: str,
+    file: Path,
+    system: str = "full",
+    sees_image: bool = True,
+    settings: "GenerationSettings | None" = None,
+    dtype: str = "float32",
+    batch_size: int = 16,
+    progress: Progress = no_progress,
+) -> Predictions:
+    """Predictions of a checkpoint, which is loaded only if the file lacks one.
+
+    Args:
+        selection: the records.
+        model: a checkpoint's folder or name.
+        file: JSONL that predictions are written to as they come; a later run continues it.
+        system: as of `inference.Predictor`.
+        sees_image: whether it is given the images, or else a gray one.
+        settings: of the generation; by default the checkpoint's.
+        dtype: of the weights. In float32 predictions do not depend on the batch size.
+        batch_size: images, or questions, in one batch.
+        progress: says what is being done.
+
+    Raises:
+        RSMoEError: no such checkpoint or system; a checkpoint, system or setting other than the file's made the file.
+    """
+    from ..inference import GenerationSettings, Predictor
+    from ..inference.checkpoint import find_checkpoint, load
+    from ..inference.resume import KeyedLog
+    from ..utils.quiet import quiet_libraries
+
+    settings = settings or GenerationSettings()
+    folder = find_checkpoint(model, progress)
+    progress(f"hashing {model}")
+    records = selection.all()
+    name = system if sees_image else f"{system}{NO_IMAGE}"
+    used = generation_settings(folder, system, instruction_of(records[0]), settings) | {"dtype": dtype}
+    log = KeyedLog(file, {"checkpoint": folder_sha256(folder), "system": name, **used}, key_of_line)
+    keys, device = [key_of(record, selection.folder) for record in records], "cpu"
+    if any(key not in log.lines for key in keys):
+        checkpoint = load(str(folder), dtype, progress=progress)
+        device = str(checkpoint.model.device)
+        predictor = Predictor(checkpoint.model, checkpoint.processor, settings, system)
+        with quiet_libraries():
+            predict(predictor, records, selection.folder, log, batch_size, sees_image, progress)
+    lines = {key: log.lines[key] for key in keys}
+    entry: CheckpointEntry = {"name": Path(model).name, "sha256": weights_sha256(folder)}
+    return Predictions(name, lines, entry, used, device)
+
+
+def generation_settings(folder: Path, system: str, instruction: str, settings: "GenerationSettings") -> dict[str, Any]:
+    """The generation settings that a system's texts depend on.
+
+    The fusion `auto` is resolved by the instruction's task, so that a run with `auto` and one with what it comes to
+    are the same run [our decision].
+
+    Args:
+        folder: of the checkpoint.
+        system: as of `inference.Predictor`.
+        instruction: one that is predicted with.
+        settings: of this run.
+
+    Raises:
+        RSMoEError: the checkpoint is damaged.
+    """
+    from ..generation_rsmoe import DEFAULTS, auto_fusion
+    from ..prompting_rsmoe import task_of
+
+    names = ["num_beams", "max_new_tokens", "do_sample"]
+    names += [] if system == "base" else ["router_mode", "router_max_new_tokens"]
+    values = _read_json(folder / "generation_config.json") | settings.arguments()
+    used = {name: values[name] for name in names if name in values}
+    if system.startswith("full"):
+        used["fusion"] = values.get("fusion", DEFAULTS["fusion"])
+        if used["fusion"] == "auto":
+            has_reranker = _read_json(folder / "config.json").get("reranker_rank", 0) > 0
+            used["fusion"] = auto_fusion(task_of(instruction), has_reranker)
+    return used
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RSMoEError(f"{file} cannot be read ({error}): assemble or download it again") from error
+
+
+def predictions_by_baseline(selection: Selection, name: str) -> Predictions:
     """What a baseline without a model says to each record.
+
+    Args:
+        selection: the records, and those to learn from.
+        name: one of `TEXT_BASELINES`.
+
+    Raises:
+        RSMoEError: there are no training records, or the task has no such baseline.
+    """
+    lines: dict[Key, Line] = {}
+    for records in selection.records.values():
+        for record, text in zip(records, baseline_texts(selection, name, records), strict=True):
+            lines[key_of(record, selection.folder)] = {text_field(record): text}
+    return Predictions(name, lines)
+
+
+def baseline_texts(selection: Selection, name: str, records: Sequence[Any]) -> list[str]:
+    """What a baseline without a model says to some of the records.
+
+    Args:
+        selection: with the records to learn from.
+        name: one of `TEXT_BASELINES`.
+        records: of the selection.
 
     Raises:
         RSMoEError: there are no training records, or the task has no such baseline.
@@ -130,30 +278,35 @@ def baseline_texts(selection: Selection, name: str, records: Sequence[Any]) -> l
     if selection.task == "vqa":
         return {CONSTANT: constant_answers, QUESTION_ONLY: question_only_answers}[name](selection.train, records)
     datasets = {record.dataset for record in records}
-    own = [record for record in selection.train if record.dataset in datasets]
-    return [constant_caption(own or selection.train)] * len(records)
+    of_datasets = [record for record in selection.train if record.dataset in datasets]
+    return [constant_caption(of_datasets or selection.train)] * len(records)
+
+
+# ---- scores
 
 
 def evaluate(
     selection: Selection,
-    predictions: Mapping[Key, dict[str, Any]],
-    progress: Callable[[str], None] = lambda message: None,
-    with_parts: bool = True,
+    predictions: Mapping[Key, Line],
+    progress: Progress = no_progress,
+    with_expert_texts: bool = True,
 ) -> list[Evaluated]:
     """Score the predictions of every dataset; questions of several datasets are pooled in a last result.
 
     Args:
+        selection: the records.
         predictions: lines as of `predict.read_predictions`, at least one for each record.
-        with_parts: whether the experts' parts of captions by the full model are scored as captions too.
+        progress: says what is being done.
+        with_expert_texts: whether the expert texts of captions by the full model are scored as captions too.
 
     Raises:
         RSMoEError: a record has no prediction.
     """
     keys = [key_of(record, selection.folder) for record in selection.all()]
-    absent = [key for key in keys if key not in predictions]
-    if absent:
+    missing = [key for key in keys if key not in predictions]
+    if missing:
         raise RSMoEError(
-            f"there is no prediction for {' / '.join(filter(None, absent[0]))} ({len(absent)} of {len(keys)} are "
+            f"there is no prediction for {' / '.join(filter(None, missing[0]))} ({len(missing)} of {len(keys)} are "
             "missing); predict them, or score the dataset and split that they were made for"
         )
     groups = dict(selection.records)
@@ -162,28 +315,32 @@ def evaluate(
     evaluated = []
     for dataset, records in groups.items():
         progress(f"scoring {dataset} {selection.split}")
-        own = [
-            {**named(record, selection.folder), **predictions[key_of(record, selection.folder)]} for record in records
+        lines = [
+            record_fields(record, selection.folder) | predictions[key_of(record, selection.folder)]
+            for record in records
         ]
-        evaluated.append(_evaluate_one(selection, dataset, records, own, with_parts))
+        evaluated.append(_evaluate_one(selection, dataset, records, lines, with_expert_texts))
     return evaluated
 
 
 def _evaluate_one(
-    selection: Selection, dataset: str, records: list[Any], lines: list[Any], with_parts: bool
+    selection: Selection, dataset: str, records: list[Any], lines: list[Line], with_expert_texts: bool
 ) -> Evaluated:
-    spoken = [line["caption"] if selection.task == "captioning" else line["answer"] for line in lines]
-    scored = _score(selection, records, spoken)
+    scored = _score(
+        selection, records, [line[text_field(record)] for record, line in zip(records, lines, strict=True)]
+    )
     baselines = {
         name: _score(selection, records, baseline_texts(selection, name, records))
         for name in TEXT_BASELINES[selection.task]
         if selection.train
     }
-    parts = None
-    if with_parts and selection.task == "captioning" and all(len(line.get("parts", {})) > 1 for line in lines):
-        parts = {
-            name: _score(selection, records, [line["parts"][name] for line in lines]) for name in lines[0]["parts"]
-        }
+    of_experts: dict[str, Scored] = {}
+    if with_expert_texts and selection.task == "captioning":
+        texts = [line.get("expert_texts", {}) for line in lines]
+        if all(len(by_expert) > 1 for by_expert in texts):
+            of_experts = {
+                name: _score(selection, records, [by_expert[name] for by_expert in texts]) for name in texts[0]
+            }
     result = make_result(
         records,
         selection.folder,
@@ -192,19 +349,82 @@ def _evaluate_one(
         split=selection.split,
         limit=selection.limit,
         baselines=baselines,
-        parts=parts,
+        expert_texts=of_experts,
         seconds=sum(line["seconds"] for line in lines) if all("seconds" in line for line in lines) else None,
     )
     return Evaluated(result, records, lines, scored)
 
 
-def page_items(evaluated: Sequence[Evaluated]) -> list[Item]:
-    """What a page shows, each item once."""
+def differences(
+    selection: Selection, ours: Sequence[Evaluated], other_predictions: Mapping[Key, Line]
+) -> list[Difference]:
+    """Ours minus another system's on each dataset, and on all of them together where there are several.
+
+    Args:
+        selection: the records.
+        ours: as of `evaluate`.
+        other_predictions: of the other system for the same records.
+
+    Raises:
+        RSMoEError: a record has no prediction by the other system.
+    """
+    theirs = evaluate(selection, other_predictions, with_expert_texts=False)
+    pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0].result["dataset"] != ALL_DATASETS]
+    groups = {pair[0].result["dataset"]: [pair] for pair in pairs}
+    if len(pairs) > 1:
+        groups[ALL_DATASETS] = pairs
+    return [_difference(dataset, group) for dataset, group in groups.items()]
+
+
+def _difference(dataset: str, pairs: Sequence[tuple[Evaluated, Evaluated]]) -> Difference:
+    ours = [scores for our, _ in pairs for scores in our.scored.each]
+    theirs = [scores for _, their in pairs for scores in their.scored.each]
+    paired = {
+        name: paired_difference([scores[name] for scores in ours], [scores[name] for scores in theirs])
+        for name in PAIRED
+        if name in ours[0]
+    }
+    return {"dataset": dataset, "items": len(ours), "scores": score_entries(paired)}
+
+
+def report_of(
+    selection: Selection, predictions: Predictions, evaluated: Sequence[Evaluated], against: Sequence[Against] = ()
+) -> Report:
+    """The report of an evaluation.
+
+    Args:
+        selection: the records.
+        predictions: of the system.
+        evaluated: as of `evaluate`.
+        against: differences from other systems.
+    """
+    lines = predictions.lines.values()
+    return make_report(
+        selection.task,
+        predictions.system,
+        predictions.checkpoint,
+        predictions.settings,
+        [of_dataset.result for of_dataset in evaluated],
+        machine=machine_name(predictions.device),
+        seconds=sum(line.get("seconds", 0.0) for line in lines),
+        peak_memory_bytes=max(line.get("peak_memory", 0) for line in lines) or peak_memory(),
+        against=against,
+    )
+
+
+def scored_items(evaluated: Sequence[Evaluated]) -> list[ScoredItem]:
+    """What a page shows, each item once.
+
+    Args:
+        evaluated: as of `evaluate`.
+    """
     return [
-        Item(line, [record.answer] if isinstance(record, QuestionRecord) else record.captions, scores)
-        for each in evaluated
-        if each.result["dataset"] != ALL_DATASETS
-        for record, line, scores in zip(each.records, each.predictions, each.scored.each, strict=True)
+        ScoredItem(line, [record.answer] if isinstance(record, QuestionRecord) else record.captions, scores)
+        for of_dataset in evaluated
+        if of_dataset.result["dataset"] != ALL_DATASETS
+        for record, line, scores in zip(
+            of_dataset.records, of_dataset.predictions, of_dataset.scored.each, strict=True
+        )
     ]
 
 
@@ -213,11 +433,5 @@ def _score(selection: Selection, records: list[Any], texts: list[str]) -> Scored
         return score_answers(records, texts)
     names = [key_of(record, selection.folder)[0] for record in records]
     references = {name: list(record.captions) for name, record in zip(names, records, strict=True)}
-    learned = [caption for record in selection.train for caption in record.captions]
-    return score_captions(references, dict(zip(names, texts, strict=True)), learned or None)
-
-
-def run_id(checkpoint: str, system: str, settings: Mapping[str, Any]) -> str:
-    """Identifies what a prediction depends on besides its record: the checkpoint's hash, the system, the settings."""
-    text = json.dumps([checkpoint, system, dict(settings)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    train_captions = [caption for record in selection.train for caption in record.captions]
+    return score_captions(references, dict(zip(names, texts, strict=True)), train_captions or None)

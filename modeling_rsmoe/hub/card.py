@@ -1,5 +1,6 @@
 """The model card of a checkpoint: facts of its folder and scores of reports, in the one template card.md.jinja."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,16 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..errors_rsmoe import RSMoEError
 from ..generation_rsmoe import DEFAULTS
-from .card_scores import (
-    EVAL_RESULTS,
-    HubScores,
-    Report,
-    dataset_id,
-    hub_scores,
-    read_text,
-    write_changed,
-    write_entries,
-)
+from . import card_scores
 from .facts import SETTINGS, Facts
 from .sources import SOURCES_FILE, read_sources
 
@@ -26,7 +18,7 @@ MARK = "<!-- Written by `rsmoe card`: what is changed by hand is lost when it is
 TAGS = ["rsmoe", "remote-sensing", "image-captioning", "visual-question-answering", "mixture-of-experts"]
 
 
-def card_text(facts: Facts, scores: HubScores | None = None, summary: str = "", table: str = "") -> str:
+def card_text(facts: Facts, scores: card_scores.HubScores | None = None, summary: str = "", table: str = "") -> str:
     """The complete card, front matter first.
 
     Args:
@@ -51,19 +43,18 @@ def card_text(facts: Facts, scores: HubScores | None = None, summary: str = "", 
         command=_command(facts),
         use_folder=_use_folder(facts),
         settings=(facts.folder / SETTINGS).is_file(),
-        minutes_of_other_work=_minutes_of_other_work(facts),
         scores=scores,
         summary=summary.strip(),
         table=table.strip(),
-        count=_count,
     )
-    return _single_blank_lines(str(card))
+    text = re.sub(r"[ \t]+$", "", str(card), flags=re.MULTILINE)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def write_card(
     facts: Facts,
     path: str | Path,
-    reports: Sequence[Report] = (),
+    reports: Sequence[card_scores.Report] = (),
     summary: str = "",
     table: str = "",
     benchmarks: Mapping[str, str] | None = None,
@@ -85,28 +76,26 @@ def write_card(
         RSMoEError: as of `hub_scores` and `card_text`; a card by hand stands there. Then nothing is written.
     """
     path = Path(path) / CARD if Path(path).is_dir() else Path(path)
-    if path.exists() and MARK not in read_text(path):
-        raise RSMoEError(
-            f"{path} was not written by `rsmoe card`, so it is not replaced: move it away, give another --output, or "
-            f"`rsmoe card {path}` to have only scores written into it"
-        )
-    scores = hub_scores(reports, benchmarks) if reports else None
+    if path.exists() and MARK not in card_scores.read_text(path):
+        remedy = f"move it away, give another --output, or `rsmoe card {path}` to have only scores written into it"
+        raise RSMoEError(f"{path} was not written by `rsmoe card`, so it is not replaced: {remedy}")
+    scores = card_scores.hub_scores(reports, benchmarks) if reports else None
     text = card_text(facts, scores, summary, table)
-    done = [write_changed(path, text)]
+    done = [card_scores.write_changed(path, text)]
     if scores:
-        done += [write_entries(path.parent / EVAL_RESULTS, scores.entries), *scores.left_out]
+        done += [card_scores.write_entries(path.parent / card_scores.EVAL_RESULTS, scores.entries), *scores.left_out]
     if facts.texts.missing:
         done.append(f"the card does not say: {', '.join(facts.texts.missing)}; write {facts.folder / 'card.yaml'}")
     return done
 
 
-def _metadata(facts: Facts, scores: HubScores | None) -> ModelCardData:
+def _metadata(facts: Facts, scores: card_scores.HubScores | None) -> ModelCardData:
     """The front matter."""
     texts, index = facts.texts, scores.index if scores else []
     return ModelCardData(
         base_model=list(facts.base_models) or None,
         base_model_relation="finetune" if facts.trained and facts.base_models else None,
-        datasets=[dataset_id(name) for name in facts.datasets] or None,
+        datasets=[card_scores.dataset_id(name) for name in facts.datasets] or None,
         eval_results=index or None,
         language="en",
         library_name="transformers",
@@ -132,23 +121,3 @@ def _command(facts: Facts) -> str:
 
 def _use_folder(facts: Facts) -> str:
     return facts.name.removeprefix("rs-moe-") if facts.trained else "start"
-
-
-def _minutes_of_other_work(facts: Facts) -> str:
-    """Minutes of what is not in the table of steps: "15 minutes of them for features"."""
-    minutes = facts.texts.training.minutes if facts.texts.training else {}
-    steps = {step.name for step in facts.steps}
-    return ", ".join(f"{value} minutes of them for {name}" for name, value in minutes.items() if name not in steps)
-
-
-def _count(parameters: int) -> str:
-    """134,515,008 -> "134.5 M"."""
-    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
-
-
-def _single_blank_lines(text: str) -> str:
-    lines: list[str] = []
-    for line in text.splitlines():
-        if line.strip() or (lines and lines[-1]):
-            lines.append(line.rstrip())
-    return "\n".join(lines).strip() + "\n"

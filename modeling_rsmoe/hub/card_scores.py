@@ -1,8 +1,4 @@
-"""Scores of reports as the Hub has them: a `model-index`, a table between two marks of a file, and `.eval_results/`.
-
-Files say exactly what the reports say: writing again replaces what was written before, and writing the same again
-changes nothing. Knows reports only as plain JSON values.
-"""
+"""Scores of reports as the Hub has them: a `model-index`, a table between two marks of a file, and `.eval_results/`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from huggingface_hub.utils import yaml_dump
@@ -18,6 +13,7 @@ from huggingface_hub.utils import yaml_dump
 from ..errors_rsmoe import RSMoEError
 from ..evaluation.report import ALL_DATASETS, checkpoints_of
 from ..utils.files import write_whole
+from .folders import reading
 
 
 START, END = "<!-- scores -->", "<!-- /scores -->"
@@ -42,8 +38,7 @@ Measured = tuple[Report, Mapping[str, Any]]  # a report and one of its results
 
 @dataclass(frozen=True)
 class HubScores:
-    """What reports of one checkpoint come to on the Hub: its name, the model-index, entries of benchmarks, and a line
-    for everything that was left out of both."""
+    """Of one checkpoint: the model-index, entries of benchmarks, and a line for all that was left out of both."""
 
     checkpoint: str
     index: list[EvalResult]
@@ -56,9 +51,8 @@ def hub_scores(reports: Sequence[Report], benchmarks: Mapping[str, str] | None =
 
     Args:
         reports: of one checkpoint, as `evaluation.report.read_report` gives them.
-        benchmarks: for datasets that are registered as benchmarks on the Hub, "OWNER/DATASET" or
-            "OWNER/DATASET:TASK" by our name of the dataset; TASK is the one in that dataset's eval.yaml ("default").
-            Nothing is entered for other datasets: the Hub accepts entries for registered benchmarks only.
+        benchmarks: "OWNER/DATASET" or "OWNER/DATASET:TASK" by our name of a dataset that is registered as a benchmark
+            on the Hub, which takes no entries for others; TASK is of that dataset's eval.yaml, else "default".
 
     Raises:
         RSMoEError: reports of no or of several checkpoints, an unknown dataset or an impossible id among `benchmarks`.
@@ -66,9 +60,7 @@ def hub_scores(reports: Sequence[Report], benchmarks: Mapping[str, str] | None =
     checkpoints = checkpoints_of(cast(Any, reports))
     if len(checkpoints) != 1:
         names = ", ".join(f"{one['name']} ({one['sha256'][:12]})" for one in checkpoints) or "none"
-        raise RSMoEError(
-            f"a card holds the scores of one checkpoint, these reports have: {names}; leave out the others"
-        )
+        raise RSMoEError(f"a card holds scores of one checkpoint, these reports have: {names}; leave out the others")
     name = Path(checkpoints[0]["name"]).name  # of a folder or a repository, without what leads to it
     index, entries, left_out = [], [], []
     measured = _measured(reports)
@@ -79,11 +71,10 @@ def hub_scores(reports: Sequence[Report], benchmarks: Mapping[str, str] | None =
             index += _eval_results(report, result)
         else:  # a model-index cannot say that a split was limited
             left_out.append(f"not in the model-index: {data}, which was limited to {result['limit']} items")
-    for report, result in measured if benchmarks else []:
-        entry = _entry(report, result, benchmarks or {})
+        entry = _entry(report, result, benchmarks) if benchmarks else None
         if isinstance(entry, str):
-            left_out.append(f"no entry in {EVAL_RESULTS} for {result['dataset']} {result['split']}: {entry}")
-        else:
+            left_out.append(f"no entry in {EVAL_RESULTS} for {data}: {entry}")
+        elif entry:
             entries.append(entry)
     return HubScores(name, index, entries, left_out)
 
@@ -97,13 +88,11 @@ def write_scores(
 ) -> list[str]:
     """Write scores into a model card that somebody wrote, into tables of other Markdown files and `.eval_results/`.
 
-    The table is written between the lines ``<!-- scores -->`` and ``<!-- /scores -->`` of every file.
-
     Args:
         card: the card, or its folder, where it is README.md.
         reports: as of `hub_scores`.
-        table: the Markdown text that goes between the marks.
-        other_files: more Markdown files with marks.
+        table: Markdown that goes between the lines ``<!-- scores -->`` and ``<!-- /scores -->`` of every file.
+        other_files: more Markdown files with those lines.
         benchmarks: as of `hub_scores`.
 
     Returns:
@@ -127,10 +116,8 @@ def with_tables(files: Sequence[str | Path], table: str) -> dict[Path, str]:
         text = read_text(path)
         places = list(_TABLE.finditer(text))
         if len(places) != 1 or len(_MARK.findall(text)) != 2:  # marks inside a line are only spoken of
-            raise RSMoEError(
-                f"{path} has no place for scores: write a line {START} and below it a line {END} where the table "
-                "shall be, once each"
-            )
+            remedy = f"write a line {START} and below it a line {END} where the table shall be, once each"
+            raise RSMoEError(f"{path} has no place for scores: {remedy}")
         before, after = text[: places[0].start()], text[places[0].end() :]
         texts[path] = f"{before}{START}\n\n{table.strip()}\n\n{END}{after}"
     return texts
@@ -146,21 +133,19 @@ def write_changed(path: Path, text: str) -> str:
 
 def write_entries(path: Path, entries: Sequence[EvalResultEntry]) -> str:
     """Write entries of benchmarks, or remove the file that held some. Returns what was done, in a line."""
+    if not entries and not path.exists():
+        return f"{path}: not written, without entries"
     if not entries:
-        existed = path.exists()
-        path.unlink(missing_ok=True)
-        return f"{path}: {'removed' if existed else 'not written'}, without entries"
+        path.unlink()
+        return f"{path}: removed, without entries"
     text = yaml_dump(eval_result_entries_to_yaml(list(entries)), sort_keys=False)
     return f"{write_changed(path, text)}, {len(entries)} {'entries' if len(entries) > 1 else 'entry'}"
 
 
 def read_text(path: Path) -> str:
     """The text of a Markdown file; an RSMoEError says why it cannot be read."""
-    try:
+    with reading(f"{path} cannot be read", "give a model card or another Markdown file"):
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise RSMoEError(f"{path} cannot be read ({reason}); give a model card or another Markdown file") from error
 
 
 def dataset_id(name: str) -> str:
@@ -171,20 +156,16 @@ def dataset_id(name: str) -> str:
 def _measured(reports: Sequence[Report]) -> list[Measured]:
     """Report and result for each split of a dataset, of the first of `_SYSTEMS` that was measured on it."""
     measured: dict[tuple[str, ...], Measured] = {}
-    for system in _SYSTEMS:
-        of_system = [
-            (report, result) for report in reports if report["system"] == system for result in report["results"]
-        ]
-        for report, result in of_system:
+    of_systems = [report for system in _SYSTEMS for report in reports if report["system"] == system]
+    for report in of_systems:
+        for result in report["results"]:
             if result["dataset"] == ALL_DATASETS:  # several datasets pooled: no dataset that the Hub could know
                 continue
             key = (report["task"], result["dataset"], result["split"])
             other_report, other = measured.setdefault(key, (report, result))
-            if other_report["system"] == system and other != result:
-                raise RSMoEError(
-                    f"two reports have different scores of {system} on {result['dataset']} {result['split']}; leave "
-                    "one of them out"
-                )
+            if other_report["system"] == report["system"] and other != result:
+                where = f"{report['system']} on {result['dataset']} {result['split']}"
+                raise RSMoEError(f"two reports have different scores of {where}; leave one of them out")
     return list(measured.values())
 
 
@@ -216,10 +197,8 @@ def _with_model_index(path: Path, text: str, scores: HubScores) -> str:
     old = _MODEL_INDEX.search(lines)
     start, end = old.span() if old else (len(lines), len(lines))
     new = f"---\n{lines[:start]}{block}{lines[end:]}---\n{text[front.end() :]}"
-    try:
+    with reading(f"the front matter of {path} is no metadata of a model card", "repair it"):
         read = ModelCard(new).data.get("eval_results", [])
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise RSMoEError(f"the front matter of {path} is no metadata of a model card ({error}); repair it") from error
     if read != scores.index:
         raise RSMoEError(f"the front matter of {path} cannot hold a model-index; does it have two of them?")
     return new

@@ -7,20 +7,21 @@ that the memory needed is one shard and one tensor. All names and shapes are com
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
+import yaml
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.models.instructblip.configuration_instructblip import InstructBlipVisionConfig
 
 import modeling_rsmoe
 
@@ -31,7 +32,7 @@ from ..processing_rsmoe import RSMoEProcessor
 from ..utils.progress import Progress, no_progress
 from .assemble import SEED, check_tokens, processor_arguments
 from .card import CARD
-from .folders import check_space, check_target, whole_folder
+from .folders import check_space, check_target, reading, whole_folder
 from .pretrained import add_tokens
 from .sources import settings_folder
 
@@ -40,40 +41,7 @@ SHARD_BYTES = 2 * 10**9
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 LLM, ENCODER = "model.language_model.", "model.encoder."
 LLM_HEAD = "lm_head.weight"
-# InstructBLIP's names in transformers -> ours; what matches nothing is not in our model.
-INSTRUCTBLIP_NAMES = {
-    r"(?:model\.)?(vision_model|qformer)\.(.+)": ENCODER + r"\1.\2",
-    r"(?:model\.)?query_tokens": ENCODER + "query_tokens.weight",
-    r"(?:model\.)?language_projection\.(.+)": ENCODER + r"projection.\1",
-}
-INSTRUCTBLIP_LLM_NAMES = {
-    r"language_model\.model\.(.+)|model\.language_model\.(.+)": LLM + r"\1\2",
-    r"(?:language_model\.)?lm_head\.weight": LLM_HEAD,
-}
-LLM_NAMES = {r"lm_head\.weight": LLM_HEAD, r"(?:model\.)?((?:layers|embed_tokens|norm)\..+)": LLM + r"\1"}
-# LAVIS's names, which RSGPT and MiniGPT-4 share, in the order in which they are replaced -> transformers'.
-LAVIS_PREFIX = re.compile(r"Qformer\.|visual_encoder\.")
-LAVIS_NAMES = {
-    r"^visual_encoder\.cls_token$": "vision_model.embeddings.class_embedding",
-    r"^visual_encoder\.pos_embed$": "vision_model.embeddings.position_embedding",
-    r"^visual_encoder\.patch_embed\.proj\.": "vision_model.embeddings.patch_embedding.",
-    r"^visual_encoder\.blocks\.(\d+)\.norm([12])\.": r"vision_model.encoder.layers.\1.layer_norm\2.",
-    r"^visual_encoder\.blocks\.(\d+)\.attn\.proj\.": r"vision_model.encoder.layers.\1.self_attn.projection.",
-    r"^visual_encoder\.blocks\.(\d+)\.attn\.": r"vision_model.encoder.layers.\1.self_attn.",
-    r"^visual_encoder\.blocks\.(\d+)\.": r"vision_model.encoder.layers.\1.",
-    r"^ln_vision\.": "vision_model.post_layernorm.",
-    r"^Qformer\.bert\.embeddings\.LayerNorm\.": "qformer.embeddings.layernorm.",
-    r"^Qformer\.bert\.(.+\.)self\.": r"qformer.\1attention.",
-    r"^Qformer\.bert\.": "qformer.",
-    r"^(?:llm|llama|t5|opt)_proj\.": "language_projection.",
-    r"^llm_model\.": "language_model.",
-}
-# What no tensor's shape shows and what may differ all the same: sizes of vocabularies (compared as shapes), dropout
-# and other settings of training, notes of the library.
-NOT_COMPARED = {"vocab_size", "max_position_embeddings", "initializer_range", "initializer_factor", "pretraining_tp"}
-NOT_COMPARED |= {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "dtype", "torch_dtype", "architectures"}
-NOT_COMPARED |= {"transformers_version", "_name_or_path", "tie_word_embeddings", "auto_map", "attention_dropout"}
-NOT_COMPARED |= {"hidden_dropout_prob", "attention_probs_dropout_prob"}
+NAMES = yaml.safe_load(Path(__file__).with_name("weight_names.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -132,57 +100,37 @@ def convert(
     config = RSMoEConfig.from_pretrained(settings)
     config.dtype = read_dtype(dtype or config.dtype or "float32")
     _check_config(config, instructblip, llm)
-    processor, known_tokens = _processor(settings, instructblip, llm)
+    processor, known_tokens = _processor(config, settings, instructblip, llm)
     check_tokens(config, processor)
-    generation_config = GenerationConfig.from_pretrained(settings)
-    _check_ids(generation_config, processor.tokenizer)
+    generation_config = _generation_config(settings, processor.tokenizer)
     with torch.device("meta"):
         model = RSMoEForConditionalGeneration(config)
-    needed = _needed(model)
+    needed = {key: value for key, value in model.state_dict().items() if key not in model.all_tied_weights_keys}
     with ExitStack() as files:
         tensors = _tensors(config, instructblip, llm, known_tokens, files)
         _complete(tensors, needed, config)
         _check_fit(tensors, needed, instructblip, llm)
         check_space(sum(tensor.numel() * config.dtype.itemsize for tensor in needed.values()), output)
         with whole_folder(output) as folder:
-            write_shards(folder, {key: tensors[key] for key in needed}, config.dtype, shard_bytes, progress)
-            _save_settings(folder, model, generation_config, processor, settings / CARD)
+            _write_shards(folder, {key: tensors[key] for key in needed}, config.dtype, shard_bytes, progress)
+            if (card := settings / CARD).is_file():
+                shutil.copyfile(card, folder / CARD)
+            _save_settings(folder, model, generation_config, processor)
     return output
 
 
-def _save_settings(
-    folder: Path, model: Any, generation_config: GenerationConfig, processor: RSMoEProcessor, card: Path
-) -> None:
+def _save_settings(folder: Path, model: Any, *saved: Any) -> None:
     """Everything of a checkpoint but its weights, and the code that `trust_remote_code` runs."""
-    if card.is_file():
-        shutil.copyfile(card, folder / CARD)
     modeling_rsmoe.register()  # so that the folder carries the code
     config = model.config_to_save()
     config.architectures = [type(model).__name__]
     custom_object_save(model, folder, config=config)
-    for saved in (config, generation_config, processor):
-        saved.save_pretrained(folder)
+    for settings in (config, *saved):
+        settings.save_pretrained(folder)
 
 
-def write_shards(
-    folder: Path,
-    tensors: Mapping[str, Lazy],
-    dtype: torch.dtype,
-    shard_bytes: int = SHARD_BYTES,
-    progress: Progress = no_progress,
-) -> None:
-    """Write tensors as transformers' shards and their index, holding no more than one shard.
-
-    Args:
-        folder: to write them to.
-        tensors: by name, in the order in which they are written.
-        dtype: that they are written in.
-        shard_bytes: largest file.
-        progress: called before every tensor.
-
-    Raises:
-        RSMoEError: a tensor is not finite.
-    """
+def _write_shards(folder: Path, tensors: Tensors, dtype: torch.dtype, shard_bytes: int, progress: Progress) -> None:
+    """Write tensors as transformers' shards and their index, holding no more than one shard."""
     shapes = {key: torch.empty(lazy.shape, dtype=dtype, device="meta") for key, lazy in tensors.items()}
     split = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_bytes)
     done = 0
@@ -207,15 +155,11 @@ def write_shards(
 
 def safetensors_of(source: Path) -> list[Path]:
     """The safetensors of a folder; pickles in their place are refused unread, since loading one can run any code."""
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    safetensors = [file for file in files if file.suffix == ".safetensors" and source.is_dir()]
-    pickles = [file for file in files if file.suffix in PICKLES]
+    safetensors = sorted(source.glob("*.safetensors"))
+    pickles = [file for file in (source, *sorted(source.glob("*"))) if file.suffix in PICKLES and file.is_file()]
     if pickles and not safetensors:
-        raise RSMoEError(
-            f"{pickles[0]} is a pickle, which can run any code when it is loaded, so it is not opened: give a folder "
-            "with the weights as safetensors (the Hub converts a repository at "
-            "https://huggingface.co/spaces/safetensors/convert)."
-        )
+        remedy = "give the weights as safetensors (https://huggingface.co/spaces/safetensors/convert)."
+        raise RSMoEError(f"{pickles[0]} is a pickle, which can run any code, so it is not opened: {remedy}")
     if not safetensors:
         raise RSMoEError(f"{source} has no *.safetensors: give the folder of a complete checkpoint.")
     return safetensors
@@ -225,13 +169,11 @@ def _open(source: Path, files: ExitStack) -> Tensors:
     """Every tensor of a source by the name it has there; only headers are read."""
     tensors: Tensors = {}
     for path in safetensors_of(source):
-        try:
+        with reading(f"{path} cannot be read as safetensors"):
             file = files.enter_context(safe_open(path, framework="pt"))
             for key in file.keys():  # noqa: SIM118  # a safe_open is no mapping
                 shape = tuple(file.get_slice(key).get_shape())
                 tensors[key] = Lazy(shape, f"{path}: {key}", partial(file.get_tensor, key))
-        except (SafetensorError, OSError) as error:
-            raise RSMoEError(f"{path} cannot be read as safetensors ({error}): fetch it again.") from error
     return tensors
 
 
@@ -247,18 +189,11 @@ def _renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
     return renamed
 
 
-def _from_lavis(tensors: Tensors) -> Tensors:
-    """LAVIS's tensors under transformers' names; the ViT's biases of q and v become one of q, k (zeros) and v."""
-    renamed: Tensors = {}
-    for key, lazy in tensors.items():
-        for pattern, name in LAVIS_NAMES.items():
-            key, replaced = re.subn(pattern, name, key)
-            if replaced:
-                break
-        renamed[key] = lazy
-    for key in [key for key in renamed if key.endswith(".q_bias")]:
+def _with_whole_biases(tensors: Tensors) -> Tensors:
+    """LAVIS's ViT has biases of q and v: in our model they are one of q, k (zeros) and v."""
+    for key in [key for key in tensors if key.endswith(".q_bias")]:
         prefix = key.removesuffix(".q_bias")
-        q_bias, v_bias = renamed.pop(key), renamed.pop(f"{prefix}.v_bias", None)
+        q_bias, v_bias = tensors.pop(key), tensors.pop(f"{prefix}.v_bias", None)
         if v_bias is None:
             raise RSMoEError(f"{q_bias.origin} stands alone: its v_bias is missing. Give the complete state dict.")
 
@@ -266,20 +201,19 @@ def _from_lavis(tensors: Tensors) -> Tensors:
             q, v = q_bias.read(), v_bias.read()
             return torch.cat([q, torch.zeros_like(q), v])
 
-        renamed[f"{prefix}.qkv.bias"] = Lazy((3 * q_bias.shape[0],), q_bias.origin, qkv_bias)
-    return renamed
+        tensors[f"{prefix}.qkv.bias"] = Lazy((3 * q_bias.shape[0],), q_bias.origin, qkv_bias)
+    return tensors
 
 
 def _tensors(config: RSMoEConfig, instructblip: Path, llm: Path, known_tokens: int, files: ExitStack) -> Tensors:
     """What the sources give, under our names. `known_tokens`: how many the LLM's own tokenizer has."""
     theirs = _open(instructblip, files)
-    if any(LAVIS_PREFIX.match(key) for key in theirs):
-        theirs = _from_lavis(theirs)
-    tensors = _renamed(theirs, INSTRUCTBLIP_NAMES)
+    kind = "lavis" if any(key.startswith(("Qformer.", "visual_encoder.")) for key in theirs) else "instructblip"
+    tensors = _with_whole_biases(_renamed(theirs, NAMES[kind]))
     if llm == instructblip:
-        tensors |= _renamed(theirs, INSTRUCTBLIP_LLM_NAMES)
+        tensors |= _renamed(theirs, NAMES[f"{kind}_llm"])
     else:
-        tensors |= _renamed(_open(llm, files), LLM_NAMES)
+        tensors |= _renamed(_open(llm, files), NAMES["llm"])
     queries = tensors.get(ENCODER + "query_tokens.weight")
     if queries and len(queries.shape) == 3:  # [1, queries, width]
         read = queries.read
@@ -298,21 +232,13 @@ def _tensors(config: RSMoEConfig, instructblip: Path, llm: Path, known_tokens: i
 def _with_added_tokens(table: Lazy, known_tokens: int, size: int) -> Lazy:
     """[tokens, width] -> [size, width]: the LLM's own tokens without a table's padding, then those we add."""
     if table.shape[0] < known_tokens:
-        raise RSMoEError(
-            f"{table.origin} has {table.shape[0]} rows, its tokenizer {known_tokens} tokens: give files that belong "
-            "together."
-        )
+        problem = f"has {table.shape[0]} rows, its tokenizer {known_tokens} tokens"
+        raise RSMoEError(f"{table.origin} {problem}: give files that belong together.")
     read = table.read
     return Lazy((size, *table.shape[1:]), table.origin, lambda: add_tokens(read()[:known_tokens], size))
 
 
 # ---- what the model needs
-
-
-def _needed(model: RSMoEForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """Every weight that a checkpoint of `model` holds, on the meta device."""
-    tied = set(model.all_tied_weights_keys)
-    return {key: value for key, value in model.state_dict().items() if key not in tied}
 
 
 def _complete(tensors: Tensors, needed: dict[str, torch.Tensor], config: RSMoEConfig) -> None:
@@ -326,8 +252,7 @@ def _complete(tensors: Tensors, needed: dict[str, torch.Tensor], config: RSMoECo
         adapter = re.match(r"model\.(?:router|experts\.\w+)\.(.+)", key)
         if adapter and key.endswith("lora_A"):  # as the layer itself starts: kaiming_uniform_(a=5 ** 0.5)
             bound = value.shape[1] ** -0.5
-            uniform = partial(torch.Tensor.uniform_, to=bound, generator=generator, **{"from": -bound})
-            tensors[key] = _drawn(key, value, uniform)
+            tensors[key] = _drawn(key, value, partial(nn.init.uniform_, a=-bound, b=bound, generator=generator))
         elif adapter and key.endswith("lora_B"):
             tensors[key] = _drawn(key, value, torch.Tensor.zero_)
         elif adapter and LLM + adapter[1] in tensors:  # of type `full`: a copy of the base LM's layer
@@ -339,25 +264,17 @@ def _drawn(key: str, like: torch.Tensor, fill: Callable[[torch.Tensor], torch.Te
 
 
 def _check_fit(tensors: Tensors, needed: dict[str, torch.Tensor], instructblip: Path, llm: Path) -> None:
-    missing = [key for key in needed if key not in tensors]
-    if missing:
+    remedy = "give a complete checkpoint of the size and kind that config.json describes."
+    if missing := [key for key in needed if key not in tensors]:
         source = instructblip if missing[0].startswith(ENCODER) else llm
-        raise RSMoEError(
-            f"{source} lacks {len(missing)} weights, such as {missing[0]}: give a complete checkpoint of the kind "
-            "that config.json describes."
-        )
+        raise RSMoEError(f"{source} lacks {len(missing)} weights, such as {missing[0]}: {remedy}")
     for key, value in needed.items():
-        if tensors[key].shape != tuple(value.shape):
-            raise RSMoEError(
-                f"{tensors[key].origin} has shape {list(tensors[key].shape)}; {key} needs {list(value.shape)}: give a "
-                "source of the size that config.json describes."
-            )
-    left = [key for key in tensors if key not in needed and key.startswith((LLM, ENCODER))]
-    if left:
-        raise RSMoEError(
-            f"{tensors[left[0]].origin} has no place in the model ({len(left)} such weights): the source is of "
-            "another size or kind than config.json describes."
-        )
+        shape, expected = list(tensors[key].shape), list(value.shape)
+        if shape != expected:
+            raise RSMoEError(f"{tensors[key].origin} has shape {shape}; {key} needs {expected}: {remedy}")
+    if left := [key for key in tensors if key not in needed and key.startswith((LLM, ENCODER))]:
+        count = f"{len(left)} such weights"
+        raise RSMoEError(f"{tensors[left[0]].origin} has no place in the model ({count}): {remedy}")
 
 
 # ---- settings
@@ -373,69 +290,48 @@ def read_dtype(name: str | torch.dtype) -> torch.dtype:
 
 def _check_config(config: RSMoEConfig, instructblip: Path, llm: Path) -> None:
     """Settings that no shape shows (heads, epsilons, rotary base) must be the sources', or outputs are wrong."""
-    if config.vision_config.model_type != InstructBlipVisionConfig.model_type:
-        raise RSMoEError(
-            f"config.json says vision_config.model_type {config.vision_config.model_type!r}; only "
-            f"{InstructBlipVisionConfig.model_type!r} can be taken from an InstructBLIP."
-        )
-    theirs = None
+    if (model_type := config.vision_config.model_type) != "instructblip_vision_model":
+        raise RSMoEError(f"config.json says vision_config.model_type {model_type!r}; no InstructBLIP has such a ViT.")
+    text_config = None if llm == instructblip else _read_config(llm, config.text_config.model_type)
     if (instructblip / "config.json").is_file():
         theirs = _read_config(instructblip, "instructblip")
         _compare(config.vision_config, theirs.vision_config, "vision_config", instructblip)
         _compare(config.qformer_config, theirs.qformer_config, "qformer_config", instructblip)
-        if theirs.num_query_tokens != config.num_query_tokens:
-            raise RSMoEError(
-                f"config.json says num_query_tokens {config.num_query_tokens}; {instructblip} has "
-                f"{theirs.num_query_tokens}."
-            )
-    if llm != instructblip:
-        _compare(config.text_config, _read_config(llm, config.text_config.model_type), "text_config", llm)
-    elif theirs is not None:
-        _compare(config.text_config, theirs.text_config, "text_config", instructblip)
-    else:
+        ours, value = config.num_query_tokens, theirs.num_query_tokens
+        if ours != value:
+            raise RSMoEError(f"config.json says num_query_tokens {ours}; {instructblip} has {value}.")
+        text_config = text_config or theirs.text_config
+    if text_config is None:
         raise RSMoEError(f"{instructblip} has no config.json, so its LLM is unknown: give the LLM's own folder.")
+    _compare(config.text_config, text_config, "text_config", llm)
 
 
 def _read_config(folder: Path, model_type: str) -> Any:
-    if not (folder / "config.json").is_file():
-        raise RSMoEError(f"{folder} has no config.json: give the folder of a checkpoint of model type {model_type!r}.")
-    try:
-        found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RSMoEError(f"{folder / 'config.json'} cannot be read ({reason}): fetch it again.") from error
-    if found.model_type != model_type:
-        raise RSMoEError(f"{folder} is of model type {found.model_type!r}, expected {model_type!r}.")
-    return found
+    with reading(f"{folder / 'config.json'} cannot be read"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    if config.model_type != model_type:
+        raise RSMoEError(f"{folder} is of model type {config.model_type!r}, expected {model_type!r}.")
+    return config
 
 
 def _compare(ours: Any, theirs: Any, name: str, folder: Path) -> None:
     """Raise where the field `name` of our configuration differs from what `folder` has."""
-    if theirs.model_type != ours.model_type:
-        raise RSMoEError(
-            f"{folder} holds a {theirs.model_type!r}; config.json says {name}.model_type {ours.model_type!r}."
-        )
     our_values, their_values = ours.to_dict(), theirs.to_dict()
-    for field in sorted((our_values.keys() & their_values.keys()) - NOT_COMPARED):
-        if our_values[field] != their_values[field]:
-            raise RSMoEError(
-                f"config.json says {name}.{field} {our_values[field]}; {folder} has {their_values[field]}."
-            )
+    for field in sorted((our_values.keys() & their_values.keys()) - set(NAMES["not_compared"])):
+        if (value := our_values[field]) != their_values[field]:
+            raise RSMoEError(f"config.json says {name}.{field} {value}; {folder} has {their_values[field]}.")
 
 
-def _processor(settings: Path, instructblip: Path, llm: Path) -> tuple[RSMoEProcessor, int]:
+def _processor(config: RSMoEConfig, settings: Path, instructblip: Path, llm: Path) -> tuple[RSMoEProcessor, int]:
     """The processor with the sources' tokenizers, and how many tokens the LLM's had before ours were added."""
     arguments = processor_arguments(settings)
-    template = settings / "chat_template.jinja"
-    if template.is_file():
+    if (template := settings / "chat_template.jinja").is_file():
         arguments["chat_template"] = template.read_text(encoding="utf-8")
-    config = RSMoEConfig.from_pretrained(settings)
-    qformer_tokenizer = _tokenizer(instructblip / "qformer_tokenizer")
-    if len(qformer_tokenizer) > config.qformer_config.vocab_size:
-        raise RSMoEError(
-            f"{instructblip / 'qformer_tokenizer'} has {len(qformer_tokenizer)} tokens; config.json says "
-            f"qformer_config.vocab_size {config.qformer_config.vocab_size}."
-        )
+    folder = instructblip / "qformer_tokenizer"
+    qformer_tokenizer = _tokenizer(folder)
+    size, expected = len(qformer_tokenizer), config.qformer_config.vocab_size
+    if size > expected:
+        raise RSMoEError(f"{folder} has {size} tokens; config.json says qformer_config.vocab_size {expected}.")
     qformer_tokenizer.model_max_length = config.qformer_config.max_position_embeddings
     tokenizer = llm_tokenizer(llm, config.text_config.pad_token_id)
     known_tokens = len(tokenizer)
@@ -444,14 +340,16 @@ def _processor(settings: Path, instructblip: Path, llm: Path) -> tuple[RSMoEProc
     return RSMoEProcessor(image_processor, tokenizer, qformer_tokenizer, **arguments), known_tokens
 
 
-def _check_ids(generation_config: GenerationConfig, tokenizer: Any) -> None:
-    """Sequences are trained with the tokenizer's end and padding, and generated with the generation config's."""
+def _generation_config(settings: Path, tokenizer: Any) -> GenerationConfig:
+    """It must have the tokenizer's end and padding: sequences are trained with the one, generated with the other."""
+    config = GenerationConfig.from_pretrained(settings)
     for name in ("eos_token_id", "pad_token_id"):
-        ours, theirs = getattr(generation_config, name), getattr(tokenizer, name)
+        ours, theirs = getattr(config, name), getattr(tokenizer, name)
         if ours != theirs:
             raise RSMoEError(
-                f"generation_config.json says {name} {ours}; the LLM's tokenizer has {theirs}. Correct one."
+                f"generation_config.json says {name} {ours}; the LLM's tokenizer has {theirs}: correct it."
             )
+    return config
 
 
 def llm_tokenizer(folder: Path, pad_token_id: int | None) -> Any:
@@ -470,30 +368,18 @@ def llm_tokenizer(folder: Path, pad_token_id: int | None) -> Any:
     tokenizer = _tokenizer(folder, add_bos_token=False, add_eos_token=False, add_prefix_space=False)
     joined, first, second = (tokenizer(text)["input_ids"] for text in ("a river", "a", " river"))
     if joined != first + second:
-        raise RSMoEError(
-            f"the tokenizer in {folder} adds tokens to every piece of text ({joined} is not {first} + {second}): give "
-            "one whose tokenizer.json does not, or another LLM."
-        )
+        problem = f"adds tokens to every piece of text ({joined} is not {first} + {second})"
+        raise RSMoEError(f"the tokenizer in {folder} {problem}: give one that does not, or another LLM.")
     if tokenizer.pad_token_id is None and pad_token_id is not None and 0 <= pad_token_id < len(tokenizer):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise RSMoEError(
-            f"the tokenizer in {folder} pads with {tokenizer.pad_token!r} and ends with {tokenizer.eos_token!r}; they "
-            "must be two tokens: set pad_token in its tokenizer_config.json."
-        )
+        problem = f"pads with {tokenizer.pad_token!r} and ends with {tokenizer.eos_token!r}"
+        raise RSMoEError(f"the tokenizer in {folder} {problem}: set another pad_token in its tokenizer_config.json.")
     return tokenizer
 
 
 def _tokenizer(folder: Path, **arguments: Any) -> Any:
     if not folder.is_dir():
         raise RSMoEError(f"{folder} is missing: put the source's tokenizer there.")
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True, **arguments
-        )
-    except Exception as error:  # the Rust library raises bare Exceptions for a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RSMoEError(
-            f"{folder} has no tokenizer that can be read ({reason}): put the files of the source's tokenizer there."
-        ) from error
-    return cast(Any, tokenizer)
+    with reading(f"{folder} has no tokenizer that can be read", "put the files of the source's tokenizer there"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **arguments)

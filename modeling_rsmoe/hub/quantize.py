@@ -28,11 +28,7 @@ TORCHAO = {"int8": "Int8WeightOnlyConfig", "int8-dynamic": "Int8DynamicActivatio
 DTYPES = ("float32", "bfloat16", "float16", "int8", "int8-dynamic", "nf4")
 # Names of modules that are not converted, from their start, as transformers' quantisers read them. Low-rank weights
 # are no linear layers.
-NOT_CONVERTED = [
-    r"(?:model\.)?encoder\.(?:qformer|query_tokens|projection)",
-    r"(?:model\.)?(?:router|reranker)",
-    "lm_head",
-]
+NOT_CONVERTED = [r"(?:model\.)?(?:encoder\.(?:qformer|query_tokens|projection)|router|reranker)", "lm_head"]
 
 
 def quantization_config(dtype: str, compute_dtype: str = "float32") -> Any:
@@ -47,11 +43,24 @@ def quantization_config(dtype: str, compute_dtype: str = "float32") -> Any:
     Raises:
         RSMoEError: another name, or the library is not installed.
     """
-    if dtype == "nf4":
-        return _nf4(compute_dtype)
-    if dtype not in TORCHAO:
+    from transformers import BitsAndBytesConfig, TorchAoConfig
+
+    if dtype in TORCHAO:
+        # Of Int8DynamicActivationInt8WeightConfig not the reduced range for CPUs without VNNI: seven bits were five
+        # times as far from float32 on one of them.
+        config = getattr(require("torchao.quantization", "quantize"), TORCHAO[dtype])
+        return TorchAoConfig(config(), modules_to_not_convert=NOT_CONVERTED)
+    if dtype != "nf4":
         raise RSMoEError(f"{dtype!r} is no quantisation; known are {', '.join((*TORCHAO, 'nf4'))}.")
-    return _torchao(TORCHAO[dtype])
+    if find_spec("bitsandbytes") is None:
+        raise RSMoEError("this needs bitsandbytes, which is not installed: pip install bitsandbytes")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=NOT_CONVERTED,
+    )
 
 
 def loading_arguments(dtype: str | None, device: str) -> dict[str, Any]:
@@ -69,8 +78,9 @@ def loading_arguments(dtype: str | None, device: str) -> dict[str, Any]:
     if dtype in ("float32", *HALF):
         return {"dtype": dtype}
     default = "float32" if device == "cpu" else "bfloat16"
-    settings = {} if dtype is None else {"quantization_config": quantization_config(dtype, default)}
-    return {"dtype": default, **settings}
+    if dtype is None:
+        return {"dtype": default}
+    return {"dtype": default, "quantization_config": quantization_config(dtype, default)}
 
 
 def weight_bytes(config: "RSMoEConfig", dtype: str, compute_dtype: str = "bfloat16") -> int:
@@ -95,9 +105,8 @@ def weight_bytes(config: "RSMoEConfig", dtype: str, compute_dtype: str = "bfloat
     total = 0.0
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
-        linear = (
-            isinstance(module, nn.Linear) and name.endswith("weight") and should_convert_module(name, NOT_CONVERTED)
-        )
+        linear = isinstance(module, nn.Linear) and name.endswith("weight")
+        linear = linear and should_convert_module(name, NOT_CONVERTED)
         if linear and dtype.startswith("int8"):
             total += parameter.numel() + 5 * parameter.shape[0]  # a scale and a zero of each output
         elif linear and dtype == "nf4":
@@ -106,29 +115,6 @@ def weight_bytes(config: "RSMoEConfig", dtype: str, compute_dtype: str = "bfloat
         else:
             total += parameter.numel() * (4 if in_float32.search(name) else itemsize)
     return round(total)
-
-
-def _torchao(name: str) -> Any:
-    from transformers import TorchAoConfig
-
-    # Of Int8DynamicActivationInt8WeightConfig not the reduced range for CPUs without VNNI: seven bits were five times
-    # as far from float32 on one of them.
-    config = getattr(require("torchao.quantization", "quantize"), name)
-    return TorchAoConfig(config(), modules_to_not_convert=NOT_CONVERTED)
-
-
-def _nf4(compute_dtype: str) -> Any:
-    if find_spec("bitsandbytes") is None:
-        raise RSMoEError("this needs bitsandbytes, which is not installed: pip install bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-        llm_int8_skip_modules=NOT_CONVERTED,
-    )
 
 
 def save_checkpoint(
@@ -158,10 +144,7 @@ def save_checkpoint(
 
 @contextmanager
 def _short_metadata(quantizer: Any) -> Iterator[None]:
-    """Within: torchao's metadata is saved of the quantised weights alone.
-
-    Loading goes through all of it for every weight, so that of the others, ten times as many, would cost minutes.
-    """
+    """Within: torchao's metadata is saved of quantised weights alone: loading reads all of it for every weight."""
     if quantizer is None:
         yield
         return

@@ -1,10 +1,8 @@
-"""Where a checkpoint's pretrained modules come from: ``hub_configs/NAME/sources.yaml`` read into dataclasses.
-
-Knows names, versions, revisions and hashes; fetches nothing and knows nothing about weights.
-"""
+"""Where a checkpoint's pretrained modules come from: ``hub_configs/NAME/sources.yaml`` read into dataclasses."""
 
 import re
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +63,7 @@ class HubSource:
 
 @dataclass(frozen=True)
 class ModuleSource:
-    """The places that one pretrained module can be had from."""
+    """The places of one pretrained module."""
 
     hub: HubSource
     wheel: WheelSource | None = None
@@ -87,8 +85,13 @@ class Sources:
 
 def known_names(hub_configs: str | Path | None = None) -> list[str]:
     """Names that can be assembled: the folders under `hub_configs` with pinned sources for every module."""
-    folders = sorted(path.parent for path in Path(hub_configs or HUB_CONFIGS).glob(f"*/{SOURCES_FILE}"))
-    return [folder.name for folder in folders if _can_be_assembled(folder)]
+    names = []
+    for file in sorted(Path(hub_configs or HUB_CONFIGS).glob(f"*/{SOURCES_FILE}")):
+        pinned = True
+        with suppress(RSMoEError):  # a damaged file is named by who reads it
+            pinned = read_sources(file.parent).pinned
+        names += [file.parent.name] if pinned else []
+    return names
 
 
 def settings_folder(name: str | Path) -> Path:
@@ -139,49 +142,32 @@ def read_sources(folder: Path) -> Sources:
         raise RSMoEError(f"{path} is not a list of sources ({error}): restore the file.") from error
 
 
-def _can_be_assembled(folder: Path) -> bool:
-    try:
-        return read_sources(folder).pinned
-    except RSMoEError:
-        return True  # a damaged file is named by who reads it
-
-
 def _wheel(entry: dict[str, Any] | None) -> WheelSource | None:
     if entry is None:
         return None
-    return WheelSource(
-        name=str(entry["name"]),
-        version=str(entry["version"]),
-        filename=_plain_name(entry["filename"]),
-        size=int(entry["size"]),
-        sha256=_hash(entry["sha256"], 64),
-        license=str(entry["license"]),
-        files=_files(entry["files"]),
-    )
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*\.whl", entry["filename"]):  # it must stay inside the cache folder
+        raise ValueError(f"{entry['filename']!r} is not the name of a wheel file")
+    _check_hash(entry["sha256"], 64)
+    values = {field.name: entry[field.name] for field in fields(WheelSource)}
+    return WheelSource(**values | {"files": _files(entry)})
 
 
 def _hub(entry: dict[str, Any]) -> HubSource:
-    source = HubSource(repo_id=str(entry["repo_id"]), license=str(entry["license"]))
     if "revision" not in entry:
-        return source
-    return replace(source, revision=_hash(entry["revision"], 40), files=_files(entry["files"]))
+        return HubSource(entry["repo_id"], entry["license"])
+    _check_hash(entry["revision"], 40)
+    return HubSource(entry["repo_id"], entry["license"], entry["revision"], _files(entry))
 
 
-def _files(entries: list[dict[str, Any]]) -> tuple[DataFile, ...]:
-    if not entries:
+def _files(entry: dict[str, Any]) -> tuple[DataFile, ...]:
+    if not entry["files"]:
         raise ValueError("a source without files")
-    return tuple(DataFile(path=str(entry["path"]), sha256=_hash(entry["sha256"], 64)) for entry in entries)
+    for file in entry["files"]:
+        _check_hash(file["sha256"], 64)
+    return tuple(DataFile(file["path"], file["sha256"]) for file in entry["files"])
 
 
-def _hash(value: Any, length: int) -> str:
-    """A full hexadecimal hash: a short one, or a branch name in place of a commit, would pin nothing."""
+def _check_hash(value: Any, length: int) -> None:
+    """A short hash, or a branch name in place of a commit, would pin nothing."""
     if not re.fullmatch(rf"[0-9a-f]{{{length}}}", str(value)):
         raise ValueError(f"{value!r} is not a hash of {length} lower-case hexadecimal digits")
-    return str(value)
-
-
-def _plain_name(value: Any) -> str:
-    """A file name that stays inside the cache folder."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*\.whl", str(value)):
-        raise ValueError(f"{value!r} is not the name of a wheel file")
-    return str(value)

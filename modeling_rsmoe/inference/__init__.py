@@ -9,6 +9,7 @@ caption = predictor.predict(["tile.png"])[0].text
 ```
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
     from .predict import GenerationSettings, Prediction, Predictor
 
 
+_MODULES = {"Checkpoint": "checkpoint", "load": "checkpoint"}
+_MODULES |= dict.fromkeys(("GenerationSettings", "Prediction", "Predictor"), "predict")
+
+
 def __getattr__(name: str):
     """torch is imported with the first name that is asked for, so that `rsmoe --help` answers at once."""
-    if name in ("Checkpoint", "load"):
-        from . import checkpoint as module
-    elif name in ("GenerationSettings", "Prediction", "Predictor"):
-        from . import predict as module  # type: ignore[no-redef]
-    else:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(module, name)
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
 
 
 __all__ = ["Checkpoint", "GenerationSettings", "Prediction", "Predictor", "load"]

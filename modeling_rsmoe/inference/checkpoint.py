@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors_rsmoe import RSMoEError
+from ..errors_rsmoe import RSMoEError, first_line
 from ..utils.progress import Progress, no_progress
 from ..utils.quiet import quiet_libraries
+from .loading import check_complete, loading_errors
 
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ class Checkpoint:
     processor: "RSMoEProcessor"
     folder: Path
 
+    @property
+    def public_name(self) -> str:
+        """The name for strangers: of a folder its own name, without where it lies."""
+        return self.folder.resolve().name if Path(self.name).expanduser().is_dir() else self.name
+
     def revision(self) -> str:
         """As of `revision_of`."""
         return revision_of(self.folder)
@@ -52,8 +58,8 @@ def load(
     Args:
         name: a folder, one that can be assembled such as `"rs-moe-nano"` (the default; assembled on first use, kept in
             the cache), or a repository of the Hub.
-        dtype: of the weights: float32, bfloat16, float16, int8, int8-dynamic or nf4; by default bfloat16 on a GPU, else
-            float32, and what the checkpoint has where it is quantised.
+        dtype: of the weights: float32, bfloat16, float16, int8, int8-dynamic or nf4; by default bfloat16 on a GPU,
+            else float32, and what the checkpoint has where it is quantised.
         device: such as `"cpu"` or `"cuda:1"`; by default a GPU if there is one.
         progress: told what is being done.
         kernels: as of `kernels.use_fast_kernels`.
@@ -69,7 +75,6 @@ def load(
 
         from .. import RSMoEForConditionalGeneration, RSMoEProcessor
         from ..hub.quantize import loading_arguments
-        from ..inference.loading import check_complete, loading_errors
         from .kernels import use_fast_kernels
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,15 +90,7 @@ def load(
 
 
 def find_checkpoint(name: str, progress: Progress = no_progress) -> Path:
-    """A checkpoint's folder on this machine; it is assembled or fetched if need be.
-
-    Args:
-        name: as of `load`.
-        progress: told what is being done.
-
-    Raises:
-        RSMoEError: there is no such checkpoint, or it is of another model type.
-    """
+    """A checkpoint's folder on this machine; it is assembled or fetched if need be. Arguments and errors as of `load`."""
     path = Path(name).expanduser()
     if path.is_dir():
         _check_model_type(path / "config.json", name)
@@ -111,12 +108,7 @@ def find_checkpoint(name: str, progress: Progress = no_progress) -> Path:
 
 
 def revision_of(folder: Path, sha256: str | None = None) -> str:
-    """The commit of a checkpoint from the Hub, else the first 12 digits of its folder's hash.
-
-    Args:
-        folder: of the checkpoint.
-        sha256: its hash (`folder_sha256`), if it is known.
-    """
+    """The commit of a checkpoint from the Hub, else the first 12 digits of its folder's hash (`sha256`, if it is known)."""
     from ..utils.provenance import folder_sha256
 
     from_hub = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
@@ -124,20 +116,14 @@ def revision_of(folder: Path, sha256: str | None = None) -> str:
 
 
 def _check_model_type(config_file: Path, name: str) -> None:
-    try:
-        model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
-    except FileNotFoundError as error:
-        raise RSMoEError(
-            f"{name} has no config.json, so it is no checkpoint: give the folder that holds it"
-        ) from error
-    except (OSError, ValueError, AttributeError) as error:
-        raise RSMoEError(
-            f"{config_file} cannot be read ({error}): assemble or download the checkpoint again"
-        ) from error
+    if not config_file.exists():
+        raise RSMoEError(f"{name} has no config.json, so it is no checkpoint: give the folder that holds it")
+    with loading_errors("the settings", config_file):
+        model_type = json.loads(config_file.read_text(encoding="utf-8"))["model_type"]
     if model_type != "rsmoe":
         raise RSMoEError(
-            f"{name} is a checkpoint of model type {model_type!r}, expected 'rsmoe': give an RS-MoE checkpoint, such as "
-            f"{DEFAULT_MODEL}"
+            f"{name} is a checkpoint of model type {model_type!r}, expected 'rsmoe': give an RS-MoE checkpoint, such "
+            f"as {DEFAULT_MODEL}"
         )
 
 
@@ -179,9 +165,8 @@ def _from_hub(name: str, progress: Progress) -> Path:
     except RSMoEError:
         raise
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RSMoEError(
-            f"there is no folder {name}, and the Hub did not give a checkpoint of that name ({reason}): "
+            f"there is no folder {name}, and the Hub did not give a checkpoint of that name ({first_line(error)}): "
             "check the name, the connection and your access"
         ) from error
     finally:

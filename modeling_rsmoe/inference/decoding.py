@@ -1,7 +1,7 @@
 """Greedy decoding whose batch shrinks: sequences that have ended leave it, and those that are left go on faster.
 
-The tokens are those of transformers' own greedy search; what is saved is measured by `rsmoe bench`. Given to `generate` as
-`custom_generate=shrinking_greedy`, transformers' own place for a decoding loop.
+The tokens are those of transformers' own greedy search; what is saved is measured by `rsmoe bench`. Given to
+`generate` as `custom_generate=shrinking_greedy`, transformers' own place for a decoding loop.
 """
 
 from typing import Any
@@ -22,20 +22,10 @@ from transformers.generation import (
 from ..adapters_rsmoe import RSMoECache
 
 
-# Each treats a sequence by that sequence's tokens alone, so it does not matter which others are still there.
-INDEPENDENT = {
-    EosTokenCriteria,
-    MaxLengthCriteria,
-    MinLengthLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-}
 # Sequences that have ended leave when they are one in so many: the others' cache is copied then.
 LEAVE_AT = 4
-# Tokens that a processor forbids at a length: written into the scores, where transformers makes a new tensor of the size
-# of the vocabulary for each.
+# Tokens that a processor forbids at a length: written into the scores, where transformers makes a new tensor of the
+# size of the vocabulary for each.
 FORBIDDEN_TOKENS = {
     MinLengthLogitsProcessor: lambda processor, length: (
         processor.eos_token_id if length < processor.min_length else None
@@ -45,20 +35,16 @@ FORBIDDEN_TOKENS = {
     ),
     SuppressTokensLogitsProcessor: lambda processor, length: processor.suppress_tokens,
 }
+# Each treats a sequence by that sequence's tokens alone, so it does not matter which others are still there.
+INDEPENDENT = {*FORBIDDEN_TOKENS, EosTokenCriteria, MaxLengthCriteria}
+INDEPENDENT |= {NoRepeatNGramLogitsProcessor, SuppressTokensAtBeginLogitsProcessor}
 
 
 def is_greedy(generation_config: Any, **arguments: Any) -> bool:
-    """Whether `generate` with these settings is a greedy search, which `shrinking_greedy` may do.
-
-    Args:
-        generation_config: of the model.
-        **arguments: of `generate`; they win.
-    """
-    num_beams, do_sample = (
-        arguments.get(name) if arguments.get(name) is not None else getattr(generation_config, name, None)
-        for name in ("num_beams", "do_sample")
-    )
-    return (num_beams or 1) == 1 and not do_sample
+    """Whether `generate` with these arguments, which win, is a greedy search, which `shrinking_greedy` may do."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    num_beams = given.get("num_beams", generation_config.num_beams)
+    return (num_beams or 1) == 1 and not given.get("do_sample", generation_config.do_sample)
 
 
 def shrinking_greedy(
@@ -71,16 +57,10 @@ def shrinking_greedy(
 ) -> Any:
     """For `generate(..., custom_generate=shrinking_greedy)` of a greedy search, without a streamer.
 
-    Where the batch cannot shrink (a GPU, which would have to wait for each step's tokens; a cache of another kind or of
-    the caller; processors that look at all sequences) it is transformers' own search.
+    Where the batch cannot shrink (a GPU, which would have to wait for each step's tokens; a cache of another kind or
+    of the caller; processors that look at all sequences) it is transformers' own search.
 
-    Args:
-        model: that `generate` was called on.
-        input_ids: `[batch_size, sequence_length]`.
-        logits_processor: as `generate` prepared them.
-        stopping_criteria: likewise.
-        generation_config: likewise.
-        **model_kwargs: likewise.
+    Arguments are those that `generate` gives to its searches.
 
     Returns:
         `torch.LongTensor` of shape `(batch_size, sequence_length)`: a sequence that has ended is padded.

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..utils.quiet import quiet_libraries
 from .loading import check_complete, loading_errors
 
 
@@ -36,31 +37,20 @@ def encoder_sha256(encoder: "RSMoEVisionLanguageEncoder", processor: "RSMoEProce
 
 
 def load_encoder(folder: str | Path) -> "RSMoEVisionLanguageEncoder":
-    """The encoder of a checkpoint's folder in float32; router, experts and base LM are not loaded.
-
-    Raises:
-        RSMoEError: a file is missing or damaged, or holds no encoder.
-    """
-    from transformers.utils import logging
-
+    """The encoder of a checkpoint's folder in float32; router, experts and base LM are not loaded."""
     from ..configuration_rsmoe import RSMoEConfig, RSMoEEncoderConfig
     from ..encoder_rsmoe import RSMoEVisionLanguageEncoder
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # else a report of all that is not loaded
-    try:
-        with loading_errors("the encoder of", folder):
-            config = RSMoEConfig.from_pretrained(folder)
-            values = {**config.to_dict(), "model_type": RSMoEEncoderConfig.model_type}
-            loaded: Any = RSMoEVisionLanguageEncoder.from_pretrained(
-                folder,
-                config=RSMoEEncoderConfig.from_dict(values),
-                key_mapping={r"^model\.encoder\.": ""},
-                dtype="float32",
-                output_loading_info=True,
-            )
-    finally:
-        logging.set_verbosity(verbosity)
+    with quiet_libraries(), loading_errors("the encoder of", folder):  # else a report of all that is not loaded
+        config = RSMoEConfig.from_pretrained(folder)
+        values = {**config.to_dict(), "model_type": RSMoEEncoderConfig.model_type}
+        loaded: Any = RSMoEVisionLanguageEncoder.from_pretrained(
+            folder,
+            config=RSMoEEncoderConfig.from_dict(values),
+            key_mapping={r"^model\.encoder\.": ""},
+            dtype="float32",
+            output_loading_info=True,
+        )
     encoder, info = loaded
     check_complete(info, folder)
     return encoder.eval()

@@ -1,7 +1,7 @@
 """Products of linear layers in the form that a processor computes fast; the numbers stay those of float32.
 
-`use_fast_kernels` decides once for each layer, when a checkpoint is loaded. A layer so replaced is an `nn.Linear` in every
-other respect: it trains, saves, merges and compiles as one.
+`use_fast_kernels` decides once for each layer, when a checkpoint is loaded. A layer so replaced is an `nn.Linear` in
+every other respect: it trains, saves, merges and compiles as one.
 """
 
 import os
@@ -21,11 +21,11 @@ SAMPLE_EVERY = 997  # one number in so many is compared, since a change of `weig
 class FastLinear(nn.Linear):
     """A linear layer whose products without gradients read the weight as fast as memory allows, or nearer to that.
 
-    A float32 weight made of numbers that half precision has, as of a checkpoint that was written in float16, is read from
-    a copy in half precision, half as many bytes, and computed in float32 (FBGEMM). For any other weight: on processors
-    without AVX-512, MKL's product of 2 to 8 sequences takes up to twice as long as that of one, though it reads the same
-    weight; with the weight as the left factor it does not, least of all where they are a multiple of 4. That of one is
-    faster in several blocks of the weight, where the weight is not longer than wide.
+    A float32 weight made of numbers that half precision has, as of a checkpoint that was written in float16, is read
+    from a copy in half precision, half as many bytes, and computed in float32 (FBGEMM). For any other weight: on
+    processors without AVX-512, MKL's product of 2 to 8 sequences takes up to twice as long as that of one, though it
+    reads the same weight; with the weight as the left factor it does not, least of all where they are a multiple of 4.
+    That of one is faster in several blocks of the weight, where the weight is not longer than wide.
     """
 
     packed: Any = None  # the copy in half precision; set by `Refresh`
@@ -62,11 +62,7 @@ class FastLinear(nn.Linear):
 
 
 class Refresh:
-    """Pre-hook of a model: before it reads a prompt, the packed weights of its layers are those of its weights.
-
-    Args:
-        layers: that were replaced.
-    """
+    """Pre-hook of a model: before it reads a prompt, the packed weights of the replaced layers are those of its weights."""
 
     def __init__(self, layers: list[FastLinear]):
         self.layers = layers
@@ -75,8 +71,9 @@ class Refresh:
         tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or tokens is None or tokens.shape[1] == 1:
             return
+        can_pack = "fbgemm" in torch.backends.quantized.supported_engines
         for layer in self.layers:
-            layer.packed = _packed(layer.weight) if _is_fast_here(layer) else None
+            layer.packed = _packed(layer.weight) if can_pack and _is_plain(layer.weight) else None
 
 
 class _Packed(NamedTuple):
@@ -104,27 +101,15 @@ def _packed(parameter: torch.Tensor) -> Any:
     return known.weight
 
 
-def _is_fast_here(layer: nn.Linear) -> bool:
-    return (
-        "fbgemm" in torch.backends.quantized.supported_engines
-        and type(layer.weight) is nn.Parameter  # quantised and split weights have products of their own
-        and (layer.weight.device.type, layer.weight.dtype) == ("cpu", torch.float32)
-    )
+def _is_plain(weight: torch.Tensor) -> bool:
+    """Quantised and split weights have products of their own."""
+    return type(weight) is nn.Parameter and (weight.device.type, weight.dtype) == ("cpu", torch.float32)
 
 
 def is_slow(layer: nn.Module) -> bool:
-    """Whether torch's own product of this layer is slow here: a float32 weight on a processor with AVX2 and no more.
-
-    Args:
-        layer: any module.
-    """
-    return (
-        type(layer) is nn.Linear
-        and type(layer.weight) is nn.Parameter
-        and (layer.weight.device.type, layer.weight.dtype) == ("cpu", torch.float32)
-        and layer.bias is None
-        and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    )
+    """Whether torch's own product of this layer is slow here: a float32 weight on a processor with AVX2 and no more."""
+    is_linear = type(layer) is nn.Linear and layer.bias is None and _is_plain(layer.weight)
+    return is_linear and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def use_fast_kernels(model: nn.Module, kernels: str | None = None) -> int:
@@ -132,19 +117,15 @@ def use_fast_kernels(model: nn.Module, kernels: str | None = None) -> int:
 
     Args:
         model: an `RSMoEForConditionalGeneration`.
-        kernels: `"auto"`, or `"torch"` to leave all layers as they are; by default what `$RSMOE_KERNELS` says, else auto.
+        kernels: `"auto"`, or `"torch"` to leave all layers as they are; by default what `$RSMOE_KERNELS` says, else
+            auto.
 
     Returns:
         How many layers were replaced.
-
-    Raises:
-        ValueError: kernels of another name.
     """
     kernels = kernels or os.environ.get(KERNELS_VARIABLE) or "auto"
     if kernels not in KERNELS:
-        raise ValueError(
-            f"kernels {kernels!r} are not known; give one of {', '.join(KERNELS)} (or ${KERNELS_VARIABLE})."
-        )
+        raise ValueError(f"kernels {kernels!r} are not known; give one of {', '.join(KERNELS)} (${KERNELS_VARIABLE}).")
     if kernels == "torch":
         return 0
     replaced: list[FastLinear] = []

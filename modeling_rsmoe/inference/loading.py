@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors_rsmoe import RSMoEError
+from ..errors_rsmoe import RSMoEError, first_line
 
 
 REMEDY = "assemble or download it again"
@@ -12,12 +12,8 @@ REMEDY = "assemble or download it again"
 
 @contextmanager
 def loading_errors(what: str, folder: str | Path) -> Iterator[None]:
-    """Within: what transformers and safetensors raise about missing or damaged files becomes an `RSMoEError`.
-
-    Args:
-        what: is loaded, such as "the checkpoint".
-        folder: that it is loaded from.
-    """
+    """Within: what transformers and safetensors raise about missing or damaged files of `what` ("the checkpoint") becomes
+    an `RSMoEError`."""
     from safetensors import SafetensorError
 
     try:
@@ -29,20 +25,12 @@ def loading_errors(what: str, folder: str | Path) -> Iterator[None]:
             f'{what} {folder} needs a library that is not installed ({error}): pip install "rsmoe[quantize]"'
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RSMoEError(f"{what} {folder} cannot be loaded ({reason}): {REMEDY}") from error
+        raise RSMoEError(f"{what} {folder} cannot be loaded ({first_line(error)}): {REMEDY}") from error
 
 
 def check_complete(info: Mapping[str, Collection[str]], folder: str | Path) -> None:
-    """Refuse a checkpoint that lacks a weight: transformers fills what is missing with random numbers.
-
-    Args:
-        info: from `from_pretrained(..., output_loading_info=True)`.
-        folder: named in the error.
-
-    Raises:
-        RSMoEError: a weight was not in the files.
-    """
+    """Refuse a checkpoint that lacks a weight: transformers fills what is missing with random numbers. `info` is from
+    `from_pretrained(..., output_loading_info=True)`."""
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise RSMoEError(f"the checkpoint {folder} lacks {len(missing)} weights, such as {missing[0]}: {REMEDY}")

@@ -1,5 +1,5 @@
-"""What a model says about images: from images (or their features) and instructions to texts, batch by batch or as they are
-written.
+"""What a model says about images: from images (or their features) and instructions to texts, batch by batch or as they
+are written.
 
 Every door goes through here: command line, server, demo, scenes, image collections and evaluation.
 """
@@ -7,7 +7,7 @@ Every door goes through here: command line, server, demo, scenes, image collecti
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +149,7 @@ class Predictor:
             image_embeds: of `encode`, in place of images.
             stop: asked at every step, one for all images or one for each; an image's texts end when it returns true.
             on_change: called with an image's place and what is known so far, as it is written. Texts come word by word
-                where the base LM rewrites without beams, else at the end.
+                where the base LM rewrites without beams (of several images: all of them), else at the end.
 
         Raises:
             RSMoEError: an image cannot be read, or an instruction holds a special token.
@@ -161,13 +161,14 @@ class Predictor:
         for text in dict.fromkeys(texts):
             self.processor.refuse_special_tokens(text)
         inputs = self._inputs(image_embeds, [Prompt.base(text) for text in texts])
-        arguments: dict[str, Any] = {**self.generation, **self._stopping(stop, num_images)}
+        arguments = self._arguments()
+        if stop is not None:
+            stops = [stop] * num_images if callable(stop) else list(stop)
+            arguments["stopping_criteria"] = StoppingCriteriaList([_Stopped(stops)])
         if self.system == BASE:
             return self._predict_base(inputs, arguments)
-        if is_greedy(self.model.generation_config, **arguments):
-            arguments["custom_generate"] = shrinking_greedy
-        if on_change is not None and self._can_stream(inputs, arguments):
-            arguments["streamer"] = _Changes(self.processor, num_images, on_change)
+        if on_change is not None:
+            arguments |= self._streaming(inputs, arguments, on_change)
         outputs = self.model.generate(**inputs, **arguments, return_dict_in_generate=True)
         return self._predictions(inputs, outputs)
 
@@ -176,8 +177,8 @@ class Predictor:
         image: ImageInput | None = None,
         instruction: str = DEFAULT_INSTRUCTION,
         image_embeds: torch.Tensor | None = None,
-    ) -> Iterator[Prediction]:
-        """One prediction as it grows: router prompts, then expert texts, then the text word by word.
+    ) -> Generator[Prediction, None, None]:
+        """One prediction as it grows: router prompts, expert texts, and the text, word by word if rewritten.
 
         Args:
             image: whatever `read_image` takes.
@@ -224,7 +225,7 @@ class Predictor:
             expert_texts: by the experts' names, in order.
         """
         inputs = self._inputs(self.encode([image]), [Prompt.rewrite(instruction, expert_texts)])
-        (prediction,) = self._predict_base(inputs, dict(self.generation))
+        (prediction,) = self._predict_base(inputs, self._arguments())
         return prediction.text
 
     def _inputs(self, image_embeds: torch.Tensor, prompts: list[Prompt]) -> dict[str, Any]:
@@ -240,40 +241,36 @@ class Predictor:
     def _predict_base(self, inputs: dict[str, Any], arguments: dict[str, Any]) -> list[Prediction]:
         """What the base LM says alone."""
         arguments = {name: value for name, value in arguments.items() if name not in ("router_mode", "fusion")}
-        if is_greedy(self.model.generation_config, **arguments):
-            arguments["custom_generate"] = shrinking_greedy
         sequences: Any = self.model.generate(**inputs, **arguments)
         new_tokens = sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(new_tokens, skip_special_tokens=True)
         return [Prediction(text.strip()) for text in texts]
 
-    def _stopping(self, stop: Stop | Sequence[Stop] | None, num_images: int) -> dict[str, Any]:
-        if stop is None:
-            return {}
-        stops = [stop] * num_images if callable(stop) else list(stop)
-        return {"stopping_criteria": StoppingCriteriaList([_Stopped(stops)])}
+    def _arguments(self) -> dict[str, Any]:
+        is_fast = is_greedy(self.model.generation_config, **self.generation)
+        return {**self.generation, **({"custom_generate": shrinking_greedy} if is_fast else {})}
 
-    def _can_stream(self, inputs: dict[str, Any], arguments: dict[str, Any]) -> bool:
-        """A single image's steps always; texts of several images only where all are written token by token."""
-        num_images = len(inputs["input_ids"])
-        if not is_greedy(self.model.generation_config, **arguments):
-            return False
-        fusion = arguments.get("fusion") or getattr(self.model.generation_config, "fusion", None) or "auto"
-        fusions = self.model.resolve_fusion(fusion, inputs.get("task_ids"), num_images)
-        return num_images == 1 or set(fusions) == {"rewrite"}
+    def _streaming(
+        self, inputs: dict[str, Any], arguments: dict[str, Any], on_change: Callable[[int, Prediction], None]
+    ) -> dict[str, Any]:
+        """A single image's steps always; texts only where all are written token by token."""
+        num_images, config = len(inputs["input_ids"]), self.model.generation_config
+        if (arguments.get("num_beams") or config.num_beams or 1) > 1:  # transformers' search streams no beams
+            return {}
+        fusion = arguments.get("fusion") or getattr(config, "fusion", None) or "auto"
+        fusions = set(self.model.resolve_fusion(fusion, inputs.get("task_ids"), num_images))
+        if num_images > 1 and fusions != {"rewrite"}:
+            return {}
+        return {"streamer": _Changes(self.processor, num_images, on_change, has_tokens=fusions == {"rewrite"})}
 
     def _predictions(self, inputs: dict[str, Any], outputs: Any) -> list[Prediction]:
-        num_images = len(inputs["input_ids"])
-        lengths = self._lengths(outputs.sequences[:, outputs.prompt_length :])
-        expert_lengths = self._lengths(outputs.expert_sequences.flatten(0, 1))
-        num_experts = len(expert_lengths) // num_images
         limit = self.generation.get("max_new_tokens") or self.model.generation_config.max_new_tokens
         is_joined = self.generation.get("fusion") == "concat"
         predictions = []
         for place, texts in enumerate(self.processor.post_process_generation(outputs)):
-            length = lengths[place]
-            if is_joined:
-                length = max(expert_lengths[place * num_experts : (place + 1) * num_experts])
+            new_tokens = outputs.sequences[place, outputs.prompt_length :].tolist()
+            written = outputs.expert_sequences[place].tolist() if is_joined else [new_tokens]
+            longest = max(len(self.model._trim(tokens)) for tokens in written)
             scores = {}
             if outputs.sequences_scores is not None and not outputs.sequences_scores[place].isnan():
                 scores["reranker"] = float(outputs.sequences_scores[place])
@@ -282,16 +279,11 @@ class Predictor:
                     **texts,
                     scores=scores,
                     num_prompt_tokens=int(inputs["attention_mask"][place].sum()),
-                    num_tokens=lengths[place],
-                    finish_reason="length" if limit is not None and length >= limit else "stop",
+                    num_tokens=len(self.model._trim(new_tokens)),
+                    finish_reason="length" if limit is not None and longest >= limit else "stop",
                 )
             )
         return predictions
-
-    def _lengths(self, sequences: torch.Tensor) -> list[int]:
-        """Tokens of each sequence before it ends."""
-        ends = _end_tokens(self.model.generation_config)
-        return [next((i for i, token in enumerate(ids) if token in ends), len(ids)) for ids in sequences.tolist()]
 
 
 def _experts_of(system: str, experts: Sequence[str]) -> list[str] | None:
@@ -305,11 +297,6 @@ def _experts_of(system: str, experts: Sequence[str]) -> list[str] | None:
         known = [FULL, f"{FULL}:NAME,NAME", BASE, *(f"{EXPERTS}:{name}" for name in experts)]
         raise RSMoEError(f'there is no "{system}" to evaluate; known: {", ".join(known)}')
     return chosen
-
-
-def _end_tokens(generation_config: Any) -> set[int | None]:
-    eos = generation_config.eos_token_id
-    return {*(eos if isinstance(eos, list) else [eos]), generation_config.pad_token_id}
 
 
 class _Stopped(StoppingCriteria):
@@ -326,10 +313,16 @@ class _Stopped(StoppingCriteria):
 
 
 class _Changes(BaseStreamer):
-    """Tells what is known of each image whenever there is more."""
+    """Tells what is known of each image whenever there is more; with `has_tokens` texts as they are written."""
 
-    def __init__(self, processor: "RSMoEProcessor", num_images: int, on_change: Callable[[int, Prediction], None]):
-        self.processor, self.on_change = processor, on_change
+    def __init__(
+        self,
+        processor: "RSMoEProcessor",
+        num_images: int,
+        on_change: Callable[[int, Prediction], None],
+        has_tokens: bool,
+    ):
+        self.processor, self.on_change, self.has_tokens = processor, on_change, has_tokens
         self.predictions = [Prediction() for _ in range(num_images)]
         self.tokens: list[list[int]] = [[] for _ in range(num_images)]
         self.has_prompts = False
@@ -339,6 +332,8 @@ class _Changes(BaseStreamer):
             self._change(0, **{name: self.processor.decode_by_expert(ids)})
 
     def put(self, value: torch.Tensor) -> None:
+        if not self.has_tokens:
+            return
         if not self.has_prompts:
             self.has_prompts = True
             return

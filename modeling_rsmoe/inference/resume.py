@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors_rsmoe import RSMoEError
+from ..errors_rsmoe import RSMoEError, first_line
 
 
 Line = dict[str, Any]
@@ -38,14 +38,7 @@ class KeyedLog:
             self._read(path)
 
     def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Keep lines; they are in the file when this returns.
-
-        Args:
-            lines: of finished work.
-
-        Raises:
-            OSError: the disk is full, for example. What was written before stays.
-        """
+        """Keep lines; they are in the file when this returns, or an OSError leaves what was written before."""
         new_lines = [dict(line) for line in lines]
         if self.path is not None:
             head = [] if self.path.exists() else [{"settings": self._settings}]
@@ -60,8 +53,7 @@ class KeyedLog:
             self.path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> None:
-        if not path.is_file():
-            raise RSMoEError(f"{path} is not a file; give a file's name")
+        _check_is_file(path)
         content = path.read_bytes()
         length = content.rfind(b"\n") + 1
         if length < len(content):  # killed while writing
@@ -77,22 +69,15 @@ class KeyedLog:
             now, before = self._settings.get(name), settings.get(name)
             if now != before:
                 raise RSMoEError(
-                    f"{path} is a run with other settings ({name}: {_short(before)}, now {_short(now)}); give those again "
-                    "to continue it, delete it to start anew, or write elsewhere"
+                    f"{path} is a run with other settings ({name}: {_short(before)}, now {_short(now)}); give those "
+                    "again to continue it, delete it to start anew, or write elsewhere"
                 )
         self.lines = lines
 
 
 def read_log(path: Path, key_of: Callable[[Line], Hashable]) -> tuple[Line | None, dict[Any, Line]]:
-    """The settings (None in a file without) and lines of a file.
-
-    Args:
-        path: of the file.
-        key_of: as of `KeyedLog`.
-
-    Raises:
-        RSMoEError: a line is no JSON object, or none of this kind.
-    """
+    """The settings (None in a file without) and lines of a file; `key_of` as of `KeyedLog`."""
+    _check_is_file(path)
     settings: Line | None = None
     lines: dict[Any, Line] = {}
     for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
@@ -100,19 +85,19 @@ def read_log(path: Path, key_of: Callable[[Line], Hashable]) -> tuple[Line | Non
             continue
         try:
             line = json.loads(raw.decode("utf-8"))
-            if (
-                number == 1
-                and isinstance(line, dict)
-                and list(line) == ["settings"]
-                and isinstance(line["settings"], dict)
-            ):
+            if number == 1 and [*line] == ["settings"] and isinstance(line["settings"], dict):
                 settings = line["settings"]
-                continue
-            lines[key_of(line)] = line
+            else:
+                lines[key_of(line)] = line
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise RSMoEError(f"{path}:{number} is no line of this kind of file ({reason})") from error
+            raise RSMoEError(f"{path}:{number} is no line of this kind of file ({first_line(error)})") from error
     return settings, lines
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise RSMoEError(f"{path} {what}; give a file's name")
 
 
 def _short(value: Any, length: int = 80) -> str:

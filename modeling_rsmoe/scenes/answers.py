@@ -1,9 +1,9 @@
-"""One answer for a whole scene from the answers of its tiles, and in words how it came about.
+"""One answer for a whole scene from the answers of its tiles, and how it came about.
 
 All rules are [our decision]:
 
-- every answer is yes or no: "yes" if a tile says yes, since a thing that is anywhere is in the scene. Of a question that
-  compares ("more roads than buildings?") the more frequent one, since no tile can speak for the others.
+- every answer is yes or no: "yes" if a tile says yes, since a thing that is anywhere is in the scene. Of a question
+  that compares ("more roads than buildings?") the more frequent one, since no tile can speak for the others.
 - a question for a number or an area, answered by numbers: their sum. What several tiles cover is shared out evenly
   among them, as if things were spread evenly over each tile. A thing that an edge cuts may count twice.
 - else the most frequent answer; of equally frequent ones the first, from the upper left.
@@ -22,23 +22,24 @@ _NUMBER = re.compile(
 )
 _UNITS = ("", "m2", "m²", "km2", "km²", "ha", "m", "km")
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-_LISTED = 5
+_MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
-class Combined:
-    """A scene's answer and how it was made of its tiles' answers."""
+class CombinedAnswer:
+    """The answer of a scene, and how it was made of its tiles' answers, as a sentence."""
 
     answer: str
     how: str
 
 
-def combine(question: str, answers: Sequence[str], own_shares: Sequence[float]) -> Combined:
-    """
+def combine(question: str, answers: Sequence[str], shares: Sequence[float]) -> CombinedAnswer:
+    """One answer from many.
+
     Args:
-        question: as it was asked.
+        question: of the user.
         answers: one for each tile, at least one.
-        own_shares: of each of these tiles (`Grid.own_shares`).
+        shares: of each of these tiles (`Grid.area_shares`).
     """
     plain = [answer.strip().rstrip(".").lower() for answer in answers]
     if all(answer in ("yes", "no") for answer in plain):
@@ -49,19 +50,19 @@ def combine(question: str, answers: Sequence[str], own_shares: Sequence[float]) 
         if any(number is not None for number in numbers):
             units = {number[1] for number in numbers if number is not None and number[0]} or {""}  # 0 needs no unit
             if len(units) == 1:
-                return _sum(numbers, own_shares, units.pop())
+                return _sum(numbers, shares, units.pop())
     return _most_frequent(answers, plain)
 
 
-def _any(answers: Sequence[str]) -> Combined:
-    yes, tiles = answers.count("yes"), len(answers)
-    if yes:
-        return Combined("yes", f"{yes} of {_tiles(tiles)} said yes, and one is enough")
-    return Combined("no", f"none of {_tiles(tiles)} said yes")
+def _any(answers: Sequence[str]) -> CombinedAnswer:
+    num_yes, of_tiles = answers.count("yes"), _tiles(len(answers))
+    if num_yes:
+        return CombinedAnswer("yes", f"{num_yes} of {of_tiles} said yes, and one is enough")
+    return CombinedAnswer("no", f"none of {of_tiles} said yes")
 
 
-def _sum(numbers: Sequence[tuple[float, str] | None], own_shares: Sequence[float], unit: str) -> Combined:
-    counted = [(number[0], share) for number, share in zip(numbers, own_shares, strict=True) if number is not None]
+def _sum(numbers: Sequence[tuple[float, str] | None], shares: Sequence[float], unit: str) -> CombinedAnswer:
+    counted = [(number[0], share) for number, share in zip(numbers, shares, strict=True) if number is not None]
     total = round(sum(number * share for number, share in counted))
     how = f"the sum over {_tiles(len(counted))}"
     if len(counted) < len(numbers):
@@ -70,17 +71,19 @@ def _sum(numbers: Sequence[tuple[float, str] | None], own_shares: Sequence[float
         how += ", overlaps shared out evenly"
     if len(numbers) > 1:
         how += "; what an edge of a tile cuts may be counted twice"
-    return Combined(f"{total}{unit}", how)
+    return CombinedAnswer(f"{total}{unit}", how)
 
 
-def _most_frequent(answers: Sequence[str], plain: Sequence[str]) -> Combined:
+def _most_frequent(answers: Sequence[str], plain: Sequence[str]) -> CombinedAnswer:
     counts = Counter(plain)
-    best, number = counts.most_common(1)[0]
-    others = [f"{answer or '(nothing)'} {count}" for answer, count in counts.most_common(_LISTED + 1)[1:]]
-    if len(counts) > _LISTED + 1:
-        others.append(f"{len(counts) - _LISTED - 1} more")
-    how = f"the most frequent answer, of {number} of {_tiles(len(plain))}"
-    return Combined(answers[plain.index(best)].strip(), how + (f" (others: {', '.join(others)})" if others else ""))
+    best, num_best = counts.most_common(1)[0]
+    others = [f"{answer or '(nothing)'} {count}" for answer, count in counts.most_common(_MAX_LISTED + 1)[1:]]
+    if len(counts) > _MAX_LISTED + 1:
+        others.append(f"{len(counts) - _MAX_LISTED - 1} more")
+    how = f"the most frequent answer, of {num_best} of {_tiles(len(plain))}"
+    if others:
+        how += f" (others: {', '.join(others)})"
+    return CombinedAnswer(answers[plain.index(best)].strip(), how)
 
 
 def _number(answer: str) -> tuple[float, str] | None:

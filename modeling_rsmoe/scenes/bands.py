@@ -12,18 +12,12 @@ from ..errors_rsmoe import RSMoEError
 
 
 _RED_GREEN_BLUE = ("red", "green", "blue")
-_LISTED = 16
+_MAX_LISTED = 16
 
 
 @dataclass(frozen=True)
 class Band:
-    """One band of one of a raster's files.
-
-    Attributes:
-        file: the file's number, from 0. number: the band's in its file, from 1.
-        description: "" if the file gives none. color: GDAL's color interpretation ("red", "undefined", ...).
-        dtype: rasterio's name of its numbers.
-    """
+    """A band: the number of its file (from 0), its number there (from 1), and what rasterio says of it."""
 
     file: int
     number: int
@@ -31,28 +25,20 @@ class Band:
     color: str
     dtype: str
 
-    @property
-    def label(self) -> str:
-        return self.description or self.color
-
 
 def bands_of(datasets: Sequence[Any]) -> list[Band]:
     """Every band of every file, in order."""
     bands = []
     for file, dataset in enumerate(datasets):
         # Once for each file: rasterio makes these lists anew each time, and a damaged header may promise 65,535 bands.
-        told = zip(dataset.indexes, dataset.descriptions, dataset.colorinterp, dataset.dtypes, strict=True)
-        for number, description, color, dtype in told:
+        properties = zip(dataset.indexes, dataset.descriptions, dataset.colorinterp, dataset.dtypes, strict=True)
+        for number, description, color, dtype in properties:
             bands.append(Band(file, number, (description or "").strip(), color.name, dtype))
     return bands
 
 
 def parse_bands(text: str) -> tuple[int | str, ...]:
-    """`4,3,2` or `red,green,blue` as numbers and names.
-
-    Raises:
-        RSMoEError: one is empty, or there are not one or three.
-    """
+    """`4,3,2` or `red,green,blue` as numbers and names; an error if one is empty, or there are not one or three."""
     names = [name.strip() for name in text.split(",")]
     if not all(names) or len(names) not in (1, 3):
         raise RSMoEError(
@@ -61,22 +47,23 @@ def parse_bands(text: str) -> tuple[int | str, ...]:
     return tuple(int(name) if name.isdecimal() else name for name in names)
 
 
-def choose(raster: str, bands: Sequence[Band], wanted: Sequence[int | str] | None) -> tuple[int, ...]:
+def choose_bands(raster: str, bands: Sequence[Band], chosen: Sequence[int | str] | None) -> tuple[int, ...]:
     """Numbers, from 1, of the one or three bands that are shown.
 
     Args:
         raster: its name, for errors.
-        wanted: None leaves the choice to the file.
+        bands: all it has (`bands_of`).
+        chosen: numbers, descriptions or colors; None leaves the choice to the file.
 
     Raises:
         RSMoEError: no such band, not one or three, or no choice where one is needed.
     """
-    if wanted is not None:
-        if len(wanted) not in (1, 3):
-            raise RSMoEError(f"{len(wanted)} bands were chosen: choose one, or three for red, green and blue")
-        return tuple(_find(raster, bands, band) for band in wanted)
+    if chosen is not None:
+        if len(chosen) not in (1, 3):
+            raise RSMoEError(f"{len(chosen)} bands were chosen: choose one, or three for red, green and blue")
+        return tuple(_find(raster, bands, band) for band in chosen)
     # Descriptions first: GDAL calls the bands of many files red, green and blue by their order alone.
-    for names in ([band.description.lower() for band in bands], [band.color for band in bands]):
+    for names in _names(bands):
         if all(names.count(color) == 1 for color in _RED_GREEN_BLUE):
             return tuple(names.index(color) + 1 for color in _RED_GREEN_BLUE)
     shown = [number for number, band in enumerate(bands, start=1) if band.color != "alpha"]
@@ -88,18 +75,21 @@ def choose(raster: str, bands: Sequence[Band], wanted: Sequence[int | str] | Non
     )
 
 
-def _find(raster: str, bands: Sequence[Band], wanted: int | str) -> int:
-    text = str(wanted).strip().lower()
-    if text.isdecimal():
-        if 1 <= int(text) <= len(bands):
-            return int(text)
-    else:
-        for names in ([band.description.lower() for band in bands], [band.color for band in bands]):
-            if names.count(text) == 1:
-                return names.index(text) + 1
-    raise RSMoEError(f"{raster} has no band {str(wanted)!r}; it has {_listed(bands)}")
+def _find(raster: str, bands: Sequence[Band], band: int | str) -> int:
+    text = str(band).strip().lower()
+    for names in ([str(number + 1) for number in range(len(bands))], *_names(bands)):
+        if names.count(text) == 1:
+            return names.index(text) + 1
+    raise RSMoEError(f"{raster} has no band {str(band)!r}; it has {_listed(bands)}")
+
+
+def _names(bands: Sequence[Band]) -> tuple[list[str], list[str]]:
+    """Descriptions, and colors."""
+    return [band.description.lower() for band in bands], [band.color for band in bands]
 
 
 def _listed(bands: Sequence[Band]) -> str:
-    listed = ", ".join(f"{number} {band.label}" for number, band in enumerate(bands[:_LISTED], start=1))
-    return listed + (f", ... {len(bands)}" if len(bands) > _LISTED else "")
+    listed = ", ".join(
+        f"{number} {band.description or band.color}" for number, band in enumerate(bands[:_MAX_LISTED], start=1)
+    )
+    return listed + (f", ... {len(bands)}" if len(bands) > _MAX_LISTED else "")

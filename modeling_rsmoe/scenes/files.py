@@ -1,22 +1,26 @@
-"""What kind of file a path names, and whether reading it goes over a network. Opens no raster.
+"""What kind of file a path names: a scene or an image, which format, on a network or not. Opens no raster.
 
-The kind is told by the file's first bytes, so that text which GDAL would take for a recipe of other files, or of
+The format is found by the file's first bytes, so that text which GDAL would take for a recipe of other files, or of
 requests to servers, is not followed because of a raster's name.
+
+[our decision] By itself an input is a scene if it is a STAC document, a path of GDAL's (`/vsi...`, `s3://...`), a
+`.vrt`, `.img` or `.ntf`, or a TIFF that is no single image: georeferenced and larger than a tile, of other than 1, 3
+or 4 bands, or over Pillow's limit of pixels. Everything else is an image.
 """
 
-import os
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import check_input
+from ..utils.tiff import TIFF_MAGIC
+from .grid import TILE
 
 
 KINDS = "GeoTIFF, JPEG 2000, PNG, JPEG, WebP, Erdas Imagine, NITF or, by its name, .vrt"
 _MAGIC = {
-    b"II*\0": "GTiff",
-    b"MM\0*": "GTiff",
-    b"II+\0": "GTiff",
-    b"MM\0+": "GTiff",
+    **dict.fromkeys(TIFF_MAGIC, "GTiff"),
     b"\0\0\0\x0cjP  ": "JP2OpenJPEG",
     b"\xff\x4f\xff\x51": "JP2OpenJPEG",
     b"\x89PNG": "PNG",
@@ -31,6 +35,20 @@ _REMOTE = re.compile(
     r"(^|[+/])((https?|ftp|s3|gs|az|abfss?|adl|oss|swift)://|vsi(curl|s3|gs|az|adls|oss|swift|(web)?hdfs))"
 )
 _SCHEME = re.compile(r"/vsi|[a-zA-Z][a-zA-Z0-9+.]+://")
+_SCENE_SUFFIXES = (".vrt", ".img", ".ntf")
+_WIDTH, _HEIGHT, _SAMPLES_PER_PIXEL, _GEO_KEYS = 256, 257, 277, 34735  # TIFF tags
+
+
+def is_scene(path: str) -> bool:
+    """Whether an input is a scene rather than an image, as far as that can be seen without decoding it."""
+    if path.startswith(("http://", "https://", "data:", "file://")):
+        return is_stac(path) and path.startswith("http")
+    return is_gdal_path(path) or is_stac(path) or path.lower().endswith(_SCENE_SUFFIXES) or _is_large_tiff(path)
+
+
+def is_stac(path: str) -> bool:
+    """Whether a path is that of a STAC document, by its name."""
+    return urlsplit(path).path.lower().endswith((".json", ".geojson"))
 
 
 def is_remote(path: str) -> bool:
@@ -44,7 +62,7 @@ def is_gdal_path(path: str) -> bool:
 
 
 def driver_of(path: str) -> str:
-    """GDAL's driver for a file, by its first bytes; for what is no ordinary file by the name's ending.
+    """GDAL's driver for a file, by its first bytes; for what is no ordinary file, by the name's ending.
 
     Raises:
         RSMoEError: no such file, empty, a folder, or of no known kind.
@@ -52,7 +70,7 @@ def driver_of(path: str) -> str:
     suffix = Path(path.split("?")[0]).suffix.lower()
     if is_gdal_path(path):
         return _BY_SUFFIX.get(suffix, "GTiff")
-    _check_file(path)
+    check_input(path, "a raster")
     with open(path, "rb") as file:
         head = file.read(512)
     for magic, driver in _MAGIC.items():
@@ -63,17 +81,22 @@ def driver_of(path: str) -> str:
     raise RSMoEError(f"{path} is not a raster that can be read here: give a {KINDS} (gdal_translate converts others)")
 
 
-def _check_file(path: str) -> None:
+def _is_large_tiff(path: str) -> bool:
+    """By its tags: nothing is decoded, and what is no TIFF, or a broken one, is the image reader's to refuse."""
+    from PIL import Image
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
     try:
-        if not os.path.exists(path):
-            raise RSMoEError(f"there is no file {path}: check the path (paths are relative to {os.getcwd()})")
-        if os.path.isdir(path):
-            raise RSMoEError(f"{path} is a folder, not a raster: name the files in it")
-        if not os.path.isfile(path):
-            raise RSMoEError(f"{path} is not a regular file: save the raster to a file first")
-        if os.path.getsize(path) == 0:
-            raise RSMoEError(f"{path} is empty (0 bytes): copy or download it again")
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise RSMoEError(f"{path} cannot be opened ({error.strerror}): check its permissions") from error
+        with open(path, "rb") as file:
+            head = file.read(16)
+            if head[:4] not in TIFF_MAGIC:
+                return False
+            tags = ImageFileDirectory_v2(head if 43 in head[2:4] else head[:8])
+            file.seek(tags.next)
+            tags.load(file)
+        width, height, num_bands = int(tags[_WIDTH]), int(tags[_HEIGHT]), int(tags.get(_SAMPLES_PER_PIXEL, 1))
+    except Exception:
+        return False
+    is_placed = _GEO_KEYS in tags and max(width, height) > TILE
+    is_too_large = Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS
+    return is_placed or is_too_large or num_bands not in (1, 3, 4)

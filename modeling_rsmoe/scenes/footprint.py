@@ -18,32 +18,38 @@ from .raster import EXTRA
 if TYPE_CHECKING:
     from .raster import Raster
 
-_POINTS = 16  # of an edge; the error of a chord falls with its square
-DIGITS = 7  # decimals of a degree: about a centimeter
+_NUM_POINTS = 64  # of a ring; the error of a chord falls with its square
+_DIGITS = 7  # decimals of a degree: about a centimeter
 
 
 def outline(raster: "Raster", window: Window) -> Any:
-    """The window's four corners as a shapely polygon in the raster's coordinates. Without a geotransform these are its
-    columns and negative rows, where desktop GIS shows such a raster."""
+    """A window as a shapely polygon in the raster's own coordinates.
+
+    Without a geotransform these are columns and negative rows, where desktop GIS shows such a raster.
+    """
     shapely = require("shapely", EXTRA)
-    return shapely.geometry.polygon.orient(shapely.Polygon(_ring(raster, window, 1)[:-1]))
+    left, top, width, height = window
+    a, b, c, d, e, f = tuple(raster.transform or (1, 0, 0, 0, -1, 0))[:6]
+    box = shapely.box(left, top, left + width, top + height)
+    return shapely.orient_polygons(require("shapely.affinity", EXTRA).affine_transform(box, (a, b, d, e, c, f)))
 
 
 def footprint(raster: "Raster", window: Window) -> dict[str, Any] | None:
-    """The window as a GeoJSON geometry in WGS84, longitude first, outer rings counterclockwise.
+    """A window as a GeoJSON geometry in WGS84, longitude first, outer rings counterclockwise.
 
     Returns:
         A Polygon, a MultiPolygon where it crosses the antimeridian, or None: the raster is not placed on the earth, or
         the window lies where its projection has no meaning.
     """
-    if raster.crs is None or raster.transform is None:
+    to_earth = raster.crs and raster.transform and _to_earth(raster.crs.to_wkt())
+    if not to_earth:
         return None
-    ring = _ring(raster, window, _POINTS)  # [points, 2], closed
-    to_earth = _to_earth(raster.crs.to_wkt())
-    points = np.stack(to_earth.transform(ring[:, 0], ring[:, 1]), axis=1) if to_earth else ring * np.nan
+    shape = outline(raster, window)
+    ring = require("shapely", EXTRA).segmentize(shape, shape.length / _NUM_POINTS).exterior.xy
+    points = np.stack(to_earth.transform(*map(np.asarray, ring)), axis=1)  # [points, 2], closed
     if not np.isfinite(points).all():
         return None
-    points = _continuous(points)
+    points[:, 0] = np.unwrap(points[:, 0], period=360)  # no jump at 180 degrees
     half_a_pixel = np.ptp(points, axis=0).min() / max(window.width, window.height) / 2
     return _geometry(_around_pole(points), half_a_pixel)
 
@@ -58,29 +64,9 @@ def _to_earth(crs: str) -> Any:
         return None
 
 
-def _ring(raster: "Raster", window: Window, points: int) -> np.ndarray:
-    """The window's outline, closed, `[4 x points + 1, 2]`."""
-    steps = np.arange(points) / points
-    column = [steps, np.ones(points), 1 - steps, np.zeros(points)]
-    row = [np.zeros(points), steps, np.ones(points), 1 - steps]
-    columns = window.column + np.concatenate([*column, [0.0]]) * window.width
-    rows = window.row + np.concatenate([*row, [0.0]]) * window.height
-    if raster.transform is None:
-        return np.stack([columns, -rows], axis=1)
-    a, b, c, d, e, f = tuple(raster.transform)[:6]
-    return np.stack([a * columns + b * rows + c, d * columns + e * rows + f], axis=1)
-
-
-def _continuous(points: np.ndarray) -> np.ndarray:
-    """Longitudes without the jump at 180 degrees: each is within half a turn of the one before."""
-    longitudes = np.rad2deg(np.unwrap(np.deg2rad(points[:, 0])))
-    return np.stack([longitudes, points[:, 1]], axis=1)
-
-
 def _around_pole(points: np.ndarray) -> np.ndarray:
     """A ring that goes once around the earth holds a pole: it is closed along the nearer one."""
-    turn = points[-1, 0] - points[0, 0]
-    if abs(turn) < 180:
+    if abs(points[-1, 0] - points[0, 0]) < 180:
         return points
     pole = math.copysign(90.0, points[:, 1].mean())
     return np.concatenate([points, [[points[-1, 0], pole], [points[0, 0], pole]]])
@@ -88,29 +74,17 @@ def _around_pole(points: np.ndarray) -> np.ndarray:
 
 def _geometry(points: np.ndarray, tolerance: float) -> dict[str, Any] | None:
     """A ring of continuous longitudes as GeoJSON: cut at the antimeridian, without points that change nothing."""
-    shapely = require("shapely", EXTRA)
+    shapely, affinity = require("shapely", EXTRA), require("shapely.affinity", EXTRA)
     ring = shapely.make_valid(shapely.Polygon(points).simplify(tolerance))
     west, _, east, _ = ring.bounds
-    parts = []
+    pieces = []
     for turn in range(math.floor((west + 180) / 360), math.floor((east + 180) / 360) + 1):
         world = shapely.box(-180 + 360 * turn, -90, 180 + 360 * turn, 90)
-        parts.append(shapely.transform(ring.intersection(world), functools.partial(_turned, degrees=-360 * turn)))
-    whole = shapely.union_all(parts)
-    polygons = [
-        [_coordinates(part.exterior, True), *(_coordinates(hole, False) for hole in part.interiors)]
-        for part in getattr(whole, "geoms", [whole])
-        if part.geom_type == "Polygon" and part.area > 0
-    ]
-    if len(polygons) > 1:
-        return {"type": "MultiPolygon", "coordinates": polygons}
-    return {"type": "Polygon", "coordinates": polygons[0]} if polygons else None
-
-
-def _turned(points: np.ndarray, degrees: float) -> np.ndarray:
-    return points + [degrees, 0]
-
-
-def _coordinates(ring: Any, outer: bool) -> list[list[float]]:
-    """Counterclockwise for an outer ring, clockwise for a hole."""
-    points = list(ring.coords) if ring.is_ccw == outer else list(ring.coords)[::-1]
-    return [[round(x, DIGITS), round(y, DIGITS)] for x, y in points]
+        pieces.append(affinity.translate(ring.intersection(world), -360 * turn))
+    joined = shapely.get_parts(shapely.union_all(pieces))
+    polygons = [piece for piece in joined if piece.geom_type == "Polygon" and piece.area > 0]
+    if not polygons:
+        return None
+    shape = polygons[0] if len(polygons) == 1 else shapely.MultiPolygon(polygons)
+    rounded = shapely.transform(shapely.orient_polygons(shape), functools.partial(np.round, decimals=_DIGITS))
+    return rounded.__geo_interface__

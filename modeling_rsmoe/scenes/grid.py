@@ -30,8 +30,14 @@ class Grid:
     of its own size [our decision].
 
     Args:
-        width, height: of the raster, in pixels.
-        tile, overlap: in pixels; 0 <= overlap < tile.
+        width: of the raster, in pixels.
+        height: of the raster, in pixels.
+        tile: its side in pixels.
+        overlap: of neighboring tiles, in pixels; 0 <= overlap < tile.
+
+    Attributes:
+        columns: where the tiles of a row begin.
+        rows: where the tiles of a column begin.
 
     Raises:
         RSMoEError: a size that cannot be, or more than `MAX_TILES` tiles.
@@ -46,8 +52,8 @@ class Grid:
         count = (len(across) + 1) * (len(down) + 1)
         if count > MAX_TILES:
             raise RSMoEError(
-                f"tiles of {tile} px would cut {width} x {height} px into {count:,} tiles, more than {MAX_TILES:,}: give a "
-                "larger --tile or a smaller --overlap"
+                f"tiles of {tile} px would cut {width} x {height} px into {count:,} tiles, more than {MAX_TILES:,}: "
+                "give a larger --tile or a smaller --overlap"
             )
         self.columns = [*across, width - self._size[0]]
         self.rows = [*down, height - self._size[1]]
@@ -60,9 +66,9 @@ class Grid:
             for column in self.columns:
                 yield Window(column, row, *self._size)
 
-    def own_shares(self) -> Iterator[float]:
-        """Of each tile the share that is its own when pixels of several tiles are shared out evenly among them; the
-        shares times the tiles' areas add up to the raster's area."""
+    def area_shares(self) -> Iterator[float]:
+        """Of each tile the share of its area that counts for it when pixels of several tiles are shared out evenly
+        among them; the shares times the tiles' areas add up to the raster's area."""
         across, down = (
             _shares(starts, size) for starts, size in zip((self.columns, self.rows), self._size, strict=True)
         )
@@ -72,11 +78,7 @@ class Grid:
 
 
 def check_tile(tile: int, overlap: int) -> None:
-    """Refuse sizes that cannot be.
-
-    Raises:
-        RSMoEError: the tile is smaller than `MIN_SIDE`, or the overlap is negative or as large as the tile.
-    """
+    """Refuse a tile smaller than `MIN_SIDE`, and an overlap that is negative or as large as the tile."""
     if tile < MIN_SIDE:
         raise RSMoEError(f"a tile of {tile} px shows nothing: --tile takes at least {MIN_SIDE}, for example {TILE}")
     if not 0 <= overlap < tile:
@@ -84,7 +86,8 @@ def check_tile(tile: int, overlap: int) -> None:
 
 
 def _shares(starts: list[int], size: int) -> list[float]:
-    """Of each interval of a length, beginning at ascending places, the mean of 1 / (how many intervals cover a pixel)."""
+    """Of each interval of a length, beginning at ascending places, the mean over its pixels of 1 / (how many intervals
+    cover the pixel)."""
     edges = sorted({*starts, *(start + size for start in starts)})
     shared = [0.0]  # up to each edge: the sum over pixels of 1 / cover
     for left, right in pairwise(edges):

@@ -1,4 +1,4 @@
-"""One HTML page to look at captioned scenes and images: self-contained, it opens from the file without a network.
+"""One HTML page of captioned scenes and images: self-contained, it opens from the file without a network.
 
 Names of files and texts of a model are untrusted. They are data of the page's script, which sets them as text; the
 template escapes what it shows itself.
@@ -11,56 +11,46 @@ from typing import Any
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import write_whole
 from ..utils.html import COLORS, data_url, render
-from .sheet import Sheet
+from .view import View
 
 
-SIDE = 1600  # pixels of the longer side of a picture: about half a megabyte
+SIDE = 1600  # pixels of the longer side of an image: about half a megabyte
 MAX_TILES = 20_000  # of a page: outlines that a browser still draws quickly [our decision]
-MAX_SHEETS = 200  # of a page: about 20 MB with their pictures [our decision]
+MAX_VIEWS = 200  # of a page: about 20 MB with their images [our decision]
 
 
-def check_map(sheets: int, tiles: int) -> None:
-    """
-    Raises:
-        RSMoEError: more images and scenes, or more tiles, than a page can show.
-    """
-    if sheets > MAX_SHEETS:
-        raise RSMoEError(f"a map shows at most {MAX_SHEETS} images, not {sheets}: make several, or leave --map out")
-    if tiles > MAX_TILES:
+def check_map(num_views: int, num_tiles: int) -> None:
+    """Refuse a page of more images and scenes, or more of their tiles, than a browser can show."""
+    if num_views > MAX_VIEWS:
+        raise RSMoEError(f"a map shows at most {MAX_VIEWS} images, not {num_views}: make several, or leave --map out")
+    if num_tiles > MAX_TILES:
         raise RSMoEError(
-            f"a map of {tiles:,} tiles is too heavy for a browser (at most {MAX_TILES:,}): give a larger --tile, or "
-            "--output scene.gpkg for a GIS program"
+            f"a map of {num_tiles:,} tiles is too heavy for a browser (at most {MAX_TILES:,}): give a larger --tile, "
+            "or --output scene.gpkg for a GIS program"
         )
 
 
-def write_map(sheets: Sequence[Sheet], output: str | Path) -> None:
-    """Write the page, whole or not at all.
-
-    Args:
-        sheets: at least one.
-
-    Raises:
-        RSMoEError: `check_map`. OSError: the disk is full, for example.
-    """
-    check_map(len(sheets), sum(len(sheet.tiles) for sheet in sheets))
+def write_map(views: Sequence[View], output: str | Path) -> None:
+    """Write the page, whole or not at all."""
+    check_map(len(views), sum(len(view.tiles) for view in views))
     template = Path(__file__).with_name("map.html")
-    title = _text(sheets[0].name.replace("\\", "/").rsplit("/", 1)[-1])
-    title += f" and {len(sheets) - 1} more" if len(sheets) > 1 else ""
-    page = render(template, title=title, model=_text(sheets[0].model), sheets=[_data(sheet) for sheet in sheets])
+    title = _text(views[0].name.replace("\\", "/").rsplit("/", 1)[-1])
+    title += f" and {len(views) - 1} more" if len(views) > 1 else ""
+    page = render(template, title=title, model=_text(views[0].model), views=[_data(view) for view in views])
     write_whole(output, page)
 
 
-def _data(sheet: Sheet) -> dict[str, Any]:
-    """A sheet for the page's script."""
-    experts = list(dict.fromkeys(name for tile in sheet.tiles for name in tile.parts))
+def _data(view: View) -> dict[str, Any]:
+    """A view for the page's script."""
+    experts = list(dict.fromkeys(name for tile in view.tiles for name in tile.expert_texts))
     return {
-        "name": _text(sheet.name),
-        "asked": _text(sheet.asked),
-        "text": _text(sheet.text),
-        "picture": data_url(sheet.picture),
-        "width": sheet.width,
-        "height": sheet.height,
-        "skipped": sheet.skipped,
+        "name": _text(view.name),
+        "instruction": _text(view.instruction),
+        "text": _text(view.text),
+        "image": data_url(view.image),
+        "width": view.width,
+        "height": view.height,
+        "skipped": view.num_skipped,
         "tiles": [
             {
                 "number": tile.number,
@@ -68,11 +58,11 @@ def _data(sheet: Sheet) -> dict[str, Any]:
                 "text": _text(tile.text),
                 "place": None if place is None else f"{place[1]:.5f}, {place[0]:.5f}",
                 "steps": [
-                    [name, experts.index(name) % len(COLORS), _text(tile.router_prompts.get(name, "")), _text(part)]
-                    for name, part in tile.parts.items()
+                    [name, experts.index(name) % len(COLORS), _text(tile.router_prompts.get(name, "")), _text(text)]
+                    for name, text in tile.expert_texts.items()
                 ],
             }
-            for tile, place in zip(sheet.tiles, sheet.places, strict=True)
+            for tile, place in zip(view.tiles, view.places, strict=True)
         ],
     }
 

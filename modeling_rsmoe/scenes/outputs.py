@@ -1,4 +1,4 @@
-"""What was said about scenes, as a file: GeoJSON, GeoPackage, GeoParquet or JSON lines, by the name's ending.
+"""Described scenes as a file: GeoJSON, GeoPackage, GeoParquet or JSON lines, by the name's ending.
 
 Every format holds one feature for each described tile, and a record of each scene (its caption or answer, its grid,
 counts, settings): GeoJSON under the member `rsmoe`, GeoPackage as the layer `scenes`, Parquet in the schema's metadata
@@ -11,85 +11,27 @@ GeoPackage and Parquet hold exact outlines in the rasters' own coordinate system
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
 from ..utils.files import whole_file
-from .answers import Combined
 from .footprint import footprint, outline
-from .grid import Grid, Window
+from .grid import Window
 from .raster import EXTRA
-from .summary import Summary
+from .result import SceneResult
 
 
 if TYPE_CHECKING:
     from .describe import Tile
-    from .raster import Raster
 
 METADATA = "rsmoe"  # what the scenes' records are called in GeoJSON and Parquet
 TILES, SCENES = "tiles", "scenes"  # layers of a GeoPackage
 
 
-@dataclass(frozen=True)
-class Run:
-    """What was asked of whom.
-
-    Attributes:
-        kind: what the texts are.
-        asked: the instruction, or the question.
-        model, revision: the checkpoint's name, and the commit on the Hub or the hash of its folder.
-    """
-
-    kind: Literal["caption", "answer"]
-    asked: str
-    model: str
-    revision: str
-
-
-@dataclass(frozen=True)
-class SceneResult:
-    """All that was found in one scene; `outcome` is a Summary of captions or the combined answer."""
-
-    run: Run
-    raster: "Raster"
-    grid: Grid
-    tiles: "Sequence[Tile]"
-    outcome: Summary | Combined
-
-    @property
-    def text(self) -> str:
-        """The scene's caption or answer."""
-        return self.outcome.caption if isinstance(self.outcome, Summary) else self.outcome.answer
-
-    @property
-    def skipped(self) -> int:
-        """Tiles that are mostly without data."""
-        return len(self.grid) - len(self.tiles)
-
-    def record(self) -> dict[str, Any]:
-        """The scene as plain JSON."""
-        raster, stretch = self.raster, self.raster.stretch
-        found: dict[str, Any] = {"scene": raster.name, self.run.kind: self.text}
-        if isinstance(self.outcome, Summary):
-            found |= {"parts": self.outcome.parts, "mentioned": self.outcome.mentioned, "instruction": self.run.asked}
-        else:
-            found |= {"how": self.outcome.how, "question": self.run.asked}
-        found |= {"tiles": len(self.tiles), "skipped": self.skipped}
-        found |= {"tile_size": self.grid.tile, "overlap": self.grid.overlap}
-        found |= {"width": raster.width, "height": raster.height, "bands": list(raster.bands)}
-        found |= {"stretch": None if stretch is None else {"low": list(stretch.low), "high": list(stretch.high)}}
-        found |= {"crs": None if raster.crs is None else raster.crs.to_string(), "notes": raster.notes}
-        return found | {"model": self.run.model, "revision": self.run.revision}
-
-
 def check_format(output: Path) -> None:
-    """
-    Raises:
-        RSMoEError: the name ends in none of the formats', or a package that writes it is missing.
-    """
+    """Refuse a file whose ending is of no format, or whose format needs a package that is missing."""
     if output.suffix.lower() not in _WRITERS:
         raise RSMoEError(f"{output} ends in none of {', '.join(_WRITERS)}: give --output the format that you want")
     for module in _NEEDS.get(output.suffix.lower(), ()):
@@ -97,63 +39,57 @@ def check_format(output: Path) -> None:
 
 
 def write(results: Sequence[SceneResult], output: Path) -> None:
-    """Write a file whole or not at all.
-
-    Args:
-        output: its ending names the format (`check_format`).
+    """Write a file, whose ending names the format, whole or not at all.
 
     Raises:
-        RSMoEError: the format's library cannot write it. OSError: the disk is full, for example.
+        RSMoEError: the format's library cannot write it.
+        OSError: the disk is full, for example.
     """
     with whole_file(output) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a layer without a coordinate system: its raster has none
         try:
             _WRITERS[output.suffix.lower()](results, file)
         except RuntimeError as error:  # pyogrio's errors
-            raise RSMoEError(
-                f"{output} cannot be written ({error}): free some space, or give another place"
-            ) from error
+            problem = f"{output} cannot be written ({error})"
+            raise RSMoEError(f"{problem}: free some space, or give another place") from error
 
 
-def properties(result: SceneResult, tile: "Tile") -> dict[str, Any]:
+def _properties(result: SceneResult, tile: "Tile") -> dict[str, Any]:
     """A tile's columns, flat, as GIS programs show them."""
-    columns = {
+    columns: dict[str, Any] = {
         "scene": result.raster.name,
         "tile": tile.number,
-        result.run.kind: tile.text,
-        **{f"part_{name}": text for name, text in tile.parts.items()},
-        **{f"prompt_{name}": text for name, text in tile.router_prompts.items()},
-        "column": tile.window.column,
-        "row": tile.window.row,
-        "width": tile.window.width,
-        "height": tile.window.height,
+        result.task.kind: tile.text,
+        **{f"expert_text_{name}": text for name, text in tile.expert_texts.items()},
+        **{f"router_prompt_{name}": text for name, text in tile.router_prompts.items()},
+        **tile.window._asdict(),
         "valid": tile.valid,
-        "model": result.run.model,
-        "revision": result.run.revision,
+        "model": result.task.model,
+        "revision": result.task.revision,
     }
-    # a NUL would end the text in a database
-    return {
-        name: value.replace("\0", "\ufffd") if isinstance(value, str) else value for name, value in columns.items()
-    }
+    for name, value in columns.items():
+        if isinstance(value, str):
+            columns[name] = value.replace("\0", "\ufffd")  # a NUL would end the text in a database
+    return columns
 
 
-def line(result: SceneResult, tile: "Tile") -> dict[str, Any]:
-    """A tile as `rsmoe caption --json` shows an image, with its place."""
+def tile_record(result: SceneResult, tile: "Tile") -> dict[str, Any]:
+    """A tile as `rsmoe caption --json` prints an image, with its place."""
     return {
         "scene": result.raster.name,
         "tile": tile.number,
         "window": list(tile.window),
         "valid": tile.valid,
-        result.run.kind: tile.text,
+        result.task.kind: tile.text,
         "router_prompts": tile.router_prompts,
-        "parts": tile.parts,
-        "model": result.run.model,
-        "revision": result.run.revision,
+        "expert_texts": tile.expert_texts,
+        "model": result.task.model,
+        "revision": result.task.revision,
         "geometry": footprint(result.raster, tile.window),
     }
 
 
-def _each(results: Sequence[SceneResult]) -> "Iterator[tuple[SceneResult, Tile]]":
+def _all_tiles(results: Sequence[SceneResult]) -> "Iterator[tuple[SceneResult, Tile]]":
     for result in results:
         for tile in result.tiles:
             yield result, tile
@@ -161,8 +97,8 @@ def _each(results: Sequence[SceneResult]) -> "Iterator[tuple[SceneResult, Tile]]
 
 def _write_lines(results: Sequence[SceneResult], file: Path) -> None:
     with file.open("w", encoding="utf-8") as stream:
-        for result, tile in _each(results):
-            stream.write(json.dumps(line(result, tile), ensure_ascii=False) + "\n")
+        for result, tile in _all_tiles(results):
+            stream.write(json.dumps(tile_record(result, tile), ensure_ascii=False) + "\n")
         for result in results:
             stream.write(json.dumps(result.record(), ensure_ascii=False) + "\n")
 
@@ -171,57 +107,55 @@ def _write_geojson(results: Sequence[SceneResult], file: Path) -> None:
     with file.open("w", encoding="utf-8") as stream:
         scenes = json.dumps({SCENES: [result.record() for result in results]}, ensure_ascii=False)
         stream.write(f'{{"type": "FeatureCollection", "{METADATA}": {scenes}, "features": [')
-        for index, (result, tile) in enumerate(_each(results)):
+        for index, (result, tile) in enumerate(_all_tiles(results)):
             feature = {
                 "type": "Feature",
                 "geometry": footprint(result.raster, tile.window),
-                "properties": properties(result, tile),
+                "properties": _properties(result, tile),
             }
             stream.write((",\n" if index else "\n") + json.dumps(feature, ensure_ascii=False))
         stream.write("\n]}\n")
 
 
 def _write_geopackage(results: Sequence[SceneResult], file: Path) -> None:
-    tiles = _frame(results, [properties(result, tile) for result, tile in _each(results)], _windows(results))
-    scenes = [
-        {
-            name: value if isinstance(value, (str, int)) else json.dumps(value)
-            for name, value in result.record().items()
-        }
-        for result in results
-    ]
-    whole = [(result, Window(0, 0, result.raster.width, result.raster.height)) for result in results]
-    tiles.to_file(file, layer=TILES, driver="GPKG", engine="pyogrio")
-    _frame(results, scenes, whole).to_file(file, layer=SCENES, driver="GPKG", engine="pyogrio")
+    records = []
+    for result in results:
+        columns = result.record().items()
+        records.append(
+            {name: value if isinstance(value, (str, int)) else json.dumps(value) for name, value in columns}
+        )
+    windows = [(result, Window(0, 0, result.raster.width, result.raster.height)) for result in results]
+    for layer, frame in ((TILES, _tile_frame(results)), (SCENES, _frame(results, records, windows))):
+        frame.to_file(file, layer=layer, driver="GPKG", engine="pyogrio")
 
 
 def _write_parquet(results: Sequence[SceneResult], file: Path) -> None:
     parquet = require("pyarrow.parquet", EXTRA)
-    _frame(results, [properties(result, tile) for result, tile in _each(results)], _windows(results)).to_parquet(file)
+    _tile_frame(results).to_parquet(file)
     table = parquet.read_table(file)
     scenes = json.dumps({SCENES: [result.record() for result in results]}, ensure_ascii=False)
     parquet.write_table(table.replace_schema_metadata({**table.schema.metadata, METADATA: scenes}), file)
 
 
-def _windows(results: Sequence[SceneResult]) -> list[tuple[SceneResult, Window]]:
-    return [(result, tile.window) for result, tile in _each(results)]
+def _tile_frame(results: Sequence[SceneResult]) -> Any:
+    properties = [_properties(result, tile) for result, tile in _all_tiles(results)]
+    return _frame(results, properties, [(result, tile.window) for result, tile in _all_tiles(results)])
 
 
 def _frame(
     results: Sequence[SceneResult], rows: list[dict[str, Any]], windows: Sequence[tuple[SceneResult, Window]]
 ) -> Any:
-    """A GeoDataFrame of rows and the windows' outlines."""
+    """A GeoDataFrame of rows and their windows' outlines."""
     geopandas, shapely = require("geopandas", EXTRA), require("shapely.geometry", EXTRA)
     rasters = [result.raster for result in results]
     systems = {raster.crs.to_wkt() if raster.crs is not None else None for raster in rasters}
-    one_system = len(systems) == 1 and len({raster.transform is None for raster in rasters}) == 1
-    if one_system:
+    if len(systems) == 1 and len({raster.transform is None for raster in rasters}) == 1:
         system = rasters[0].crs if rasters[0].transform is not None else None
         shapes = [outline(result.raster, window) for result, window in windows]
     else:
         system = "EPSG:4326"
-        places = [footprint(result.raster, window) for result, window in windows]
-        shapes = [None if place is None else shapely.shape(place) for place in places]
+        footprints = [footprint(result.raster, window) for result, window in windows]
+        shapes = [geometry and shapely.shape(geometry) for geometry in footprints]
     return geopandas.GeoDataFrame(rows, geometry=shapes, crs=system)
 
 

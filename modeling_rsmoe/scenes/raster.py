@@ -1,11 +1,11 @@
-"""One raster of any size, opened with distrust and read by windows as RGB pictures with masks of what is data.
+"""One raster of any size, validated when it is opened and read by windows as RGB images with masks of what is data.
 
 A raster is a file, or several files of the same grid whose bands are stacked (the bands of a satellite scene). Memory
 does not depend on its size: GDAL's block cache is bounded, blocks of more than `MAX_BLOCK_BYTES` are refused, and
-whatever is shown smaller is read smaller (from the file's overviews where it has some). Knows nothing about tiles or
+whatever is wanted smaller is read smaller (from the file's overviews where it has some). Knows nothing about tiles or
 models.
 
-[our decision] A pixel is data if any of the shown bands says so (GDAL's own rule): no-data values, alpha, mask files
+[our decision] A pixel is data if any of the chosen bands says so (GDAL's own rule): no-data values, alpha, mask files
 and NaN are obeyed, and what is no data is black.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
-from .bands import bands_of, choose
+from .bands import bands_of, choose_bands
 from .files import driver_of, is_gdal_path, is_remote
 from .grid import MIN_SIDE, Window
 from .stretch import Stretch, percentile_stretch
@@ -34,23 +34,19 @@ if TYPE_CHECKING:
 
 EXTRA = "geo"
 MAX_BLOCK_BYTES = 256 * 2**20
-# GDAL keeps unpacked blocks up to 5 % of the machine's memory; it reads this limit (MB) once, at its first block, and an
-# option of a rasterio.Env does not hold between reads.
-_CACHE = "64"
+# GDAL keeps unpacked blocks up to 5 % of the machine's memory; it reads this limit (MB) once, at its first block, and
+# an option of a rasterio.Env does not hold between reads.
+_CACHE_MB = "64"
 _SAMPLE_SIDE = 1024  # the scene as its percentiles see it
-_WHOLE_SAMPLE = 4096 * 4096  # pixels: up to here, or with overviews, the sample is the whole scene made smaller
-_SAMPLE_WINDOWS, _SAMPLE_WINDOW = 16, 64  # else 16 x 16 windows of 64 x 64 px, evenly spread
+_MAX_OVERVIEW_PIXELS = 4096 * 4096  # up to here, or with overviews, the sample is the whole scene made smaller
+_NUM_SAMPLE_WINDOWS, _SAMPLE_WINDOW_SIDE = 16, 64  # else 16 x 16 windows of 64 x 64 px, evenly spread
 _MAX_CHECKED_BLOCKS = 65_536
+_COMPLEX = {"complex_int16": "int32", "complex_int32": "int64"}  # GDAL's, with numpy's types of the same size
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A window as it is shown.
-
-    Attributes:
-        image: mode "RGB"; black where there is no data.
-        valid: bool `[H, W]`, of the image's size.
-    """
+class RasterImage:
+    """A window as an image, "RGB" and black where there is no data, and what of it is data, bool `[H, W]`."""
 
     image: "Image.Image"
     valid: np.ndarray
@@ -64,11 +60,11 @@ class Picture:
 def open_raster(
     path: str | os.PathLike | Sequence[str], bands: Sequence[int | str] | None = None, name: str | None = None
 ) -> "Raster":
-    """Open a raster and check it: no model needs to be loaded to learn that it cannot be read.
+    """Open a raster and validate it: no model needs to be loaded to learn that it cannot be read.
 
     Args:
         path: a file, whatever rasterio reads (`/vsizip/...`, `s3://...`, `https://...`), or several of the same grid
-            whose bands are stacked in this order. A network is used for a path that names one, never otherwise.
+            whose bands are stacked in this order. A network is used only for a path that names one.
         bands: one (gray) or three (red, green, blue), by number from 1, or by description or color interpretation.
         name: what errors and results call it; by default its path.
 
@@ -83,11 +79,10 @@ def open_raster(
     raster = Raster(paths, name or paths[0])
     try:
         raster._prepare(bands)
-    except RSMoEError:
+    except Exception as error:  # outside of a read: a color interpretation that GDAL does not know, for example
         raster.close()
-        raise
-    except raster._errors as error:  # outside of a read: a color interpretation that GDAL does not know, for example
-        raster.close()
+        if isinstance(error, RSMoEError) or not isinstance(error, raster._errors):
+            raise
         raise raster._cannot("be opened", error) from error
     return raster
 
@@ -97,27 +92,29 @@ class Raster:
 
     Attributes:
         name: what the user calls it.
-        width, height: in pixels.
-        bands: numbers (from 1) of the one or three bands that are shown.
+        paths: of its files.
+        width: in pixels.
+        height: in pixels.
+        bands: numbers (from 1) of the one or three chosen bands.
         band_names: their descriptions, "" where the file has none.
-        dtype: numpy's, of the shown bands.
+        dtype: numpy's, of the chosen bands.
         crs: rasterio's CRS, or None.
         transform: affine, from pixels to `crs`; None if the file has none that can be used.
-        stretch: how numbers become 8 bits; None for 8-bit bands.
+        stretch: how values become 8 bits; None for 8-bit bands.
         notes: what the user should know, such as a missing coordinate system; one sentence each.
     """
 
     def __init__(self, paths: list[str], name: str):
         self.name, self.paths = name, paths
         self.notes: list[str] = []
-        os.environ.setdefault("GDAL_CACHEMAX", _CACHE)
+        os.environ.setdefault("GDAL_CACHEMAX", _CACHE_MB)
         self._rasterio = require("rasterio", EXTRA)
-        # What damaged files provoke besides rasterio's errors: numbers out of range, unknown kinds, GDAL's bare errors.
         gdal = require("rasterio._err", EXTRA).CPLE_BaseError
-        errors: tuple[type[Exception], ...] = (OSError, ValueError, ArithmeticError, LookupError, MemoryError)
-        self._errors = (self._rasterio.errors.RasterioError, gdal, *errors)
+        # What damaged files provoke: also numbers out of range, unknown kinds, GDAL's bare errors.
+        self._errors: tuple[type[Exception], ...] = (self._rasterio.errors.RasterioError, gdal, OSError, ValueError)
+        self._errors += (ArithmeticError, LookupError, MemoryError)
         self._opened: list[Any] = []
-        self._warnings: list[str] = []
+        self._warnings = _Warnings()
         self._palette: np.ndarray | None = None
         self.stretch: Stretch | None = None
 
@@ -133,13 +130,13 @@ class Raster:
             dataset.close()
         self._opened = []
 
-    def read(self, window: Window | None = None, max_side: int | None = None, average: bool = True) -> Picture:
-        """A window as a picture.
+    def read(self, window: Window | None = None, max_side: int | None = None, average: bool = True) -> RasterImage:
+        """A window as an image.
 
         Args:
             window: by default the whole raster (then give `max_side`: it may not fit into memory).
-            max_side: the longest side of the picture, in pixels; a larger window is read smaller, from overviews
-                where the file has some.
+            max_side: the longest side of the image, in pixels; a larger window is read smaller, from overviews where
+                the file has some.
             average: of the pixels that fall together, where it is read smaller; else the nearest one.
 
         Raises:
@@ -148,15 +145,13 @@ class Raster:
         from PIL import Image
 
         window = window or Window(0, 0, self.width, self.height)
-        scale = 1.0 if max_side is None else min(1.0, max_side / max(window.width, window.height))
-        size = max(1, round(window.height * scale)), max(1, round(window.width * scale))
-        values, valid = self._read(window, size, average)
+        values, valid = self._read(window, max_side, average)
         colors = self._colors(values, valid)  # [3, H, W]
-        seen: np.ndarray = np.any(valid, axis=0)
-        colors = np.where(seen, colors, np.uint8(0))
-        return Picture(Image.fromarray(np.ascontiguousarray(np.moveaxis(colors, 0, -1))), seen)
+        is_data: np.ndarray = np.any(valid, axis=0)
+        colors = np.moveaxis(colors * is_data, 0, -1)
+        return RasterImage(Image.fromarray(np.ascontiguousarray(colors)), is_data)
 
-    def overview(self, max_side: int = 1024) -> Picture:
+    def overview(self, max_side: int = 1024) -> RasterImage:
         """The whole raster, its longest side at most `max_side` pixels."""
         return self.read(None, max_side)
 
@@ -165,11 +160,8 @@ class Raster:
     @property
     def _datasets(self) -> list[Any]:
         if not self._opened:
-            opened: list[Any] = []
             with self._gdal("be opened"):
-                for path in self.paths:
-                    opened.append(self._rasterio.open(path, driver=driver_of(path)))
-            self._opened = opened
+                self._opened = [self._rasterio.open(path, driver=driver_of(path)) for path in self.paths]
         return self._opened
 
     def _prepare(self, bands: Sequence[int | str] | None) -> None:
@@ -178,19 +170,17 @@ class Raster:
         for path, dataset in zip(self.paths, self._datasets, strict=True):
             self._check(path, dataset)
         self._locate(first)
-        every = bands_of(self._datasets)
-        self.bands = choose(self.name, every, bands)
-        self._chosen = [every[number - 1] for number in self.bands]
+        all_bands = bands_of(self._datasets)
+        self.bands = choose_bands(self.name, all_bands, bands)
+        self._chosen = [all_bands[number - 1] for number in self.bands]
         self.band_names = tuple(band.description for band in self._chosen)
-        kinds = [band.dtype for band in self._chosen]
-        if any(kind.startswith("complex") for kind in kinds):
-            raise RSMoEError(
-                f"{self.name} holds complex values ({kinds[0]}), which are no picture: write their amplitude to a file first"
-            )
-        self.dtype = np.result_type(*kinds)
+        dtypes = [band.dtype for band in self._chosen]
+        if any(dtype.startswith("complex") for dtype in dtypes):
+            problem = f"{self.name} holds complex values ({dtypes[0]}), which are no image"
+            raise RSMoEError(f"{problem}: write their amplitude to a file first")
+        self.dtype = np.result_type(*dtypes)
         self._palette = self._color_table()
-        self._probe()
-        self.stretch = None
+        self._read(Window(self.width - 1, self.height - 1, 1, 1))  # a header may promise more than there is
         if not self._is_8_bit():
             self.stretch = percentile_stretch(self._sample(), self.dtype)
         elif self._has_masks():
@@ -199,8 +189,8 @@ class Raster:
     def _check(self, path: str, dataset: Any) -> None:
         width, height = dataset.width, dataset.height
         if not dataset.count:
-            parts = ", ".join(dataset.subdatasets[:3])
-            raise RSMoEError(f"{path} has no bands of its own; name one of its parts: {parts or '(none)'}")
+            names = ", ".join(dataset.subdatasets[:3])
+            raise RSMoEError(f"{path} has no bands of its own; name one of its subdatasets: {names or '(none)'}")
         if min(width, height) < MIN_SIDE:
             raise RSMoEError(
                 f"{path} has {width} x {height} pixels, too few to describe: give at least {MIN_SIDE} x {MIN_SIDE}"
@@ -212,18 +202,19 @@ class Raster:
                 "grid: name bands of the same resolution"
             )
         rows, columns = dataset.block_shapes[0]
-        size = rows * columns * self._bytes_per_pixel(dataset)
+        num_bands = dataset.count if dataset.profile.get("interleave") == "pixel" else 1  # read together
+        size = rows * columns * num_bands * np.dtype(_COMPLEX.get(dataset.dtypes[0], dataset.dtypes[0])).itemsize
         if size > MAX_BLOCK_BYTES:
             raise RSMoEError(
-                f"{path} is stored in blocks of {columns} x {rows} px ({size >> 20} MiB), to be read as a whole: store it in "
-                "tiles first (gdal_translate -of COG)"
+                f"{path} is stored in blocks of {columns} x {rows} px ({size >> 20} MiB), to be read as a whole: "
+                "store it in tiles first (gdal_translate -of COG)"
             )
         if dataset.driver == "GTiff" and not is_gdal_path(path):
             with self._gdal("be read"):
                 self._check_blocks(path, dataset)
-        lies = [text for text in self._warnings if "Incorrect count" in text or "Bogus" in text]
-        if lies:
-            raise _damaged(path, f"its header says {width} x {height} px; {lies[0]}")
+        wrong_headers = [text for text in self._warnings.texts if "Incorrect count" in text or "Bogus" in text]
+        if wrong_headers:
+            raise _damaged(path, f"its header says {width} x {height} px; {wrong_headers[0]}")
 
     def _check_blocks(self, path: str, dataset: Any) -> None:
         """A TIFF's blocks must lie in the file: what was cut off is known before hours of work."""
@@ -233,19 +224,11 @@ class Raster:
         for number in range(0, across * down, step):
             place = f"{number % across}_{number // across}"
             offset, length = (
-                dataset.get_tag_item(f"BLOCK_{what}_{place}", "TIFF", bidx=1) for what in ("OFFSET", "SIZE")
+                int(dataset.get_tag_item(f"BLOCK_{what}_{place}", "TIFF", bidx=1) or 0) for what in ("OFFSET", "SIZE")
             )
-            if offset is not None and length is not None and int(offset) + int(length) > size:
-                raise _damaged(
-                    path,
-                    f"its header says {dataset.width} x {dataset.height} px, whose data would reach byte "
-                    f"{int(offset) + int(length)} of {size}",
-                )
-
-    def _bytes_per_pixel(self, dataset: Any) -> int:
-        """That are read together: of all bands where they are interleaved by pixel."""
-        together = dataset.count if dataset.profile.get("interleave") == "pixel" else 1
-        return together * np.dtype(_real(dataset.dtypes[0])).itemsize
+            if offset and length and offset + length > size:
+                data = f"whose data would reach byte {offset + length} of {size}"
+                raise _damaged(path, f"its header says {dataset.width} x {dataset.height} px, {data}")
 
     def _locate(self, dataset: Any) -> None:
         """`crs` and `transform`, with a note if either cannot be used."""
@@ -254,24 +237,15 @@ class Raster:
         except self._rasterio.errors.CRSError:
             self.crs = None
         transform = dataset.transform
-        usable = all(map(math.isfinite, transform)) and transform.determinant != 0 and not transform.is_identity
-        self.transform = transform if usable else None
-        if dataset.gcps[0] and not usable:
-            lacks = "ground control points but no geotransform"
-        elif dataset.rpcs and not usable:
-            lacks = "rational polynomials (RPC) but no geotransform"
-        elif not usable:
-            lacks = "no geotransform"
-        elif self.crs is None:
-            lacks = "no coordinate system"
-        else:
+        is_usable = all(map(math.isfinite, transform)) and transform.determinant != 0 and not transform.is_identity
+        self.transform = transform if is_usable else None
+        if is_usable and self.crs is not None:
             return
-        remedy = "gdalwarp puts it on a map" if "but" in lacks else "gdal_edit.py can add it"
-        self.notes.append(f"{self.name} has {lacks}: its tiles are not placed on the earth ({remedy})")
-
-    def _probe(self) -> None:
-        """Read the last pixel: a header may promise more than there is."""
-        self._read(Window(self.width - 1, self.height - 1, 1, 1), (1, 1), average=False)
+        problem, remedy = "no coordinate system" if is_usable else "no geotransform", "gdal_edit.py can add it"
+        if not is_usable and (dataset.gcps[0] or dataset.rpcs):
+            points = "ground control points" if dataset.gcps[0] else "rational polynomials (RPC)"
+            problem, remedy = f"{points} but no geotransform", "gdalwarp puts it on a map"
+        self.notes.append(f"{self.name} has {problem}: its tiles are not placed on the earth ({remedy})")
 
     def _color_table(self) -> np.ndarray | None:
         """uint8 `[values, 4]` of a band of color indices."""
@@ -280,7 +254,7 @@ class Raster:
             return None
         try:
             table = self._datasets[band.file].colormap(band.number)
-        except ValueError:
+        except ValueError:  # there is none
             return None
         colors = np.zeros((np.iinfo(self.dtype).max + 1 if self.dtype.itemsize < 4 else 65536, 4), np.uint8)
         for value, color in table.items():
@@ -290,39 +264,37 @@ class Raster:
     def _is_8_bit(self) -> bool:
         if self._palette is not None:
             return True
-        files = self._datasets
-        bits = [files[band.file].tags(band.number, ns="IMAGE_STRUCTURE").get("NBITS", "8") for band in self._chosen]
-        return self.dtype == np.uint8 and all(number == "8" for number in bits)
+        tags = [self._datasets[band.file].tags(band.number, ns="IMAGE_STRUCTURE") for band in self._chosen]
+        return self.dtype == np.uint8 and all(tag.get("NBITS", "8") == "8" for tag in tags)
 
     def _has_masks(self) -> bool:
-        everywhere = self._rasterio.enums.MaskFlags.all_valid
-        files = [dataset.mask_flag_enums for dataset in self._datasets]
-        flags = [files[band.file][band.number - 1] for band in self._chosen]
-        return not all(everywhere in of_band for of_band in flags)
+        all_valid = self._rasterio.enums.MaskFlags.all_valid
+        flags = [dataset.mask_flag_enums for dataset in self._datasets]
+        return any(all_valid not in flags[band.file][band.number - 1] for band in self._chosen)
 
     # ---- pixels
 
-    def _read(self, window: Window, size: tuple[int, int], average: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers and whether they are data, both `[bands, H, W]`."""
+    def _read(
+        self, window: Window, max_side: int | None = None, average: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Values and whether they are data, both `[bands, H, W]`."""
         from rasterio.enums import Resampling
         from rasterio.windows import Window as Place
 
-        smaller = size != (window.height, window.width)
+        scale = 1.0 if max_side is None else min(1.0, max_side / max(window.width, window.height))
+        size = max(1, round(window.height * scale)), max(1, round(window.width * scale))
         place = Place(window.column, window.row, window.width, window.height)  # type: ignore[call-arg]
-        resampling = Resampling.average if average and smaller and self._palette is None else Resampling.nearest
+        resampling = Resampling.average if average and scale < 1 and self._palette is None else Resampling.nearest
         values, masks = [], []
-        for dataset, indexes in self._by_dataset():
-            wanted = {"window": place, "out_shape": (len(indexes), *size), "resampling": resampling}
+        for file, bands in itertools.groupby(self._chosen, lambda band: band.file):  # what one file has together
+            indexes = [band.number for band in bands]
+            arguments = {"window": place, "out_shape": (len(indexes), *size), "resampling": resampling}
+            dataset = self._datasets[file]
             with self._gdal(f"be read at column {window.column}, row {window.row}"):
-                values.append(dataset.read(indexes, **wanted))
-                masks.append(dataset.read_masks(indexes, **wanted) > 0)
-        read, valid = np.concatenate(values), np.concatenate(masks)
-        return read, valid & np.isfinite(read)
-
-    def _by_dataset(self) -> Iterator[tuple[Any, list[int]]]:
-        """The shown bands, those next to each other in one file together."""
-        for file, bands in itertools.groupby(self._chosen, lambda band: band.file):
-            yield self._datasets[file], [band.number for band in bands]
+                values.append(dataset.read(indexes, **arguments))
+                masks.append(dataset.read_masks(indexes, **arguments) > 0)
+        pixels = np.concatenate(values)
+        return pixels, np.concatenate(masks) & np.isfinite(pixels)
 
     def _colors(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """uint8 `[3, H, W]`."""
@@ -336,39 +308,36 @@ class Raster:
         return np.broadcast_to(colors, (3, *colors.shape[1:]))
 
     def _sample(self) -> list[np.ndarray]:
-        """Valid values of each shown band, from all over the scene."""
-        smaller = max(self.width, self.height) > _SAMPLE_SIDE
+        """Valid values of each chosen band, from all over the scene."""
         has_overviews = all(self._datasets[band.file].overviews(band.number) for band in self._chosen)
-        if smaller and not has_overviews and self.width * self.height > _WHOLE_SAMPLE:
-            sample = self._flat([self._read(window, window[:1:-1], False) for window in self._sample_windows()])
+        if not has_overviews and self.width * self.height > _MAX_OVERVIEW_PIXELS:
+            sample = self._flat([self._read(window) for window in self._sample_windows()])
             if all(len(values) for values in sample):
                 return sample
-        scale = min(1.0, _SAMPLE_SIDE / max(self.width, self.height))
-        size = max(1, round(self.height * scale)), max(1, round(self.width * scale))
-        sample = self._flat([self._read(Window(0, 0, self.width, self.height), size, False)])
+        sample = self._flat([self._read(Window(0, 0, self.width, self.height), _SAMPLE_SIDE)])
         if not any(len(values) for values in sample):
             raise no_data(self.name)
         return [values if len(values) else np.zeros(1) for values in sample]
 
     def _sample_windows(self) -> Iterator[Window]:
-        width, height = min(_SAMPLE_WINDOW, self.width), min(_SAMPLE_WINDOW, self.height)
-        middles = (np.arange(_SAMPLE_WINDOWS) + 0.5) / _SAMPLE_WINDOWS
-        for row in (middles * self.height - height / 2).clip(0, self.height - height).astype(int):
-            for column in (middles * self.width - width / 2).clip(0, self.width - width).astype(int):
+        width, height = (min(_SAMPLE_WINDOW_SIDE, side) for side in (self.width, self.height))
+        centers = (np.arange(_NUM_SAMPLE_WINDOWS) + 0.5) / _NUM_SAMPLE_WINDOWS
+        for row in (centers * self.height - height / 2).clip(0, self.height - height).astype(int):
+            for column in (centers * self.width - width / 2).clip(0, self.width - width).astype(int):
                 yield Window(int(column), int(row), width, height)
 
     @staticmethod
-    def _flat(read: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-        bands = range(len(read[0][0]))
-        return [np.concatenate([values[band][valid[band]] for values, valid in read]) for band in bands]
+    def _flat(windows: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        num_bands = len(windows[0][0])
+        return [np.concatenate([values[band][valid[band]] for values, valid in windows]) for band in range(num_bands)]
 
     @contextmanager
     def _gdal(self, doing: str) -> Iterator[None]:
-        """GDAL with bounded memory; its errors as ours, its warnings kept and not printed."""
+        """GDAL with bounded memory; its errors as ours, its warnings collected and not printed."""
         options = {"GDAL_HTTP_TIMEOUT": "60", "GDAL_HTTP_MAX_RETRY": "3"}
         if any(map(is_remote, self.paths)):
             options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"  # no listing of a whole bucket
-        with _kept_warnings(self._warnings), warnings.catch_warnings():
+        with self._warnings, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a missing geotransform: it has its own note
             try:
                 with self._rasterio.Env(**options):
@@ -388,42 +357,32 @@ class Raster:
         return RSMoEError(f"{self.name} cannot {doing} ({text}): {remedy}")
 
 
-def no_data(
-    name: str, reason: str = "every pixel is NaN, infinite, masked or the declared no-data value"
-) -> RSMoEError:
-    """What is said of a scene without data."""
-    return RSMoEError(f"{name} holds no data: {reason}")
+def no_data(name: str) -> RSMoEError:
+    """The error of a scene without data."""
+    return RSMoEError(f"{name} holds no data: every pixel is NaN, infinite, masked or the declared no-data value")
 
 
 def _damaged(path: str, reason: str) -> RSMoEError:
     return RSMoEError(f"{path} is truncated or damaged ({reason}): copy or download it again")
 
 
-def _real(dtype: str) -> str:
-    """A numpy type of the same size; GDAL's complex integers have none."""
-    return {"complex_int16": "int32", "complex_int32": "int64"}.get(dtype, dtype)
+class _Warnings(logging.Handler):
+    """In a `with` block: GDAL's warnings, the first 20, in a list instead of on stderr."""
 
+    _logger = logging.getLogger("rasterio")
 
-@contextmanager
-def _kept_warnings(kept: list[str]) -> Iterator[None]:
-    """GDAL's warnings, at most 20, in a list instead of on stderr."""
-    logger = logging.getLogger("rasterio")
-    handler = _Keep(kept)
-    propagates = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagates
-
-
-class _Keep(logging.Handler):
-    def __init__(self, kept: list[str]):
+    def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.kept = kept
+        self.texts: list[str] = []
+
+    def __enter__(self) -> None:
+        self._propagates, self._logger.propagate = self._logger.propagate, False
+        self._logger.addHandler(self)
+
+    def __exit__(self, *exception: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.propagate = self._propagates
 
     def emit(self, record: logging.LogRecord) -> None:
-        if len(self.kept) < 20:
-            self.kept.append(" ".join(record.getMessage().split()))
+        if len(self.texts) < 20:
+            self.texts.append(" ".join(record.getMessage().split()))

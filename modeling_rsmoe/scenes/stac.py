@@ -1,9 +1,9 @@
 """STAC items and item collections as lists of rasters. Reads their JSON with pystac; opens no raster.
 
 [our decision] Of an item's assets the one is taken that is named; else the bands that are asked for, if they are all
-names of assets (one file a band); else the asset `visual`, one with the role "visual", or the only raster. Relative names
-are relative to where the JSON lies, not to its link to itself. A local item may name files on a network: they are read
-only with `remote`, so that a file cannot cause requests by itself.
+names of assets (one file a band); else the asset `visual`, one with the role "visual", or the only raster. Relative
+names are relative to where the JSON lies, not to its link to itself. A local item may name files on a network: they
+are read only with `remote`, so that a file cannot cause requests by itself.
 """
 
 import json
@@ -29,16 +29,11 @@ _NOT_SHOWN = ("thumbnail", "overview", "metadata")  # roles
 
 @dataclass(frozen=True)
 class Scene:
-    """A raster to open: its name, its files (of one grid, bands stacked) and the bands to show."""
+    """A raster to open, its name, files and bands as of `open_raster`."""
 
     name: str
     paths: tuple[str, ...]
-    bands: tuple[int | str, ...] | None = None
-
-
-def is_stac(path: str) -> bool:
-    """Whether a path is that of a STAC document, by its name."""
-    return urlsplit(path).path.lower().endswith((".json", ".geojson"))
+    bands: Sequence[int | str] | None
 
 
 def find_scenes(
@@ -53,8 +48,8 @@ def find_scenes(
         remote: whether assets of a local document may be read over a network.
 
     Raises:
-        RSMoEError: no STAC item or collection of items, no such asset, several rasters and no choice, or a remote asset
-            without `remote`.
+        RSMoEError: no STAC item or collection of items, no such asset, several rasters and no choice, or a remote
+            asset without `remote`.
     """
     pystac = require("pystac", EXTRA)
     remote = remote or is_remote(path)
@@ -65,19 +60,15 @@ def find_scenes(
 
 
 def _read(pystac: Any, path: str) -> dict[str, Any]:
+    file = Path(path)
+    if not is_remote(path):
+        if not file.is_file():
+            raise RSMoEError(f"there is no file {path}: check the path")
+        if file.stat().st_size > MAX_BYTES:
+            raise RSMoEError(f"{path} has more than {MAX_BYTES >> 20} MiB: split the item collection")
     try:
-        if is_remote(path):
-            text = pystac.StacIO.default().read_text(path)
-        else:
-            file = Path(path)
-            if not file.is_file():
-                raise RSMoEError(f"there is no file {path}: check the path")
-            if file.stat().st_size > MAX_BYTES:
-                raise RSMoEError(f"{path} has more than {MAX_BYTES >> 20} MiB: split the item collection")
-            text = file.read_text(encoding="utf-8")
+        text = pystac.StacIO.default().read_text(path) if is_remote(path) else file.read_text(encoding="utf-8")
         content = json.loads(text)
-    except RSMoEError:
-        raise
     except (OSError, ValueError, RecursionError) as error:
         raise RSMoEError(f"{path} cannot be read as JSON ({error}): give a STAC item or item collection") from error
     if not isinstance(content, dict):
@@ -87,14 +78,14 @@ def _read(pystac: Any, path: str) -> dict[str, Any]:
 
 def _items(pystac: Any, path: str, content: dict[str, Any]) -> list[Any]:
     features = content.get("features")
-    single = content.get("type") == "Feature"
-    if not single and not (content.get("type") == "FeatureCollection" and isinstance(features, list)):
+    is_item = content.get("type") == "Feature"
+    if not is_item and not (content.get("type") == "FeatureCollection" and isinstance(features, list)):
         raise RSMoEError(
-            f"{path} is no STAC item or item collection (its type is {content.get('type')!r}): of a catalog or collection, "
-            "give the items"
+            f"{path} is no STAC item or item collection (its type is {content.get('type')!r}): of a catalog or "
+            "collection, give the items"
         )
-    found = []
-    for feature in [content] if single else features or []:
+    items = []
+    for feature in [content] if is_item else features or []:
         try:
             links = [link for link in feature.get("links", ()) if link.get("rel") != "self"]
             item = pystac.Item.from_dict({**feature, "links": links}, migrate=False, preserve_dict=True)
@@ -102,8 +93,8 @@ def _items(pystac: Any, path: str, content: dict[str, Any]) -> list[Any]:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RSMoEError(f"{path} holds a feature that is no STAC item ({reason})") from error
         item.set_self_href(path if is_remote(path) else str(Path(path).absolute()))
-        found.append(item)
-    return found
+        items.append(item)
+    return items
 
 
 def _scene(item: Any, path: str, bands: Sequence[int | str] | None, asset: str | None, remote: bool) -> Scene:
@@ -113,15 +104,15 @@ def _scene(item: Any, path: str, bands: Sequence[int | str] | None, asset: str |
     elif names and all(name in item.assets for name in names):
         keys, bands = names, None
     else:
-        keys = [_shown_asset(item)]
+        keys = [_default_asset(item)]
     for key in keys:
         if key not in item.assets:
             raise RSMoEError(f"item {item.id} of {path} has no asset {key!r}; it has {', '.join(item.assets)}")
     hrefs = tuple(_href(item, key, path, remote) for key in keys)
-    return Scene(f"{item.id}", hrefs, None if bands is None else tuple(bands))
+    return Scene(f"{item.id}", hrefs, bands)
 
 
-def _shown_asset(item: Any) -> str:
+def _default_asset(item: Any) -> str:
     if VISUAL in item.assets:
         return VISUAL
     rasters = {key: asset for key, asset in item.assets.items() if _is_raster(asset)}
@@ -130,8 +121,8 @@ def _shown_asset(item: Any) -> str:
         if len(keys) == 1:
             return keys[0]
     raise RSMoEError(
-        f"item {item.id} has {len(rasters)} rasters ({', '.join(rasters) or 'none'}) and none called {VISUAL!r}: name one "
-        "with --asset, or three as --bands, for example --bands red,green,blue"
+        f"item {item.id} has {len(rasters)} rasters ({', '.join(rasters) or 'none'}) and none called {VISUAL!r}: name "
+        "one with --asset, or three as --bands, for example --bands red,green,blue"
     )
 
 
@@ -149,6 +140,7 @@ def _href(item: Any, key: str, path: str, remote: bool) -> str:
     over_network = is_remote(href) or href.lower().endswith(".vrt")  # a .vrt may name any file of any server
     if over_network and not remote:
         raise RSMoEError(
-            f"asset {key!r} of item {item.id} in {path} is {href}, which may be read over a network: allow it with --remote"
+            f"asset {key!r} of item {item.id} in {path} is {href}, which may be read over a network: allow it with "
+            "--remote"
         )
     return href

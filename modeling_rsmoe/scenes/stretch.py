@@ -1,9 +1,9 @@
-"""From a raster's numbers to 8 bits, the same way in every tile of a scene.
+"""From a raster's values to 8 bits, the same way in every tile of a scene.
 
 [our decision] 8-bit bands are taken as they are. All others are stretched linearly, each band by itself, so that the
-2nd percentile of the scene's valid values becomes 0 and the 98th 255: the habit of desktop GIS, under which haze in one
-band does not tint the picture. Of a band without a range (one value everywhere) integers are scaled by their type's
-largest value and floats by 1.
+2nd percentile of the scene's valid values becomes 0 and the 98th 255: the habit of desktop GIS, under which haze in
+one band does not tint the image. Of a band without a range (one value everywhere) integers are scaled by their
+type's largest value and floats by 1.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ PERCENTILES = (2.0, 98.0)
 
 @dataclass(frozen=True)
 class Stretch:
-    """What becomes 0 and what becomes 255, for each band."""
+    """A linear stretch: for each band, what becomes 0 and what becomes 255."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Numbers `[bands, H, W]` of any real type to uint8; what is not finite becomes 0."""
+        """Values `[bands, H, W]` of any real type to uint8; what is not finite becomes 0."""
         bands = zip(values, self.low, self.high, strict=True)
         return np.stack([_to_8_bit(band, low, high) for band, low, high in bands])  # one by one: less memory
 
@@ -35,14 +35,9 @@ def _to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def percentile_stretch(samples: list[np.ndarray], dtype: np.dtype) -> Stretch:
-    """The stretch of a scene from a sample of its valid values.
-
-    Args:
-        samples: for each band a one-dimensional array of finite values, at least one.
-        dtype: of the bands.
-    """
-    ends = [_ends(sample, dtype) for sample in samples]
-    return Stretch(tuple(low for low, _ in ends), tuple(high for _, high in ends))
+    """The stretch of a scene from finite values, at least one of each band."""
+    low, high = zip(*(_ends(sample, dtype) for sample in samples), strict=True)
+    return Stretch(low, high)
 
 
 def _ends(sample: np.ndarray, dtype: np.dtype) -> tuple[float, float]:
@@ -50,6 +45,5 @@ def _ends(sample: np.ndarray, dtype: np.dtype) -> tuple[float, float]:
     if high <= low:  # almost all of one value: the few others are what can be seen
         low, high = float(sample.min()), float(sample.max())
     if high <= low:
-        whole = 1.0 if np.issubdtype(dtype, np.floating) else float(np.iinfo(dtype).max)
-        return 0.0, whole
+        return 0.0, 1.0 if np.issubdtype(dtype, np.floating) else float(np.iinfo(dtype).max)
     return low, high

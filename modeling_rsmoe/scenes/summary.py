@@ -1,9 +1,9 @@
 """A caption of a whole scene, from its tiles.
 
-[our decision] For each expert, the part of the most typical tile is chosen: the one whose words are nearest to the words
-of all tiles' parts. The base LM then looks at the whole scene made small and reads these parts, as it reads the parts
-of one image, and writes the caption. Beside it stands what the tiles' captions mention, with the share of tiles that do,
-because a caption names only a few things. Of a scene of one tile, the tile's own caption is the scene's.
+[our decision] For each expert, the text of the most typical tile is chosen: the one whose words are nearest to the
+words of all tiles' texts. The base LM then reads these expert texts beside an overview of the scene, as it reads those
+of one image, and writes the caption. Beside it stands what the tiles' captions mention, with the share of tiles that
+do, because a caption names only a few things. Of a scene of one tile, the tile's own caption is the scene's.
 """
 
 import re
@@ -16,51 +16,47 @@ from ..data.lexicon import mentions
 
 
 if TYPE_CHECKING:
-    from .describe import Describer, Tile
+    from ..inference import Predictor
+    from .describe import Tile
     from .raster import Raster
 
-MENTIONED = 8  # nouns
+NUM_MENTIONED = 8  # nouns
 _OVERVIEW_SIDE = 1024
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of a scene.
-
-    Attributes:
-        caption: of the whole.
-        parts: of the most typical tile for each expert, which the caption was written from.
-        mentioned: nouns that captions mention, and the share of tiles whose caption does, the most frequent first.
-    """
+    """The caption of a scene, the expert texts that it was written from, and the nouns that captions of tiles mention
+    with the share of tiles whose caption does, the most frequent first."""
 
     caption: str
-    parts: dict[str, str]
+    expert_texts: dict[str, str]
     mentioned: dict[str, float]
 
 
-def summarize(tiles: Sequence["Tile"], raster: "Raster", describer: "Describer") -> Summary:
-    """The summary of a scene's described tiles, at least one."""
+def summarize(tiles: Sequence["Tile"], raster: "Raster", predictor: "Predictor", instruction: str) -> Summary:
+    """The summary of a scene from its tiles, at least one, which were described under the instruction."""
     if len(tiles) == 1:
-        return Summary(tiles[0].text, tiles[0].parts, mentioned([tiles[0].text]))
-    parts = {name: typical([tile.parts[name] for tile in tiles]) for name in tiles[0].parts}
-    picture = raster.overview(_OVERVIEW_SIDE).image
-    return Summary(describer.compose(picture, parts), parts, mentioned([tile.text for tile in tiles]))
+        return Summary(tiles[0].text, tiles[0].expert_texts, mentioned_nouns([tiles[0].text]))
+    expert_texts = {name: most_typical([tile.expert_texts[name] for tile in tiles]) for name in tiles[0].expert_texts}
+    caption = predictor.rewrite(raster.overview(_OVERVIEW_SIDE).image, instruction, expert_texts)
+    return Summary(caption, expert_texts, mentioned_nouns([tile.text for tile in tiles]))
 
 
-def typical(texts: Sequence[str]) -> str:
+def most_typical(texts: Sequence[str]) -> str:
     """The text whose words are nearest (by cosine) to the mean of all texts' words; the first of equal ones."""
-    words = [set(_words(text)) for text in texts]
-    counts = Counter(word for of_text in words for word in of_text)
-    nearness = [sum(counts[word] for word in of_text) / max(1, len(of_text)) ** 0.5 for of_text in words]
-    return texts[nearness.index(max(nearness))]
+    word_sets = [set(_words(text)) for text in texts]
+    counts = Counter(word for words in word_sets for word in words)
+    similarities = [sum(counts[word] for word in words) / max(1, len(words)) ** 0.5 for words in word_sets]
+    return texts[similarities.index(max(similarities))]
 
 
-def mentioned(captions: Sequence[str]) -> dict[str, float]:
-    """The `MENTIONED` nouns that most captions mention, and the share of captions that do."""
+def mentioned_nouns(captions: Sequence[str]) -> dict[str, float]:
+    """The `NUM_MENTIONED` nouns that most captions mention, and the share of captions that do."""
     counts: Counter[str] = Counter()
     for caption in captions:
         counts.update({mention.noun.singular for mention in mentions(_words(caption))})
-    return {noun: round(count / len(captions), 3) for noun, count in counts.most_common(MENTIONED)}
+    return {noun: round(count / len(captions), 3) for noun, count in counts.most_common(NUM_MENTIONED)}
 
 
 def _words(text: str) -> list[str]:

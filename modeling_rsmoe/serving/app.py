@@ -9,201 +9,207 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ..errors_rsmoe import RSMoEError
+from ..inference.predict import Prediction
 from . import chat, images
-from .body import Body
-from .chat import Answer, Question
-from .engine import Engine, Job
+from .batching import PendingRequest, RequestBatcher
+from .body import discard_body, read_body
 from .errors import CLIENT_GONE, ApiError
 from .limits import Limits
 from .metrics import Metrics
 
 
-class _Stream(StreamingResponse):
-    """Server-sent events; `leave` is called when they have ended, also if none was ever sent."""
+class _Stream(EventSourceResponse):
+    """Server-sent events, and a call when they have ended, also if none was ever sent: an iterator that never began
+    does not do that."""
 
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncIterator[str], leave: Callable[[], None]):
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]):
         super().__init__(events, headers={"Cache-Control": "no-store"})
-        self.leave = leave
+        self.on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self.leave()
+            self.on_end()
 
 
 class Service:
-    """One model under one name, and the requests that are inside.
+    """One model under one name, and the requests that it works on.
 
     Args:
-        model, processor: of a checkpoint. name: what clients call it.
-        api_key: clients must send it as a bearer token; None: nobody is asked.
+        model: of a checkpoint.
+        processor: of the same checkpoint.
+        name: what clients call the model.
+        limits: of requests.
+        api_key: clients must send it as a bearer token; None: none is needed.
     """
 
     def __init__(
         self, model: Any, processor: Any, name: str, limits: Limits | None = None, api_key: str | None = None
     ):
-        self.name, self.limits, self.api_key = name, limits or Limits(), api_key
+        self.processor, self.name, self.limits, self.api_key = processor, name, limits or Limits(), api_key
         self.metrics = Metrics()
-        self.engine = Engine(model, processor, self.limits.batch_size, self.limits.batch_wait, self.metrics)
+        self.batcher = RequestBatcher(model, processor, self.limits.batch_size, self.limits.batch_wait, self.metrics)
         self.default_tokens = model.generation_config.max_new_tokens or 48
-        self.marks = list(processor.tokenizer.get_added_vocab())
         self.created = int(time.time())
-        self.inside = 0
-        self.stopping = False  # set where a signal is handled: what runs is finished, nothing new is let in
+        self.in_flight = 0
+        self.is_stopping = False  # set where a signal is handled: what runs is finished, nothing new is let in
 
     # ---- a request, from its arrival to its answer
 
     async def chat_completions(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
-        began, body = time.monotonic(), Body(request, self.limits.body_bytes)
-        status = 500
+        arrival, status = time.monotonic(), 500
         try:
             await self.check_key(request)
             self._check_open()
-            self.inside += 1
-            leaves = True
-            try:
-                response, status = await self._answer(request, body, began), 200
-                leaves = not isinstance(response, _Stream)  # that leaves when its text has ended
-                return response
-            finally:
-                if leaves:
-                    self.inside -= 1
+            response = await self._respond(request, arrival)
+            status = 200
+            return response
         except ApiError as error:
             status = error.status
-            await body.discard()
+            await discard_body(request)
             raise
         finally:
             self.metrics.requests.labels(status).inc()
-            if status == 200 and leaves:
-                self.metrics.seconds.observe(time.monotonic() - began)
 
     def _check_open(self) -> None:
-        if self.stopping or not self.engine.runs:
-            raise ApiError(503, "the server is stopping", "stopping", retry_after=self.engine.seconds_of_batch)
-        if self.inside >= self.limits.requests:
-            batches = self.engine.waiting / self.limits.batch_size + 1
+        if not self.is_open:
+            raise ApiError(503, "the server is stopping", "stopping", retry_after=self.batcher.batch_seconds)
+        if self.in_flight >= self.limits.requests:
+            num_batches = self.batcher.num_waiting / self.limits.batch_size + 1
             reason = f"{self.limits.requests} requests are waiting or running already: try again later"
-            raise ApiError(429, reason, "queue_full", retry_after=batches * self.engine.seconds_of_batch)
+            raise ApiError(429, reason, "queue_full", retry_after=num_batches * self.batcher.batch_seconds)
 
-    async def _answer(self, request: Request, body: Body, began: float) -> Response:
-        question = await self._question(body)
-        job = await self._job(question)
-        deadline = began + self.limits.seconds
-        self.engine.submit(job)
+    async def _respond(self, request: Request, arrival: float) -> Response:
+        self.in_flight += 1
+        response: Response | None = None
         try:
-            first = await self._first(request, job, deadline)
-        except BaseException:  # also a server that stops
-            job.abandoned = True
-            raise
-        completion_id = f"chatcmpl-{uuid.uuid4().hex}"
-        if question.stream:
-            events = self._events(job, question, completion_id, first, began, deadline)
-            return _Stream(events, leave=lambda: self._leave(job))
-        answer = cast(Answer, first)
-        self._count(answer)
-        return JSONResponse(chat.completion(completion_id, self.name, answer))
+            pending = await self._read(request)
+            deadline = arrival + self.limits.seconds
+            self.batcher.submit(pending)
+            try:
+                event = await self._first_event(request, pending, deadline)
+            except BaseException:  # also a server that stops
+                pending.cancelled.set()
+                raise
+            completion = chat.Completion(f"chatcmpl-{uuid.uuid4().hex}", self.name)
+            if pending.request.stream:
+                events = self._stream(completion, pending, event, arrival, deadline)
+                response = _Stream(events, on_end=lambda: self._end_stream(pending))
+                return response
+            prediction = cast(Prediction, event)
+            self._observe(prediction, arrival)
+            return JSONResponse(completion.response(prediction))
+        finally:
+            if response is None:  # a stream is in flight until its text has ended
+                self.in_flight -= 1
 
-    async def _question(self, body: Body) -> Question:
+    async def _read(self, request: Request) -> PendingRequest:
+        """What a client asks, with its image opened."""
         try:
-            read = await asyncio.wait_for(body.read(), self.limits.seconds)
+            body = await asyncio.wait_for(read_body(request, self.limits.body_bytes), self.limits.seconds)
         except TimeoutError as error:
             raise ApiError(408, "the body did not arrive in time", "body_timeout") from error
         except ClientDisconnect as error:
             raise ApiError(CLIENT_GONE, "the client left") from error
-        asked = await asyncio.to_thread(chat.read_request, read)  # megabytes, which would hold up all others
-        if asked.model != self.name:
-            raise ApiError(404, f"there is no model {asked.model}: here is {self.name}", "model_not_found", "model")
-        return chat.question_of(asked, self.limits, self.default_tokens, self.marks)
-
-    async def _job(self, question: Question) -> Job:
+        chat_request = await asyncio.to_thread(chat.parse_body, body)  # megabytes, which would hold up all others
+        self._check_model(chat_request.model)
+        image_request = chat.image_request(chat_request, self.limits, self.default_tokens)
         try:
-            data = await images.bytes_of(question.image_url, question.place, self.limits)
-            image = await asyncio.to_thread(images.open_image, data, question.place, self.limits)
+            self.processor.refuse_special_tokens(image_request.instruction)
         except RSMoEError as error:
-            raise ApiError(400, str(error), "invalid_image", question.place) from error
-        return Job(image, question.place, question.instruction, question.decoding, question.stream)
-
-    async def _first(self, request: Request, job: Job, deadline: float) -> str | Answer:
-        """The first event of a job; only then does a streamed answer begin, so that until then it can be an error."""
-        event = asyncio.create_task(job.events.get())
-        gone = asyncio.create_task(_until_gone(request))
+            raise ApiError(400, str(error), "invalid_request", "messages") from error
+        field = image_request.image_field
         try:
-            done, _ = await asyncio.wait(
-                {event, gone}, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
-            )
+            data = await images.bytes_of(image_request.image_url, field, self.limits)
+            image = await asyncio.to_thread(images.open_image, data, field, self.limits)
+        except RSMoEError as error:
+            raise ApiError(400, str(error), "invalid_image", field) from error
+        return PendingRequest(image_request, image)
+
+    async def _first_event(self, request: Request, pending: PendingRequest, deadline: float) -> str | Prediction:
+        """Only with it a streamed answer begins, so that until then it can be an error."""
+        event = asyncio.create_task(self._next_event(pending, deadline))
+        disconnect = asyncio.create_task(_wait_for_disconnect(request))
+        try:
+            await asyncio.wait({event, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+            if not event.done():
+                raise ApiError(CLIENT_GONE, "the client left")
+            return event.result()
         finally:
             event.cancel()
-            gone.cancel()
-        if event in done:
-            return _not_an_error(event.result())
-        if gone in done:
-            raise ApiError(CLIENT_GONE, "the client left")
-        raise self._too_late()
+            disconnect.cancel()
 
-    def _too_late(self) -> ApiError:
-        reason = f"no answer within {self.limits.seconds:g} seconds: try again later"
-        return ApiError(503, reason, "timeout", retry_after=self.engine.seconds_of_batch)
-
-    async def _events(
-        self, job: Job, question: Question, name: str, event: str | Answer, began: float, deadline: float
-    ) -> AsyncIterator[str]:
-        """Server-sent events."""
-        said = ""
+    async def _next_event(self, pending: PendingRequest, deadline: float) -> str | Prediction:
         try:
-            yield chat.chunk(name, self.name, {"role": "assistant", "content": ""})
+            event = await asyncio.wait_for(pending.events.get(), deadline - time.monotonic())
+        except TimeoutError as error:
+            reason = f"no answer within {self.limits.seconds:g} seconds: try again later"
+            raise ApiError(503, reason, "timeout", retry_after=self.batcher.batch_seconds) from error
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    async def _stream(
+        self,
+        completion: chat.Completion,
+        pending: PendingRequest,
+        event: str | Prediction,
+        arrival: float,
+        deadline: float,
+    ) -> AsyncIterator[bytes]:
+        """Server-sent events, `event` being the first one."""
+        streamed = ""
+        try:
+            yield completion.chunk({"role": "assistant", "content": ""})
             while isinstance(event, str):
-                said += event
-                yield chat.chunk(name, self.name, {"content": event})
-                event = await self._next(job, deadline)
-            if rest := event.text.removeprefix(said):
-                yield chat.chunk(name, self.name, {"content": rest})
-            yield chat.chunk(name, self.name, {}, event)
-            if question.include_usage:
-                yield chat.usage_chunk(name, self.name, event)
-            self._count(event)
-            self.metrics.seconds.observe(time.monotonic() - began)
-            yield "data: [DONE]\n\n"
+                streamed += event
+                yield completion.chunk({"content": event})
+                event = await self._next_event(pending, deadline)
+            if rest := event.text.removeprefix(streamed):
+                yield completion.chunk({"content": rest})
+            yield completion.chunk({}, event)
+            if pending.request.include_usage:
+                yield completion.usage_chunk(event)
+            self._observe(event, arrival)
+            yield chat.STREAM_END
         except ApiError as error:  # the status is sent already
             yield chat.event(error.content)
 
-    def _leave(self, job: Job) -> None:
-        job.abandoned = True  # if the client left before the text ended
-        self.inside -= 1
+    def _end_stream(self, pending: PendingRequest) -> None:
+        pending.cancelled.set()  # if the client left before the text ended
+        self.in_flight -= 1
 
-    async def _next(self, job: Job, deadline: float) -> str | Answer:
-        try:
-            event = await asyncio.wait_for(job.events.get(), deadline - time.monotonic())
-        except TimeoutError as error:
-            raise self._too_late() from error
-        return _not_an_error(event)
-
-    def _count(self, answer: Answer) -> None:
-        self.metrics.tokens.labels("prompt").inc(answer.prompt_tokens)
-        self.metrics.tokens.labels("completion").inc(answer.completion_tokens)
+    def _observe(self, prediction: Prediction, arrival: float) -> None:
+        self.metrics.tokens.labels("prompt").inc(prediction.num_prompt_tokens)
+        self.metrics.tokens.labels("completion").inc(prediction.num_tokens)
+        self.metrics.seconds.observe(time.monotonic() - arrival)
 
     # ---- about the server
 
+    @property
+    def is_open(self) -> bool:
+        return self.batcher.is_running and not self.is_stopping
+
     async def health(self) -> Response:
         """`GET /health`: 200 while requests are let in."""
-        if self.stopping or not self.engine.runs:
+        if not self.is_open:
             return JSONResponse({"status": "stopping"}, 503)
-        return JSONResponse({"status": "ok", "model": self.name, "inside": self.inside})
+        return JSONResponse({"status": "ok", "model": self.name, "in_flight": self.in_flight})
 
     async def show_metrics(self) -> Response:
         """`GET /metrics`."""
-        self.metrics.inside.set(self.inside)
-        self.metrics.waiting.set(self.engine.waiting)
+        self.metrics.in_flight.set(self.in_flight)
+        self.metrics.waiting.set(self.batcher.num_waiting)
         return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def models(self) -> Response:
@@ -212,14 +218,17 @@ class Service:
 
     async def one_model(self, name: str) -> Response:
         """`GET /v1/models/NAME`."""
-        if name != self.name:
-            raise ApiError(404, f"there is no model {name}: here is {self.name}", "model_not_found", "model")
+        self._check_model(name)
         return JSONResponse(chat.model_card(self.name, self.created))
 
+    def _check_model(self, name: str) -> None:
+        if name != self.name:
+            raise ApiError(404, f"there is no model {name}: here is {self.name}", "model_not_found", "model")
+
     async def check_key(self, request: Request) -> None:
-        """Raises 401 for all of /v1 if a key is wanted and not given."""
-        given = request.headers.get("authorization", "").encode()
-        if self.api_key and not hmac.compare_digest(given, f"Bearer {self.api_key}".encode()):
+        """Raises 401 for all of /v1 if a key is needed and not sent."""
+        authorization = request.headers.get("authorization", "").encode()
+        if self.api_key and not hmac.compare_digest(authorization, f"Bearer {self.api_key}".encode()):
             raise ApiError(401, "the API key is missing or wrong", "invalid_api_key")
 
 
@@ -227,42 +236,30 @@ def build_app(service: Service) -> FastAPI:
     """The routes of a service."""
 
     @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
-        await service.engine.start()
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.batcher.start()
         yield
-        await service.engine.stop()
+        await service.batcher.stop()
 
-    # No pages of documentation: they would load scripts from elsewhere.
-    app = FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.service = service
-    keyed = [Depends(service.check_key)]
-    app.add_api_route("/v1/chat/completions", service.chat_completions, methods=["POST"])
-    app.add_api_route("/v1/models", service.models, dependencies=keyed)
-    app.add_api_route("/v1/models/{name:path}", service.one_model, dependencies=keyed)
-    app.add_api_route("/health", service.health)
-    app.add_api_route("/metrics", service.show_metrics)
-
-    @app.exception_handler(ApiError)
-    async def refused(request: Request, error: ApiError) -> Response:
+    async def refuse(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            error = ApiError(error.status_code, f"{request.url.path}: {error.detail}")
+        elif not isinstance(error, ApiError):
+            error = ApiError(500, "the server failed", "internal_error")
         return JSONResponse(error.content, error.status, error.headers)
 
-    @app.exception_handler(HTTPException)
-    async def no_route(request: Request, error: HTTPException) -> Response:
-        return await refused(request, ApiError(error.status_code, f"{request.url.path}: {error.detail}"))
-
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        return await refused(request, ApiError(500, "the server failed", "internal_error"))
-
+    handlers: dict[Any, Any] = dict.fromkeys((ApiError, HTTPException, Exception), refuse)
+    # No pages of documentation: they would load scripts from elsewhere.
+    app = FastAPI(lifespan=lifespan, exception_handlers=handlers, docs_url=None, redoc_url=None, openapi_url=None)
+    needs_key = [Depends(service.check_key)]
+    app.add_api_route("/v1/chat/completions", service.chat_completions, methods=["POST"])
+    app.add_api_route("/v1/models", service.models, dependencies=needs_key)
+    app.add_api_route("/v1/models/{name:path}", service.one_model, dependencies=needs_key)
+    app.add_api_route("/health", service.health)
+    app.add_api_route("/metrics", service.show_metrics)
     return app
 
 
-async def _until_gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _not_an_error(event: str | Answer | Exception) -> str | Answer:
-    if isinstance(event, Exception):
-        raise event
-    return event

@@ -4,14 +4,17 @@ from typing import Any
 
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-CLIENT_GONE = 499  # nobody reads it; nginx's number, for the metrics
+CLIENT_GONE = 499  # nginx's number, for the metrics: no client is left to read it
 
 
 class ApiError(Exception):
     """A request that is answered with an error.
 
     Args:
-        status: of HTTP. message: what is wrong and what to do. code: a word for programs. param: where in the request.
+        status: of HTTP.
+        message: what is wrong and what to do.
+        code: a word for programs.
+        param: the field of the request.
         retry_after: seconds until another try makes sense.
     """
 

@@ -1,4 +1,4 @@
-"""What one request may cost, and how many may be there at once."""
+"""What a request may cost, and how many there may be at a time."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ class Limits:
         requests: requests that wait or run at the same time; one more is answered 429.
         seconds: from a request's arrival to its answer; then 503, and the model stops working for it.
         new_tokens: the most that `max_tokens` may ask for; more is answered 400.
-        batch_size: images in one `generate`.
-        batch_wait: seconds that an idle model waits for more requests to share a batch with.
+        batch_size: images in one batch.
+        batch_wait: longest wait of an idle model for more requests before a batch runs, in seconds.
         hosts: names of hosts that images are fetched from; `*` is any, none by default.
     """
 

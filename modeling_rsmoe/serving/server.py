@@ -14,11 +14,7 @@ GRACE_SECONDS = 5  # beyond the time that a request may take
 
 
 def take_address(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 is any free one.
-
-    Raises:
-        RSMoEError: the address is taken, or not this machine's.
-    """
+    """A listening socket; port 0 is any free one. Refuses an address that is taken, or not this machine's."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
@@ -28,7 +24,7 @@ def take_address(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """On SIGTERM: lets nobody in, finishes what is inside, and ends with 0. Ctrl-C ends in the same way, as an interruption."""
+    """On SIGTERM: refuses new requests, finishes those in flight, ends with 0. Ctrl-C: likewise, but with 130."""
 
     def __init__(self, service: Service, level: str):
         self.service = service
@@ -37,7 +33,7 @@ class _Server(uvicorn.Server):
         super().__init__(uvicorn.Config(app, log_level=level, timeout_graceful_shutdown=grace, server_header=False))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.service.stopping = True
+        self.service.is_stopping = True
         if sig == signal.SIGTERM:
             self.should_exit = True  # uvicorn would raise the signal again afterwards, which ends in 143
         else:
@@ -45,5 +41,11 @@ class _Server(uvicorn.Server):
 
 
 def run(service: Service, listening: socket.socket, level: str = "warning") -> None:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends it.
+
+    Args:
+        service: to be served.
+        listening: of `take_address`.
+        level: of uvicorn's log.
+    """
     _Server(service, level).run(sockets=[listening])

@@ -7,18 +7,7 @@ from ..errors_rsmoe import RSMoEError
 
 
 def require(module: str, extra: str) -> Any:
-    """Import `module`, which the extra `extra` of this package brings.
-
-    Args:
-        module: its name for `import`, which may hold dots: ``"ray.data"``.
-        extra: the name in pyproject.toml's optional-dependencies: ``"geo"``.
-
-    Returns:
-        The module.
-
-    Raises:
-        RSMoEError: it, or a module that it needs, is not installed.
-    """
+    """Import `module` ("ray.data"), which the extra `extra` of this package ("scale") brings."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -15,35 +15,22 @@ CACHE_VARIABLE = "RSMOE_CACHE"
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Write `text` to a temporary file beside `path`, then rename it: whoever reads `path` finds the old or the new text.
-
-    Folders are made as needed; line ends are written as they stand in `text`.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        # mkstemp makes files that only their owner may read.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~mask)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Write `text` as it stands: whoever reads `path` finds the old or the new text. Folders are made as needed."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A path for a library to write to, of the same name in a hidden folder beside `path`: what is there when the block
-    ends is renamed to `path`, and nothing is left of a block that fails."""
+    """A path for a library to write to, of the same name in a hidden folder beside `path`: what is there when the
+    block ends is renamed to `path`, and nothing is left of a block that fails."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
         yield folder / target.name
+        if target.exists():
+            shutil.copymode(target, folder / target.name)
         os.replace(folder / target.name, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -63,11 +50,7 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
 @contextmanager
 def disk_errors(doing: str, remedy: str) -> Iterator[None]:
     """Turn an error of the file system (no space, no permission, ...) into one clear RSMoEError. Also a decorator.
-
-    Args:
-        doing: what cannot be done: "cannot write".
-        remedy: what the user should do.
-    """
+    `doing` says what cannot be done ("cannot write"), `remedy` what the user should do."""
     try:
         yield
     except OSError as error:
@@ -75,16 +58,32 @@ def disk_errors(doing: str, remedy: str) -> Iterator[None]:
         raise RSMoEError(f"{doing}{where}: {error.strerror or error}. {remedy}") from error
 
 
-def check_outputs(*files: Path | None) -> None:
+def check_input(path: str, kind: str, shown: str | None = None) -> None:
+    """Refuse what is no file that can be read, and has a byte. Errors say what `kind` it should be ("an image"), and call
+    it `shown`."""
+    shown = shown or path
+    try:
+        if os.path.isdir(path):
+            raise RSMoEError(f"{shown} is a folder, not {kind}: name the files in it")
+        if not os.path.exists(path):
+            folder = os.getcwd().encode("utf-8", "replace").decode("utf-8")
+            raise RSMoEError(f"there is no file {shown}: check the path (paths are relative to {folder})")
+        if not os.path.isfile(path):
+            raise RSMoEError(f"{shown} is not a regular file: save it to a file first")
+        if os.path.getsize(path) == 0:
+            raise RSMoEError(f"{shown} is empty (0 bytes): copy or download it again")
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise RSMoEError(f"{shown} cannot be opened ({error.strerror}): check its permissions") from error
+
+
+def check_outputs(*files: Path | None, overwrite: bool = True) -> None:
     """Make the folders that these files will stand in, so that work is not lost for want of a place to write it.
-
-    Args:
-        *files: None is left out.
-
-    Raises:
-        RSMoEError: a file cannot be written there.
-    """
+    Refuse files that cannot be written, or exist."""
     for file in filter(None, files):
+        if file.exists() and not overwrite:
+            raise RSMoEError(f"{file} exists: give another name, or --overwrite")
         with disk_errors("cannot write", f"Give {file.name} another place."):
             file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_dir() or not os.access(file.parent, os.W_OK):

@@ -1,7 +1,7 @@
 """Images from wherever they lie: files, URLs, base64, bytes, and 16-bit colors that Pillow would cut to 8.
 
-A `PIL.Image` of mode "RGB" comes out, or an `RSMoEError` that names the image, what is wrong with it and what to do. How
-pixels become 8-bit RGB stands in `images_rsmoe`. Nothing here knows of rasters, tiles or coordinates.
+A `PIL.Image` of mode "RGB" comes out, or an `RSMoEError` that names the image, what is wrong with it and what to do.
+How pixels become 8-bit RGB stands in `images_rsmoe`. Nothing here knows of rasters, tiles or coordinates.
 """
 
 import base64
@@ -15,25 +15,23 @@ from urllib.request import url2pathname
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from ..errors_rsmoe import RSMoEError
+from ..errors_rsmoe import RSMoEError, first_line
 from ..images_rsmoe import (
     BANDS_REMEDY,
     assemble,
     check_size,
-    convert_pixels,
-    damaged,
     decode,
-    first_line,
     is_wide,
     map_images,
     missing_value,
-    over_the_limit,
+    pillow_errors,
     raw_mode,
     stretch,
     to_rgb,
 )
+from .files import check_input
 from .tiff import TIFF_MAGIC
 
 
@@ -58,11 +56,10 @@ def read_image(image: ImageInput, name: str | None = None) -> Image.Image:
             limit against decompression bombs (it is not decoded then), or an array of another shape or dtype.
     """
     if isinstance(image, (str, os.PathLike)):
-        source, shown = _locate(image, name)
-        return _read_source(source, shown)
+        return _read_source(*_locate(image, name))
     if isinstance(image, bytes):
         return _read_source(BytesIO(image), name or f"the image of {len(image)} bytes")
-    if isinstance(image, ImageFile.ImageFile) and image.tile and is_wide(image):
+    if isinstance(image, Image.Image) and is_wide(image):
         # Not decoded yet: Pillow would keep the upper 8 bits only. Its own bytes can still be read in full.
         shown = name or f"the PIL image ({image.mode}, {image.width} x {image.height})"
         return _read_source(_bytes_behind(image, shown), shown)
@@ -70,11 +67,7 @@ def read_image(image: ImageInput, name: str | None = None) -> Image.Image:
 
 
 def read_images(images: Any) -> Any:
-    """`read_image` for each image of a batch; lists, and lists of lists, keep their structure.
-
-    Args:
-        images: as of `images_rsmoe.to_rgb_images`.
-    """
+    """`read_image` for each image of a batch; lists, and lists of lists, keep their structure."""
     return map_images(read_image, images)
 
 
@@ -92,7 +85,11 @@ def _locate(image: str | os.PathLike, name: str | None) -> tuple[str | BytesIO, 
         if text.startswith(("http://", "https://")):
             return BytesIO(download(text)), _shorten(text)
         if text.startswith("file://"):
-            return _path_of_file_url(text), _shorten(text)
+            url = urlsplit(text)
+            if url.netloc not in ("", "localhost"):
+                remedy = "use file:///path or an http(s) URL"
+                raise RSMoEError(f"{_shorten(text)} is on another machine ({url.netloc}): {remedy}")
+            return url2pathname(url.path), _shorten(text)
         if text.startswith("data:"):
             return BytesIO(bytes_of_data_url(text)), name or f"the data URL {_shorten(text, 40)!r}"
         if not os.path.lexists(text) and (data := _image_in_base64(text)) is not None:
@@ -101,41 +98,12 @@ def _locate(image: str | os.PathLike, name: str | None) -> tuple[str | BytesIO, 
 
 
 def _read_source(source: str | BytesIO, shown: str) -> Image.Image:
-    if isinstance(source, BytesIO):
-        size = source.getbuffer().nbytes
-    else:
-        _check_file(source, shown)
-        size = os.path.getsize(source)
-    if size == 0:
+    if not isinstance(source, BytesIO):
+        check_input(source, "an image", shown)
+    elif not source.getbuffer().nbytes:
         raise RSMoEError(f"{shown} is empty (0 bytes): copy or download it again")
     with _open(source, shown) as opened:
-        check_size(opened.width, opened.height, shown)
-        if is_wide(opened):
-            return _read_wide_color(source, opened, shown)
-        return convert_pixels(decode(opened, shown), missing_value(opened), shown)
-
-
-def _check_file(path: str, shown: str) -> None:
-    try:
-        if os.path.isdir(path):
-            raise RSMoEError(f"{shown} is a folder, not an image: name the files in it")
-        if not os.path.exists(path):
-            raise RSMoEError(
-                f"there is no file {shown}: check the path (paths are relative to {_shorten(os.getcwd())})"
-            )
-        if not os.path.isfile(path):
-            raise RSMoEError(f"{shown} is not a regular file: save the image to a file first")
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise RSMoEError(f"{shown} cannot be opened ({error.strerror}): check its permissions") from error
-
-
-def _path_of_file_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.netloc not in ("", "localhost"):
-        raise RSMoEError(f"{_shorten(url)} is on another machine ({parts.netloc}): use file:///path or an http(s) URL")
-    return url2pathname(parts.path)
+        return _read_wide_color(opened, shown) if is_wide(opened) else to_rgb(opened, shown)
 
 
 def download(url: str) -> bytes:
@@ -188,7 +156,7 @@ def _image_in_base64(text: str) -> bytes | None:
     return data
 
 
-def _bytes_behind(image: ImageFile.ImageFile, shown: str) -> BytesIO:
+def _bytes_behind(image: Any, shown: str) -> BytesIO:
     """The whole file that an opened, not yet decoded PIL image reads from; the image stays usable."""
     file = image.fp
     if file is None or file.closed:
@@ -203,26 +171,21 @@ def _bytes_behind(image: ImageFile.ImageFile, shown: str) -> BytesIO:
 # ---- decoding
 
 
-def _open(source: str | BytesIO, shown: str) -> ImageFile.ImageFile:
+def _open(source: str | BytesIO, shown: str) -> Any:
     """Reads the header only."""
-    try:
-        return Image.open(source)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise over_the_limit(shown, first_line(error)) from error
-    except UnidentifiedImageError as error:
-        if _magic(source) in TIFF_MAGIC:
-            raise RSMoEError(
-                f"{shown} is a TIFF with bands or numbers that Pillow cannot read: {BANDS_REMEDY}"
-            ) from error
-        raise RSMoEError(f"{shown} is not an image that Pillow can read: give a PNG, JPEG, TIFF or similar") from error
-    except MemoryError as error:
-        raise RSMoEError(f"{shown} does not fit into memory: crop it or cut it into tiles") from error
-    except Exception as error:  # see _decode
-        raise damaged(shown, error) from error
+    with pillow_errors(shown):
+        try:
+            return Image.open(source)
+        except UnidentifiedImageError as error:
+            problem = "is not an image that Pillow can read: give a PNG, JPEG, TIFF or similar"
+            if _magic(source) in TIFF_MAGIC:
+                problem = f"is a TIFF with bands or numbers that Pillow cannot read: {BANDS_REMEDY}"
+            raise RSMoEError(f"{shown} {problem}") from error
 
 
-def _read_wide_color(source: str | BytesIO, opened: ImageFile.ImageFile, shown: str) -> Image.Image:
+def _read_wide_color(opened: Any, shown: str) -> Image.Image:
     """Several bands of 16 bits: Pillow decodes the upper 8 bits of each, and in the other byte order the lower 8."""
+    check_size(opened.width, opened.height, shown)
     layout = raw_mode(opened)
     kind, _, suffix = layout.partition(";16")
     by_band = getattr(opened, "tag_v2", {}).get(_PLANAR_TAG) == 2
@@ -235,20 +198,18 @@ def _read_wide_color(source: str | BytesIO, opened: ImageFile.ImageFile, shown: 
         values = pixels[..., 0::2] << 8 | pixels[..., 1::2]  # [H, W, 2]
     else:
         other = "B" if suffix == "L" or (suffix == "N" and sys.byteorder == "little") else "L"
-        if isinstance(source, BytesIO):
-            source = BytesIO(source.getvalue())  # the first reader holds its own place in the bytes
-        with _open(source, shown) as again:
+        with _open(_bytes_behind(opened, shown), shown) as again:
             lower = np.asarray(decode(_with_raw_mode(again, f"{kind};16{other}"), shown)).astype(np.uint16)
         values = np.asarray(decode(opened, shown)).astype(np.uint16) << 8 | lower  # [H, W, 3 or 4]
-    colors, alpha = (values, None) if values.shape[-1] == 3 else (values[..., :-1], values[..., -1])
-    return assemble(stretch(colors, missing, shown), None if alpha is None else (alpha >> 8).astype(np.uint8))
+    if values.shape[-1] == 3:
+        return assemble(stretch(values, missing, shown))
+    return assemble(stretch(values[..., :-1], missing, shown), (values[..., -1] >> 8).astype(np.uint8))
 
 
-def _with_raw_mode(image: ImageFile.ImageFile, raw_mode: str) -> ImageFile.ImageFile:
-    tiles = []
-    for tile in image.tile:
-        tiles.append(tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode))
-    image.tile = tiles
+def _with_raw_mode(image: Any, mode: str) -> Image.Image:
+    image.tile = [
+        tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode) for tile in image.tile
+    ]
     return image
 
 
@@ -264,9 +225,5 @@ def _magic(source: str | BytesIO) -> bytes:
 
 def _shorten(text: str, length: int = 160) -> str:
     """A printable name for errors: file names may hold bytes that no terminal can show."""
-    text = os.fsencode(text).decode("utf-8", "replace") if _has_surrogates(text) else text
+    text = os.fsencode(text).decode("utf-8", "replace")
     return text if len(text) <= length else f"{text[: length - 3]}..."
-
-
-def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)

@@ -12,18 +12,8 @@ from ..errors_rsmoe import RSMoEError
 from .files import sha256_of
 
 
-_PACKAGES = (
-    "rsmoe",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "peft",
-    "trl",
-    "accelerate",
-    "pycocoevalcap",
-    "pillow",
-    "numpy",
-)
+_PACKAGES = ["rsmoe", "torch", "transformers", "tokenizers", "peft", "trl", "accelerate", "pycocoevalcap"]
+_PACKAGES += ["pillow", "numpy"]
 _CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".txt")
 STAC_ITEM = "stac_item.json"  # what describes a checkpoint in a folder of it, beside README.md
 TRAINING_RECORD = "training.json"  # beside the weights: how they came about
@@ -61,9 +51,6 @@ def folder_sha256(folder: str | Path) -> str:
     It is the sha256 of the lines ``HASH  NAME`` that ``sha256sum`` prints for the files that end in .safetensors,
     .json, .jinja or .txt, in the folder or below it, sorted by name. Other files, what describes the checkpoint (its
     model card, STAC item and records of training), and whatever lies in hidden folders, change nothing.
-
-    Raises:
-        RSMoEError: when there is no such file.
     """
     root = Path(folder)
     names = sorted(
@@ -84,12 +71,6 @@ def weights_sha256(folder: str | Path) -> str:
 
     It stays where only settings are renamed or weights are put into other files. The scores of a report belong to the
     weights of this hash; the settings that they were generated with stand in the report itself.
-
-    Args:
-        folder: with *.safetensors.
-
-    Raises:
-        RSMoEError: there is no such file, or one is damaged.
     """
     import torch
     from safetensors import SafetensorError, safe_open

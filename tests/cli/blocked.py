@@ -1,4 +1,6 @@
-"""Commands in fresh processes that lack one module each: `python -m tests.cli.blocked CASES`, as JSON `{module: [args]}`.
+"""Commands in fresh processes that lack one module each: `python -m tests.cli.blocked CASES`.
+
+CASES is JSON: `{module: [args]}`.
 
 The processes are forks of one that has loaded what every command needs, so that only the first costs seconds. Prints
 JSON: `{module: [exit code, stdout, stderr]}`.

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     caption = CaptionRecord(tmp_path / "a.png", "RSICD", "test", ("A road .",))
     question = QuestionRecord(tmp_path / "a.png", "RSVQA-LR", "test", "Is there a road?", "presence", "yes")
-    checkpoint: report.Checkpoint = {"name": "tiny", "sha256": "0" * 64}
+    checkpoint: report.CheckpointEntry = {"name": "tiny", "sha256": "0" * 64}
     for task, record, name, value in (
         ("captioning", caption, "CIDEr-D", 150.0),
         ("vqa", question, "accuracy", 70.0),

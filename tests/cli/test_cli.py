@@ -17,8 +17,9 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from modeling_rsmoe.cli import COMMANDS, app, shared
+from modeling_rsmoe.cli import COMMANDS, app, options
 from modeling_rsmoe.errors_rsmoe import RSMoEError
+from modeling_rsmoe.inference.checkpoint import load
 from tests.tiny import INSTRUCTIONS, tiny_checkpoint
 
 
@@ -37,6 +38,13 @@ def errors(result: Result) -> list[str]:
     return [line.removeprefix("rsmoe: error: ") for line in lines]
 
 
+def refuse_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that loads a model fails."""
+    for command in ("images", "collection"):
+        name = f"modeling_rsmoe.cli.{command}.load"
+        monkeypatch.setattr(name, lambda *arguments, **options: pytest.fail("the model was loaded"))
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("cli") / "tiny")
@@ -53,7 +61,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "load", lambda *arguments: pytest.fail("the model was loaded"))
+    refuse_to_load(monkeypatch)
 
 
 # ---- help and usage
@@ -88,7 +96,7 @@ def test_what_help_promises_is_what_the_model_has() -> None:
     from modeling_rsmoe.generation_rsmoe import FUSIONS, ROUTER_MODES
     from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION
 
-    assert get_args(shared.RouterMode) == ROUTER_MODES and get_args(shared.Fusion) == FUSIONS
+    assert get_args(options.RouterMode) == ROUTER_MODES and get_args(options.Fusion) == FUSIONS
     assert DEFAULT_INSTRUCTION in " ".join(run("caption", "--help").stdout.replace("│", " ").split())
 
 
@@ -99,7 +107,7 @@ def test_what_help_promises_is_what_the_model_has() -> None:
         (["caption", "a.png", "--demo"], "give images or --demo, not both"),
         (["caption", "a.png", "--instruction", " "], "the instruction is empty"),
         (["caption", "a.png", "--router", "random"], "'random' is not one of 'generated', 'template', 'none'"),
-        (["caption", "a.png", "--fusion", "vote"], "'vote' is not one of 'concat', 'rewrite'"),
+        (["caption", "a.png", "--fusion", "vote"], "'vote' is not one of 'auto', 'rerank', 'rewrite', 'concat'"),
         (["caption", "a.png", "--max-new-tokens", "0"], "greater than or equal to 1. See `rsmoe caption --help`."),
         (["caption", "a.png", "--colour"], "No such option: --colour"),
         (["ask", "a.png"], "Missing argument 'QUESTION'. See `rsmoe ask --help`."),
@@ -118,7 +126,7 @@ def test_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shared, "check_images", interrupt)
+    monkeypatch.setattr("modeling_rsmoe.cli.images.check_images", interrupt)
     result = run("caption", "a.png")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "rsmoe: interrupted\n")
 
@@ -151,17 +159,18 @@ def test_a_name_that_is_no_text(tiles: list[Path], checkpoint: Path, tmp_path: P
 
 
 def test_caption_as_json(tiles: list[Path], checkpoint: Path) -> None:
-    result = run("caption", *tiles, "--model", checkpoint, "--json")
+    command = ("caption", *tiles, "--model", checkpoint, "--fusion", "concat", "--json")
+    result = run(*command)
     assert result.exit_code == 0
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [one["image"] for one in found] == [str(path) for path in tiles]
     for one in found:
-        assert list(one) == ["image", "caption", "router_prompts", "parts", "model"]
-        assert list(one["router_prompts"]) == list(one["parts"]) == ["theme", "object", "relation"]
+        assert list(one) == ["image", "caption", "router_prompts", "expert_texts", "model"]
+        assert list(one["router_prompts"]) == list(one["expert_texts"]) == ["theme", "object", "relation"]
         assert isinstance(one["caption"], str) and one["model"] == str(checkpoint)
     assert len({one["caption"] for one in found}) == 3
     # images that do not fit into one batch are read a second time, and say the same
-    again = run("caption", *tiles, "--model", checkpoint, "--json", "--batch-size", 2)
+    again = run(*command, "--batch-size", 2)
     assert again.stdout == result.stdout
 
 
@@ -183,14 +192,14 @@ def test_options_reach_the_model(tiles: list[Path], checkpoint: Path) -> None:
         assert result.exit_code == 0, result.stderr
         return json.loads(result.stdout)
 
-    plain = caption("--router", "none")
+    plain = caption("--router", "none", "--fusion", "concat")
     assert set(plain["router_prompts"].values()) == {DEFAULT_INSTRUCTION}
     assert set(caption("--router", "none", "--instruction", " Say it. ")["router_prompts"].values()) == {"Say it."}
-    composed = caption("--router", "none", "--fusion", "rewrite")
-    assert composed["parts"] == plain["parts"] and composed["caption"] != plain["caption"]
+    rewritten = caption("--router", "none", "--fusion", "rewrite")
+    assert rewritten["expert_texts"] == plain["expert_texts"] and rewritten["caption"] != plain["caption"]
     short = caption("--router", "none", "--max-new-tokens", 1)
-    assert all(len(short["parts"][name]) < len(part) for name, part in plain["parts"].items())
-    assert caption("--router", "none", "--num-beams", 3)["parts"] != plain["parts"]
+    assert all(len(short["expert_texts"][name]) < len(text) for name, text in plain["expert_texts"].items())
+    assert caption("--router", "none", "--num-beams", 3)["expert_texts"] != plain["expert_texts"]
 
 
 def test_ask(tiles: list[Path], checkpoint: Path) -> None:
@@ -199,18 +208,20 @@ def test_ask(tiles: list[Path], checkpoint: Path) -> None:
     command = ("ask", tiles[0], " Is there a road? ", "--model", checkpoint, "--router", "none")
     result = run(*command, "--json")
     told = json.loads(result.stdout)
-    assert list(told) == ["image", "question", "answer", "router_prompts", "parts", "model"]
+    assert list(told) == ["image", "question", "answer", "router_prompts", "expert_texts", "model"]
     assert told["question"] == "Is there a road?"
     assert set(told["router_prompts"].values()) == {f"Is there a road? {ANSWER_SUFFIX}"}
     joined = json.loads(run(*command, "--json", "--fusion", "concat").stdout)
-    assert told["parts"] == joined["parts"] and told["answer"] != joined["answer"]  # the base LM answers by itself
+    assert (
+        told["expert_texts"] == joined["expert_texts"] and told["answer"] != joined["answer"]
+    )  # the base LM answers by itself
     shown = run(*command).stdout
     assert "question" in shown and "Is there a road?" in shown and "answer" in shown
 
 
-def test_marks_of_the_model_in_a_text(tiles: list[Path], checkpoint: Path) -> None:
+def test_special_tokens_in_a_text(tiles: list[Path], checkpoint: Path) -> None:
     (line,) = errors(run("ask", tiles[0], "Is <image> a <theme>?", "--model", checkpoint))
-    assert "holds <image>, <theme>, which only the model's own rows may" in line
+    assert "holds <image>, <theme>, which only the model's own sequences may" in line
 
 
 def test_demo(tiles: list[Path], checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +240,7 @@ def test_libraries_are_quiet_only_meanwhile(tiles: list[Path], checkpoint: Path)
     transformers_logging.enable_progress_bar()
     before = state()
     result = run("caption", tiles[0], "--model", checkpoint)
-    assert result.stderr.splitlines() == ["reading 1 image ...", f"loading {checkpoint} ...", "looking at 1 image ..."]
+    assert result.stderr.splitlines() == ["reading 1 image ...", f"loading {checkpoint} ...", "describing 1 image ..."]
     assert state() == before
 
 
@@ -279,11 +290,11 @@ def test_names_that_are_no_checkpoint(tiles: list[Path], monkeypatch: pytest.Mon
     for name, message in [
         ("rs-moe-pico", "there is no checkpoint rs-moe-pico: give a folder, a Hub name .* or one of .*rs-moe-nano"),
         ("./lost", "there is no checkpoint ./lost"),
-        (tiles[0], "a.png is a file: --model takes the checkpoint's folder"),
+        (tiles[0], "a.png is a file: give the checkpoint's folder"),
         ("owner/lost", r"there is no folder owner/lost, and the Hub did not give .* \(no connection\)"),
     ]:
         with pytest.raises(RSMoEError, match=message):
-            shared.load(str(name), shared.Steps())
+            load(str(name))
 
 
 def test_hub_checkpoint(tiles: list[Path], checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +312,7 @@ def test_default_checkpoint_is_assembled_once(
     (configs / "rs-moe-nano" / "sources.yaml").write_text("parts: one")
 
     def assemble(name: str, output: Path, overwrite: bool, progress: Any) -> Path:
-        progress("downloading", 0.5)
+        progress("downloading", 1, 2, "MB")
         made.append(name)
         if len(made) == 2:
             raise RSMoEError("no connection")
@@ -328,8 +339,8 @@ def test_assemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def assemble(name: str, output: Path, **options: Any) -> Path:
         calls.append((name, output, options["source"], options["overwrite"]))
-        options["progress"]("downloading", 0.0)
-        options["progress"]("downloading", 0.5)
+        options["progress"]("downloading", 0, 2, "MB")
+        options["progress"]("downloading", 1, 2, "MB")
         output.mkdir()
         (output / "model.safetensors").write_bytes(bytes(2_000_000))
         return output
@@ -359,7 +370,7 @@ def test_quantize_writes_a_checkpoint_that_every_command_takes(
     assert result.exit_code == 0 and result.stdout.startswith(f"{tmp_path / 'small'} (")
     for arguments in (("--model", tmp_path / "small"), ("--model", checkpoint, "--dtype", "int8")):
         result = run("caption", tiles[0], "--json", *arguments)
-        assert result.exit_code == 0 and set(json.loads(result.stdout)["parts"]) == set(INSTRUCTIONS)
+        assert result.exit_code == 0 and set(json.loads(result.stdout)["expert_texts"]) == set(INSTRUCTIONS)
     said = errors(run("quantize", checkpoint, "--dtype", "int8", "--output", tmp_path / "small"))
     assert said == [f"{tmp_path / 'small'} exists: choose another folder, or allow overwriting it."]
 
@@ -368,19 +379,23 @@ def test_types_of_weights_that_cannot_be(checkpoint: Path, tiles: list[Path], tm
     output = tmp_path / "small"
     assert "give --dtype" in errors(run("quantize", checkpoint, "--output", output))[0]
     assert "int3" in errors(run("caption", tiles[0], "--dtype", "int3"))[0]
-    archive = run("caption", tmp_path, "--output", tmp_path / "a.parquet", "--dtype", "int8", "--model", checkpoint)
-    assert "--dtype is not for an archive" in errors(archive)[0]
+    collection = run("caption", tmp_path, "--output", tmp_path / "a.parquet", "--dtype", "int8", "--model", checkpoint)
+    assert "--dtype is not for an image collection" in errors(collection)[0]
     assert not output.exists()
 
 
 def test_list_of_commands_is_what_they_say_themselves():
     """The list is printed without importing the commands."""
-    for name, said in COMMANDS.items():
+    for name, summary in COMMANDS.items():
         module = importlib.import_module(f"modeling_rsmoe.cli.{name}")
-        found = getattr(module, name)
-        own = found.info.help if isinstance(found, typer.Typer) else inspect.getdoc(found)
-        assert " ".join(own.split("\n\n")[0].split()) == said, name
-    code = "import sys; from modeling_rsmoe.cli import main\ntry: main()\nfinally: print([m for m in sys.modules if 'rsmoe.cli.' in m])"
+        command = getattr(module, name)
+        docstring = command.info.help if isinstance(command, typer.Typer) else inspect.getdoc(command)
+        assert " ".join(docstring.split("\n\n")[0].split()) == summary, name
+    code = (
+        "import sys; from modeling_rsmoe.cli import main\n"
+        "try: main()\n"
+        "finally: print([m for m in sys.modules if 'rsmoe.cli.' in m])"
+    )
     listed = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
     assert listed.returncode == 0 and all(name in listed.stdout for name in COMMANDS)
     assert listed.stdout.splitlines()[-1] == "[]"

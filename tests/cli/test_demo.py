@@ -1,4 +1,4 @@
-"""`rsmoe demo` as a process: it opens, serves, refuses what it cannot do, and Ctrl-C ends it. The model is tiny and random."""
+"""`rsmoe demo` as a process: it opens, serves, refuses what it cannot do, and Ctrl-C ends it. The model is tiny."""
 
 import importlib
 import os
@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from modeling_rsmoe.cli import shared
 from modeling_rsmoe.errors_rsmoe import RSMoEError
+from modeling_rsmoe.inference import Checkpoint
 from tests.cli.test_cli import errors, run
 from tests.tiny import tiny_checkpoint
 
@@ -58,12 +58,12 @@ def test_opens_serves_and_ends(tmp_path: Path) -> None:
         assert not re.search(r"@import|url\([\"']?(?:https?:)?//", theme)  # no fonts of others
         assert [path.name.startswith("rsmoe-demo-") for path in work.iterdir()].count(True) == 1
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=120)
     finally:
         watchdog.cancel()
         process.kill()
     assert process.returncode == 130
-    assert told.splitlines()[-1] == "rsmoe: interrupted" and "Traceback" not in told
+    assert stderr.splitlines()[-1] == "rsmoe: interrupted" and "Traceback" not in stderr
     assert not [path for path in work.iterdir() if path.name.startswith("rsmoe-demo-")]
 
 
@@ -80,12 +80,16 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"host": host, "port": port, "share": share, "upload_limit": upload_limit})
         return "http://here/", "https://there/" if share else None
 
-    monkeypatch.setattr(shared, "load", lambda *arguments: shared.Loaded("owner/name", *[None] * 2, Path()))
+    module = importlib.import_module("modeling_rsmoe.cli.demo")
+    nothing: Any = None
     monkeypatch.setattr(
-        "modeling_rsmoe.demo.page.make_page", lambda viewer, tiles: calls.append({"tiles": tiles}) or Page()
+        module, "load", lambda *arguments, **options: Checkpoint("owner/name", nothing, nothing, Path())
+    )
+    monkeypatch.setattr(
+        "modeling_rsmoe.demo.page.make_page", lambda checkpoint, tiles: calls.append({"tiles": tiles}) or Page()
     )
     monkeypatch.setattr("modeling_rsmoe.demo.page.launch", launch)
-    monkeypatch.setattr(importlib.import_module("modeling_rsmoe.cli.demo"), "_wait", lambda: None)
+    monkeypatch.setattr(module, "_wait", lambda: None)
     for name in ("NO_PROXY", "GRADIO_TEMP_DIR"):
         monkeypatch.setenv(name, "")  # set back afterwards
     return calls

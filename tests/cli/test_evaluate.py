@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_rsmoe.cli import shared
-from modeling_rsmoe.evaluation.markdown import markdown_table
+from modeling_rsmoe.evaluation.markdown import score_tables
 from modeling_rsmoe.evaluation.report import read_report
+from modeling_rsmoe.utils.provenance import folder_sha256, weights_sha256
 from tests.cli.test_cli import errors, run
 from tests.tiny import tiny_checkpoint
 
@@ -52,7 +52,9 @@ def write(file: Path, lines: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "load", lambda *arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "modeling_rsmoe.inference.checkpoint.load", lambda *arguments, **options: pytest.fail("the model was loaded")
+    )
 
 
 def test_captions_of_the_full_model(checkpoint: Path, data: Path, tmp_path: Path) -> None:
@@ -64,12 +66,15 @@ def test_captions_of_the_full_model(checkpoint: Path, data: Path, tmp_path: Path
     assert "METEOR is missing: " in result.stdout and str(output) in result.stdout
     report = read_report(output)
     assert report["system"] == "full" and report["checkpoint"]["name"] == "tiny"
-    assert report["settings"] == {"max_new_tokens": 6, "dtype": "float32"}
+    assert report["settings"] == {"max_new_tokens": 6, "fusion": "rewrite", "dtype": "float32"}
     found = report["results"][0]
-    assert list(found["parts"]) == ["theme", "object", "relation"] and list(found["baselines"]) == ["constant"]
+    assert list(found["expert_texts"]) == ["theme", "object", "relation"] and list(found["baselines"]) == ["constant"]
     assert found["scores"]["CIDEr-D"]["value"] < 5 < found["baselines"]["constant"]["BLEU-1"]["value"]
     assert report["seconds"] == pytest.approx(3 * found["seconds_per_image"]) and report["peak_memory_bytes"] > 1e7
-    lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
+    settings, *lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
+    used = {"system": "full", "max_new_tokens": 6, "fusion": "rewrite", "dtype": "float32"}
+    assert settings == {"settings": {"checkpoint": folder_sha256(checkpoint), **used}}
+    assert report["checkpoint"]["sha256"] == weights_sha256(checkpoint)
     assert [line["image"] for line in lines] == ["1.png", "2.png", "3.png"] and all(
         "caption" in line for line in lines
     )
@@ -81,16 +86,30 @@ def test_a_second_run_makes_the_same_report_without_the_model(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "report.json"
-    arguments = ("evaluate", checkpoint, "--data", data, "--output", output, "--task", "vqa", "--as", "base", *SHORT)
+    arguments = (
+        "evaluate",
+        checkpoint,
+        "--data",
+        data,
+        "--output",
+        output,
+        "--task",
+        "vqa",
+        "--system",
+        "base",
+        *SHORT,
+    )
     assert run(*arguments).exit_code == 0
     first = output.read_text()
     with monkeypatch.context() as patch:
-        patch.setattr(shared, "load", lambda *ignored: pytest.fail("the model was loaded"))
+        patch.setattr(
+            "modeling_rsmoe.inference.checkpoint.load", lambda *ignored, **options: pytest.fail("the model was loaded")
+        )
         assert run(*arguments).exit_code == 0
     assert output.read_text() == first
     # Killed after one line: the rest is predicted again, and says the same.
     predictions = output.with_suffix(".jsonl")
-    predictions.write_text(predictions.read_text().splitlines(keepends=True)[0] + '{"image": "2')
+    predictions.write_text("".join(predictions.read_text().splitlines(keepends=True)[:2]) + '{"image": "2')
     assert run(*arguments, "--batch-size", 1).exit_code == 0
     again, before = json.loads(output.read_text()), json.loads(first)
     scores = [[(each["dataset"], each["sha256"], each["scores"]) for each in of["results"]] for of in (before, again)]
@@ -98,10 +117,10 @@ def test_a_second_run_makes_the_same_report_without_the_model(
 
 
 def test_predictions_of_other_settings_are_not_mixed(checkpoint: Path, data: Path, tmp_path: Path) -> None:
-    arguments = ("evaluate", checkpoint, "--data", data, "--output", tmp_path / "report.json", "--as", "base")
+    arguments = ("evaluate", checkpoint, "--data", data, "--output", tmp_path / "report.json", "--system", "base")
     assert run(*arguments, *SHORT).exit_code == 0
     (message,) = errors(run(*arguments, "--max-new-tokens", 5))
-    assert "report.jsonl:1 was written by another checkpoint, system or setting" in message
+    assert "report.jsonl is a run with other settings (max_new_tokens: 6, now 5)" in message
 
 
 @pytest.mark.parametrize("task, score", [("captioning", "CIDEr-D"), ("vqa", "accuracy")])
@@ -136,7 +155,7 @@ def test_difference_from_another_system(task: str, score: str, data: Path, tmp_p
         (against,) = report["against"]
         assert against["name"] == other
         found[other] = against["differences"][-1]["scores"][score]
-        assert f"| {other} | " in markdown_table([report])
+        assert f"| {other} | " in score_tables([report])
     datasets = [difference["dataset"] for difference in against["differences"]]
     assert datasets == (["Tiny"] if task == "captioning" else ["LR", "HR", "all"])
     assert found["right"] == {"value": 0.0, "low": 0.0, "high": 0.0}
@@ -148,7 +167,7 @@ def test_baselines_need_no_model(task: str, baseline: str, data: Path, tmp_path:
     output, page = tmp_path / "report.json", tmp_path / "page.html"
     arguments = ("--data", data, "--output", output, "--task", task, "--baseline", baseline, "--page", page)
     result = run("evaluate", *arguments, "--markdown")
-    assert result.exit_code == 0 and result.stdout.startswith("**") and "|---|" in result.stdout
+    assert result.exit_code == 0 and result.stdout.startswith("**") and "| --- |" in result.stdout
     report = read_report(output)
     assert (report["system"], report["checkpoint"]) == (baseline, None)
     found = report["results"][0]
@@ -161,10 +180,10 @@ def test_without_the_image_every_caption_is_the_same(checkpoint: Path, data: Pat
     output = tmp_path / "report.json"
     arguments = ("evaluate", checkpoint, "--data", data, "--output", output, "--baseline", "no-image", *SHORT)
     assert run(*arguments).exit_code == 0
-    lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
+    _, *lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
     assert len(lines) == 3 and len({line["caption"] for line in lines}) == 1
     report = read_report(output)
-    assert report["system"] == "full, no image" and "parts" not in report["results"][0]
+    assert report["system"] == "full, no image" and "expert_texts" not in report["results"][0]
 
 
 def test_predictions_of_another_model(data: Path, tmp_path: Path, no_model: None) -> None:
@@ -230,5 +249,14 @@ def test_other_file_of_questions(data: Path, tmp_path: Path, no_model: None) -> 
 
 
 def test_unknown_expert(checkpoint: Path, data: Path, tmp_path: Path) -> None:
-    arguments = ("evaluate", checkpoint, "--data", data, "--output", tmp_path / "report.json", "--as", "experts:sea")
-    assert "known: full, full:NAME,NAME, llm, experts:theme" in errors(run(*arguments))[0]
+    arguments = (
+        "evaluate",
+        checkpoint,
+        "--data",
+        data,
+        "--output",
+        tmp_path / "report.json",
+        "--system",
+        "experts:sea",
+    )
+    assert "known: full, full:NAME,NAME, base, experts:theme" in errors(run(*arguments))[0]

@@ -1,4 +1,4 @@
-"""Every library that only some commands need comes through `extras.require`, and says what installs it before any work."""
+"""Every library that only some commands need comes through `extras.require`, which says what installs it."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""Scenes on the command line: which inputs are scenes, what is written and shown, what is refused before a model loads."""
+"""Scenes on the command line: which inputs are scenes, what is written and shown, what is refused early."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modeling_rsmoe.cli import scenes, shared
-from tests.cli.test_cli import errors, run
+from modeling_rsmoe.cli import scenes
+from tests.cli.test_cli import errors, refuse_to_load, run
 from tests.scenes.rasters import UTM, noise, write_raster
 from tests.scenes.test_stac import asset, item, save
 from tests.tiny import tiny_checkpoint
@@ -28,7 +28,7 @@ def scene(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "load", lambda *arguments: pytest.fail("the model was loaded"))
+    refuse_to_load(monkeypatch)
 
 
 def test_which_inputs_are_scenes(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_which_inputs_are_scenes(tmp_path: Path) -> None:
 
     images = [
         tiff("tile.tif", 3, 512, 512, **UTM),  # as the demo's: placed on the earth, but no larger than a tile
-        tiff("picture.tif", 3, 600, 600),
+        tiff("image.tif", 3, 600, 600),
         str(tmp_path / "photo.png"),
         "https://example.com/a.tif",
         str(tmp_path / "lost.tif"),
@@ -61,7 +61,7 @@ def test_caption_a_scene(scene: Path, checkpoint: Path, tmp_path: Path) -> None:
     result = run(*command)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines()[-1] == f"{output} (5 tiles, 1 skipped as mostly no data)"
-    assert "mentioned" in result.stdout and f"looking at {scene} ..." in result.stderr
+    assert "mentioned" in result.stdout and f"describing {scene} ..." in result.stderr
     collection = json.loads(output.read_text())
     assert [feature["properties"]["tile"] for feature in collection["features"]] == [1, 2, 3, 4, 5]
     record = collection["rsmoe"]["scenes"][0]
@@ -88,7 +88,7 @@ def test_tiles_on_stdout(scene: Path, checkpoint: Path) -> None:
     )
     *tiles, record = map(json.loads, run(*command, "--json").stdout.splitlines())
     assert record["bands"] == [2] and record["overlap"] == 5 and len(tiles) == record["tiles"]
-    assert {"window", "caption", "router_prompts", "parts", "geometry"} <= set(tiles[0])
+    assert {"window", "caption", "router_prompts", "expert_texts", "geometry"} <= set(tiles[0])
     shown = run(*command).stdout
     assert "15,0" in shown and "tiles" in shown
 
@@ -110,20 +110,22 @@ def test_a_stac_item(scene: Path, checkpoint: Path, tmp_path: Path) -> None:
         assert record["scene"] == "S2A_1" and (record["width"], record["height"]) == size
 
 
-def test_a_stopped_run_goes_on(scene: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modeling_rsmoe.scenes.describe import Describer
+def test_a_stopped_run_continues(
+    scene: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modeling_rsmoe.inference import Predictor
 
-    whole, calls = Describer.__call__, []
+    predict, calls = Predictor.predict, []
 
-    def stops(describer: Describer, pictures: Any) -> Any:
-        calls.append(len(pictures))
+    def stops(predictor: Predictor, images: Any, *arguments: Any) -> Any:
+        calls.append(len(images))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return whole(describer, pictures)
+        return predict(predictor, images, *arguments)
 
     output = tmp_path / "out.jsonl"
     command = ("caption", scene, "--tile", 20, "--model", checkpoint, "--router", "none", "--output", output)
-    monkeypatch.setattr(Describer, "__call__", stops)
+    monkeypatch.setattr(Predictor, "predict", stops)
     stopped = run(*command, "--batch-size", 1)
     assert stopped.exit_code == 130 and "the same command goes on from there" in stopped.stderr
     assert not output.exists() and Path(f"{output}.partial").exists()
@@ -138,7 +140,7 @@ def test_a_full_disk(scene: Path, checkpoint: Path, tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     output = tmp_path / "out.gpkg"
-    monkeypatch.setattr("modeling_rsmoe.scenes.outputs.write", full)
+    monkeypatch.setattr("modeling_rsmoe.scenes.pipeline.write", full)
     result = run("caption", scene, "--tile", 20, "--model", checkpoint, "--router", "none", "--output", output)
     (line,) = errors(result)
     assert "No space left on device" in line and "run the same command to go on" in line

@@ -16,7 +16,7 @@ import openai
 import pytest
 from typer.testing import CliRunner
 
-from modeling_rsmoe.cli import app, shared
+from modeling_rsmoe.cli import app
 from modeling_rsmoe.utils import extras
 
 from ..serving.conftest import noise, user
@@ -64,12 +64,12 @@ def server(tmp_path):
         process.stderr.close()
 
 
-def inside(url: str) -> int:
+def in_flight(url: str) -> int:
     with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
-        return json.load(answer)["inside"]
+        return json.load(answer)["in_flight"]
 
 
-def test_sigterm_finishes_what_is_inside(server) -> None:
+def test_sigterm_finishes_what_is_in_flight(server) -> None:
     process, url = server
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0, timeout=60)
 
@@ -82,19 +82,19 @@ def test_sigterm_finishes_what_is_inside(server) -> None:
     with ThreadPoolExecutor(12) as pool:
         texts = [pool.submit(ask, index) for index in range(12)]  # a batch and a half
         end = time.monotonic() + 30
-        while inside(url) < 12 and time.monotonic() < end:
+        while in_flight(url) < 12 and time.monotonic() < end:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert all(text.result() for text in texts)
     assert process.wait(30) == 0
     with pytest.raises(urllib.error.URLError):
-        inside(url)
+        in_flight(url)
     assert "Traceback" not in process.stderr.read()
 
 
 def test_ctrl_c_is_an_interruption(server) -> None:
     process, url = server
-    assert inside(url) == 0
+    assert in_flight(url) == 0
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     assert "Traceback" not in process.stderr.read()
@@ -108,7 +108,9 @@ def refused(*arguments: str) -> str:
 
 
 def test_bad_addresses_are_refused_before_the_model_is_loaded(monkeypatch) -> None:
-    monkeypatch.setattr(shared, "load", lambda *arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "modeling_rsmoe.cli.serve.load", lambda *arguments, **options: pytest.fail("the model was loaded")
+    )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"cannot listen at 127.0.0.1:{port}" in refused("--port", port)

@@ -1,4 +1,4 @@
-"""A tiny checkpoint and a folder of images for all tests of archives."""
+"""A tiny checkpoint and a folder of images for all tests of collections."""
 
 import functools
 from pathlib import Path
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_rsmoe.cli.archive import load_encoder_alone, load_whole
-from modeling_rsmoe.collection.describers import Captioner, Checkpoint, Encoder
+from modeling_rsmoe.cli.collection import load_encoder_alone, load_model
+from modeling_rsmoe.collection.describers import Captioner, CheckpointSource, FeatureEncoder
+from modeling_rsmoe.inference import GenerationSettings
 from modeling_rsmoe.inference.encoder import encoder_sha256
 from modeling_rsmoe.utils.provenance import folder_sha256
 from tests.tiny import tiny_checkpoint
@@ -19,7 +20,7 @@ NAMES = ["a.png", "b/1.png", "b/2.JPG", "bad.png", "c.tif", *(f"d/{number}.png" 
 
 @pytest.fixture(scope="package")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("archive") / "tiny")
+    return tiny_checkpoint(tmp_path_factory.mktemp("collection") / "tiny")
 
 
 @pytest.fixture(scope="package")
@@ -40,13 +41,17 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def captioner(checkpoint: Path) -> Captioner:
     """Not opened yet."""
-    found = Checkpoint("tiny", "abc", folder_sha256(checkpoint), functools.partial(Path, str(checkpoint)), load_whole)
-    return Captioner(found, "Describe the image.", {"router_mode": "template", "max_new_tokens": 8})
+    found = CheckpointSource(
+        "tiny", "abc", folder_sha256(checkpoint), functools.partial(Path, str(checkpoint)), load_model
+    )
+    return Captioner(
+        found, "Describe the image.", GenerationSettings(router_mode="template", fusion="concat", max_new_tokens=8)
+    )
 
 
 @pytest.fixture
-def encoder(checkpoint: Path) -> Encoder:
-    found = Checkpoint(
+def encoder(checkpoint: Path) -> FeatureEncoder:
+    found = CheckpointSource(
         "tiny", "abc", folder_sha256(checkpoint), functools.partial(Path, str(checkpoint)), load_encoder_alone
     )
-    return Encoder(found, encoder_sha256(*load_encoder_alone(checkpoint)))
+    return FeatureEncoder(found, encoder_sha256(*load_encoder_alone(checkpoint)))

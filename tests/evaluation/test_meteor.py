@@ -1,4 +1,4 @@
-"""METEOR: its formula worked by hand, and the protocol of its Java program. test_captions compares it with the program."""
+"""METEOR: its formula worked by hand, and the protocol of its Java program (test_captions compares with it)."""
 
 import sys
 from pathlib import Path
@@ -11,8 +11,8 @@ from modeling_rsmoe.evaluation import meteor
 
 
 # What the program wrote about "a dog was running", which fits "the dog ran home" best: of four words each, the
-# prediction's "a" and "was" and the reference's "the" are function words; "dog" is the same word in both, "was running"
-# paraphrases "ran", in one chunk.
+# prediction's "a" and "was" and the reference's "the" are function words; "dog" is the same word in both,
+# "was running" paraphrases "ran", in one chunk.
 LINE = "4.0 4.0 2.0 1.0 1.0 1.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 1.0 1.0 1.0 0.0 1.0 3.0 2.0"
 IDENTICAL = "2.0 2.0 1.0 1.0 1.0 1.0 1.0 1.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 1.0 2.0 2.0"
 NOTHING = " ".join(["0.0", "2.0", "0.0", "1.0"] + 19 * ["0.0"])
@@ -27,7 +27,7 @@ with (folder / "starts").open("a") as file:
     file.write("started\\n")
 answers = (folder / "answers").read_text().splitlines()
 for line in sys.stdin:
-    with (folder / "asked").open("a") as file:
+    with (folder / "received").open("a") as file:
         file.write(line)
     if not answers:
         sys.exit("no memory")
@@ -37,7 +37,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def program(tmp_path):
-    """Stands for the Java program: writes the lines of the file `answers`, one for each line that it is told."""
+    """Stands for the Java program: writes the lines of the file `answers`, one for each line that it receives."""
     pytest.importorskip("pycocoevalcap")
 
     class Program:
@@ -81,17 +81,17 @@ def test_a_set_is_scored_by_its_sums():
     assert meteor.score(both).shape == (2,)
 
 
-def test_each_question_is_asked_once_without_repeated_references(program):
+def test_each_caption_is_sent_once_without_repeated_references(program):
     program.will_answer(LINE, NOTHING)
     found = meteor.statistics(["x", "", "x"], [["a", "b", "a"], ["c"], ["a", "b"]], program.path)
-    assert program.read("asked") == "SCORE ||| a ||| b ||| x\nSCORE ||| c ||| \n"
+    assert program.read("received") == "SCORE ||| a ||| b ||| x\nSCORE ||| c ||| \n"
     assert found.tolist() == [counts(LINE).tolist(), counts(NOTHING).tolist(), counts(LINE).tolist()]
 
 
 def test_the_mark_of_the_protocol_goes_from_texts(program):
     program.will_answer(LINE)
     meteor.statistics(["a ||| b"], [["c |||| d", "|||"]], program.path)
-    assert program.read("asked") == "SCORE ||| c | d |||  ||| a b\n"
+    assert program.read("received") == "SCORE ||| c | d |||  ||| a b\n"
 
 
 def test_one_program_serves_all_calls(program):

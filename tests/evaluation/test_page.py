@@ -1,4 +1,4 @@
-"""The HTML page: what stands in it, in which order, that it needs no network and runs nothing that it was told."""
+"""The HTML page: what stands in it, in which order, that it needs no network and runs nothing that stands in texts."""
 
 import re
 from html.parser import HTMLParser
@@ -11,7 +11,7 @@ from PIL import Image
 from modeling_rsmoe.data.records import CaptionRecord, QuestionRecord
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 from modeling_rsmoe.evaluation import report
-from modeling_rsmoe.evaluation.page import Item, write_page
+from modeling_rsmoe.evaluation.page import ScoredItem, write_page
 from modeling_rsmoe.evaluation.scores import Score, Scored
 from modeling_rsmoe.evaluation.vqa import score_answers
 
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def page(folder: Path, made: report.Report, items: list[Item], **values: Any) -> Page:
+def page(folder: Path, made: report.Report, items: list[ScoredItem], **values: Any) -> Page:
     write_page(made, items, folder, folder / "page.html", **values)
     return Page(folder / "page.html")
 
@@ -82,17 +82,17 @@ def captioning(folder: Path, datasets: tuple[str, ...] = ("RSICD",), caption: st
                 "split": "val",
                 "caption": caption,
                 "router_prompts": {"theme": "Which theme?", "object": f"Objects {index}?"},
-                "parts": {"theme": "A theme .", "object": ""},
+                "expert_texts": {"theme": "A theme .", "object": ""},
             }
-            items.append(Item(prediction, records[index].captions, {"CIDEr-D": 10.0 * index}))
-    checkpoint: report.Checkpoint = {"name": "tiny", "sha256": "0" * 64}
+            items.append(ScoredItem(prediction, records[index].captions, {"CIDEr-D": 10.0 * index}))
+    checkpoint: report.CheckpointEntry = {"name": "tiny", "sha256": "0" * 64}
     made = report.make_report(
         "captioning", "full", checkpoint, {"num_beams": 1}, results, machine="cpu", seconds=3, peak_memory_bytes=1
     )
     return made, items
 
 
-def test_page_has_scores_pictures_and_every_step(folder: Path) -> None:
+def test_page_has_scores_images_and_every_step(folder: Path) -> None:
     made, items = captioning(folder)
     found = page(folder, made, items[::-1])
     assert [card["data-worst"] for card in found.all("article")] == list("012345")
@@ -124,7 +124,7 @@ def test_page_shows_the_worst_and_the_best_of_each_dataset(folder: Path) -> None
         assert of_name == [(True, False), (False, True), (False, True)]
 
 
-def test_page_needs_no_network_and_runs_nothing_that_it_was_told(folder: Path) -> None:
+def test_page_needs_no_network_and_runs_nothing_of_its_texts(folder: Path) -> None:
     made, items = captioning(folder, (ATTACK,), caption=ATTACK)
     made["settings"] = {"instruction": ATTACK}
     made["results"][0]["missing"] = {"SPICE": ATTACK}
@@ -148,7 +148,7 @@ def test_page_of_questions(folder: Path) -> None:
     )
     made = report.make_report("vqa", "constant", None, {}, [result], machine="cpu", seconds=0, peak_memory_bytes=0)
     items = [
-        Item(
+        ScoredItem(
             {"image": "0.png", "dataset": "RSVQA-LR", "split": "val", "question": one.question, "answer": answer},
             [one.answer],
             each,

@@ -1,4 +1,4 @@
-"""The tokenizer without Java: equal to pycocoevalcap's program on hard sentences, on published captions, and on noise."""
+"""The tokenizer without Java: equal to pycocoevalcap's program on hard sentences, published captions and noise."""
 
 import json
 import os

@@ -8,8 +8,10 @@ from PIL import Image
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.data.records import read_questions
 from modeling_rsmoe.evaluation.captions import score_captions
-from modeling_rsmoe.evaluation.run import baseline_texts, evaluate, run_id, select
+from modeling_rsmoe.evaluation.run import baseline_texts, evaluate, generation_settings, select
 from modeling_rsmoe.evaluation.vqa import score_answers
+from modeling_rsmoe.inference import GenerationSettings
+from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 
 
 CAPTIONS = {
@@ -40,11 +42,13 @@ def folder(tmp_path):
             lines.append({"image": name, "dataset": dataset, "split": split, "captions": captions})
     write(tmp_path / "captions.jsonl", lines)
     lines = []
-    for (dataset, split), asked in QUESTIONS.items():
+    for (dataset, split), questions in QUESTIONS.items():
         name = f"{dataset}-{split}.png"
         Image.new("RGB", (8, 8)).save(tmp_path / name)
         keys = ("question", "question_type", "answer")
-        lines += [{"image": name, "dataset": dataset, "split": split, **dict(zip(keys, row))} for row in asked]
+        lines += [
+            {"image": name, "dataset": dataset, "split": split, **dict(zip(keys, values))} for values in questions
+        ]
     write(tmp_path / "vqa.jsonl", lines)
     return tmp_path
 
@@ -53,7 +57,7 @@ def write(file, lines):
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def spoken(selection, text="a river ."):
+def predicted(selection, text="a river ."):
     name = "caption" if selection.task == "captioning" else "answer"
     return {
         (record.image.name, getattr(record, "question", "")): {name: text, "seconds": 0.5}
@@ -63,7 +67,7 @@ def spoken(selection, text="a river ."):
 
 def test_results_are_those_of_the_metrics(folder):
     selection = select(folder, "captioning", "test")
-    results = {each.result["dataset"]: each for each in evaluate(selection, spoken(selection))}
+    results = {each.result["dataset"]: each for each in evaluate(selection, predicted(selection))}
     assert list(results) == ["A", "B"]
     references = {f"A-test-{index}.png": captions for index, captions in enumerate(CAPTIONS["A", "test"])}
     learned = ["a river .", "many green trees ."]
@@ -81,7 +85,7 @@ def test_results_are_those_of_the_metrics(folder):
 
 def test_answers_are_scored_by_dataset_and_pooled(folder):
     selection = select(folder, "vqa", "test")
-    results = {each.result["dataset"]: each.result for each in evaluate(selection, spoken(selection, "yes"))}
+    results = {each.result["dataset"]: each.result for each in evaluate(selection, predicted(selection, "yes"))}
     assert {name: result["scores"]["accuracy"]["value"] for name, result in results.items()} == pytest.approx(
         {"L": 50, "H": 0, "all": 100 / 3}
     )
@@ -91,21 +95,21 @@ def test_answers_are_scored_by_dataset_and_pooled(folder):
     assert list(results["L"]["baselines"]) == ["constant", "question-only"]
 
 
-def test_parts_of_the_full_model_are_scored_alone(folder):
+def test_expert_texts_of_the_full_model_are_scored_alone(folder):
     selection = select(folder, "captioning", "test", ["A"])
-    lines = spoken(selection)
+    lines = predicted(selection)
     for line in lines.values():
-        line["parts"] = {"theme": "a wide river", "object": ""}
-    parts = evaluate(selection, lines)[0].result["parts"]
-    assert list(parts) == ["theme", "object"]
-    assert parts["theme"]["BLEU-1"]["value"] > parts["object"]["BLEU-1"]["value"] == 0
+        line["expert_texts"] = {"theme": "a wide river", "object": ""}
+    scores = evaluate(selection, lines)[0].result["expert_texts"]
+    assert list(scores) == ["theme", "object"]
+    assert scores["theme"]["BLEU-1"]["value"] > scores["object"]["BLEU-1"]["value"] == 0
 
 
 def test_without_training_records_there_are_no_baselines(folder):
     lines = (folder / "captions.jsonl").read_text().splitlines(keepends=True)
     (folder / "captions.jsonl").write_text("".join(line for line in lines if '"train"' not in line))
     selection = select(folder, "captioning", "test")
-    result = evaluate(selection, spoken(selection))[0].result
+    result = evaluate(selection, predicted(selection))[0].result
     assert result["baselines"] == {} and "novel" not in result["scores"]
     with pytest.raises(RSMoEError, match="train split"):
         baseline_texts(selection, "constant", selection.records["A"])
@@ -150,18 +154,36 @@ def test_images_that_stand_twice(folder):
 
 def test_missing_predictions_are_counted(folder):
     selection = select(folder, "vqa", "test")
-    lines = spoken(selection)
+    lines = predicted(selection)
     lines.pop(("H-test.png", "is there a lake?"))
     with pytest.raises(RSMoEError, match=r"no prediction for H-test.png / is there a lake\? \(1 of 3 are missing\)"):
         evaluate(selection, lines)
 
 
-def test_run_id_depends_on_everything():
-    ids = {
-        run_id("a", "full", {"num_beams": 1}),
-        run_id("b", "full", {"num_beams": 1}),
-        run_id("a", "base", {"num_beams": 1}),
-        run_id("a", "full", {"num_beams": 2}),
-    }
-    assert len(ids) == 4
-    assert run_id("a", "full", {"x": 1, "y": 2}) == run_id("a", "full", {"y": 2, "x": 1})
+@pytest.mark.parametrize(
+    "system, config, arguments, expected",
+    [
+        ("full", {"fusion": "auto"}, {}, {"fusion": "rerank"}),
+        ("full", {}, {"num_beams": 3}, {"num_beams": 3, "fusion": "rerank"}),
+        (
+            "full",
+            {"fusion": "rewrite", "router_mode": "template"},
+            {},
+            {"router_mode": "template", "fusion": "rewrite"},
+        ),
+        ("full:theme", {"fusion": "rewrite"}, {"fusion": "auto"}, {"fusion": "rerank"}),
+        ("base", {"fusion": "auto", "do_sample": False, "router_mode": "none"}, {}, {"do_sample": False}),
+        ("experts:theme", {"router_mode": "none"}, {"fusion": "concat"}, {"router_mode": "none"}),
+    ],
+)
+def test_settings_are_those_that_bear_on_the_texts(tmp_path, system, config, arguments, expected):
+    """Of a captioning run by a model with a reranker; the fusion is what "auto" comes to."""
+    (tmp_path / "config.json").write_text(json.dumps({"reranker_rank": 4}))
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    settings = GenerationSettings(**arguments)
+    assert generation_settings(tmp_path, system, DEFAULT_INSTRUCTION, settings) == expected
+    if expected.get("fusion") == "rerank":
+        question = question_instruction("Is there a road?")
+        assert generation_settings(tmp_path, system, question, settings) == expected | {"fusion": "rewrite"}
+        (tmp_path / "config.json").write_text("{}")
+        assert generation_settings(tmp_path, system, DEFAULT_INSTRUCTION, settings) == expected | {"fusion": "rewrite"}

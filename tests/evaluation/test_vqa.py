@@ -153,23 +153,23 @@ def test_metric_loads_from_its_folder_offline(tmp_path: Path, monkeypatch: pytes
 def test_constant_answer_counts_ranges_as_they_are_scored() -> None:
     train = [question(number, "count") for number in ("0", "0", "0", "2", "2", "5", "7", "40")]
     train += [question("yes"), question("urban", "rural_urban", "other")]
-    asked = [question("?", "count"), question("?"), question("?", "unknown"), question("?", "count", "unknown")]
+    questions = [question("?", "count"), question("?"), question("?", "unknown"), question("?", "count", "unknown")]
     # 1-10 has four answers, 0 only three; of 1-10 the most frequent is 2. Backing off: the dataset, then everything.
-    assert baselines.constant_answers(train, asked) == ["2", "yes", "2", "2"]
+    assert baselines.constant_answers(train, questions) == ["2", "yes", "2", "2"]
 
 
 def test_question_only_answers_by_text_then_by_the_nearest_text() -> None:
     train = [question("no", text="Is there a road?")] * 2 + [question("yes", text="is there a road")]
     train += [question("yes", text="Are there more roads than farms?")] * 3
     train += [question("no", text="Are there less roads than farms?")]
-    asked = [
+    questions = [
         question("?", text="Is there a ROAD?"),
         question("?", text="Are there less roads than grass areas?"),
         question("?", text="Are there more roads than grass areas?"),
         question("?", "scene", text="Is there a road?"),
         question("?", "scene", "other", text="Which scene?"),
     ]
-    assert baselines.question_only_answers(train, asked) == ["no", "no", "yes", "no", "yes"]
+    assert baselines.question_only_answers(train, questions) == ["no", "no", "yes", "no", "yes"]
 
 
 def test_constant_caption_is_the_most_frequent_one_in_its_most_frequent_spelling() -> None:

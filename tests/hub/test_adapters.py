@@ -18,8 +18,9 @@ from typer.testing import CliRunner, Result
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.cli import app
 from modeling_rsmoe.hub.adapters import adapters_of, load_peft, save_peft, serve_line
+from modeling_rsmoe.prompting_rsmoe import Prompt
 
-from ..tiny import tiny_checkpoint, tiny_config, tiny_model, tiny_processor
+from ..tiny import INSTRUCTIONS, tiny_checkpoint, tiny_config, tiny_model, tiny_processor
 
 
 ADAPTERS = ["router", "theme", "object", "relation"]
@@ -222,40 +223,41 @@ def image(seed: int) -> torch.Tensor:
 
 
 def test_a_peft_batch_over_prompt_embeddings_gives_our_tokens(checkpoint, vllm_folder, client):
-    """Rows of the base LM, the router and two experts, of different lengths, in one batch: what a server does."""
-    texts = {
-        "__base__": TEXT,
-        "router": f"<router> theme: {TEXT}",
-        "object": "<object> how many?",
-        "relation": "<relation> where is it?",
+    """Prompts of the base LM, the router and two experts, of different lengths, in one batch: what a server does."""
+    prompts = {
+        "__base__": Prompt.base(TEXT),
+        "router": Prompt.router("theme", TEXT),
+        "object": Prompt.for_expert("object", "how many?", INSTRUCTIONS["object"]),
+        "relation": Prompt.for_expert("relation", "where is it?", INSTRUCTIONS["relation"]),
     }
     model = RSMoEForConditionalGeneration.from_pretrained(checkpoint).eval()
     processor = RSMoEProcessor.from_pretrained(checkpoint)
     images = [image(seed) for seed in range(4)]
-    rows = processor(
-        images=images,
-        text=[processor.render(text) for text in texts.values()],
-        expert_inputs=False,
-        return_tensors="pt",
-    )
+    inputs = processor(images=images, text=list(prompts.values()), expert_inputs=False, return_tensors="pt")
+    rendered = [processor.render(prompt) for prompt in prompts.values()]  # as other libraries hand them over
+    same = processor(images=images, text=rendered, expert_inputs=False, return_tensors="pt")
+    assert all(torch.equal(inputs[name], same[name]) for name in inputs)
     settings = {"max_new_tokens": 12, "do_sample": False}
-    ours = model.generate(**rows, **settings)[:, rows["input_ids"].shape[1] :]
+    ours = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
 
     embeddings = client.PromptEmbeddings(vllm_folder)
-    each = [embeddings(picture, text) for picture, text in zip(images, texts.values())]
-    width = max(map(len, each))
-    embeds = torch.stack([torch.cat([row.new_zeros(width - len(row), row.shape[1]), row]) for row in each])
-    mask = torch.stack([torch.arange(width) >= width - len(row) for row in each]).long()
+    sequences = [embeddings(embeddings.encode(image), prompt) for image, prompt in zip(images, prompts.values())]
+    width = max(map(len, sequences))
+    padded = [
+        torch.cat([sequence.new_zeros(width - len(sequence), sequence.shape[1]), sequence]) for sequence in sequences
+    ]
+    embeds = torch.stack(padded)
+    mask = torch.stack([torch.arange(width) >= width - len(sequence) for sequence in sequences]).long()
     base = AutoModelForCausalLM.from_pretrained(vllm_folder / "base")
     served = PeftModel.from_pretrained(base, vllm_folder / "adapters" / "router", adapter_name="router")
     for name in ADAPTERS[1:]:
         served.load_adapter(vllm_folder / "adapters" / name, adapter_name=name)
-    batch = {"inputs_embeds": embeds, "attention_mask": mask, "adapter_names": list(texts)}
+    batch = {"inputs_embeds": embeds, "attention_mask": mask, "adapter_names": list(prompts)}
     theirs = served.eval().generate(**batch, **settings)
     assert torch.equal(theirs, ours)
-    assert len({tuple(row.tolist()) for row in ours}) == 4 and ours.shape[1] > 4
-    alone = served.generate(**batch | {"adapter_names": ["__base__"] * 4}, **settings)
-    assert all(not torch.equal(alone[row], theirs[row]) for row in range(1, 4))
+    assert len({tuple(sequence.tolist()) for sequence in ours}) == 4 and ours.shape[1] > 4
+    by_base = served.generate(**batch | {"adapter_names": ["__base__"] * 4}, **settings)
+    assert all(not torch.equal(by_base[index], theirs[index]) for index in range(1, 4))
 
 
 class Server(BaseHTTPRequestHandler):
@@ -281,9 +283,12 @@ def test_client_asks_router_experts_and_llm(vllm_folder, client, tmp_path, monke
     threading.Thread(target=server.serve_forever, daemon=True).start()
     seen = []
     call = client.PromptEmbeddings.__call__
-    monkeypatch.setattr(
-        client.PromptEmbeddings, "__call__", lambda self, image, text: seen.append(text) or call(self, image, text)
-    )
+
+    def record(self, image_embeds, prompt):
+        seen.append(prompt.text)
+        return call(self, image_embeds, prompt)
+
+    monkeypatch.setattr(client.PromptEmbeddings, "__call__", record)
     try:
         client.main(
             [str(tmp_path / "tile.png"), "--text", TEXT, "--server", f"http://127.0.0.1:{server.server_port}/v1"]
@@ -291,9 +296,9 @@ def test_client_asks_router_experts_and_llm(vllm_folder, client, tmp_path, monke
     finally:
         server.shutdown()
         server.server_close()
-    said = json.loads(capsys.readouterr().out)
+    prediction = json.loads(capsys.readouterr().out)
     names = ADAPTERS[1:]
-    assert said["text"] == "by base" and said["parts"] == {name: f"by {name}" for name in names}
+    assert prediction["text"] == "by base" and prediction["expert_texts"] == {name: f"by {name}" for name in names}
     assert [body["model"] for body in Server.asked] == ["router"] * 3 + names + ["base"]
     assert {body["path"] for body in Server.asked} == {"/v1/completions"}
     assert all(
@@ -303,18 +308,20 @@ def test_client_asks_router_experts_and_llm(vllm_folder, client, tmp_path, monke
     assert seen == [*asked, f"{TEXT}\ntheme: by theme\nobject: by object\nrelation: by relation"]
 
 
-def test_client_and_package_write_rows_alike():
-    """The client stands alone, so its wordings are its own: they must stay the processor's."""
+def test_client_and_package_write_prompts_alike():
+    """The client has no wordings of its own: it takes those of the processor's code."""
     from modeling_rsmoe.hub import vllm_client
-    from modeling_rsmoe.prompting_rsmoe import Prompt
 
     seen = []
 
     class Embeddings:
         processor = tiny_processor()
 
-        def __call__(self, image, text):
-            seen.append(text)
+        def encode(self, image):
+            return torch.zeros(1, 1, 1)
+
+        def __call__(self, image_embeds, prompt):
+            seen.append(prompt)
             return torch.zeros(1, 1)
 
     answers = iter(["p", "q", "", "a", "", "c", "all"])
@@ -324,9 +331,9 @@ def test_client_and_package_write_rows_alike():
     finally:
         vllm_client.ask = ask
     names, fixed = ADAPTERS[1:], Embeddings.processor.expert_instructions["relation"]
-    expected = [Prompt.router(name, TEXT).text for name in names]
-    expected += [Prompt.for_expert(name, prompt, "").text for name, prompt in zip(names, ["p", "q", fixed])]
-    assert seen == [*expected, Prompt.rewrite(TEXT, {"theme": "a", "object": "", "relation": "c"}).text]
+    expected = [Prompt.router(name, TEXT) for name in names]
+    expected += [Prompt.for_expert(name, prompt, INSTRUCTIONS[name]) for name, prompt in zip(names, ["p", "q", fixed])]
+    assert seen == [*expected, Prompt.rewrite(TEXT, {"theme": "a", "object": "", "relation": "c"})]
 
 
 def test_serve_line(tmp_path):

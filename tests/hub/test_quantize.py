@@ -134,7 +134,7 @@ def test_int8_saved_and_loaded_again(dtype, folder, tmp_path, monkeypatch):
     assert kinds(again.model) == kinds(model)
     assert torch.equal(logits(again.model), logits(model))
     assert changed(again.model).max() > 0
-    with pytest.raises(RSMoEError, match="are quantised; give --checkpoint with one of float weights"):
+    with pytest.raises(RSMoEError, match="are quantised; give --model with one of float weights"):
         load_start(saved, Recipe())
     with pytest.raises(RSMoEError, match="load RSMoEForConditionalGeneration, whose `.model` this is"):
         RSMoEModel.from_pretrained(saved)

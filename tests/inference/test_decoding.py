@@ -46,8 +46,8 @@ def test_sequences_that_have_ended_leave(model, batches, settings):
 
 
 def test_sequences_stay_where_others_may_be_counted(model, batches):
-    """A constraint that is told which sequence it is at, a penalty with a length for each, a cache that the caller keeps,
-    scores."""
+    """A constraint that is told which sequence it is at, a penalty with a length for each, a cache that the caller
+    keeps, scores."""
     inputs = rows()
     settings = {"max_new_tokens": 20, "eos_token_id": ENDS, "custom_generate": shrinking_greedy}
     count = len(inputs["input_ids"])

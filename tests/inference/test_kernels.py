@@ -110,7 +110,7 @@ def test_a_weight_is_packed_once(avx2):
 
 
 def test_layers_that_are_left_alone(avx2, monkeypatch):
-    """Of half precision, with a bias, of another processor; where torch's are asked for; and a second call changes none."""
+    """Of half precision, with a bias, of another processor, where torch's are asked for; again changes none."""
     half, with_bias, other = Head(4, 4).bfloat16(), Head(4, 4), Head(4, 4)
     with_bias.linear = nn.Linear(4, 4)
     assert use_fast_kernels(half) == use_fast_kernels(with_bias) == use_fast_kernels(other, "torch") == 0

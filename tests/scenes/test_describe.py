@@ -1,4 +1,4 @@
-"""Tiles through a describer: what it is shown, what is skipped, and how a stopped run goes on."""
+"""Tiles through a predictor: what it sees, what is skipped, and how a stopped run continues."""
 
 import json
 from collections.abc import Sequence
@@ -10,27 +10,28 @@ import pytest
 from PIL import Image
 
 from modeling_rsmoe import RSMoEError
-from modeling_rsmoe.scenes.describe import Describer, describe, read_side
+from modeling_rsmoe.inference import Prediction, Predictor
+from modeling_rsmoe.inference.resume import KeyedLog
+from modeling_rsmoe.scenes.describe import Tile, TileDescriber, read_side, tile_log
 from modeling_rsmoe.scenes.grid import Grid
 from modeling_rsmoe.scenes.raster import open_raster
-from modeling_rsmoe.scenes.work import WorkFile
 from tests.scenes.rasters import write_raster
 
 
 class Brightness:
-    """Describes a picture by its mean value; stops, if told so, after some batches."""
+    """A predictor that describes an image by its mean value, and may stop after some batches."""
 
-    picture_side = 16
+    image_side = 16
 
     def __init__(self, stops_after: int | None = None):
         self.stops_after, self.batches = stops_after, []  # type: ignore[var-annotated]
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[dict[str, Any]]:
+    def predict(self, images: Sequence[Image.Image], instruction: str) -> list[Prediction]:
         if len(self.batches) == self.stops_after:
             raise KeyboardInterrupt
-        self.batches.append([picture.size for picture in pictures])
-        texts = [f"{np.asarray(picture).mean():.2f}" for picture in pictures]
-        return [{"text": text, "router_prompts": {"theme": "?"}, "parts": {"theme": text}} for text in texts]
+        self.batches.append([image.size for image in images])
+        texts = [f"{np.asarray(image).mean():.2f}" for image in images]
+        return [Prediction(text, {"theme": "?"}, {"theme": text}) for text in texts]
 
 
 def scene(path: Path, empty: int = 0) -> Path:
@@ -43,48 +44,49 @@ def scene(path: Path, empty: int = 0) -> Path:
     return write_raster(path, values, nodata=0)
 
 
-def run(path: Path, describer: Any, work: WorkFile, **options: Any):
+def run(path: Path, predictor: Any, log: KeyedLog, **options: Any) -> list[Tile]:
     with open_raster(path) as raster:
-        return describe(raster, Grid(raster.width, raster.height, 20), describer, work, **options)
+        describer = TileDescriber(predictor, "Describe the image.", log, **options)
+        return describer.describe(raster, Grid(raster.width, raster.height, 20))
 
 
 def test_every_tile_is_described_in_order(tmp_path: Path) -> None:
-    describer, told = Brightness(), []
+    predictor, told = Brightness(), []
     tiles = run(
         scene(tmp_path / "a.tif"),
-        describer,
-        WorkFile(None, {}),
+        predictor,
+        tile_log(None, {}),
         batch_size=8,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda message, *counts: told.append(counts),
     )
     assert [tile.number for tile in tiles] == list(range(25))
     assert [float(tile.text) for tile in tiles] == [10.0 * number for number in range(1, 26)]
-    assert [len(batch) for batch in describer.batches] == [8, 8, 8, 1]
-    assert told == [(0, 25), (8, 25), (16, 25), (24, 25), (25, 25)]
+    assert [len(batch) for batch in predictor.batches] == [8, 8, 8, 1]
+    assert told == [(done, 25, "tiles") for done in (0, 8, 16, 24, 25)]
     assert tiles[7].window == (40, 20, 20, 20) and tiles[7].valid == 1
 
 
 def test_tiles_that_are_mostly_no_data_are_skipped(tmp_path: Path) -> None:
-    describer, work = Brightness(), WorkFile(None, {})
-    tiles = run(scene(tmp_path / "a.tif", empty=13), describer, work, batch_size=4)
+    predictor, log = Brightness(), tile_log(None, {})
+    tiles = run(scene(tmp_path / "a.tif", empty=13), predictor, log, batch_size=4)
     assert [tile.number for tile in tiles] == list(range(13, 25))
-    assert [len(batch) for batch in describer.batches] == [4, 4, 4], "empty tiles take no place in a batch"
-    assert work.lines[0, 3] == {"scene": 0, "tile": 3, "valid": 0.0}
+    assert [len(batch) for batch in predictor.batches] == [4, 4, 4], "empty tiles take no place in a batch"
+    assert log.lines[0, 3] == {"scene": 0, "tile": 3, "valid": 0.0}
 
 
 def test_a_scene_with_little_data_everywhere(tmp_path: Path) -> None:
-    """Where no tile is half full, those with at least half as much as the best one are described; a stopped run too."""
+    """Where no tile is half full, those with at least half as much as the best are described; a stopped run too."""
     values = np.zeros((1, 40, 60), "uint8")
     values[:, ::2, 0:60:4] = 9  # an eighth
     values[:, :20, :20] = 0
     values[:, 3, 3] = 9  # a little
     path = write_raster(tmp_path / "a.tif", values, nodata=0)
-    tiles = run(path, Brightness(), WorkFile(None, {}), batch_size=2)
+    tiles = run(path, Brightness(), tile_log(None, {}), batch_size=2)
     assert [tile.number for tile in tiles] == [1, 2, 3, 4, 5] and {tile.valid for tile in tiles} == {0.125}
     with pytest.raises(KeyboardInterrupt):
-        run(path, Brightness(stops_after=1), WorkFile(tmp_path / "o", {}), batch_size=2)
+        run(path, Brightness(stops_after=1), tile_log(tmp_path / "o", {}), batch_size=2)
     second = Brightness()
-    assert run(path, second, WorkFile(tmp_path / "o", {}), batch_size=2) == tiles
+    assert run(path, second, tile_log(tmp_path / "o", {}), batch_size=2) == tiles
     assert [len(batch) for batch in second.batches] == [2, 1], "what was done is not done again"
 
 
@@ -98,84 +100,91 @@ def test_large_tiles_are_read_no_larger_than_the_model_can_use(tmp_path: Path) -
         512,
         750,
     ]
-    describer = Brightness()
+    predictor = Brightness()
     with open_raster(scene(tmp_path / "a.tif")) as raster:
-        describe(raster, Grid(100, 100, 100), describer, WorkFile(None, {}))
-    assert describer.batches == [[(50, 50)]]
+        TileDescriber(predictor, "", tile_log(None, {})).describe(raster, Grid(100, 100, 100))
+    assert predictor.batches == [[(50, 50)]]
 
 
-def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_run_continues(tmp_path: Path) -> None:
     path, output = scene(tmp_path / "a.tif", empty=2), tmp_path / "out.jsonl"
-    whole = run(path, Brightness(), WorkFile(None, {}), batch_size=4)
+    whole = run(path, Brightness(), tile_log(None, {}), batch_size=4)
     with pytest.raises(KeyboardInterrupt):
-        run(path, Brightness(stops_after=3), WorkFile(output, {"tile": 20}), batch_size=4)
+        run(path, Brightness(stops_after=3), tile_log(output, {"tile": 20}), batch_size=4)
     partial = tmp_path / "out.jsonl.partial"
     assert len(partial.read_text().splitlines()) == 1 + 2 + 12
     with partial.open("a") as file:
         file.write('{"scene": 0, "tile": 14, "te')  # killed in the middle of a line
     second, told = Brightness(), []
-    work = WorkFile(output, {"tile": 20})
-    tiles = run(path, second, work, batch_size=5, progress=lambda done, total: told.append(done))
+    log = tile_log(output, {"tile": 20})
+    tiles = run(path, second, log, batch_size=5, progress=lambda message, done, *rest: told.append(done))
     assert tiles == whole and told[0] == 14 and sum(map(len, second.batches)) == 11
-    work.remove()
+    log.remove()
     assert not partial.exists() and not output.exists()
 
 
-def test_other_settings_do_not_go_on(tmp_path: Path) -> None:
+def test_other_settings_do_not_continue(tmp_path: Path) -> None:
     output = tmp_path / "out.geojson"
-    WorkFile(output, {"tile": 512, "model": "a"}).add([{"scene": 0, "tile": 0}])
-    assert WorkFile(output, {"model": "a", "tile": 512}).lines == {(0, 0): {"scene": 0, "tile": 0}}
+    tile_log(output, {"tile": 512, "model": "a"}).add([{"scene": 0, "tile": 0}])
+    assert tile_log(output, {"model": "a", "tile": 512}).lines == {(0, 0): {"scene": 0, "tile": 0}}
     with pytest.raises(RSMoEError, match=r"out.geojson.partial is a run with other settings \(tile: 512, now 256\)"):
-        WorkFile(output, {"tile": 256, "model": "a"})
+        tile_log(output, {"tile": 256, "model": "a"})
     with pytest.raises(RSMoEError, match=r"\(num_beams: null, now 3\)"):
-        WorkFile(output, {"tile": 512, "model": "a", "num_beams": 3})
+        tile_log(output, {"tile": 512, "model": "a", "num_beams": 3})
     for content in ("hello\n", "[]\n", '{"settings": {}}\n{"scene": 0}\n', "\xff\n", '{"settings": {}}\n[1]\n'):
         (tmp_path / "out.geojson.partial").write_text(content)
-        with pytest.raises(RSMoEError, match="is no unfinished run of this program; delete it"):
-            WorkFile(output, {"tile": 512})
+        with pytest.raises(
+            RSMoEError,
+            match="geojson.partial:?[12]? is no (unfinished run of this program; delete it|line of this kind)",
+        ):
+            tile_log(output, {"tile": 512})
     (tmp_path / "out.geojson.partial").write_text('{"settings"')  # killed before anything was done
-    assert WorkFile(output, {"tile": 512}).lines == {}
+    assert tile_log(output, {"tile": 512}).lines == {}
 
 
 def test_work_lines_are_json(tmp_path: Path) -> None:
-    run(scene(tmp_path / "a.tif"), Brightness(), WorkFile(tmp_path / "o", {"a": [1, (2, 3)]}))
+    run(scene(tmp_path / "a.tif"), Brightness(), tile_log(tmp_path / "o", {"a": [1, (2, 3)]}))
     head, *lines = map(json.loads, (tmp_path / "o.partial").read_text().splitlines())
     assert head == {"settings": {"a": [1, [2, 3]]}} and len(lines) == 25
-    assert set(lines[0]) == {"scene", "tile", "valid", "text", "router_prompts", "parts"}
+    assert set(lines[0]) == {"scene", "tile", "valid", "text", "router_prompts", "expert_texts"}
 
 
-def test_the_model_looks_at_each_tile_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All rows of a tile (router, experts, composer) share one pass through the ViT."""
+def test_the_model_encodes_each_tile_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All sequences of a tile (router, experts, rewriting) share one pass through the image encoder."""
     from tests.tiny import tiny_model, tiny_processor
 
-    model, processor, seen = tiny_model(), tiny_processor(), []
+    model, processor, batches = tiny_model(), tiny_processor(), []
     encode = model.encode_image
 
     def counted(pixel_values: Any) -> Any:
-        seen.append(len(pixel_values))
+        batches.append(len(pixel_values))
         return encode(pixel_values)
 
     monkeypatch.setattr(model, "encode_image", counted)
-    describer = Describer(model, processor, "Describe the image.", {"fusion": "rewrite"})
-    assert describer.picture_side == 28
-    pictures = [Image.new("RGB", (30, 30), (shade, 0, 0)) for shade in (0, 120, 240)]
-    said = describer(pictures)
-    assert seen == [3] and [set(one) for one in said] == [{"text", "router_prompts", "parts"}] * 3
+    predictor = Predictor(model, processor, {"fusion": "rewrite"})
+    assert predictor.image_side == 28
+    images = [Image.new("RGB", (30, 30), (shade, 0, 0)) for shade in (0, 120, 240)]
+    predictions = predictor.predict(images, "Describe the image.")
+    assert (
+        batches == [3]
+        and [set(one.record()) for one in predictions] == [{"text", "router_prompts", "expert_texts"}] * 3
+    )
 
 
-def test_the_composer_reads_parts_as_in_generate() -> None:
-    """The row that sums up a scene is the row that `generate` makes of one image's parts, token by token."""
+def test_the_base_lm_reads_expert_texts_as_in_generate() -> None:
+    """The sequence that sums up a scene is that of one image's expert texts in `generate`, token by token."""
+    from modeling_rsmoe.generation_rsmoe import fill_slots
     from modeling_rsmoe.prompting_rsmoe import Prompt
     from tests.tiny import tiny_model, tiny_processor
 
     model, processor = tiny_model(), tiny_processor()
-    parts = {"theme": "a harbor", "object": "", "relation": "ships at a pier"}
-    picture = Image.new("RGB", (30, 30), (90, 0, 0))
-    whole = processor(images=[picture], text=["Describe it."], return_tensors="pt")
-    ids = [processor.tokenizer(f" {part}" if part else "")["input_ids"] for part in parts.values()]
-    expected, _ = model._padded(model._filled(whole["rewrite_input_ids"], [ids]), "cpu")
-    row = processor.render(Prompt.rewrite("Describe it.", parts).text)
-    own = processor(images=[picture], text=[row], expert_inputs=False, return_tensors="pt")
-    assert own["input_ids"].tolist() == expected.tolist()
-    assert own["qformer_input_ids"].tolist() == whole["qformer_input_ids"].tolist()
-    assert Describer(model, processor, "Describe it.", {"router_mode": "none"}).compose(picture, parts)
+    expert_texts = {"theme": "a harbor", "object": "", "relation": "ships at a pier"}
+    image = Image.new("RGB", (30, 30), (90, 0, 0))
+    generated = processor(images=[image], text=["Describe it."], return_tensors="pt")
+    ids = [processor.tokenizer(f" {text}" if text else "")["input_ids"] for text in expert_texts.values()]
+    mask = generated["rewrite_attention_mask"][0].bool()
+    expected = fill_slots(generated["rewrite_input_ids"][0][mask].tolist(), model.config.prompt_token_id, ids)
+    prompt = processor(images=[image], text=[Prompt.rewrite("Describe it.", expert_texts)], return_tensors="pt")
+    assert prompt["input_ids"].tolist() == [expected]
+    assert prompt["qformer_input_ids"].tolist() == generated["qformer_input_ids"].tolist()
+    assert Predictor(model, processor, {"router_mode": "none"}).rewrite(image, "Describe it.", expert_texts)

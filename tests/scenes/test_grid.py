@@ -21,10 +21,10 @@ def test_every_pixel_is_covered_by_whole_tiles(width: int, height: int, tile: in
         assert column >= 0 and row >= 0 and column + across <= width and row + down <= height
         cover[row : row + down, column : column + across] += 1
     assert cover.min() >= 1
-    for window, share in zip(windows, grid.own_shares(), strict=True):
+    for window, share in zip(windows, grid.area_shares(), strict=True):
         column, row, across, down = window
         assert share == pytest.approx((1 / cover[row : row + down, column : column + across]).mean())
-    assert sum(share * windows[0].width * windows[0].height for share in grid.own_shares()) == pytest.approx(
+    assert sum(share * windows[0].width * windows[0].height for share in grid.area_shares()) == pytest.approx(
         width * height
     )
 

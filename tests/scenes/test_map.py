@@ -12,7 +12,7 @@ from modeling_rsmoe.scenes import map as map_page
 from modeling_rsmoe.scenes.map import check_map, write_map
 from tests.browser import Person, chromium, needs_chromium
 from tests.evaluation.test_page import Page
-from tests.scenes.sheets import ATTACK, EXPERTS, image, said, scene
+from tests.scenes.views import ATTACK, EXPERTS, image, scene, texts
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +44,17 @@ def chosen(page: Any) -> str:
 
 
 @needs_chromium
-def test_a_click_shows_what_was_said_about_a_tile(reader: Person) -> None:
+def test_a_click_shows_the_texts_of_a_tile(reader: Person) -> None:
     page = reader.page
     assert page.locator("h1").inner_text() == f"folder/{ATTACK}.tif"
     assert page.locator("#whole").inner_text() == "the whole scene"
     facts = page.locator("#facts").inner_text()
     assert facts == "900 x 600 pixels, 6 tiles, 2 mostly without data left out. “Describe.”"
-    assert page.locator("#picture").evaluate("one => [one.naturalWidth, one.naturalHeight]") == [450, 300]
+    assert page.locator("#image").evaluate("one => [one.naturalWidth, one.naturalHeight]") == [450, 300]
     box = page.locator("#tiles").bounding_box()
     for number, column, row in ((0, 0.5, 0.5), (2, 2.5, 0.5), (4, 1.5, 1.5)):
         page.mouse.click(box["x"] + box["width"] * column / 3, box["y"] + box["height"] * row / 2)
-        expected = said(number)
+        expected = texts(number)
         assert chosen(page) == expected["text"]
         assert page.locator("#tile h2").inner_text() == (
             f"tile {number}, 300 x 300 pixels at {300 * (number % 3)}, {300 * (number // 3)}, "
@@ -62,7 +62,7 @@ def test_a_click_shows_what_was_said_about_a_tile(reader: Person) -> None:
         )
         assert page.locator("#tile h3").all_inner_texts() == list(EXPERTS)
         assert page.locator("#tile .asked").all_inner_texts() == list(expected["router_prompts"].values())
-        assert page.locator("#tile .found").all_inner_texts() == list(expected["parts"].values())
+        assert page.locator("#tile .found").all_inner_texts() == list(expected["expert_texts"].values())
     colors = page.locator("#tile h3").evaluate_all("all => all.map(one => getComputedStyle(one).color)")
     assert len(set(colors)) == 3
     assert page.locator("img").count() == 1  # no text became one
@@ -79,11 +79,11 @@ def test_keys_alone_are_enough(reader: Person) -> None:
     assert page.evaluate("document.activeElement.id") == "tiles"
     for key, number in (("Right", 1), ("Down", 4), ("Down", 4), ("Right", 5), ("Up", 2), ("Left", 1), ("Left", 0)):
         page.keyboard.press(f"Arrow{key}")
-        assert chosen(page) == said(number)["text"]
+        assert chosen(page) == texts(number)["text"]
     page.get_by_label("Search the texts").fill("caption 5")
     page.locator("#list button").focus()
     page.keyboard.press("Enter")
-    assert chosen(page) == said(5)["text"]
+    assert chosen(page) == texts(5)["text"]
 
 
 @needs_chromium
@@ -99,10 +99,12 @@ def test_search_highlights_tiles(reader: Person) -> None:
     assert page.locator("#shade").is_visible()
     assert page.locator("#count").inner_text() == "3 of 7 tiles"  # one of them is of the image
     listed = page.locator("#list button").all_inner_texts()
-    assert [one.endswith(f"tile {number} {said(number)['text']}") for one, number in zip(listed, (1, 4))] == [True] * 2
+    assert [one.endswith(f"tile {number} {texts(number)['text']}") for one, number in zip(listed, (1, 4))] == [
+        True
+    ] * 2
     page.locator("#list button").last.click()
-    assert page.locator("h1").inner_text() == "tile.png" and chosen(page) == said(7)["text"]
-    search.fill("sees 4")  # parts are searched too, router prompts not
+    assert page.locator("h1").inner_text() == "tile.png" and chosen(page) == texts(7)["text"]
+    search.fill("sees 4")  # expert texts are searched too, router prompts not
     assert page.locator("#count").inner_text() == "1 of 7 tiles"
     search.fill("theme 4?")
     assert page.locator("#count").inner_text() == "0 of 7 tiles"
@@ -111,22 +113,22 @@ def test_search_highlights_tiles(reader: Person) -> None:
 
 
 @needs_chromium
-def test_sheets_and_zoom(reader: Person) -> None:
+def test_views_and_zoom(reader: Person) -> None:
     page = reader.page
     page.get_by_label("Image or scene").select_option("tile.png")
     assert page.locator("#facts").inner_text() == "200 x 100 pixels, 1 tile. “Describe.”"
-    assert chosen(page) == said(7)["text"]
-    width = page.locator("#picture").bounding_box()["width"]
+    assert chosen(page) == texts(7)["text"]
+    width = page.locator("#image").bounding_box()["width"]
     page.get_by_label("Zoom in").click()
-    assert page.locator("#picture").bounding_box()["width"] == pytest.approx(1.5 * width, rel=0.02)
+    assert page.locator("#image").bounding_box()["width"] == pytest.approx(1.5 * width, rel=0.02)
     page.get_by_label("Zoom out").click()
-    assert page.locator("#picture").bounding_box()["width"] == pytest.approx(width, rel=0.02)
+    assert page.locator("#image").bounding_box()["width"] == pytest.approx(width, rel=0.02)
 
 
 def test_the_file_names_no_other(file: Path) -> None:
     content = file.read_text(encoding="utf-8")
     assert "default-src 'none'" in content and content.count("</script>") == 2 and ATTACK not in content
-    attributes = [attribute for _, own in Page(file).tags for attribute in own]
+    attributes = [attribute for _, found in Page(file).tags for attribute in found]
     assert not {"src", "href", "srcset", "data", "action", "onerror"} & set(attributes)
     assert set(re.findall(r"https?://[^\"]*", content)) == {"http://www.w3.org/2000/svg"}  # a name, nothing is fetched
 
@@ -137,11 +139,11 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_too_much_for_a_page() -> None:
-    check_map(map_page.MAX_SHEETS, map_page.MAX_TILES)
+    check_map(map_page.MAX_VIEWS, map_page.MAX_TILES)
     with pytest.raises(RSMoEError, match="a map of 20,001 tiles is too heavy .* give a larger --tile"):
         check_map(1, map_page.MAX_TILES + 1)
     with pytest.raises(RSMoEError, match="a map shows at most 200 images, not 201"):
-        check_map(map_page.MAX_SHEETS + 1, map_page.MAX_SHEETS + 1)
+        check_map(map_page.MAX_VIEWS + 1, map_page.MAX_VIEWS + 1)
 
 
 def test_a_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

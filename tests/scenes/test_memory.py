@@ -16,24 +16,16 @@ SIDE, TILE, MAX_MORE_MB = 12_000, 2_000, 300
 CODE = """
 import json, resource, sys
 from pathlib import Path
-from modeling_rsmoe.scenes.describe import Describer, describe
-from modeling_rsmoe.scenes.grid import Grid
-from modeling_rsmoe.scenes.outputs import Run, SceneResult, write
-from modeling_rsmoe.scenes.raster import open_raster
-from modeling_rsmoe.scenes.summary import summarize
-from modeling_rsmoe.scenes.work import WorkFile
+from modeling_rsmoe.inference import Predictor
+from modeling_rsmoe.scenes.pipeline import describe_scene
 from tests.tiny import tiny_model, tiny_processor
 
-describer = Describer(tiny_model(), tiny_processor(), "Describe the image.", {"router_mode": "none"})
+predictor = Predictor(tiny_model(), tiny_processor(), {"router_mode": "none"})
 peaks = []
 for path in sys.argv[1:]:
-    with open_raster(path) as raster:
-        grid, output = Grid(raster.width, raster.height, 2000), Path(path).with_suffix(".geojson")
-        tiles = describe(raster, grid, describer, WorkFile(output, {}), batch_size=8)
-        run = Run("caption", describer.instruction, "tiny", "0")
-        write([SceneResult(run, raster, grid, tiles, summarize(tiles, raster, describer))], output)
+    result = describe_scene(path, predictor, tile=2000, output=Path(path).with_suffix(".geojson"), batch_size=8)
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-print(json.dumps({"peaks": peaks, "tiles": len(tiles)}))
+print(json.dumps({"peaks": peaks, "tiles": len(result.tiles)}))
 """
 
 

@@ -12,17 +12,28 @@ import pytest
 from shapely.geometry import shape
 
 from modeling_rsmoe import RSMoEError
-from modeling_rsmoe.scenes.answers import Combined
+from modeling_rsmoe.scenes.answers import CombinedAnswer
 from modeling_rsmoe.scenes.describe import Tile
 from modeling_rsmoe.scenes.grid import Grid
-from modeling_rsmoe.scenes.outputs import Run, SceneResult, check_format, write
+from modeling_rsmoe.scenes.outputs import check_format, write
 from modeling_rsmoe.scenes.raster import open_raster
+from modeling_rsmoe.scenes.result import SceneResult, SceneTask
 from modeling_rsmoe.scenes.summary import Summary
 from tests.scenes.rasters import UTM, noise, rotated, write_raster
 
 
-NAMES = ["scene", "tile", "caption", "part_theme", "part_object", "prompt_theme", "prompt_object"]
-NAMES += ["column", "row", "width", "height", "valid", "model", "revision"]
+NAMES = ["scene", "tile", "caption", "expert_text_theme", "expert_text_object"]
+NAMES += [
+    "router_prompt_theme",
+    "router_prompt_object",
+    "column",
+    "row",
+    "width",
+    "height",
+    "valid",
+    "model",
+    "revision",
+]
 
 
 def result(path: Path, kind: Any = "caption", **options: Any) -> SceneResult:
@@ -40,8 +51,11 @@ def result(path: Path, kind: Any = "caption", **options: Any) -> SceneResult:
             for number, window in enumerate(grid)
             if number != 2
         ]
-        outcome = Summary("all", {"theme": "t"}, {"tree": 0.5}) if kind == "caption" else Combined("7", "the sum")
-        return SceneResult(Run(kind, "Say it.", "nano", "abc"), raster, grid, tiles, outcome)
+        task = SceneTask("Say it.", None if kind == "caption" else "Say it.", "nano", "abc")
+        outcome = (
+            Summary("all", {"theme": "t"}, {"tree": 0.5}) if kind == "caption" else CombinedAnswer("7", "the sum")
+        )
+        return SceneResult(task, raster, grid, tiles, outcome)
 
 
 @pytest.mark.parametrize("placed", [UTM, {"crs": "EPSG:32633", "transform": rotated(20)}])
@@ -57,7 +71,11 @@ def test_every_format_says_the_same(tmp_path: Path, placed: dict[str, Any]) -> N
     collection = json.loads((tmp_path / "out.geojson").read_text())
     assert set(collection) == {"type", "features", "rsmoe"} and "crs" not in collection  # RFC 7946, 4
     record = collection["rsmoe"]["scenes"][0]
-    assert record["caption"] == "all" and record["mentioned"] == {"tree": 0.5} and record["parts"] == {"theme": "t"}
+    assert (
+        record["caption"] == "all"
+        and record["mentioned"] == {"tree": 0.5}
+        and record["expert_texts"] == {"theme": "t"}
+    )
     assert (record["tiles"], record["skipped"], record["bands"], record["crs"]) == (5, 1, [1, 2, 3], "EPSG:32633")
     assert len(record["stretch"]["low"]) == 3 and (record["model"], record["revision"]) == ("nano", "abc")
 
@@ -69,7 +87,7 @@ def test_every_format_says_the_same(tmp_path: Path, placed: dict[str, Any]) -> N
     for frame in (tiles, packed, table):
         assert list(frame["tile"]) == [0, 1, 3, 4, 5]
         assert frame["caption"][1] == "caption 1 é\ufffd"  # a NUL would end it in a database
-        assert frame["prompt_object"][0] == "o?"
+        assert frame["router_prompt_object"][0] == "o?"
         assert frame.to_crs("EPSG:32633").geometry.area.to_numpy() == pytest.approx([40_000] * 5, rel=1e-3)
     overlap = packed.geometry.intersection(tiles.to_crs("EPSG:32633").geometry).area
     assert overlap.to_numpy() == pytest.approx([40_000] * 5, rel=1e-3), "all formats place a tile alike"

@@ -1,4 +1,4 @@
-"""Rasters of every kind as pictures: what is shown, what is no data, and what is refused."""
+"""Rasters of every kind as images: what is shown, what is no data, and what is refused."""
 
 import os
 import sys
@@ -18,9 +18,9 @@ from tests.scenes.rasters import UTM, noise, patch_tags, write_raster
 def pixels(path: Path, **options) -> tuple[np.ndarray, np.ndarray]:
     """The whole raster as shown, `[H, W, 3]`, and where it is data."""
     with open_raster(path, **options) as raster:
-        picture = raster.read()
-        assert picture.image.mode == "RGB"
-        return np.asarray(picture.image), picture.valid
+        shown = raster.read()
+        assert shown.image.mode == "RGB"
+        return np.asarray(shown.image), shown.valid
 
 
 # ---- numbers to colors
@@ -51,8 +51,8 @@ def test_the_stretch_is_the_scene_s_in_every_window(tmp_path: Path) -> None:
     with open_raster(write_raster(tmp_path / "a.tif", values)) as raster:
         whole = np.asarray(raster.read().image)
         for row in (0, 16, 40):
-            part = np.asarray(raster.read(Window(8, row, 24, 24)).image)
-            assert (part == whole[row : row + 24, 8:32]).all()
+            window = np.asarray(raster.read(Window(8, row, 24, 24)).image)
+            assert (window == whole[row : row + 24, 8:32]).all()
 
 
 def test_a_large_scene_is_sampled_all_over(tmp_path: Path) -> None:
@@ -110,10 +110,10 @@ def test_nodata_nan_and_infinity_are_black_and_do_not_count(tmp_path: Path) -> N
     assert not valid[:14].any() and valid[14:].all() and (shown[:14] == 0).all() and shown[14:].max() == 255
     with open_raster(path) as raster:
         assert raster.stretch is not None and raster.stretch.low[0] >= 1
-        for side in (4, 10, 37):  # neither does it leak into a smaller picture
-            picture = raster.read(max_side=side)
-            seen = np.asarray(picture.image)[picture.valid]
-            assert seen.min() > 40 if side == 4 else seen.max() > 0
+        for side in (4, 10, 37):  # neither does it leak into a smaller image
+            smaller = raster.read(max_side=side)
+            data = np.asarray(smaller.image)[smaller.valid]
+            assert data.min() > 40 if side == 4 else data.max() > 0
 
 
 def test_a_pixel_is_data_if_one_band_is(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_files_of_one_grid_are_stacked(tmp_path: Path) -> None:
 # ---- windows and sizes
 
 
-def test_smaller_pictures_come_from_overviews(tmp_path: Path) -> None:
+def test_smaller_images_come_from_overviews(tmp_path: Path) -> None:
     path = write_raster(
         tmp_path / "a.tif", np.full((1, 512, 512), 10, "uint8"), tiled=True, blockxsize=128, blockysize=128
     )
@@ -262,7 +262,7 @@ def test_complex_values(tmp_path: Path, dtype: str) -> None:
     path = tmp_path / "a.tif"
     with rasterio.open(path, "w", driver="GTiff", width=16, height=16, count=1, dtype=dtype):
         pass
-    refused(path, f"holds complex values \\({dtype}\\), which are no picture")
+    refused(path, f"holds complex values \\({dtype}\\), which are no image")
 
 
 def test_what_is_no_raster(tmp_path: Path) -> None:

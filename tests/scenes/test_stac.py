@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from modeling_rsmoe import RSMoEError
-from modeling_rsmoe.scenes.stac import find_scenes, is_stac
+from modeling_rsmoe.scenes.files import is_stac
+from modeling_rsmoe.scenes.stac import find_scenes
 
 
 TIFF = "image/tiff; application=geotiff; profile=cloud-optimized"

@@ -20,7 +20,7 @@ from modeling_rsmoe.serving.app import Service, build_app
 from modeling_rsmoe.serving.limits import Limits
 from modeling_rsmoe.serving.server import take_address
 
-from ..tiny import tiny_model, tiny_processor
+from ..tiny import tiny_config, tiny_model, tiny_processor
 
 
 def noise(seed: int, size: tuple[int, int] = (40, 50)) -> Image.Image:
@@ -36,7 +36,7 @@ def data_url(image: Image.Image | bytes, kind: str = "PNG") -> str:
 
 
 def user(image: Any = None, text: str | None = None) -> dict[str, Any]:
-    """A user message; `image` is a picture or a URL."""
+    """A user message; `image` is an image or a URL."""
     url = image if isinstance(image, str) or image is None else data_url(image)
     content: list[dict[str, Any]] = [] if url is None else [{"type": "image_url", "image_url": {"url": url}}]
     return {"role": "user", "content": content + ([] if text is None else [{"type": "text", "text": text}])}
@@ -91,8 +91,12 @@ class Served:
 
 
 @contextmanager
-def serving(limits: Limits | None = None, api_key: str | None = None) -> Iterator[Served]:
-    model, processor = Held(tiny_model()), tiny_processor()
+def serving(
+    limits: Limits | None = None, api_key: str | None = None, checkpoint: tuple[Any, Any] | None = None, **config: Any
+) -> Iterator[Served]:
+    """The server; `checkpoint`: a model and its processor, else tiny ones, whose configuration `config` changes."""
+    plain, processor = checkpoint or (tiny_model(config=tiny_config(**config)), tiny_processor())
+    model = Held(plain)
     service = Service(model, processor, "tiny", limits, api_key)
     listening = take_address("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="warning", timeout_graceful_shutdown=5))
@@ -100,7 +104,7 @@ def serving(limits: Limits | None = None, api_key: str | None = None) -> Iterato
     thread.start()
     try:
         served = Served(f"http://127.0.0.1:{listening.getsockname()[1]}", service, model, processor)
-        served.until(lambda: service.engine.runs)
+        served.until(lambda: service.batcher.is_running)
         yield served
     finally:
         model.go.set()

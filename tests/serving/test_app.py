@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from modeling_rsmoe.inference import Predictor
 from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 from modeling_rsmoe.serving.limits import Limits
 from modeling_rsmoe.utils.images import read_image
@@ -47,11 +48,11 @@ def test_an_answer_is_what_the_model_says_alone(served) -> None:
     answer = served.ask(noise(0))
     assert answer.choices[0].message.content == expected["text"] and expected["text"]
     assert answer.model == "tiny" and answer.object == "chat.completion" and answer.id.startswith("chatcmpl-")
-    assert answer.rsmoe == {name: expected[name] for name in ("router_prompts", "parts")}
+    assert answer.rsmoe == {name: expected[name] for name in ("router_prompts", "expert_texts")}
     inputs = served.processor(images=noise(0), text="Describe.", return_tensors="pt")
     assert answer.usage.prompt_tokens == inputs["input_ids"].shape[1]
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    assert answer.choices[0].finish_reason == "length"  # three parts of 8 tokens, none of which ended
+    assert answer.choices[0].finish_reason == "length"  # 8 tokens, and none ended it
 
 
 @pytest.mark.parametrize("fusion", ["rewrite", "concat"])
@@ -67,6 +68,39 @@ def test_a_streamed_text_is_the_same_text(served, fusion) -> None:
     assert last.choices[0].finish_reason == expected.choices[0].finish_reason and last.rsmoe == expected.rsmoe
     assert usage.choices == [] and usage.usage == expected.usage
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+@pytest.fixture(scope="module")
+def reranking():
+    """A server of a model that has a reranker."""
+    with serving(reranker_rank=8, reranker_buckets=64) as served:
+        yield served
+
+
+def test_the_text_is_the_predictors(reranking) -> None:
+    """`fusion="auto"` by default: a caption is reranked, an answer is rewritten."""
+    predictor = Predictor(reranking.model.model, reranking.processor)
+    for text in (DEFAULT_INSTRUCTION, question_instruction("How many planes?")):
+        (expected,) = predictor.predict([noise(8)], text)
+        answer = reranking.ask(noise(8), text)
+        assert answer.choices[0].message.content == expected.text
+        assert answer.rsmoe == {"router_prompts": expected.router_prompts, "expert_texts": expected.expert_texts}
+        assert bool(expected.scores) == (text == DEFAULT_INSTRUCTION)
+
+
+@pytest.mark.parametrize(("text", "is_by_token"), [("Describe the image.", False), ("How many planes?", True)])
+def test_a_reranked_caption_is_streamed_as_one_piece(reranking, text, is_by_token) -> None:
+    chunks = list(reranking.ask(noise(9), text, stream=True))
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
+    assert "".join(pieces) == reranking.ask(noise(9), text).choices[0].message.content
+    assert len(pieces) > 2 if is_by_token else len(pieces) == 1
+
+
+def test_a_sampled_text_is_streamed(served) -> None:
+    asked = {"temperature": 1.5, "seed": 3, "extra_body": {"fusion": "rewrite"}}
+    chunks = list(served.ask(noise(9), **asked, stream=True))
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
+    assert "".join(pieces) == served.ask(noise(9), **asked).choices[0].message.content and len(pieces) > 2
 
 
 def test_what_is_read_of_a_conversation(served) -> None:
@@ -129,7 +163,7 @@ PLAIN = user(noise(0), "Describe.")
         ({"messages": [user("file:///etc/hostname")]}, "messages[0].content[0].image_url", "no data URL"),
         ({"messages": [user("data:text/html;base64,AAAA")]}, "messages[0].content[0].image_url", "data URL"),
         ({"messages": [user("data:image/png;base64,A")]}, "messages[0].content[0].image_url", "not valid base64"),
-        ({"messages": [user(noise(0), "a" * 2001)]}, "messages", "2001 letters, 2000 are the most"),
+        ({"messages": [user(noise(0), "a" * 2001)]}, "messages", "2001 characters, 2000 are the most"),
         ({"messages": [user(noise(0), "<theme> hello")]}, "messages", "holds <theme>, which only the model's own"),
         ({"messages": [user(noise(0), "")], "extra_body": {"short_answer": True}}, "messages", "needs a question"),
         ({"messages": [PLAIN], "max_tokens": 257}, "max_tokens", "257, 256 are the most"),
@@ -150,6 +184,11 @@ def test_bad_requests_name_what_is_wrong(served, body, place, message) -> None:
     error = refused(served, body)
     assert isinstance(error, openai.BadRequestError)
     assert message in error.message and error.param == place and error.type == "invalid_request_error"
+
+
+def test_a_fusion_that_the_model_does_not_have(served) -> None:
+    error = refused(served, {"messages": [PLAIN], "extra_body": {"fusion": "rerank"}})
+    assert error.status_code == 400 and "needs a reranker" in error.message
 
 
 def test_no_json_and_no_model_of_that_name(served) -> None:
@@ -200,24 +239,24 @@ def test_bad_images_are_refused_and_harm_nobody(served, data, message) -> None:
 
 @pytest.mark.parametrize("size", [(4097, 4096), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
 def test_too_many_pixels_are_known_before_they_are_decoded(served, size, monkeypatch) -> None:
-    monkeypatch.setattr("modeling_rsmoe.serving.engine.read_image", lambda *a, **k: pytest.fail("it was decoded"))
+    monkeypatch.setattr("modeling_rsmoe.serving.batching.read_image", lambda *a, **k: pytest.fail("it was decoded"))
     error = refused(served, {"messages": [user(data_url(header_of_png(*size)))]})
     assert error.status_code == 413 and error.code == "image_too_large" and str(4096 * 4096) in error.message
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_body_that_is_too_large(told) -> None:
+@pytest.mark.parametrize("has_length", [True, False])
+def test_a_body_that_is_too_large(has_length) -> None:
     """With a length in its header or without: the client, which still sends, hears why."""
     with serving(Limits(body_bytes=100_000)) as served:
         assert served.ask(noise(0)).choices[0].message.content
         body = json.dumps({"model": "tiny", "messages": [user(noise(0, (1200, 1000)))]}).encode()
         pieces = iter([body[i : i + 5000] for i in range(0, len(body), 5000)])
-        request = urllib.request.Request(f"{served.url}/v1/chat/completions", body if told else pieces)
+        request = urllib.request.Request(f"{served.url}/v1/chat/completions", body if has_length else pieces)
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=30)
         assert len(body) > 4_000_000 and caught.value.code == 413
         assert json.load(caught.value)["error"]["code"] == "body_too_large"
-        assert served.service.inside == 0
+        assert served.service.in_flight == 0
 
 
 def test_an_api_key() -> None:
@@ -252,7 +291,7 @@ def test_metrics_count_what_happened() -> None:
         lines['rsmoe_requests_total{status="200"}'] == "2.0" and lines['rsmoe_requests_total{status="400"}'] == "1.0"
     )
     assert lines["rsmoe_request_seconds_count"] == lines["rsmoe_batch_size_count"] == "2.0"
-    assert lines["rsmoe_requests_inside"] == "0.0" and float(lines['rsmoe_tokens_total{kind="prompt"}']) > 100
+    assert lines["rsmoe_requests_in_flight"] == "0.0" and float(lines['rsmoe_tokens_total{kind="prompt"}']) > 100
 
 
 # ---- images of other hosts

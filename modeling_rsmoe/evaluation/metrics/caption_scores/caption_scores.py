@@ -1,4 +1,5 @@
-"""Caption scores as an `evaluate` module: the same numbers as `modeling_rsmoe.evaluation.captions`."""
+"""BLEU-1 to 4, METEOR, ROUGE-L, CIDEr-D, CIDEr and SPICE of image captions, equal to pycocoevalcap's, and how much the
+captions vary: the numbers of `modeling_rsmoe.evaluation.captions`."""
 
 import datasets
 import evaluate
@@ -6,39 +7,27 @@ import evaluate
 from modeling_rsmoe.evaluation.captions import score_captions
 
 
-_CITATION = """\
-@article{chen2015microsoft,
-  title = {Microsoft COCO Captions: Data Collection and Evaluation Server},
-  author = {Chen, Xinlei and Fang, Hao and Lin, Tsung-Yi and Vedantam, Ramakrishna and Gupta, Saurabh and
-            Dollar, Piotr and Zitnick, C. Lawrence},
-  journal = {arXiv:1504.00325},
-  year = {2015}
-}
-"""
-_DESCRIPTION = """\
-BLEU-1 to 4, METEOR, ROUGE-L, CIDEr-D, CIDEr and SPICE of image captions, equal to pycocoevalcap's, and how much the
-captions vary.
-"""
-_INPUTS = """\
-predictions: one caption (str) for each image.
-references: the reference captions (list of str) of each image, at least one each.
-train_captions: captions that the model was trained on (list of str), for "novel".
-metrics: names of the scores wanted; all by default.
-samples, seed: of the bootstrap over images; 1000 and 0 by default.
-Returns the scores times 100, "intervals": the bounds of the 95 % interval of each, and "missing": why a score could not
-be computed.
-"""
+_CITATION = "X. Chen et al., Microsoft COCO Captions: Data Collection and Evaluation Server, arXiv:1504.00325, 2015"
 
 
 class CaptionScores(evaluate.Metric):
-    """See `_INPUTS`."""
+    """Inputs of `compute`:
+
+    predictions: one caption (str) for each image.
+    references: the reference captions (list of str) of each image, at least one each.
+    train_captions: captions that the model was trained on (list of str), for "novel".
+    metrics: names of the scores wanted; all by default.
+    samples, seed: of the bootstrap over images; 1000 and 0 by default.
+    Returns the scores times 100, "intervals": the bounds of the 95 % interval of each, and "missing": why a score
+    could not be computed.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
+            description=__doc__,
             citation=_CITATION,
-            inputs_description=_INPUTS,
+            inputs_description=self.__doc__ or "",
             features=datasets.Features({"predictions": text, "references": datasets.List(text)}),
         )
 

@@ -1,4 +1,5 @@
-"""Accuracy of short answers as an `evaluate` module: the same numbers as `modeling_rsmoe.evaluation.vqa`."""
+"""Accuracy of short answers about images, overall, averaged over question types and for each type, with RSVQA-LR's
+counts and RSVQA-HR's areas compared in ranges as their authors do: the numbers of `modeling_rsmoe.evaluation.vqa`."""
 
 from pathlib import Path
 
@@ -9,37 +10,26 @@ from modeling_rsmoe.data.records import QuestionRecord
 from modeling_rsmoe.evaluation.vqa import score_answers
 
 
-_CITATION = """\
-@article{lobry2020rsvqa,
-  title = {RSVQA: Visual Question Answering for Remote Sensing Data},
-  author = {Lobry, Sylvain and Marcos, Diego and Murray, Jesse and Tuia, Devis},
-  journal = {IEEE Transactions on Geoscience and Remote Sensing},
-  year = {2020}
-}
-"""
-_DESCRIPTION = """\
-Accuracy of short answers about images, overall, averaged over question types and for each type, with RSVQA-LR's counts
-and RSVQA-HR's areas compared in ranges as their authors do.
-"""
-_INPUTS = """\
-predictions, references: answers (str), one each for every question.
-question_types: for example "count", "presence".
-datasets: for example "RSVQA-LR"; "RSVQA-LR" and "RSVQA-HR" have answers that are compared in ranges.
-samples, seed: of the bootstrap over questions; 1000 and 0 by default.
-Returns the percentages "accuracy", "average", "accuracy: TYPE" and "exact", and "intervals": the bounds of the 95 %
-interval of each.
-"""
+_CITATION = "S. Lobry et al., RSVQA: Visual Question Answering for Remote Sensing Data, IEEE TGRS, 2020"
 
 
 class VQAAccuracy(evaluate.Metric):
-    """See `_INPUTS`."""
+    """Inputs of `compute`:
+
+    predictions, references: answers (str), one each for every question.
+    question_types: for example "count", "presence".
+    datasets: for example "RSVQA-LR"; "RSVQA-LR" and "RSVQA-HR" have answers that are compared in ranges.
+    samples, seed: of the bootstrap over questions; 1000 and 0 by default.
+    Returns the percentages "accuracy", "average", "accuracy: TYPE" and "exact", and "intervals": the bounds of the 95
+    % interval of each.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         texts = ("predictions", "references", "question_types", "datasets")
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
+            description=__doc__,
             citation=_CITATION,
-            inputs_description=_INPUTS,
+            inputs_description=self.__doc__ or "",
             features=datasets.Features({name: datasets.Value("string") for name in texts}),
         )
 

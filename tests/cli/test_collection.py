@@ -1,4 +1,4 @@
-"""Archives from the command line: captions of folders and lists, features, and questions about features."""
+"""Image collections from the command line: captions of folders and lists, features, and questions about features."""
 
 import json
 from pathlib import Path
@@ -9,15 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from modeling_rsmoe.cli import shared
-from modeling_rsmoe.collection import run as archive_run
-from tests.cli.test_cli import errors, run
+from modeling_rsmoe.collection import pipeline
+from modeling_rsmoe.inference.checkpoint import revision_of
+from tests.cli.test_cli import errors, refuse_to_load, run
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("archive") / "tiny")
+    return tiny_checkpoint(tmp_path_factory.mktemp("collection") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def test_captions_of_a_folder_and_of_a_list(tiles: Path, checkpoint: Path, tmp_p
     rows = rows_of(tmp_path / "new" / "out.parquet")
     assert list(rows) == ["a.png", "b.png", "bad.jpg", "c.png"] and "is not an image" in rows["bad.jpg"]["error"]
     alone = json.loads(run("caption", tiles / "b.png", *options, "--json").stdout)
-    assert all(rows["b.png"][name] == alone[name] for name in ("caption", "parts", "router_prompts", "model"))
-    assert rows["b.png"]["revision"] == shared.revision_of(checkpoint) and len(rows["b.png"]["revision"]) == 12
+    assert all(rows["b.png"][name] == alone[name] for name in ("caption", "expert_texts", "router_prompts", "model"))
+    assert rows["b.png"]["revision"] == revision_of(checkpoint) and len(rows["b.png"]["revision"]) == 12
     (tmp_path / "list.txt").write_text(f"{tiles / 'c.png'}\n{tiles / 'a.png'}\n")
     output = tmp_path / "new" / "out.parquet"
     assert run("caption", tmp_path / "list.txt", *options, "--output", output, "--overwrite").exit_code == 0
@@ -53,7 +53,7 @@ def test_captions_of_a_folder_and_of_a_list(tiles: Path, checkpoint: Path, tmp_p
 
 
 def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """Each image is answered as if it were looked at."""
+    """The answers are those about the images themselves."""
     model, output = ("--model", checkpoint), tmp_path / "features"
     result = run("encode", tiles, *model, "--output", output, "--dtype", "float32")
     assert result.exit_code == 0 and f"{output} (4 rows, 1 with an error" in result.stdout, result.stderr
@@ -63,8 +63,8 @@ def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path)
     assert [answer["image"] for answer in answers] == ["a.png", "b.png", "c.png"]
     assert len({answer["answer"] for answer in answers}) > 1
     for answer in answers:
-        looked = json.loads(run("ask", tiles / answer["image"], "Is there a road?", *model, "--json").stdout)
-        assert answer == {**looked, "image": answer["image"]}
+        from_image = json.loads(run("ask", tiles / answer["image"], "Is there a road?", *model, "--json").stdout)
+        assert answer == {**from_image, "image": answer["image"]}
     # another encoder would read them as noise
     tiny_model(seed=1).save_pretrained(tmp_path / "other")
     tiny_processor().save_pretrained(tmp_path / "other")
@@ -77,7 +77,7 @@ def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path)
     [
         (
             ["caption", "TILES"],
-            "tiles: captions of an archive (a folder, a list) go into a Parquet: give --output NAME.parquet",
+            "tiles: captions of an image collection (a folder, a list) go into a Parquet: give --output NAME.parquet",
         ),
         (["caption", "TILES", "--output", "OUT/x.geojson"], "give --output NAME.parquet, not x.geojson"),
         (
@@ -85,11 +85,17 @@ def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path)
             "--tile, --overlap, --bands, --asset, --map",
         ),
         (["caption", "TILES", "--output", "OUT/x.parquet", "--json"], "--json cannot be combined with a folder"),
-        (["caption", "TILES", "--output", "TILES/a.parquet", "--workers", "2"], "--workers is of the Ray engine"),
+        (
+            ["caption", "TILES", "--output", "TILES/a.parquet", "--workers", "2"],
+            "--workers is an option of the Ray engine",
+        ),
         (["caption", "lost.txt", "--output", "OUT/x.parquet"], "the list lost.txt cannot be read"),
         (["encode", "OUT", "--output", "OUT/x.parquet"], "holds no images"),
         (["encode", "TILES", "--output", "TILES"], "the folder TILES exists: give --output another name"),
-        (["encode", "TILES", "--output", "OUT/x.parquet", "--address", "auto"], "--address is of the Ray engine"),
+        (
+            ["encode", "TILES", "--output", "OUT/x.parquet", "--address", "auto"],
+            "--address is an option of the Ray engine",
+        ),
         (["encode", "TILES", "--output", "OUT/x.parquet", "--dtype", "int8"], "'int8' is not one of"),
         (["ask", "OUT/x.parquet", "Why?"], "there is no file OUT/x.parquet: give what `rsmoe encode` wrote"),
         (["ask", "OUT/x.parquet", "Why?", "--tile", "64"], "are of scenes; answers about features are printed"),
@@ -98,7 +104,7 @@ def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path)
 def test_wrong_usage(
     arguments: list[str], message: str, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "load", lambda *arguments: pytest.fail("the model was loaded"))
+    refuse_to_load(monkeypatch)
 
     def placed(text: str) -> str:
         return text.replace("TILES", str(tiles)).replace("OUT", str(tmp_path))
@@ -108,7 +114,7 @@ def test_wrong_usage(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interruption_tells_how_to_go_on(
+def test_interruption_says_how_to_continue(
     tiles: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*arguments: object) -> None:
@@ -116,16 +122,16 @@ def test_interruption_tells_how_to_go_on(
 
     command = ("encode", tiles, "--model", checkpoint, "--output", tmp_path / "x.parquet", "--batch-size", 2)
     with monkeypatch.context() as patch:
-        patch.setattr(archive_run._Clock, "tick", interrupt)  # after the first part
+        patch.setattr(pipeline.Store, "add", interrupt)  # after the first shard
         result = run(*command)
     assert result.exit_code == 130 and result.stdout == ""
-    note = f"what is made is kept in {tmp_path / 'x.parquet'}.parts: the same command goes on from there"
+    note = f"finished images are kept in {tmp_path / 'x.parquet'}.shards: the same command goes on from there"
     assert note in result.stderr and result.stderr.endswith("rsmoe: interrupted\n")
     result = run(*command)
-    assert result.exit_code == 0 and "(4 rows, 1 with an error, 2 made now" in result.stdout
+    assert result.exit_code == 0 and "(4 rows, 1 with an error, 2 described now" in result.stdout
 
 
-def test_marks_of_the_model(tiles: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_special_tokens(tiles: Path, checkpoint: Path, tmp_path: Path) -> None:
     command = ("caption", tiles, "--model", checkpoint, "--output", tmp_path / "x.parquet")
     (line,) = errors(run(*command, "--instruction", "Ask <theme>."))
-    assert "holds <theme>, which only the model's own rows may" in line
+    assert "holds <theme>, which only the model's own sequences may" in line

@@ -31,11 +31,11 @@ def ask_all(served: Served, pool: ThreadPoolExecutor, asked: list[dict]) -> list
     """One request after the other reaches the queue, in this order."""
     answers = []
     for arguments in asked:
-        count = served.service.inside
+        count = served.service.in_flight
         answers.append(pool.submit(served.ask, **arguments))
-        served.until(lambda count=count: served.service.inside > count)
+        served.until(lambda count=count: served.service.in_flight > count)
     busy = 1 if served.model.batches else 0
-    served.until(lambda: served.service.engine.waiting + sum(served.model.batches) >= len(asked) and busy <= 1)
+    served.until(lambda: served.service.batcher.num_waiting + sum(served.model.batches) >= len(asked) and busy <= 1)
     return answers
 
 
@@ -82,14 +82,30 @@ def test_streams_of_one_batch_are_kept_apart(held) -> None:
         first = pool.submit(held.ask, noise(9))
         held.until(lambda: held.model.batches == [1])
         streams = [pool.submit(stream, index) for index in range(3)]
-        held.until(lambda: held.service.engine.waiting == 3)
+        held.until(lambda: held.service.batcher.num_waiting == 3)
         held.model.go.set()
         assert first.result().choices[0].message.content
         texts = [text.result() for text in streams]
     asked = {"max_new_tokens": 12, "router_mode": "template", "fusion": "rewrite"}
-    held.until(lambda: held.service.inside == 0)  # the last bytes may arrive before the service counts down
+    held.until(lambda: held.service.in_flight == 0)  # the last bytes may arrive before the service counts down
     assert held.model.batches == [1, 3]
     assert texts == [held.alone(noise(i), **asked)["text"] for i in range(3)] and len(set(texts)) == 3
+
+
+def test_streams_share_a_batch_with_their_task_only(held) -> None:
+    """Else the captions of a model with a reranker would keep the answers beside them from growing token by token."""
+    texts = ["Describe the image.", "How many planes?", "Is there a road?", "Describe this image."]
+    asked = [{"image": noise(i), "text": text, "stream": text == "How many planes?"} for i, text in enumerate(texts)]
+    with ThreadPoolExecutor(5) as pool:
+        answers = ask_all(held, pool, [{"image": noise(9)}])
+        held.until(lambda: held.model.batches == [1])
+        answers += ask_all(held, pool, asked)
+        held.model.go.set()
+        for answer in answers:
+            answer.result()
+    held.until(lambda: held.service.in_flight == 0)
+    # the two captions with the question that is not streamed, then the streamed one
+    assert held.model.batches == [1, 3, 1]
 
 
 def test_a_full_queue_is_said_at_once(held) -> None:
@@ -102,7 +118,8 @@ def test_a_full_queue_is_said_at_once(held) -> None:
             assert int(caught.value.response.headers["retry-after"]) >= 1 and time.monotonic() - began < 10
             assert caught.value.code == "queue_full"
         held.model.go.set()
-        assert all(answer.result().choices[0].message.content for answer in answers)
+        texts = [answer.result().choices[0].message.content for answer in answers]
+        assert texts == [held.alone(noise(i))["text"] for i in range(12)] and len(set(texts)) > 6
     assert held.ask(noise(12)).choices[0].message.content == held.alone(noise(12))["text"]
 
 
@@ -119,9 +136,9 @@ def test_time_is_limited_and_late_work_is_dropped() -> None:
                 assert caught.value.status_code == 503 and caught.value.code == "timeout"
                 assert "no answer within 1 seconds" in caught.value.message
                 assert int(caught.value.response.headers["retry-after"]) >= 1
-        assert served.service.inside == 0
+        assert served.service.in_flight == 0
         served.model.go.set()
-        served.until(lambda: served.service.engine.waiting == 0)
+        served.until(lambda: served.service.batcher.num_waiting == 0)
         assert served.model.batches == [1, 1]  # the one that ran; those that waited never did
         served.service.limits = Limits(batch_size=1)
         assert served.ask(noise(3)).choices[0].message.content == served.alone(noise(3))["text"]
@@ -137,10 +154,10 @@ def post(served: Served, **more) -> http.client.HTTPConnection:
 
 def test_clients_that_leave_are_forgotten(held) -> None:
     runs, waits = post(held, max_tokens=256), post(held, stream=True)
-    held.until(lambda: sum(held.model.batches) + held.service.engine.waiting == 2)
+    held.until(lambda: sum(held.model.batches) + held.service.batcher.num_waiting == 2)
     for connection in (runs, waits):
         connection.close()
-    held.until(lambda: held.service.inside == 0)
+    held.until(lambda: held.service.in_flight == 0)
     began, ran = time.monotonic(), len(held.model.batches)
     held.model.go.set()
     assert held.ask(noise(1)).choices[0].message.content == held.alone(noise(1))["text"]
@@ -159,7 +176,7 @@ def test_a_stream_that_is_left_ends(held) -> None:
     connection.sock.close() if connection.sock else None
     answer.close()
     connection.close()
-    held.until(lambda: held.service.inside == 0)
+    held.until(lambda: held.service.in_flight == 0)
     assert held.ask(noise(1)).choices[0].message.content == held.alone(noise(1))["text"]
 
 

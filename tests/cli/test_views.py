@@ -1,4 +1,4 @@
-"""`rsmoe caption --map --picture`, on images and on scenes. The model is tiny and random."""
+"""`rsmoe caption --map --figure`, on images and on scenes. The model is tiny and random."""
 
 import json
 import re
@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_rsmoe.cli import shared
-from tests.cli.test_cli import errors, run
+from tests.cli.test_cli import errors, refuse_to_load, run
 from tests.tiny import tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("sheets") / "tiny")
+    return tiny_checkpoint(tmp_path_factory.mktemp("views") / "tiny")
 
 
 @pytest.fixture
@@ -32,17 +31,17 @@ def data_of(page: Path) -> list[dict[str, Any]]:
 
 
 def test_an_image(photo: Path, checkpoint: Path, tmp_path: Path) -> None:
-    page, picture = tmp_path / "new" / "map.html", tmp_path / "picture.png"
-    options = ("--model", checkpoint, "--map", page, "--picture", picture)
+    page, figure = tmp_path / "new" / "map.html", tmp_path / "figure.png"
+    options = ("--model", checkpoint, "--map", page, "--figure", figure)
     result = run("caption", photo, *options, "--json")
     told = json.loads(result.stdout)
-    (sheet,) = data_of(page)
-    assert (sheet["name"], sheet["text"], sheet["width"], sheet["height"]) == (str(photo), told["caption"], 50, 40)
-    (tile,) = sheet["tiles"]
+    (view,) = data_of(page)
+    assert (view["name"], view["text"], view["width"], view["height"]) == (str(photo), told["caption"], 50, 40)
+    (tile,) = view["tiles"]
     assert tile["window"] == [0, 0, 50, 40] and tile["place"] is None
     for place, (name, prompt) in enumerate(told["router_prompts"].items()):
-        assert tile["steps"][place] == [name, place, prompt, told["parts"][name]]
-    with Image.open(picture) as opened:
+        assert tile["steps"][place] == [name, place, prompt, told["expert_texts"][name]]
+    with Image.open(figure) as opened:
         assert opened.width > 1000
     assert "map.html exists: give another name, or --overwrite" in errors(run("caption", photo, *options))[0]
     again = run("caption", photo, *options, "--overwrite")
@@ -63,27 +62,27 @@ def test_a_scene(checkpoint: Path, tmp_path: Path) -> None:
     result = run("caption", file, "--tile", 30, "--model", checkpoint, "--json", "--map", page)
     assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    (sheet,) = data_of(page)
-    assert (sheet["width"], sheet["height"], sheet["skipped"]) == (90, 60, 1)
-    assert [tile["window"] for tile in sheet["tiles"]] == [
+    (view,) = data_of(page)
+    assert (view["width"], view["height"], view["skipped"]) == (90, 60, 1)
+    assert [tile["window"] for tile in view["tiles"]] == [
         [30 * column, 30 * row, 30, 30] for row in range(2) for column in range(3) if (column, row) != (0, 0)
     ]
     captions = [line["caption"] for line in lines if "tile" in line]
-    assert [tile["text"] for tile in sheet["tiles"]] == captions and len(captions) == 5
-    latitude, longitude = map(float, sheet["tiles"][0]["place"].split(","))
+    assert [tile["text"] for tile in view["tiles"]] == captions and len(captions) == 5
+    latitude, longitude = map(float, view["tiles"][0]["place"].split(","))
     expected = transform("EPSG:32632", "EPSG:4326", [500_450], [4_999_850])
     assert longitude == pytest.approx(expected[0][0], abs=2e-4) and latitude == pytest.approx(expected[1][0], abs=2e-4)
 
 
 def test_refused_before_the_model_is_loaded(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "load", lambda *arguments: pytest.fail("the model was loaded"))
+    refuse_to_load(monkeypatch)
     (tmp_path / "file").touch()
     for options, message in [
         (("--map", tmp_path / "map.txt"), "--map .*map.txt does not end in .html"),
-        (("--picture", tmp_path / "picture.jpg"), "--picture .*picture.jpg does not end in .png"),
+        (("--figure", tmp_path / "figure.jpg"), "--figure .*figure.jpg does not end in .png"),
         (("--map", photo.parent / "file" / "map.html"), "cannot write"),
     ]:
         (line,) = errors(run("caption", photo, *options))
         assert re.search(message, line), line
-    (line,) = errors(run("caption", *[photo] * 51, "--picture", tmp_path / "p.png"))
+    (line,) = errors(run("caption", *[photo] * 51, "--figure", tmp_path / "f.png"))
     assert "at most 50 images" in line

@@ -1,4 +1,4 @@
-"""Archives made in this process: every input has its row, whatever happens on the way. The model is tiny and random."""
+"""Collections described in this process: every input has its row, whatever happens. The model is tiny and random."""
 
 import hashlib
 import json
@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 
 from modeling_rsmoe.collection import store, worker
-from modeling_rsmoe.collection.describers import Captioner, Checkpoint, Encoder
+from modeling_rsmoe.collection.describers import Captioner, CheckpointSource, FeatureEncoder
 from modeling_rsmoe.collection.engines import LocalEngine
 from modeling_rsmoe.collection.features import FeatureFile
-from modeling_rsmoe.collection.items import Item, find_items
-from modeling_rsmoe.collection.run import _parts, run
-from modeling_rsmoe.collection.worker import Part, make_part
+from modeling_rsmoe.collection.images import CollectionImage, find_images
+from modeling_rsmoe.collection.pipeline import _shards, describe_collection
+from modeling_rsmoe.collection.worker import Shard, write_shard
 from modeling_rsmoe.errors_rsmoe import RSMoEError
+from modeling_rsmoe.inference import GenerationSettings
 
 from .conftest import NAMES
 
@@ -29,8 +30,8 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return pq.read_table(file).to_pylist()
 
 
-def parts_of(output: Path) -> list[str]:
-    return sorted(file.name for file in output.with_name(f"{output.name}.parts").glob("part-*.parquet"))
+def shards_of(output: Path) -> list[str]:
+    return sorted(file.name for file in output.with_name(f"{output.name}.shards").glob("shard-*.parquet"))
 
 
 class Stopped(BaseException):
@@ -38,7 +39,7 @@ class Stopped(BaseException):
 
 
 def stop_after(number: int) -> Any:
-    def progress(done: int, total: int, rate: float | None) -> None:
+    def progress(message: str, done: float, total: float, unit: str) -> None:
         if done >= number:
             raise Stopped
 
@@ -47,21 +48,25 @@ def stop_after(number: int) -> Any:
 
 def test_captions(captioner: Captioner, tiles: Path, tmp_path: Path) -> None:
     output, told = tmp_path / "out.parquet", []
-    items = find_items([str(tiles)])
-    made = run(captioner, items, output, LocalEngine(), 2, lambda *progress: told.append(progress))
-    assert (made.rows, made.errors, made.made, made.begun_again) == (11, 1, 11, 0)
-    assert [done for done, _, _ in told] == [0, 2, 4, 6, 8, 10, 11] and told[-1][2] > 0
+    images = find_images([str(tiles)])
+    made = describe_collection(captioner, images, output, LocalEngine(), 2, lambda *progress: told.append(progress))
+    assert (made.num_rows, made.num_errors, made.num_described, made.num_repeated) == (11, 1, 11, 0)
+    assert told == [("captions of 11 images", done, 11, "images") for done in (0, 2, 4, 6, 8, 10, 11)]
+    assert made.rate is not None and made.rate > 0
     rows = rows_of(output)
     assert [row["image"] for row in rows] == NAMES
     for row in rows:
         assert (row["model"], row["revision"]) == ("tiny", "abc")
         if row["image"] == "bad.png":
             assert "bad.png is not an image" in row["error"]
-            assert not any(row[name] for name in ("caption", "parts", "router_prompts", "sha256", "width"))
+            assert not any(row[name] for name in ("caption", "expert_texts", "router_prompts", "sha256", "width"))
         else:
             assert row["error"] is None and (row["width"], row["height"]) == (40, 30)
             assert row["sha256"] == hashlib.sha256((tiles / row["image"]).read_bytes()).hexdigest()
-            assert list(row["parts"]) == ["theme", "object", "relation"] and row["router_prompts"]["theme"] == "theme?"
+            assert (
+                list(row["expert_texts"]) == ["theme", "object", "relation"]
+                and row["router_prompts"]["theme"] == "theme?"
+            )
     good = [row for row in rows if row["error"] is None]
     assert len({row["caption"] for row in good}) == len(good)
     # what the model says to each image alone
@@ -71,64 +76,68 @@ def test_captions(captioner: Captioner, tiles: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
 
 
-def test_a_stopped_run_goes_on(captioner: Captioner, tiles: Path, tmp_path: Path, monkeypatch) -> None:
-    items = find_items([str(tiles)])
+def test_a_stopped_run_continues(captioner: Captioner, tiles: Path, tmp_path: Path, monkeypatch) -> None:
+    images = find_images([str(tiles)])
     whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
-    run(captioner, items, whole, LocalEngine(), 3)
+    describe_collection(captioner, images, whole, LocalEngine(), 3)
     with pytest.raises(Stopped):
-        run(captioner, items[:8], output, LocalEngine(), 2, stop_after(4))
-    assert len(parts_of(output)) == 2 and not output.exists()
-    # stopped again, while a part is written, with more images and another batch size
+        describe_collection(captioner, images[:8], output, LocalEngine(), 2, stop_after(4))
+    assert len(shards_of(output)) == 2 and not output.exists()
+    # stopped again, while a shard is written, with more images and another batch size
     written = worker.open_writer
 
     def die(file: Path, schema: Any) -> Any:
-        if "part-001-0000001" in file.name:
+        if "shard-001-0000001" in file.name:
             raise Stopped
         return written(file, schema)
 
     monkeypatch.setattr(worker, "open_writer", die)
     with pytest.raises(Stopped):
-        run(captioner, items, output, LocalEngine(), 3)
+        describe_collection(captioner, images, output, LocalEngine(), 3)
     monkeypatch.undo()
-    parts = parts_of(output)
-    assert len(parts) == 3
-    (output.with_name("out.parquet.parts") / parts[0]).write_bytes(b"damaged by the disk")
+    shards = shards_of(output)
+    assert len(shards) == 3
+    (output.with_name("out.parquet.shards") / shards[0]).write_bytes(b"damaged by the disk")
     # one that has a row is no longer asked for, another is asked for twice
-    asked = [items[-1], *items[1:], items[2]]
+    asked = [images[-1], *images[1:], images[2]]
     seen: list[str] = []
     read = worker._read
     monkeypatch.setattr(worker, "_read", lambda path: seen.append(Path(path).name) or read(path))
-    made = run(captioner, asked, output, LocalEngine(), 2)
-    assert made.made == len(seen) == 5  # 10 images; 7 had rows, of which those of the first two are damaged
+    made = describe_collection(captioner, asked, output, LocalEngine(), 2)
+    assert made.num_described == len(seen) == 5  # 10 images; 7 had rows, of which those of the first two are damaged
     rows, expected = rows_of(output), {row["image"]: row for row in rows_of(whole)}
-    assert [row["image"] for row in rows] == [item.name for item in asked]
+    assert [row["image"] for row in rows] == [image.name for image in asked]
     assert all(row == expected[row["image"]] for row in rows)
 
 
-def test_what_a_run_refuses(captioner: Captioner, encoder: Encoder, tiles: Path, tmp_path: Path) -> None:
-    items, output = find_items([str(tiles)]), tmp_path / "out.parquet"
+def test_what_a_run_refuses(captioner: Captioner, encoder: FeatureEncoder, tiles: Path, tmp_path: Path) -> None:
+    images, output = find_images([str(tiles)]), tmp_path / "out.parquet"
     with pytest.raises(Stopped):
-        run(captioner, items, output, LocalEngine(), 2, stop_after(2))
-    other = Captioner(captioner.checkpoint, "Count the ships.", {"router_mode": "template", "max_new_tokens": 5})
+        describe_collection(captioner, images, output, LocalEngine(), 2, stop_after(2))
+    other = Captioner(
+        captioner.checkpoint,
+        "Count the ships.",
+        GenerationSettings(router_mode="template", fusion="concat", max_new_tokens=5),
+    )
     message = "instruction was Describe the image., is Count the ships.; generation was .*8.*, is .*5"
     for describer, told in ((other, message), (encoder, "kind was captions, is features")):
         with pytest.raises(RSMoEError, match=f"begun with other settings .{told}"):
-            run(describer, items, output, LocalEngine(), 2)
+            describe_collection(describer, images, output, LocalEngine(), 2)
     with store.Store(output, captioner.kind, captioner.settings):
         with pytest.raises(RSMoEError, match="another run is writing"):
-            run(captioner, items, output, LocalEngine(), 2)
-    (tmp_path / "out.parquet.parts" / "manifest.json").write_text("[]")
+            describe_collection(captioner, images, output, LocalEngine(), 2)
+    (tmp_path / "out.parquet.shards" / "manifest.json").write_text("[]")
     with pytest.raises(RSMoEError, match="manifest.json cannot be read .* to start again"):
-        run(captioner, items, output, LocalEngine(), 2)
-    shutil.rmtree(tmp_path / "out.parquet.parts")
+        describe_collection(captioner, images, output, LocalEngine(), 2)
+    shutil.rmtree(tmp_path / "out.parquet.shards")
     output.write_text("hours of work")
     with pytest.raises(RSMoEError, match="out.parquet exists: give --output another name, or --overwrite"):
-        run(captioner, items, output, LocalEngine(), 2)
+        describe_collection(captioner, images, output, LocalEngine(), 2)
     assert output.read_text() == "hours of work"
 
 
 def test_a_full_disk_leaves_what_was_made(captioner: Captioner, tiles: Path, tmp_path: Path, monkeypatch) -> None:
-    items, output = find_items([str(tiles)]), tmp_path / "out.parquet"
+    images, output = find_images([str(tiles)]), tmp_path / "out.parquet"
     written, number = worker.open_writer, [0]
 
     def full(file: Path, schema: Any) -> Any:
@@ -139,21 +148,24 @@ def test_a_full_disk_leaves_what_was_made(captioner: Captioner, tiles: Path, tmp
 
     monkeypatch.setattr(worker, "open_writer", full)
     with pytest.raises(OSError, match="No space left"):
-        run(captioner, items, output, LocalEngine(), 2)
-    assert len(parts_of(output)) == 2
+        describe_collection(captioner, images, output, LocalEngine(), 2)
+    assert len(shards_of(output)) == 2
     number[0] = 2
     monkeypatch.setattr(worker, "open_writer", written)
     monkeypatch.setattr(store, "open_writer", full)
     with pytest.raises(OSError, match="No space left"):  # while the output is put together
-        run(captioner, items, output, LocalEngine(), 2)
+        describe_collection(captioner, images, output, LocalEngine(), 2)
     monkeypatch.undo()
     assert not output.exists()
-    assert run(captioner, items, output, LocalEngine(), 2).made == 0 and len(rows_of(output)) == 11
+    assert (
+        describe_collection(captioner, images, output, LocalEngine(), 2).num_described == 0
+        and len(rows_of(output)) == 11
+    )
 
 
 def test_an_image_that_ends_its_worker(captioner: Captioner, tiles: Path, tmp_path: Path, monkeypatch) -> None:
-    """It costs its own row, and a worker that ends once while it looks at another image costs none."""
-    items = find_items([str(tiles)])[:3]
+    """It costs its own row, and a worker that ends once while it describes another image costs none."""
+    images = find_images([str(tiles)])[:3]
     read, deaths = worker._read, []
 
     def deadly(path: str) -> Any:
@@ -163,34 +175,34 @@ def test_an_image_that_ends_its_worker(captioner: Captioner, tiles: Path, tmp_pa
         return read(path)
 
     monkeypatch.setattr(worker, "_read", deadly)
-    part = Part("part-000-0000000.parquet", items)
+    shard = Shard("shard-000-0000000.parquet", images)
     for _ in range(4):
         with pytest.raises(Stopped):
-            make_part(captioner, tmp_path, part, 8)
-    assert make_part(captioner, tmp_path, part, 8) == (part.name, 3, 5)
+            write_shard(captioner, tmp_path, shard, 8)
+    assert write_shard(captioner, tmp_path, shard, 8) == (shard.name, 3, 5)
     assert deaths == ["1.png", "a.png", "1.png", "1.png"]
-    message = "2 workers ended while they looked at it: look at the file by itself"
-    assert [row["error"] for row in rows_of(tmp_path / part.name)] == [None, message, None]
-    assert [file.name for file in tmp_path.iterdir()] == [part.name]
+    message = "2 workers ended while they described it: try the file by itself"
+    assert [row["error"] for row in rows_of(tmp_path / shard.name)] == [None, message, None]
+    assert [file.name for file in tmp_path.iterdir()] == [shard.name]
 
 
 def test_a_batch_too_large_for_the_gpu(captioner: Captioner, tiles: Path, tmp_path: Path, monkeypatch) -> None:
-    items = find_items([str(tiles)])[:3]
+    images = find_images([str(tiles)])[:3]
     describe, sizes = Captioner.describe, []
 
-    def small(self: Captioner, pictures: Any) -> Any:
-        sizes.append(len(pictures))
-        if len(pictures) > limit:
+    def small(self: Captioner, images: Any) -> Any:
+        sizes.append(len(images))
+        if len(images) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return describe(self, pictures)
+        return describe(self, images)
 
     monkeypatch.setattr(Captioner, "describe", small)
     limit = 1
-    make_part(captioner, tmp_path, Part("a.parquet", items), 8)
+    write_shard(captioner, tmp_path, Shard("a.parquet", images), 8)
     assert sizes == [3, 1, 2, 1, 1] and all(row["caption"] for row in rows_of(tmp_path / "a.parquet"))
     limit = 0
     with pytest.raises(RSMoEError, match="does not suffice for one image"):
-        make_part(captioner, tmp_path, Part("b.parquet", items), 8)
+        write_shard(captioner, tmp_path, Shard("b.parquet", images), 8)
 
 
 def test_urls(captioner: Captioner, tiles: Path, tmp_path: Path, monkeypatch) -> None:
@@ -203,19 +215,19 @@ def test_urls(captioner: Captioner, tiles: Path, tmp_path: Path, monkeypatch) ->
 
     monkeypatch.setattr("modeling_rsmoe.utils.images.download", download)
     names = ["https://host/a.png", "https://host/lost.png", "https://host/page"]
-    run(captioner, find_items(names), tmp_path / "out.parquet", LocalEngine(), 4)
+    describe_collection(captioner, find_images(names), tmp_path / "out.parquet", LocalEngine(), 4)
     first, second, third = rows_of(tmp_path / "out.parquet")
     assert first["sha256"] == hashlib.sha256(content).hexdigest() and first["caption"] and first["image"] == names[0]
     assert "404" in second["error"] and "https://host/page is not an image" in third["error"]
 
 
-def test_features(encoder: Encoder, tiles: Path, tmp_path: Path, monkeypatch) -> None:
+def test_features(encoder: FeatureEncoder, tiles: Path, tmp_path: Path, monkeypatch) -> None:
     """They are what the model's `encode_image` gives, in one file and in a folder of several."""
-    items = find_items([str(tiles)])
+    images = find_images([str(tiles)])
     monkeypatch.setattr(store, "_ROW_GROUP_BYTES", 500)
     monkeypatch.setattr(store, "_FILE_BYTES", 1500)
-    run(encoder, items, tmp_path / "f.parquet", LocalEngine(), 2)
-    run(encoder, items, tmp_path / "folder", LocalEngine(), 4)
+    describe_collection(encoder, images, tmp_path / "f.parquet", LocalEngine(), 2)
+    describe_collection(encoder, images, tmp_path / "folder", LocalEngine(), 4)
     assert len(list((tmp_path / "folder").iterdir())) > 1
     table = pq.read_table(tmp_path / "f.parquet")
     assert table.schema.field("features").type == pa.fixed_shape_tensor(pa.float16(), (5, 16))
@@ -224,29 +236,29 @@ def test_features(encoder: Encoder, tiles: Path, tmp_path: Path, monkeypatch) ->
     vit, processor = encoder._loaded
     for path in (tmp_path / "f.parquet", tmp_path / "folder"):
         file = FeatureFile(path)
-        assert (file.images, file.errors, file.encoder_sha256) == (10, 1, encoder.encoder_sha256)
+        assert (file.num_images, file.num_errors, file.encoder_sha256) == (10, 1, encoder.encoder_sha256)
         batches = list(file.batches(3))
         assert [name for batch in batches for name in batch.images] == [name for name in NAMES if name != "bad.png"]
         for batch in batches:
-            pictures = [Image.open(tiles / name).convert("RGB") for name in batch.images]
-            pixels = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+            images = [Image.open(tiles / name).convert("RGB") for name in batch.images]
+            pixels = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
             assert batch.image_embeds.dtype == torch.float16
             expected = vit.encode_image(pixels)
             assert torch.allclose(batch.image_embeds.float(), expected, atol=2e-3) and expected.abs().max() > 1
 
 
-def test_features_that_float16_cannot_hold(encoder: Encoder, tiles: Path, tmp_path: Path, monkeypatch) -> None:
+def test_features_that_float16_cannot_hold(encoder: FeatureEncoder, tiles: Path, tmp_path: Path, monkeypatch) -> None:
     encoder.open()
     found = np.zeros((2, 5, 16), np.float32)
     found[1, 2, 3] = 1e6
-    monkeypatch.setattr(Encoder, "_features", lambda self, pictures: found[: len(pictures)])
-    run(encoder, find_items([str(tiles)])[:2], tmp_path / "f.parquet", LocalEngine(), 2)
+    monkeypatch.setattr(FeatureEncoder, "_encode", lambda self, images: found[: len(images)])
+    describe_collection(encoder, find_images([str(tiles)])[:2], tmp_path / "f.parquet", LocalEngine(), 2)
     message = "its features are not finite in float16: keep them in float32"
     assert [row["error"] for row in rows_of(tmp_path / "f.parquet")] == [None, message]
 
 
 def test_files_that_hold_no_features(captioner: Captioner, tiles: Path, tmp_path: Path) -> None:
-    run(captioner, find_items([str(tiles)])[:1], tmp_path / "captions.parquet", LocalEngine(), 2)
+    describe_collection(captioner, find_images([str(tiles)])[:1], tmp_path / "captions.parquet", LocalEngine(), 2)
     (tmp_path / "text.parquet").write_text("no Parquet")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     (tmp_path / "empty").mkdir()
@@ -259,14 +271,18 @@ def test_files_that_hold_no_features(captioner: Captioner, tiles: Path, tmp_path
 
 def test_a_worker_with_another_checkpoint(captioner: Captioner) -> None:
     here = captioner.checkpoint
-    other = Captioner(Checkpoint(here.name, "abc", "0" * 64, here.find, here.load), "Describe the image.", {})
+    other = Captioner(
+        CheckpointSource(here.name, "abc", "0" * 64, here.find, here.load), "Describe the image.", GenerationSettings()
+    )
     with pytest.raises(RSMoEError, match="is not the one that the run was started with"):
         other.open(check=True)
 
 
-def test_sizes_of_parts() -> None:
-    """Small archives move the bar, large ones make no more files than needed; batches stay whole."""
+def test_sizes_of_shards() -> None:
+    """Small collections move the bar, large ones make no more files than needed; batches stay whole."""
     for images, batch_size, size in ((10, 8, 8), (2_000, 8, 24), (100_000, 8, 64), (100_000, 48, 48), (5, 100, 100)):
-        parts = _parts([Item(str(number), "") for number in range(images)], batch_size, 3)
-        assert {len(part.items) for part in parts[:-1]} <= {size} and sum(len(part.items) for part in parts) == images
-        assert len({part.name for part in parts}) == len(parts) and parts[0].name == "part-003-0000000.parquet"
+        shards = _shards([CollectionImage(str(number), "") for number in range(images)], batch_size, 3)
+        assert {len(shard.images) for shard in shards[:-1]} <= {size} and sum(
+            len(shard.images) for shard in shards
+        ) == images
+        assert len({shard.name for shard in shards}) == len(shards) and shards[0].name == "shard-003-0000000.parquet"

@@ -1,20 +1,20 @@
-"""Which images an archive is of, and what their rows are called."""
+"""Which images a collection has, and what their rows are called."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from modeling_rsmoe.collection.items import Item, find_items, is_archive
+from modeling_rsmoe.collection.images import CollectionImage, find_images, is_collection
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 
 from .conftest import NAMES
 
 
 def test_a_folder(tiles: Path) -> None:
-    items = find_items([str(tiles)])
-    assert [item.name for item in items] == NAMES
-    assert all(item.path == str(tiles / item.name) for item in items)
+    images = find_images([str(tiles)])
+    assert [image.name for image in images] == NAMES
+    assert all(image.path == str(tiles / image.name) for image in images)
 
 
 def test_lists(tiles: Path) -> None:
@@ -25,20 +25,25 @@ def test_lists(tiles: Path) -> None:
     texts.write_text("\n  ".join([wanted[0], "", *wanted[1:]]))
     objects.write_text("".join(json.dumps({"image": name, "label": 1}) + "\n" for name in wanted))
     for file in (texts, objects):
-        assert find_items([str(file)]) == [Item(*pair) for pair in zip(wanted, paths, strict=True)]
+        assert find_images([str(file)]) == [CollectionImage(*pair) for pair in zip(wanted, paths, strict=True)]
         file.unlink()
 
 
 def test_images_by_name(tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tiles)
-    assert find_items(["a.png", "http://host/b.txt"]) == [
-        Item("a.png", str(tiles / "a.png")),
-        Item("http://host/b.txt", "http://host/b.txt"),
+    assert find_images(["a.png", "http://host/b.txt"]) == [
+        CollectionImage("a.png", str(tiles / "a.png")),
+        CollectionImage("http://host/b.txt", "http://host/b.txt"),
     ]
-    assert is_archive("b") and is_archive("x.jsonl") and not is_archive("a.png") and not is_archive("http://h/b.txt")
+    assert (
+        is_collection("b")
+        and is_collection("x.jsonl")
+        and not is_collection("a.png")
+        and not is_collection("http://h/b.txt")
+    )
 
 
-def test_what_is_no_archive(tiles: Path, tmp_path: Path) -> None:
+def test_what_is_no_collection(tiles: Path, tmp_path: Path) -> None:
     (tmp_path / "lost.txt").write_text("x.png\ny.png\n")
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "other.jsonl").write_text('{"image": "a.png"}\n{"file": "b.png"}\n')
@@ -53,4 +58,4 @@ def test_what_is_no_archive(tiles: Path, tmp_path: Path) -> None:
         ([tiles, tiles / "a.png"], "stands beside other images"),
     ):
         with pytest.raises(RSMoEError, match=message):
-            find_items([str(path) for path in where])
+            find_images([str(path) for path in where])

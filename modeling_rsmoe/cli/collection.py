@@ -1,0 +1,211 @@
+"""What `rsmoe caption DIR_OR_LIST`, `rsmoe encode` and `rsmoe ask FEATURES` share: options of engines, a checkpoint
+for every worker, the run."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..collection import engines
+from ..collection.describers import Captioner, CheckpointSource, Describer
+from ..collection.features import FeatureFile
+from ..collection.images import CollectionImage, find_images, is_collection
+from ..collection.pipeline import describe_collection
+from ..collection.store import refuse_existing
+from ..errors_rsmoe import RSMoEError
+from ..inference.checkpoint import DEFAULT_MODEL, find_checkpoint, load, revision_of
+from ..prompting_rsmoe import question_instruction
+from ..utils.files import check_outputs, disk_errors
+from ..utils.provenance import folder_sha256
+from ..utils.quiet import quiet_libraries
+from . import options, terminal
+
+
+EngineName = Literal["local", "ray"]
+EngineOption = Annotated[
+    EngineName | None,
+    typer.Option(
+        metavar="NAME",
+        help="Execution engine of an image collection. local: this process; ray: workers of a Ray cluster.",
+        show_default="local",
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Number of Ray workers; each holds the model.",
+        show_default="one for each GPU of the cluster, else for each CPU",
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Address of a running Ray cluster: auto, or HOST:PORT.",
+        show_default="a cluster on this machine, for this run only",
+    ),
+]
+
+
+def make_engine(name: EngineName | None, workers: int | None, address: str | None) -> engines.Engine:
+    """The engine that the options name."""
+    for option, value in (("--workers", workers), ("--address", address)):
+        if name != "ray" and value is not None:
+            raise RSMoEError(f"{option} is an option of the Ray engine: add --engine ray, or leave it out")
+    if name != "ray":
+        return engines.LocalEngine()
+    engine = engines.RayEngine(workers, address)
+    engine.require()
+    return engine
+
+
+def are_collection(images: list[str], engine: EngineName | None, as_json: bool, has_scene_options: bool) -> bool:
+    """Whether the images are a collection: a folder or a list, or any images with an engine."""
+    if engine is None and not any(map(is_collection, images)):
+        return False
+    if has_scene_options or as_json:
+        wrong = "--json" if as_json else "--tile, --overlap, --bands, --asset, --map and --figure"
+        raise RSMoEError(f"{wrong} cannot be combined with a folder, a list or --engine: leave it out")
+    return True
+
+
+def make_source(
+    model: str | None, steps: terminal.Steps, load_folder: Callable[[Path], tuple[Any, Any]] | None = None
+) -> CheckpointSource:
+    """What workers need to open the checkpoint that `--model` names."""
+    name = model or DEFAULT_MODEL
+    folder = find_checkpoint(name, steps)
+    steps(f"hashing {name}")
+    # A folder is that folder on every machine; a name is found by each machine for itself.
+    place = os.path.abspath(folder) if Path(name).expanduser().is_dir() else name
+    sha256 = folder_sha256(folder)
+    revision = revision_of(folder, sha256)
+    return CheckpointSource(name, revision, sha256, functools.partial(_find, place), load_folder or load_model)
+
+
+def load_model(folder: Path) -> tuple[Any, Any]:
+    """The whole model and the processor."""
+    with terminal.Steps() as steps:
+        checkpoint = load(str(folder), progress=steps)
+    return checkpoint.model, checkpoint.processor
+
+
+def load_encoder_alone(folder: Path) -> tuple[Any, Any]:
+    """The encoder in float32, on the GPU if there is one, and the processor."""
+    with quiet_libraries():
+        import torch
+
+        from .. import RSMoEProcessor
+        from ..inference.encoder import load_encoder
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        encoder: Any = load_encoder(folder)
+        return encoder.to(device), RSMoEProcessor.from_pretrained(folder)
+
+
+def caption_collection(
+    images: list[str],
+    instruction: str,
+    output: Path | None,
+    overwrite: bool,
+    generation: options.Generation,
+    engine: engines.Engine,
+    steps: terminal.Steps,
+) -> None:
+    """Captions of many images into one Parquet."""
+    if output is None or output.suffix != ".parquet":
+        named = ", ".join(image for image in images if is_collection(image)) or "what --engine describes"
+        actual = "" if output is None else f", not {output.name}"
+        raise RSMoEError(
+            f"{named}: captions of an image collection (a folder, a list) go into a Parquet: give --output "
+            f"NAME.parquet{actual}"
+        )
+    found = find_new(images, output, overwrite, steps)
+    source = make_source(generation.model, steps)
+    with quiet_libraries():
+        from .. import RSMoEProcessor
+
+        processor: Any = RSMoEProcessor.from_pretrained(source.find())
+        processor.refuse_special_tokens(instruction)
+        describer = Captioner(source, instruction, generation.settings())
+    describe(describer, found, output, engine, generation.batch_size, steps, overwrite)
+
+
+def find_new(images: list[str], output: Path, overwrite: bool, steps: terminal.Steps) -> list[CollectionImage]:
+    """The images, once it is sure that the output can be written."""
+    refuse_existing(output, overwrite)
+    check_outputs(output)
+    steps("finding the images")
+    return find_images(images)
+
+
+def describe(
+    describer: Describer,
+    images: list[CollectionImage],
+    output: Path,
+    engine: engines.Engine,
+    batch_size: int,
+    steps: terminal.Steps,
+    overwrite: bool = False,
+) -> None:
+    """Describe a collection with a bar, and print what the output holds; arguments as of `describe_collection`."""
+    try:
+        with (
+            disk_errors("cannot write", "Free some space or give --output another place; finished shards stay."),
+            quiet_libraries(),
+        ):
+            result = describe_collection(describer, images, output, engine, batch_size, steps, overwrite)
+    except KeyboardInterrupt:
+        steps.note(f"finished images are kept in {output}.shards: the same command goes on from there")
+        raise
+    facts = [
+        f"{result.num_rows:,} rows",
+        f"{result.num_errors:,} with an error" if result.num_errors else "",
+        f"{result.num_described:,} described now" if result.num_described < result.num_rows else "",
+        f"{result.rate:.2f} images/s" if result.rate else "",
+        f"{result.num_repeated} shards begun again, whose worker ended" if result.num_repeated else "",
+    ]
+    steps.print(terminal.printable(f"{output} ({', '.join(filter(None, facts))})"))
+
+
+def ask_features(
+    path: str,
+    question: str,
+    generation: options.Generation,
+    dtype: options.Dtype | None,
+    as_json: bool,
+    steps: terminal.Steps,
+) -> None:
+    """Ask every image whose features are in a file; each answer is printed as it comes."""
+    file = FeatureFile(path)
+    checkpoint = load(generation.model, dtype, progress=steps)
+    with quiet_libraries():
+        from ..inference import Predictor
+        from ..inference.encoder import encoder_sha256, load_encoder
+
+        predictor = Predictor(checkpoint.model, checkpoint.processor, generation.settings())
+        instruction = question_instruction(question)
+        checkpoint.processor.refuse_special_tokens(instruction)
+        # From the folder: on a GPU the loaded encoder has another dtype.
+        file.check(encoder_sha256(load_encoder(checkpoint.folder), checkpoint.processor), checkpoint.name)
+        if file.num_errors:
+            total = file.num_images + file.num_errors
+            steps.note(f"{file.num_errors:,} of {total:,} images have no features, and no answer")
+        done = 0
+        for batch in file.batches(generation.batch_size):
+            steps(f"asking {file.num_images:,} images", done, file.num_images, "images")
+            predictions = predictor.predict(image_embeds=batch.image_embeds, instructions=instruction)
+            done += len(predictions)
+            for name, prediction in zip(batch.images, predictions, strict=True):
+                texts = {"question": question, "answer": prediction.text}
+                terminal.show(name, prediction, texts, checkpoint.name, as_json, steps)
+
+
+def _find(name: str) -> Path:
+    with terminal.Steps() as steps:
+        return find_checkpoint(name, steps)

@@ -1,0 +1,167 @@
+"""From rasters to described scenes: open, cut, describe, put together, write. The command line only calls this."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors_rsmoe import RSMoEError
+from ..inference.checkpoint import revision_of
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from ..utils.progress import Progress, no_progress
+from .answers import combine
+from .describe import TileDescriber, tile_log
+from .files import is_stac
+from .grid import OVERLAP, TILE, Grid
+from .outputs import check_format, write
+from .raster import Raster, open_raster
+from .result import SceneResult, SceneTask
+from .stac import Scene, find_scenes
+from .summary import summarize
+
+
+if TYPE_CHECKING:
+    from ..inference import Predictor
+
+
+def describe_scene(
+    scene: str | os.PathLike | Raster,
+    predictor: "Predictor",
+    instruction: str = DEFAULT_INSTRUCTION,
+    question: str | None = None,
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+    bands: Sequence[int | str] | None = None,
+    output: str | os.PathLike | None = None,
+    batch_size: int = 8,
+    progress: Progress = no_progress,
+) -> SceneResult:
+    """Caption a scene tile by tile and as a whole, or ask it a question.
+
+    Args:
+        scene: a GeoTIFF or whatever else `open_raster` reads, a STAC item, or an open raster.
+        predictor: of the checkpoint.
+        instruction: for every tile.
+        question: in place of the instruction: every tile is asked, and the answers become one (`answers`).
+        tile: the side of a tile in pixels.
+        overlap: of neighboring tiles, in pixels.
+        bands: as of `open_raster`, for a path.
+        output: a file to write, whose ending names the format (`outputs`); a file that exists is replaced. A stopped
+            run of the same output and settings continues.
+        batch_size: tiles that are described together; memory grows with it, not with the scene.
+        progress: told how many tiles are done.
+
+    Returns:
+        A `SceneResult`: its `text`, its `tiles`, and all of it as JSON by `record()`.
+
+    Raises:
+        RSMoEError: the raster cannot be read or has no data, sizes that cannot be, a special token in the instruction,
+            an unknown ending of the output, or an unfinished run beside it has other settings.
+        OSError: the output cannot be written.
+    """
+    rasters = [scene] if isinstance(scene, Raster) else open_scenes([os.fspath(scene)], tile, overlap, bands)
+    if len(rasters) != 1:
+        raise RSMoEError(f"{scene} has {len(rasters)} scenes: give them to describe_scenes, by open_scenes")
+    if question is not None:
+        instruction = question_instruction(question)
+    task = SceneTask(instruction, question, *_model_and_revision(predictor))
+    path = None if output is None else Path(output)
+    return describe_scenes(rasters, predictor, task, tile, overlap, path, batch_size, progress)[0]
+
+
+def describe_scenes(
+    rasters: Sequence[Raster],
+    predictor: "Predictor",
+    task: SceneTask,
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+    output: Path | None = None,
+    batch_size: int = 8,
+    progress: Progress = no_progress,
+) -> list[SceneResult]:
+    """Describe several scenes, of `open_scenes`, into one output; all else is as of `describe_scene`.
+
+    A raster is closed when it is done, and opens again when it is read. Where the output cannot be written, finished
+    tiles are kept (`describe.log_path`).
+    """
+    if output is not None:
+        check_format(output)
+    predictor.processor.refuse_special_tokens(task.instruction)
+    log = tile_log(output, _settings(rasters, predictor, task, tile, overlap))
+    describer = TileDescriber(predictor, task.instruction, log, batch_size, progress)
+    results = []
+    for number, raster in enumerate(rasters):
+        grid = Grid(raster.width, raster.height, tile, overlap)
+        tiles = describer.describe(raster, grid, number)
+        if task.question is None:
+            progress(f"summarizing {raster.name}")
+            outcome: Any = summarize(tiles, raster, predictor, task.instruction)
+        else:
+            shares = list(grid.area_shares())
+            outcome = combine(task.question, [one.text for one in tiles], [shares[one.number] for one in tiles])
+        results.append(SceneResult(task, raster, grid, tiles, outcome))
+        raster.close()
+    if output is not None:
+        progress(f"writing {output}")
+        write(results, output)
+        log.remove()
+    return results
+
+
+def open_scenes(
+    paths: Sequence[str],
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+    bands: Sequence[int | str] | None = None,
+    asset: str | None = None,
+    remote: bool = False,
+) -> list[Raster]:
+    """Open and check every raster, those of STAC items too, before a model is loaded; they are closed again.
+
+    Args:
+        paths: of rasters and STAC documents.
+        tile: the side of a tile in pixels, to check that the raster can be cut so.
+        overlap: of neighboring tiles, in pixels.
+        bands: as of `open_raster`; of STAC items also names of assets.
+        asset: the asset to take from every STAC item.
+        remote: whether local STAC items may name files on a network.
+
+    Raises:
+        RSMoEError: with a line for each bad one.
+    """
+    rasters, problems = [], []
+    for path in paths:
+        try:
+            is_item = is_stac(path)
+            scenes = find_scenes(path, bands, asset, remote) if is_item else [Scene(path, (path,), bands)]
+            for scene in scenes:
+                with open_raster(scene.paths, scene.bands, scene.name) as raster:
+                    Grid(raster.width, raster.height, tile, overlap)
+                    rasters.append(raster)
+        except RSMoEError as error:
+            problems.append(str(error))
+    if problems:
+        raise RSMoEError("\n".join(problems))
+    return rasters
+
+
+def _model_and_revision(predictor: "Predictor") -> tuple[str, str]:
+    """The checkpoint's name and revision, as far as its model knows them."""
+    name = predictor.model.name_or_path or ""
+    if name and Path(name).is_dir():
+        return name, revision_of(Path(name))
+    return name, getattr(predictor.model.config, "_commit_hash", None) or ""
+
+
+def _settings(
+    rasters: Sequence[Raster], predictor: "Predictor", task: SceneTask, tile: int, overlap: int
+) -> dict[str, Any]:
+    """All that a tile's text depends on."""
+    scenes = []
+    for raster in rasters:
+        stretch = raster.stretch and [raster.stretch.low, raster.stretch.high]
+        size = [raster.width, raster.height]
+        scenes.append({"paths": raster.paths, "size": size, "bands": raster.bands, "stretch": stretch})
+    task_settings = {task.kind: task.user_text, "model": task.model, "revision": task.revision}
+    generation = {"system": predictor.system, **predictor.generation}
+    return {"tile": tile, "overlap": overlap, **task_settings, **generation, "scenes": scenes}

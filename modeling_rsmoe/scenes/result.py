@@ -1,0 +1,94 @@
+"""What a scene is asked, and what came of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from .answers import CombinedAnswer
+from .grid import Grid
+from .summary import Summary
+
+
+if TYPE_CHECKING:
+    from .describe import Tile
+    from .raster import Raster
+
+
+@dataclass(frozen=True)
+class SceneTask:
+    """What every tile is asked, by which checkpoint.
+
+    Attributes:
+        instruction: as the model reads it.
+        question: that the instruction was made of (`question_instruction`); None for captions.
+        model: the checkpoint's name.
+        revision: its commit on the Hub, or the hash of its folder.
+    """
+
+    instruction: str
+    question: str | None
+    model: str = ""
+    revision: str = ""
+
+    @property
+    def kind(self) -> Literal["caption", "answer"]:
+        """What the texts are; outputs call their field so."""
+        return "caption" if self.question is None else "answer"
+
+    @property
+    def user_text(self) -> str:
+        """The question, or else the instruction: what the user wrote."""
+        return self.instruction if self.question is None else self.question
+
+
+@dataclass(frozen=True)
+class SceneResult:
+    """A described scene.
+
+    Attributes:
+        task: what it was asked.
+        raster: the scene; it may be closed, and opens again when it is read.
+        grid: its tiles.
+        tiles: those that were described, in the grid's order.
+        outcome: a `Summary` of captions, or the combined answer.
+    """
+
+    task: SceneTask
+    raster: "Raster"
+    grid: Grid
+    tiles: "Sequence[Tile]"
+    outcome: Summary | CombinedAnswer
+
+    @property
+    def text(self) -> str:
+        """The scene's caption or answer."""
+        return self.outcome.caption if isinstance(self.outcome, Summary) else self.outcome.answer
+
+    @property
+    def num_skipped(self) -> int:
+        """Tiles that are mostly without data."""
+        return len(self.grid) - len(self.tiles)
+
+    def record(self) -> dict[str, Any]:
+        """The scene as plain JSON."""
+        raster, stretch, outcome = self.raster, self.raster.stretch, self.outcome
+        record: dict[str, Any] = {"scene": raster.name, self.task.kind: self.text}
+        if isinstance(outcome, Summary):
+            record |= {"expert_texts": outcome.expert_texts, "mentioned": outcome.mentioned}
+            record |= {"instruction": self.task.instruction}
+        else:
+            record |= {"how": outcome.how, "question": self.task.question}
+        return record | {
+            "tiles": len(self.tiles),
+            "skipped": self.num_skipped,
+            "tile_size": self.grid.tile,
+            "overlap": self.grid.overlap,
+            "width": raster.width,
+            "height": raster.height,
+            "bands": list(raster.bands),
+            "stretch": stretch and {"low": list(stretch.low), "high": list(stretch.high)},
+            "crs": raster.crs and raster.crs.to_string(),
+            "notes": raster.notes,
+            "model": self.task.model,
+            "revision": self.task.revision,
+        }

@@ -1,0 +1,89 @@
+"""What is shown of an image or a scene: the image itself, its texts and its tiles.
+
+`map` makes a page of views, `figure` a PNG. An ordinary image is a view of one tile.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .describe import Tile
+from .footprint import footprint
+from .grid import Window
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..inference import Prediction
+    from .raster import Raster
+    from .result import SceneResult
+
+
+@dataclass(frozen=True)
+class View:
+    """An image or a scene to show.
+
+    Attributes:
+        name: of the image or scene, as the user gave it.
+        model: the checkpoint's name.
+        instruction: the user's instruction or question.
+        text: of the whole.
+        image: RGB, made small (see `view_scene`).
+        width: of the image or raster, in pixels.
+        height: of the image or raster, in pixels.
+        tiles: with windows in pixels of the raster.
+        places: each tile's center as (longitude, latitude), or None where the raster is not placed on the earth.
+        num_skipped: tiles that are mostly without data.
+    """
+
+    name: str
+    model: str
+    instruction: str
+    text: str
+    image: "Image.Image"
+    width: int
+    height: int
+    tiles: Sequence[Tile]
+    places: Sequence[tuple[float, float] | None]
+    num_skipped: int = 0
+
+
+def view_scene(result: "SceneResult", side: int) -> View:
+    """The view of a scene, with its tiles: its raster is read again, at most `side` pixels large, and closed."""
+    with result.raster as raster:
+        image = raster.overview(side).image
+    return View(
+        name=raster.name,
+        model=result.task.model,
+        instruction=result.task.user_text,
+        text=result.text,
+        image=image,
+        width=raster.width,
+        height=raster.height,
+        tiles=result.tiles,
+        places=[_center(raster, tile.window) for tile in result.tiles],
+        num_skipped=result.num_skipped,
+    )
+
+
+def view_image(
+    name: str, image: "Image.Image", prediction: "Prediction", instruction: str, model: str, side: int
+) -> View:
+    """The view of an image that was described as one, made smaller where it is larger than `side` pixels."""
+    width, height = image.size
+    small = image.copy()
+    small.thumbnail((side, side))
+    texts = (prediction.text, prediction.router_prompts, prediction.expert_texts)
+    tile = Tile(0, Window(0, 0, width, height), 1.0, *texts)
+    return View(name, model, instruction, prediction.text, small, width, height, [tile], [None])
+
+
+def _center(raster: "Raster", window: Window) -> tuple[float, float] | None:
+    """Where the window's middle pixel lies on the earth."""
+    middle = Window(window.column + window.width // 2, window.row + window.height // 2, 1, 1)
+    geometry = footprint(raster, middle)
+    if geometry is None or geometry["type"] != "Polygon":
+        return None
+    longitude, latitude = geometry["coordinates"][0][0][:2]
+    return longitude, latitude
