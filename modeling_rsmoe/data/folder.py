@@ -121,7 +121,7 @@ def as_datasets(
         if isinstance(record, kind):
             texts = {name: getattr(record, name) for name in ("dataset", *columns)}
             rows.setdefault(record.split, []).append({"image": str(record.image), **texts})
-    check_images({Path(row["image"]) for of_split in rows.values() for row in of_split}, remedy)
+    check_images({Path(row["image"]): None for of_split in rows.values() for row in of_split}, remedy)
     return datasets.DatasetDict(
         {split: datasets.Dataset.from_list(of_split, features=features) for split, of_split in rows.items()}
     )

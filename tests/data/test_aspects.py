@@ -141,7 +141,7 @@ def test_the_table_counts(tmp_path, capsys):
     with (tmp_path / "captions.jsonl").open("w") as file:
         for captions in (several, ["it is a pond ."] * 5):
             file.write(json.dumps({**common, "captions": captions}) + "\n")
-    main = run_path(str(EXAMPLES / "measure_aspects.py"))["main"]
+    main = run_path(str((EXAMPLES / "measure_aspects").with_suffix(".py")))["main"]
     assert main([str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "| RSICD | 2 | 5 | 40 / 20 / 40 | 100 / 50 / 50 | 50 | 1 / 1 / 1 | 100 |"
