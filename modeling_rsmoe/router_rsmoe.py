@@ -1,6 +1,6 @@
-"""The instruction router: writes a text prompt for each expert from the image and the global instruction [paper].
+"""The instruction router: writes a text prompt for each expert from the image and the user's instruction [paper].
 
-It is no softmax gate: like an expert it is a reader of rows, whose completions are the experts' prompts.
+It is no softmax gate: like an expert it reads sequences of its own, whose completions are the experts' prompts.
 """
 
 from .configuration_rsmoe import RSMoERouterConfig

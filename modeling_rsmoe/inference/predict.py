@@ -161,14 +161,17 @@ class Predictor:
         for text in dict.fromkeys(texts):
             self.processor.refuse_special_tokens(text)
         inputs = self._inputs(image_embeds, [Prompt.base(text) for text in texts])
+        fusions = self._fusions(inputs)
         arguments = self._arguments()
         if stop is not None:
             stops = [stop] * num_images if callable(stop) else list(stop)
+            if len(set(fusions)) > 1:
+                return self._predict_by_fusion(fusions, texts, image_embeds, stops, on_change)
             arguments["stopping_criteria"] = StoppingCriteriaList([_Stopped(stops)])
         if self.system == BASE:
             return self._predict_base(inputs, arguments)
         if on_change is not None:
-            arguments |= self._streaming(inputs, arguments, on_change)
+            arguments |= self._streaming(fusions, arguments, on_change)
         outputs = self.model.generate(**inputs, **arguments, return_dict_in_generate=True)
         return self._predictions(inputs, outputs)
 
@@ -250,18 +253,31 @@ class Predictor:
         is_fast = is_greedy(self.model.generation_config, **self.generation)
         return {**self.generation, **({"custom_generate": shrinking_greedy} if is_fast else {})}
 
+    def _fusions(self, inputs: dict[str, Any]) -> list[str]:
+        """Of each image."""
+        fusion = self.generation.get("fusion") or getattr(self.model.generation_config, "fusion", None) or "auto"
+        return self.model.resolve_fusion(fusion, inputs.get("task_ids"), len(inputs["input_ids"]))
+
+    def _predict_by_fusion(self, fusions, texts, image_embeds, stops, on_change) -> list[Prediction]:
+        """One call for each fusion: its images have equally many sequences, so that each stop finds its own."""
+        predictions: dict[int, Prediction] = {}
+        for fusion in dict.fromkeys(fusions):
+            places = [place for place, other in enumerate(fusions) if other == fusion]
+            changes = on_change and (lambda index, change, places=places: on_change(places[index], change))
+            members = [texts[place] for place in places], image_embeds[places], [stops[place] for place in places]
+            predictions |= zip(places, self.predict(None, *members, changes))
+        return [predictions[place] for place in range(len(texts))]
+
     def _streaming(
-        self, inputs: dict[str, Any], arguments: dict[str, Any], on_change: Callable[[int, Prediction], None]
+        self, fusions: list[str], arguments: dict[str, Any], on_change: Callable[[int, Prediction], None]
     ) -> dict[str, Any]:
         """A single image's steps always; texts only where all are written token by token."""
-        num_images, config = len(inputs["input_ids"]), self.model.generation_config
-        if (arguments.get("num_beams") or config.num_beams or 1) > 1:  # transformers' search streams no beams
+        if (arguments.get("num_beams") or self.model.generation_config.num_beams or 1) > 1:
+            return {}  # transformers' search streams no beams
+        has_tokens = set(fusions) == {"rewrite"}
+        if len(fusions) > 1 and not has_tokens:
             return {}
-        fusion = arguments.get("fusion") or getattr(config, "fusion", None) or "auto"
-        fusions = set(self.model.resolve_fusion(fusion, inputs.get("task_ids"), num_images))
-        if num_images > 1 and fusions != {"rewrite"}:
-            return {}
-        return {"streamer": _Changes(self.processor, num_images, on_change, has_tokens=fusions == {"rewrite"})}
+        return {"streamer": _Changes(self.processor, len(fusions), on_change, has_tokens)}
 
     def _predictions(self, inputs: dict[str, Any], outputs: Any) -> list[Prediction]:
         limit = self.generation.get("max_new_tokens") or self.model.generation_config.max_new_tokens

@@ -132,6 +132,19 @@ def test_stop_ends_an_images_texts(processor, images):
     assert stopped[0].num_tokens <= 1 < whole[0].num_tokens and stopped[1] == whole[1]
 
 
+@pytest.mark.parametrize("stopped_place", [0, 1, 2])
+def test_stop_finds_its_image_in_a_mixed_batch(model, processor, images, stopped_place):
+    """A caption has four sequences where a question has three."""
+    predictor = Predictor(model, processor, {"max_new_tokens": 12})
+    instructions = ["Describe the image.", QUESTION, "Describe the image."]
+    whole = predictor.predict(images, instructions)
+    stops = [lambda place=place: place == stopped_place for place in range(3)]
+    stopped = predictor.predict(images, instructions, stop=stops)
+    for place in range(3):
+        assert (stopped[place] == whole[place]) == (place != stopped_place)
+    assert stopped[stopped_place].num_tokens <= 1
+
+
 def test_whoever_leaves_stops_the_generation(processor, images, monkeypatch):
     predictor = Predictor(speaking_model(), processor, {"fusion": "rewrite", "max_new_tokens": 400})
     threads = threading.active_count()
