@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors_rsmoe import RSMoEError, first_line
 from ..utils.progress import Progress, no_progress
 from ..utils.quiet import quiet_libraries
-from .loading import check_complete, loading_errors
+from .loading import REMEDY, check_complete, loading_errors
 
 
 if TYPE_CHECKING:
@@ -118,8 +118,10 @@ def revision_of(folder: Path, sha256: str | None = None) -> str:
 def _check_model_type(config_file: Path, name: str) -> None:
     if not config_file.exists():
         raise RSMoEError(f"{name} has no config.json, so it is no checkpoint: give the folder that holds it")
-    with loading_errors("the settings", config_file):
+    try:
         model_type = json.loads(config_file.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RSMoEError(f"{config_file} cannot be read ({first_line(error)}): {REMEDY}") from error
     if model_type != "rsmoe":
         raise RSMoEError(
             f"{name} is a checkpoint of model type {model_type!r}, expected 'rsmoe': give an RS-MoE checkpoint, such "
