@@ -35,10 +35,12 @@ def commands_of(text: str) -> list[tuple[str, bool]]:
     commands: list[tuple[str, bool]] = []
     variables: dict[str, str] = {}
     language = None  # of the block that a line is in
-    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+    for line in re.sub(r"\\\n[\s#]*", " ", text).splitlines():
         fence = re.match(r"\s*```(\w*)", line)
         if fence:
             language = None if language is not None else fence[1]
+        elif "-m modeling_rsmoe.cli " in line:  # started by another program, in comments of YAML files too
+            commands.append((line.strip("# "), True))
         elif language in ("", "bash", "sh", "console"):
             for name, quoted, plain in re.findall(r"""\b([A-Z][A-Z0-9]*)=(?:"([^"]*)"|(\S+))""", line):
                 variables[name] = quoted or plain
@@ -53,7 +55,8 @@ def words_of(command: str) -> list[str]:
     lexer = shlex.shlex(command, posix=True, punctuation_chars=";|&<>")
     lexer.whitespace_split = True
     words = list(lexer)
-    start = next(index for index, word in enumerate(words) if word.split("/")[-1] == "rsmoe") + 1
+    programs = ("rsmoe", "modeling_rsmoe.cli")
+    start = next(index for index, word in enumerate(words) if word.split("/")[-1] in programs) + 1
     end = next((index for index in range(start, len(words)) if words[index] in ENDS), len(words))
     return words[start:end]
 
