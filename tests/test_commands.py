@@ -39,7 +39,7 @@ def commands_of(text: str) -> list[tuple[str, bool]]:
         fence = re.match(r"\s*```(\w*)", line)
         if fence:
             language = None if language is not None else fence[1]
-        elif re.search(r"-m modeling_rsmoe\.cli [a-z]", line):  # started by another program, in comments of YAML files too
+        elif "-m modeling_rsmoe.cli " in line and "..." not in line:  # another program starts it
             commands.append((line.strip("# "), True))
         elif language in ("", "bash", "sh", "console"):
             for name, quoted, plain in re.findall(r"""\b([A-Z][A-Z0-9]*)=(?:"([^"]*)"|(\S+))""", line):
