@@ -60,10 +60,11 @@ class SelectAdapters:
         kwargs = dict(kwargs)  # attention backends never see our arguments
         _STATE.gate = kwargs.pop("adapter_gate", None)
         _STATE.adapter_ids = kwargs.pop("adapter_ids", None)
-        if self.first_norms and _STATE.adapter_ids is not None and _STATE.norm_input is not None:
+        if self.first_norms and _STATE.adapter_ids is not None:
             # The first norm ran before the adapters were known here: sequences of `full` experts get their norm now.
             hidden = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
-            hidden = replace_outputs(hidden, _STATE.norm_input, _STATE.adapter_ids, self.first_norms)
+            norm_input = cast(torch.Tensor, _STATE.norm_input)
+            hidden = replace_outputs(hidden, norm_input, _STATE.adapter_ids, self.first_norms)
             args = (hidden, *args[1:])
         _STATE.norm_input = None
         return args, kwargs

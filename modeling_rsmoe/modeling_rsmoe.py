@@ -169,10 +169,11 @@ class RSMoEModel(RSMoEPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, 1, sum of ranks)`.
         """
+        adapters = self.adapters
         owners, scales = [], []
-        for adapter_id, columns in gate_columns(self.adapters).items():
+        for adapter_id, columns in gate_columns(adapters).items():
             owners += [adapter_id] * len(columns)
-            scales += [self.adapters[adapter_id].scaling] * len(columns)
+            scales += [adapters[adapter_id].scaling] * len(columns)
         device = adapter_ids.device
         is_owner = adapter_ids.unsqueeze(-1) == torch.tensor(owners, device=device)  # [batch_size, sum of ranks]
         return (is_owner * torch.tensor(scales, device=device)).unsqueeze(1)

@@ -172,12 +172,13 @@ class RSMoEProcessor(ProcessorMixin):
         texts = list(text) if isinstance(text, (list, tuple)) else [text]
         prompts = self._to_prompts(texts, num_images)
         rendered = [text if isinstance(text, str) else self.render(text) for text in prompts]
+        text_kwargs = self._text_kwargs(dict(kwargs))
         if image_embeds is None:
             features = super().__call__(images=images, text=list(rendered), **kwargs)
         else:
-            features = self._embed(image_embeds, rendered, self._text_kwargs(dict(kwargs)))
+            features = self._embed(image_embeds, rendered, text_kwargs)
         if num_images:
-            self._add_image_inputs(features, prompts, rendered, expert_inputs, dict(kwargs))
+            self._add_image_inputs(features, prompts, rendered, expert_inputs, text_kwargs)
         return features
 
     def _to_prompts(self, texts: list, num_images: int) -> list[str | Prompt]:
@@ -198,10 +199,9 @@ class RSMoEProcessor(ProcessorMixin):
         num_tokens = sum(text.count(self.image_token) for text in rendered)
         if num_tokens != len(image_embeds):
             raise ValueError(f"Found {num_tokens} {self.image_token} tokens and {len(image_embeds)} image_embeds.")
-        return_tensors = text_kwargs.pop("return_tensors", None)
         encoded = self.tokenizer([self.with_image_tokens(text) for text in rendered], **text_kwargs)
         data = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-        return BatchFeature({**BatchFeature(data, tensor_type=return_tensors), "image_embeds": image_embeds})
+        return BatchFeature({**data, "image_embeds": image_embeds})
 
     def _text_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the tokenizer, as the stock call takes them out of its own."""
@@ -215,9 +215,8 @@ class RSMoEProcessor(ProcessorMixin):
         prompts: list[str | Prompt],
         rendered: list[str],
         expert_inputs: bool | None,
-        kwargs: dict[str, Any],
+        text_kwargs: dict[str, Any],
     ) -> None:
-        text_kwargs = self._text_kwargs(kwargs)
         return_tensors = text_kwargs.get("return_tensors")
         readings = [p.qformer_text if isinstance(p, Prompt) else self.read_rendered(p) for p in prompts]
         counts = [text.count(self.image_token) for text in rendered]
