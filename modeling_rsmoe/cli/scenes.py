@@ -48,7 +48,7 @@ BandsOption = Annotated[
 AssetOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="The asset of STAC items.", show_default="visual")
 ]
-RemoteOption = Annotated[bool, typer.Option("--remote", help="Let local STAC items name files on a network.")]
+RemoteOption = Annotated[bool, typer.Option("--remote", help="Let local STAC items and .vrt name files on a network.")]
 OutputOption = Annotated[
     Path | None,
     typer.Option(

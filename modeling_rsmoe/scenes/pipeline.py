@@ -124,7 +124,7 @@ def open_scenes(
         overlap: of neighboring tiles, in pixels.
         bands: as of `open_raster`; of STAC items also names of assets.
         asset: the asset to take from every STAC item.
-        remote: whether local STAC items may name files on a network.
+        remote: whether local STAC items and rasters may name files on a network.
 
     Raises:
         RSMoEError: with a line for each bad one.
@@ -135,7 +135,7 @@ def open_scenes(
             is_item = is_stac(path)
             scenes = find_scenes(path, bands, asset, remote) if is_item else [Scene(path, (path,), bands)]
             for scene in scenes:
-                with open_raster(scene.paths, scene.bands, scene.name) as raster:
+                with open_raster(scene.paths, scene.bands, scene.name, remote) as raster:
                     Grid(raster.width, raster.height, tile, overlap)
                     rasters.append(raster)
         except RSMoEError as error:
