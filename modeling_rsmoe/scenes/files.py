@@ -87,6 +87,7 @@ def _is_large_tiff(path: str) -> bool:
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     try:
+        check_input(path, "an image")
         with open(path, "rb") as file:
             head = file.read(16)
             if head[:4] not in TIFF_MAGIC:
