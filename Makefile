@@ -8,13 +8,17 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check format clean
+.PHONY: demo test attack check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/rsmoe caption $(if $(IMAGE),"$(IMAGE)",--demo)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The whole attack corpus (docs/security.md); `make test` runs its short part.
+attack: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/attack -m "" --durations 5
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -100,6 +100,7 @@ def _is_large_tiff(path: str) -> bool:
     if not os.path.isfile(path):
         return False
     try:
+        check_input(path, "an image")
         with open(path, "rb") as file:
             head = file.read(16)
             if head[:4] not in TIFF_MAGIC:
