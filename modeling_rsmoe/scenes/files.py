@@ -8,7 +8,6 @@ requests to servers, is not followed because of a raster's name.
 or 4 bands, or over Pillow's limit of pixels. Everything else is an image.
 """
 
-import os
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -97,8 +96,6 @@ def _is_large_tiff(path: str) -> bool:
     from PIL import Image
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-    if not os.path.isfile(path):
-        return False
     try:
         check_input(path, "an image")
         with open(path, "rb") as file:

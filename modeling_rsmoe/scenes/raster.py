@@ -211,7 +211,8 @@ class Raster:
                 f"{path} has {width} x {height} pixels, too few to describe: give at least {MIN_SIDE} x {MIN_SIDE}"
             )
         first = self._datasets[0]
-        if (width, height) != (self.width, self.height) or dataset.transform != first.transform:
+        is_of_grid = (width, height) == (self.width, self.height) and dataset.transform == first.transform
+        if dataset is not first and not is_of_grid:  # a transform of NaN is not equal to itself
             raise RSMoEError(
                 f"{path} ({width} x {height} px) and {self.paths[0]} ({self.width} x {self.height} px) are not of one "
                 "grid: name bands of the same resolution"

@@ -55,13 +55,13 @@ class SourceCheck:
         Raises:
             RSMoEError: GDAL would open what is no local raster, or a .vrt names itself.
         """
+        driver = driver_of(path)
         file = os.path.realpath(path)
         if file in above or len(above) > MAX_DEPTH:
             raise RSMoEError(f"{path} names itself, or is {len(above)} .vrt deep: name the rasters themselves")
         if file in self._checked:
             return
         self._checked.add(file)
-        driver = driver_of(path)
         self._check_beside(path, (*above, file))
         if driver == "VRT":
             for name in _names_in(path):
