@@ -78,11 +78,19 @@ def describe_scenes(
     output: Path | None = None,
     batch_size: int = 8,
     progress: Progress = no_progress,
+    problems: list[str] | None = None,
 ) -> list[SceneResult]:
     """Describe several scenes, of `open_scenes`, into one output; all else is as of `describe_scene`.
 
     A raster is closed when it is done, and opens again when it is read. Where the output cannot be written, finished
     tiles are kept (`describe.log_path`).
+
+    Args:
+        problems: where a scene that cannot be described is told, in one line; the others are described and written,
+            and finished tiles are kept. By default the first such scene ends the run.
+
+    Raises:
+        RSMoEError: as of `describe_scene`; with `problems` only if no scene can be described.
     """
     if output is not None:
         check_format(output)
@@ -91,21 +99,34 @@ def describe_scenes(
     describer = TileDescriber(predictor, task.instruction, log, batch_size, progress)
     results = []
     for number, raster in enumerate(rasters):
-        grid = Grid(raster.width, raster.height, tile, overlap)
-        tiles = describer.describe(raster, grid, number)
-        if task.question is None:
-            progress(f"summarizing {raster.name}")
-            outcome: Any = summarize(tiles, raster, predictor, task.instruction)
-        else:
-            shares = list(grid.area_shares())
-            outcome = combine(task.question, [one.text for one in tiles], [shares[one.number] for one in tiles])
-        results.append(SceneResult(task, raster, grid, tiles, outcome))
-        raster.close()
+        try:
+            grid = Grid(raster.width, raster.height, tile, overlap)
+            results.append(_describe(raster, describer, grid, task, number))
+        except RSMoEError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+        finally:
+            raster.close()
+    if problems and not results:
+        raise RSMoEError("\n".join(problems))
     if output is not None:
         progress(f"writing {output}")
         write(results, output)
-        log.remove()
+        if not problems:
+            log.remove()
     return results
+
+
+def _describe(raster: Raster, describer: TileDescriber, grid: Grid, task: SceneTask, number: int) -> SceneResult:
+    tiles = describer.describe(raster, grid, number)
+    if task.question is None:
+        describer.progress(f"summarizing {raster.name}")
+        outcome: Any = summarize(tiles, raster, describer.predictor, task.instruction)
+    else:
+        shares = list(grid.area_shares())
+        outcome = combine(task.question, [one.text for one in tiles], [shares[one.number] for one in tiles])
+    return SceneResult(task, raster, grid, tiles, outcome)
 
 
 def open_scenes(

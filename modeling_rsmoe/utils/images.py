@@ -102,7 +102,7 @@ def _locate(image: str | os.PathLike, name: str | None) -> tuple[str | BytesIO, 
 def _read_source(source: str | BytesIO, shown: str) -> Image.Image:
     if not isinstance(source, BytesIO):
         check_input(source, "an image", shown)
-    elif not source.getbuffer().nbytes:
+    elif not source.getvalue():
         raise RSMoEError(f"{shown} is empty (0 bytes): copy or download it again")
     with _open(source, shown) as opened:
         return _read_wide_color(opened, source, shown) if is_wide(opened) else to_rgb(opened, shown)
