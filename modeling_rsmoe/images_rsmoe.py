@@ -19,6 +19,7 @@ what Pillow's decoder takes, at most 8 bytes a pixel, of which the RGB image tak
 import base64
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -41,6 +42,8 @@ FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000", "PPM")
 
 _URL_TIMEOUT_SECONDS = 30.0
 _STRIP_PIXELS = 2**16
+_MAX_SCANS = 100  # of a progressive JPEG: libtiff's and GDAL's limit, too; encoders write about 10
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
 _FLOAT_TOLERANCE = 0.01  # a float image resampled by a cubic filter oversteps 0..1 a little
 _GDAL_NODATA_TAG = 42113
 _BITS_PER_SAMPLE_TAG = 258
@@ -137,6 +140,8 @@ def decode(image: Image.Image, shown: str) -> Image.Image:
     """All pixels of an opened image, upright, in its mode."""
     if image.format == "EPS":  # opened elsewhere
         raise RSMoEError(f"{shown} is an EPS, which another program would have to draw: save it as a PNG first")
+    if image.format in ("JPEG", "MPO") and getattr(image, "tile", None) and getattr(image, "fp", None):
+        _check_scans(image.fp, shown)
     with pillow_errors(shown):
         image.load()
     try:
@@ -144,6 +149,20 @@ def decode(image: Image.Image, shown: str) -> Image.Image:
         return image if is_upright else ImageOps.exif_transpose(image)
     except Exception:
         return image
+
+
+def _check_scans(file: Any, shown: str) -> None:
+    """A scan of some 30 bytes goes through all pixels: a JPEG of 100 kB can be hours of work."""
+    position = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(position)
+    num_scans, place = 0, 2
+    while (marker := _JPEG_MARKER.search(data, place)) and marker[1] != b"\xd9":  # the end of the image
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+        num_scans += marker[1] == b"\xda"
+        if num_scans > _MAX_SCANS:
+            raise RSMoEError(f"{shown} is a JPEG of more than {_MAX_SCANS} scans: save it again as a plain JPEG")
 
 
 def is_wide(image: Image.Image) -> bool:

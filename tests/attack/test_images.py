@@ -125,6 +125,20 @@ def test_a_text_chunk_of_128_mb(tmp_path: Path) -> None:
         read_image(png[:33] + text + png[33:])
 
 
+@pytest.mark.parametrize("door", DOORS)
+def test_a_jpeg_of_thousands_of_scans(door: str, tmp_path: Path) -> None:
+    """33 bytes for each: 13 s for 99 kB at 4096 x 4096 once."""
+    buffer = BytesIO()
+    Image.new("L", (512, 512)).save(buffer, "JPEG", progressive=True)
+    data, path = buffer.getvalue(), tmp_path / "a.jpg"
+    path.write_bytes(data + b"\xff\xda" * 500)  # what follows the image, such as a film, does not count
+    DOORS[door](path)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    path.write_bytes(data[:-2] + scan * 5000 + data[-2:])
+    with pytest.raises(RSMoEError, match="a JPEG of more than 100 scans"):
+        DOORS[door](path)
+
+
 DECODED_TWICE = ("16-bit RGB, PNG", "16-bit RGB, TIFF", "16-bit RGBA")  # for the upper and the lower 8 bits
 
 
