@@ -10,16 +10,15 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from filelock import FileLock, Timeout
-
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
-from ..utils.files import write_whole
+from ..utils.files import only_writer, write_whole
 from .images import CollectionImage
 
 
@@ -41,26 +40,20 @@ class Store:
         self.output, self.folder = output, output.with_name(f"{output.name}.shards")
         self._overwrite = overwrite
         self._manifest = json.loads(json.dumps({"format": FORMAT, "kind": kind, "settings": settings}, default=str))
-        self._lock = FileLock(self.folder / ".lock", blocking=False)
         self._rows: dict[str, tuple[Path, int]] = {}  # image -> its shard, and the row in it
 
     def __enter__(self) -> Self:
         refuse_existing(self.output, self._overwrite)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise RSMoEError(f"another run is writing {self.output}: wait for it, or give another --output") from error
-        try:
+        with ExitStack() as entered:
+            entered.enter_context(only_writer(self.output))
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._check_manifest()
             self._read_shards()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._entered = entered.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.release()
+        self._entered.close()
 
     def missing(self, images: Sequence[CollectionImage]) -> list[CollectionImage]:
         """The images without a row, each once."""

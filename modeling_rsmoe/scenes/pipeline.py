@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import revision_of
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from ..utils.files import only_writer
 from ..utils.progress import Progress, no_progress
 from .answers import combine
 from .describe import TileDescriber, tile_log
@@ -56,7 +58,8 @@ def describe_scene(
 
     Raises:
         RSMoEError: the raster cannot be read or has no data, sizes that cannot be, a special token in the instruction,
-            an unknown ending of the output, or an unfinished run beside it has other settings.
+            an unknown ending of the output, an unfinished run beside it has other settings, or another process is
+            writing it.
         OSError: the output cannot be written.
     """
     rasters = [scene] if isinstance(scene, Raster) else open_scenes([os.fspath(scene)], tile, overlap, bands)
@@ -87,11 +90,24 @@ def describe_scenes(
     if output is not None:
         check_format(output)
     predictor.processor.refuse_special_tokens(task.instruction)
-    log = tile_log(output, _settings(rasters, predictor, task, tile, overlap))
+    with nullcontext() if output is None else only_writer(output):
+        return _describe_scenes(rasters, predictor, task, (tile, overlap), output, batch_size, progress)
+
+
+def _describe_scenes(
+    rasters: Sequence[Raster],
+    predictor: "Predictor",
+    task: SceneTask,
+    sizes: tuple[int, int],
+    output: Path | None,
+    batch_size: int,
+    progress: Progress,
+) -> list[SceneResult]:
+    log = tile_log(output, _settings(rasters, predictor, task, *sizes))
     describer = TileDescriber(predictor, task.instruction, log, batch_size, progress)
     results = []
     for number, raster in enumerate(rasters):
-        grid = Grid(raster.width, raster.height, tile, overlap)
+        grid = Grid(raster.width, raster.height, *sizes)
         tiles = describer.describe(raster, grid, number)
         if task.question is None:
             progress(f"summarizing {raster.name}")

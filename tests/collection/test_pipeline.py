@@ -124,7 +124,7 @@ def test_what_a_run_refuses(captioner: Captioner, encoder: FeatureEncoder, tiles
         with pytest.raises(RSMoEError, match=f"begun with other settings .{told}"):
             describe_collection(describer, images, output, LocalEngine(), 2)
     with store.Store(output, captioner.kind, captioner.settings):
-        with pytest.raises(RSMoEError, match="another run is writing"):
+        with pytest.raises(RSMoEError, match="being written by process"):
             describe_collection(captioner, images, output, LocalEngine(), 2)
     (tmp_path / "out.parquet.shards" / "manifest.json").write_text("[]")
     with pytest.raises(RSMoEError, match="manifest.json cannot be read .* to start again"):
