@@ -77,9 +77,7 @@ def check_folder(folder: str | Path) -> None:
         if not any(file.resolve().is_relative_to(place) for place in places):
             raise RSMoEError(f"{file} is a link to {file.resolve()}, outside the checkpoint: copy the file there")
     if (folder / "adapter_config.json").exists():
-        raise RSMoEError(
-            f"{folder} holds a PEFT adapter (adapter_config.json), whose weights lie elsewhere: remove it"
-        )
+        raise RSMoEError(f"{folder}/adapter_config.json would have weights loaded from elsewhere: remove it")
     for name in _SETTINGS:
         if (folder / name).exists():
             _check_settings(read_json(folder / name), folder / name)

@@ -20,11 +20,18 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from ..errors_rsmoe import RSMoEError
+from ..inference.loading import is_finite
 from ..utils.files import whole_file
+from .logs import ExampleBar
 from .modules import trained_parameters
 
 
+DIVERGED = "Begin again with a lower learning_rate or longer warmup_steps, with bf16 false, or without those images"
 WEIGHTS, OPTIMIZER, SCHEDULE = "trained.safetensors", "optimizer.safetensors", "schedule.json"
+
+
+class NotFiniteError(RSMoEError):
+    """A training left the numbers: going on, or resuming with the same settings, leads there again."""
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
@@ -32,7 +39,11 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path, metadata: dict
 
     Raises:
         OSError: it cannot be written.
+        NotFiniteError: a tensor is not finite; the message names it.
     """
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise NotFiniteError(f"{name} is not finite in {tensor.dtype}, so {file.name} is not written. {DIVERGED}")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with whole_file(file) as unfinished:
@@ -106,8 +117,9 @@ class SaveTrained(TrainerCallback):
             shutil.rmtree(target, ignore_errors=True)
             unfinished.rename(target)
         except OSError as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
             raise RSMoEError(f"checkpoint {target} cannot be written ({error}); free some space") from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
         rotate_checkpoints(str(root), save_total_limit=args.save_total_limit)
 
 
@@ -147,6 +159,7 @@ def train_to_the_end(trainer: Any) -> None:
     Weights that are spread over processes (FSDP, DeepSpeed) are only written at the end of a training.
 
     Raises:
+        NotFiniteError: a loss, gradient or weight is not finite.
         RSMoEError: what broke, such as an image that was lost, and that the rest can be had.
     """
     folder = Path(trainer.args.output_dir)
@@ -159,6 +172,9 @@ def train_to_the_end(trainer: Any) -> None:
     trainer.args.save_strategy = "no"  # the Trainer writes none of its own
     try:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except NotFiniteError as error:
+        intact = last_checkpoint(folder) or "Its start"
+        raise NotFiniteError(f"the training stopped: {error}, into another --output. {intact} is intact") from error
     except RSMoEError as error:
         intact = last_checkpoint(folder) or "Its start"
         raise RSMoEError(
@@ -166,6 +182,8 @@ def train_to_the_end(trainer: Any) -> None:
         ) from error
     finally:
         trainer.args.save_strategy = save_strategy
+        if bar := trainer.pop_callback(ExampleBar):
+            bar.close()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -170,7 +170,10 @@ CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no index": (lambda folder: (index("a")(folder), replace(INDEX, "[]")(folder)), "is no index of weights"),
     "link out": (link_out(WEIGHTS), "model.safetensors is a link to .*elsewhere, outside the checkpoint"),
     "link out of the tokenizer": (link_out("qformer_tokenizer/tokenizer.json"), "is a link to .*elsewhere"),
-    "adapter": (replace("adapter_config.json", '{"base_model_name_or_path": "someone/else"}'), "holds a PEFT adapter"),
+    "adapter": (
+        replace("adapter_config.json", '{"base_model_name_or_path": "someone/else"}'),
+        "adapter_config.json would have weights loaded from elsewhere",
+    ),
     **{
         f"{kind} {file}": (no_file(kind, file), f"{file} is (a folder|not a regular file)")
         for kind in NO_FILES
@@ -212,7 +215,7 @@ def test_one_shard_beside_its_index(damaged: Path) -> None:
 
 
 def test_links_as_the_hub_lays_them_out(checkpoint: Path, tmp_path: Path) -> None:
-    """models--NAME/snapshots/COMMIT/FILE is a link to ../../blobs/HASH; any other link out of a snapshot is refused."""
+    """snapshots/COMMIT/FILE is a link to ../../blobs/HASH; any other link out of a snapshot is refused."""
     root = tmp_path / "models--owner--tiny"
     snapshot, blobs = root / "snapshots" / ("a" * 40), root / "blobs"
     for number, file in enumerate(sorted(path for path in checkpoint.rglob("*") if path.is_file())):
