@@ -14,6 +14,7 @@ import yaml
 from trl import SFTConfig, TrlParser
 
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import check_input
 
 
 Stage = Literal["stage1", "stage2"]
@@ -232,10 +233,9 @@ class _Parser(TrlParser):
 
 
 def _section(file: Path, stage: Stage) -> dict[str, Any]:
+    check_input(file, "a YAML file of training settings")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RSMoEError(f"{file} cannot be read ({error.strerror}); give a YAML file of training settings") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RSMoEError(f"{file} is no YAML ({' '.join(str(error).split())}); correct it") from error
     section = content.get(stage) if isinstance(content, dict) else None
