@@ -126,27 +126,38 @@ def _check_model_type(config_file: Path, name: str) -> None:
 
 
 def _assembled(name: str, progress: Progress) -> Path:
-    """The checkpoint in the cache, assembled if it is not there or its recipe has changed since."""
+    """The checkpoint in the cache, assembled if it is not there, or its recipe or a file's size has changed since. One
+    that is whole is not locked: the cache may be read-only."""
     from filelock import FileLock
 
     from .. import __version__
     from ..hub.sources import HUB_CONFIGS
-    from ..utils.files import cache_folder, disk_errors, sha256_of
+    from ..utils.files import cache_folder, disk_errors, sha256_of, write_whole
+    from ..utils.provenance import CHECKPOINT_FILES
 
     folder = cache_folder() / "checkpoints" / name
     recipe_file = folder.with_name(f"{name}.recipe")
     recipe_files = sorted(file for file in (HUB_CONFIGS / name).iterdir() if file.is_file())
     recipe = "\n".join([__version__, *(f"{file.name} {sha256_of(file)}" for file in recipe_files)])
+
+    def receipt() -> str:
+        files = [file for file in sorted(folder.glob("**/*")) if file.suffix in CHECKPOINT_FILES]
+        return "\n".join([recipe, *(f"{file.name} {file.stat().st_size}" for file in files)])
+
+    def is_whole() -> bool:
+        return recipe_file.is_file() and recipe_file.read_text(encoding="utf-8") == receipt()
+
+    if is_whole():
+        return folder
     with disk_errors("cannot write to the cache", "Free some space or set $RSMOE_CACHE to another folder."):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{name}.lock")):
-            if recipe_file.is_file() and recipe_file.read_text(encoding="utf-8") == recipe and folder.is_dir():
-                return folder
-            progress(f"assembling {name}, once")
-            from ..hub.assemble import assemble
+            if not is_whole():
+                progress(f"assembling {name}, once")
+                from ..hub.assemble import assemble
 
-            assemble(name, folder, overwrite=True, progress=progress)
-            recipe_file.write_text(recipe, encoding="utf-8")
+                assemble(name, folder, overwrite=True, progress=progress)
+                write_whole(recipe_file, receipt())
     return folder
 
 

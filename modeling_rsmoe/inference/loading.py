@@ -30,7 +30,7 @@ _INDEX = "model.safetensors.index.json"
 _SETTINGS = ("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json")
 # Smallest and largest value of a setting, wherever it stands; far beyond any model of this kind [our decision]. What
 # is larger would be built for hours, or fill the memory before it is compared with the weights.
-_LIMITS = {
+LIMITS = {
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), (1, 1_000)),
     **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"), (1, 10_000_000)),
     **dict.fromkeys(("image_size", "patch_size", "height", "width", "shortest_edge"), (1, 4_096)),
@@ -135,12 +135,15 @@ def _check_settings(value: Any, file: Path, name: str = "") -> None:
         raise RSMoEError(f"{file}: {name} is {value}, expected a finite number: {REMEDY}")
     elif key.endswith("attn_implementation") and "/" in str(value):
         raise RSMoEError(f"{file}: {name} is {value!r}, code on the Hub: leave it out")
-    elif key in _LIMITS and value is not None:
-        low, high = _LIMITS[key]
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise RSMoEError(
-                f"{file}: {name} is {value!r}, expected a whole number from {low} to {high:,}: correct it, or {REMEDY}"
-            )
+    elif key in LIMITS:
+        check_limit(key, value, f"{file}: {name}")
+
+
+def check_limit(name: str, value: Any, shown: str | None = None) -> None:
+    """Refuse a setting beyond its `LIMITS`; None is none. Errors call it `shown`."""
+    low, high = LIMITS[name]
+    if value is not None and (type(value) is not int or not low <= value <= high):
+        raise RSMoEError(f"{shown or name} is {value!r}, expected a whole number from {low} to {high:,}: correct it")
 
 
 # ---- opening

@@ -8,7 +8,8 @@ resumes from such a folder: it reads its state, `TrainerMixin` the weights, and 
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,20 @@ def write_checkpoint(folder: Path, model: torch.nn.Module, optimizer: Any, lr_sc
     (folder / SCHEDULE).write_text(json.dumps(schedule), encoding="utf-8")
 
 
+@contextmanager
+def _resuming(folder: Path) -> Iterator[None]:
+    """Within: what is wrong with a checkpoint's files becomes an error that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RSMoEError(
+            f"{folder} is damaged or of another training ({error}); remove it to go on from the one before"
+        ) from error
+
+
 def _load_optimizer(folder: Path, optimizer: Any, lr_scheduler: Any) -> None:
     """Load what `write_checkpoint` wrote of the optimizer and the schedule."""
-    try:
+    with _resuming(folder):
         schedule = json.loads((folder / SCHEDULE).read_text(encoding="utf-8"))
         state: defaultdict[int, dict[str, torch.Tensor]] = defaultdict(dict)
         for key, tensor in load_file(folder / OPTIMIZER).items():
@@ -147,10 +159,6 @@ def _load_optimizer(folder: Path, optimizer: Any, lr_scheduler: Any) -> None:
             state[int(place)][kind] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": schedule["groups"]})
         lr_scheduler.load_state_dict(schedule["scheduler"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise RSMoEError(
-            f"{folder} is damaged or of another training ({error}); remove it to go on from the one before"
-        ) from error
 
 
 def train_to_the_end(trainer: Any) -> None:
@@ -164,6 +172,9 @@ def train_to_the_end(trainer: Any) -> None:
     """
     folder = Path(trainer.args.output_dir)
     last = last_checkpoint(folder)
+    if last is not None:
+        with _resuming(last):
+            json.loads((last / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
     trainer.add_callback(SeedEachStep())
     save_strategy = trainer.args.save_strategy
     if save_strategy != "no" and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):

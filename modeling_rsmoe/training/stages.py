@@ -240,7 +240,10 @@ def _begin(job: _Job, record: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise RSMoEError(f"{output} holds a training that was begun; add --resume, or give another --output")
-    old = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        old = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RSMoEError(f"{file} is damaged ({error}); restore it, or begin again in another --output") from error
     changed = _differences({**old, "versions": None}, {**record, "versions": None})
     if changed:
         raise RSMoEError(
