@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import revision_of
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from ..utils.files import only_writer
 from ..utils.progress import Progress, no_progress
 from .answers import combine
 from .describe import TileDescriber, tile_log
@@ -56,7 +58,8 @@ def describe_scene(
 
     Raises:
         RSMoEError: the raster cannot be read or has no data, sizes that cannot be, a special token in the instruction,
-            an unknown ending of the output, or an unfinished run beside it has other settings.
+            an unknown ending of the output, an unfinished run beside it has other settings, or another process is
+            writing it.
         OSError: the output cannot be written.
     """
     rasters = [scene] if isinstance(scene, Raster) else open_scenes([os.fspath(scene)], tile, overlap, bands)
@@ -95,26 +98,27 @@ def describe_scenes(
     if output is not None:
         check_format(output)
     predictor.processor.refuse_special_tokens(task.instruction)
-    log = tile_log(output, _settings(rasters, predictor, task, tile, overlap))
-    describer = TileDescriber(predictor, task.instruction, log, batch_size, progress)
     results = []
-    for number, raster in enumerate(rasters):
-        try:
-            grid = Grid(raster.width, raster.height, tile, overlap)
-            results.append(_describe(raster, describer, grid, task, number))
-        except RSMoEError as error:
-            if problems is None:
-                raise
-            problems.append(str(error))
-        finally:
-            raster.close()
-    if problems and not results:
-        raise RSMoEError("\n".join(problems))
-    if output is not None:
-        progress(f"writing {output}")
-        write(results, output)
-        if not problems:
-            log.remove()
+    with nullcontext() if output is None else only_writer(output):
+        log = tile_log(output, _settings(rasters, predictor, task, tile, overlap))
+        describer = TileDescriber(predictor, task.instruction, log, batch_size, progress)
+        for number, raster in enumerate(rasters):
+            try:
+                grid = Grid(raster.width, raster.height, tile, overlap)
+                results.append(_describe(raster, describer, grid, task, number))
+            except RSMoEError as error:
+                if problems is None:
+                    raise
+                problems.append(str(error))
+            finally:
+                raster.close()
+        if problems and not results:
+            raise RSMoEError("\n".join(problems))
+        if output is not None:
+            progress(f"writing {output}")
+            write(results, output)
+            if not problems:
+                log.remove()
     return results
 
 
