@@ -140,8 +140,9 @@ def decode(image: Image.Image, shown: str) -> Image.Image:
     """All pixels of an opened image, upright, in its mode."""
     if image.format == "EPS":  # opened elsewhere
         raise RSMoEError(f"{shown} is an EPS, which another program would have to draw: save it as a PNG first")
-    if image.format in ("JPEG", "MPO") and getattr(image, "tile", None) and getattr(image, "fp", None):
-        _check_scans(image.fp, shown)
+    file = getattr(image, "fp", None)  # None where it is decoded already
+    if file is not None and image.format in ("JPEG", "MPO"):
+        _check_scans(file, shown)
     with pillow_errors(shown):
         image.load()
     try:

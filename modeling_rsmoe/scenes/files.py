@@ -54,7 +54,7 @@ def is_stac(path: str) -> bool:
 
 def is_remote(path: str) -> bool:
     """Whether reading `path` goes over a network, as far as its name tells."""
-    return bool(_REMOTE.search(path))
+    return is_gdal_path(path) and bool(_REMOTE.search(path))  # a folder may be called vsicurl
 
 
 def is_gdal_path(path: str) -> bool:

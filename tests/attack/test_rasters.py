@@ -220,6 +220,17 @@ def test_what_lies_beside_a_raster(where: str, kind: str, tmp_path: Path, listen
     assert listener.asked == []
 
 
+def test_a_folder_that_is_called_as_a_server_is(tmp_path: Path, listener: Listener) -> None:
+    folder = tmp_path / "vsicurl"
+    folder.mkdir()
+    (folder / "a.vrt").write_text(named(f"/vsicurl/{listener.url}/a.tif"))
+    with pytest.raises(RSMoEError, match="which is no local file"):
+        read(folder / "a.vrt")
+    with open_raster(write_raster(folder / "a.tif", noise(1, 64, 64, "uint8", 255), **UTM)) as raster:
+        with raster._gdal("be read"):
+            assert rasterio.env.getenv()["CPL_VSIL_CURL_ALLOWED_FILENAME"] == "none"
+
+
 def test_archives(tmp_path: Path, listener: Listener) -> None:
     path = write_raster(tmp_path / "a.tif", noise(1, 64, 64, "uint8", 255), **UTM)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
