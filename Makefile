@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-integrations check format clean
+.PHONY: demo test test-integrations attack check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/rsmoe caption $(if $(IMAGE),"$(IMAGE)",--demo)
@@ -20,6 +20,10 @@ test: $(VENV)/installed-dev
 # FiftyOne and lmms-eval, in an environment of their own: they pull much, and each holds others' versions down.
 test-integrations: $(INTEGRATIONS)/installed
 	$(INTEGRATIONS)/bin/python -m pytest tests/test_integrations.py
+
+# The whole attack corpus (docs/security.md); `make test` runs its short part.
+attack: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/attack -m "" --durations 5
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -74,7 +74,7 @@ class RSMoEExpertConfig(_ChecksModelType):
         self.target_modules = list(self.target_modules)
         if self.r < 1:
             raise RSMoEError(f"{field}.r is {self.r}; give a rank of 1 or more.")
-        if self.lora_alpha <= 0:
+        if not 0 < self.lora_alpha < float("inf"):
             raise RSMoEError(f"{field}.lora_alpha is {self.lora_alpha}; give a number above 0.")
         if not self.target_modules or len(set(self.target_modules)) != len(self.target_modules):
             raise RSMoEError(

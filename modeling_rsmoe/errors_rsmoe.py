@@ -10,7 +10,8 @@ class RSMoEError(ValueError):
 
 def first_line(error: Exception) -> str:
     """What a library's error says, to stand within a message of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = str(error).strip() or type(error).__name__
+    return " ".join(text.replace(":\n", ": ").splitlines()[0].split())
 
 
 __all__ = ["RSMoEError"]

@@ -12,18 +12,23 @@ How other kinds of pixels become 8-bit RGB, all [our decision]:
   usually an image that is normalized already, or one of 0 to 255.
 - EXIF orientation is applied.
 
-Nothing here resizes or normalizes (that is the image processor's work). URLs and base64 are transformers' to load.
+Nothing here resizes or normalizes (that is the image processor's work). Pixels are converted strip by strip: beside
+what Pillow's decoder takes, at most 8 bytes a pixel, of which the RGB image takes 4.
 """
 
+import base64
+import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from transformers.image_utils import load_image
+from huggingface_hub.utils import httpx  # as transformers' `load_image` does
+from PIL import ExifTags, Image, ImageOps
 
 from .errors_rsmoe import RSMoEError, first_line
 
@@ -32,9 +37,17 @@ from .errors_rsmoe import RSMoEError, first_line
 # unambiguous: an axis of 1 to 4 cannot be a side. [our decision]
 MIN_SIDE = 8
 
+# What Pillow decodes by itself or with well-kept libraries. Not EPS: that starts Ghostscript. [our decision]
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000", "PPM")
+
+_URL_TIMEOUT_SECONDS = 30.0
+_STRIP_PIXELS = 2**16
+_MAX_SCANS = 100  # of a progressive JPEG: libtiff's and GDAL's limit, too; encoders write about 10
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
 _FLOAT_TOLERANCE = 0.01  # a float image resampled by a cubic filter oversteps 0..1 a little
 _GDAL_NODATA_TAG = 42113
 _BITS_PER_SAMPLE_TAG = 258
+Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
 BANDS_REMEDY = (
     "read three bands with rasterio and give the array: rasterio.open(path).read([1, 2, 3]), "
     "as uint8, or as uint16 to be stretched by its range"
@@ -83,17 +96,28 @@ def to_rgb(image: Any, name: str | None = None) -> Image.Image:
     )
 
 
+def open_header(source: str | os.PathLike | BytesIO) -> Image.Image:
+    """The image in a file of one of the `FORMATS`, of which only the header is read. Pillow's errors."""
+    return Image.open(source, formats=FORMATS)
+
+
 def _load(source: str) -> Image.Image:
     shown = source if len(source) <= 160 else f"{source[:157]}..."
     try:
-        if not os.path.isfile(source):
-            return load_image(source)
-        with Image.open(source) as image:
+        with open_header(source if os.path.isfile(source) else BytesIO(_bytes_of(source))) as image:
             return to_rgb(image, shown)
     except RSMoEError:
         raise
     except Exception as error:  # Pillow's and the network's errors have no common base
         raise RSMoEError(f"{shown} cannot be read as an image ({first_line(error)}): check the path or URL") from error
+
+
+def _bytes_of(source: str) -> bytes:
+    """What a URL or a base64 string holds, as transformers' `load_image` reads them."""
+    if source.startswith(("http://", "https://")):
+        answer = httpx.get(source, timeout=_URL_TIMEOUT_SECONDS, follow_redirects=True)
+        return answer.raise_for_status().content
+    return base64.decodebytes(source.rpartition(",")[2].encode())
 
 
 @contextmanager
@@ -114,12 +138,32 @@ def pillow_errors(shown: str) -> Iterator[None]:
 
 def decode(image: Image.Image, shown: str) -> Image.Image:
     """All pixels of an opened image, upright, in its mode."""
+    if image.format == "EPS":  # opened elsewhere
+        raise RSMoEError(f"{shown} is an EPS, which another program would have to draw: save it as a PNG first")
+    file = getattr(image, "fp", None)  # None where it is decoded already
+    if file is not None and image.format in ("JPEG", "MPO"):
+        _check_scans(file, shown)
     with pillow_errors(shown):
         image.load()
     try:
-        return ImageOps.exif_transpose(image)
+        is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        return image if is_upright else ImageOps.exif_transpose(image)
     except Exception:
         return image
+
+
+def _check_scans(file: Any, shown: str) -> None:
+    """A scan of some 30 bytes goes through all pixels: a JPEG of 100 kB can be hours of work."""
+    position = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(position)
+    num_scans, place = 0, 2
+    while (marker := _JPEG_MARKER.search(data, place)) and marker[1] != b"\xd9":  # the end of the image
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+        num_scans += marker[1] == b"\xda"
+        if num_scans > _MAX_SCANS:
+            raise RSMoEError(f"{shown} is a JPEG of more than {_MAX_SCANS} scans: save it again as a plain JPEG")
 
 
 def is_wide(image: Image.Image) -> bool:
@@ -170,12 +214,17 @@ def _over_the_limit(shown: str, reason: str) -> RSMoEError:
 def _convert_pixels(image: Image.Image, missing: float | None, shown: str) -> Image.Image:
     """A decoded image of any mode as RGB; `missing` is its no-data value."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return assemble(stretch(np.asarray(image)[..., None], missing, shown))
+        return stretch(lambda box: np.asarray(image.crop(box))[..., None], image.size, missing, shown)
+
+    def convert(box: Box) -> Image.Image:
+        strip = image.crop(box)
+        if strip.has_transparency_data:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, (0, 0, 0, 255)), strip)
+        return strip.convert("RGB")
+
     try:
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
-        return image.convert("RGB")
+        return _by_strips(image.size, convert)
     except ValueError as error:  # Pillow converts its rarer modes only to some others
         raise RSMoEError(f"{shown} has pixels of mode {image.mode!r}: convert it to RGB first") from error
 
@@ -196,13 +245,13 @@ def _from_array(array: np.ndarray, shown: str) -> Image.Image:
             raise RSMoEError(
                 f"{shown} has {channels} channels of {kind}: choose one band, or three in the order R, G, B"
             )
-        return assemble(stretch(pixels, None, shown))
+        return stretch(lambda box: pixels[box[1] : box[3]], (width, height), None, shown)
     elif kind != np.uint8:
         raise RSMoEError(
             f"{shown} has dtype {kind}, whose range is not known: give uint8 (0 to 255), float (0 to 1), "
             "or uint16, int16, int32 or uint32 (stretched by the range of their values)"
         )
-    return assemble(pixels[..., :-1], pixels[..., -1]) if has_alpha else assemble(pixels)
+    return _assemble(pixels[..., :-1], pixels[..., -1]) if has_alpha else _assemble(pixels)
 
 
 def _channels_last(array: np.ndarray, shown: str) -> np.ndarray:
@@ -230,23 +279,63 @@ def _from_unit_range(pixels: np.ndarray, shown: str) -> np.ndarray:
     return np.rint(np.where(finite, pixels, 0).clip(0, 1) * 255).astype(np.uint8)
 
 
-def stretch(values: np.ndarray, missing: float | None, shown: str) -> np.ndarray:
-    """`[H, W, C]` of any numbers to uint8 by their joint smallest and largest value; missing ones become 0."""
-    valid = np.isfinite(values)
-    if missing is not None:
-        valid &= values != missing
-    if not valid.any():
+def stretch(
+    read: Callable[[Box], np.ndarray],
+    size: tuple[int, int],
+    missing: float | None,
+    shown: str,
+    alpha: Callable[[Box], np.ndarray] | None = None,
+) -> Image.Image:
+    """Numbers of any kind as RGB by their joint smallest and largest value; missing ones become 0.
+
+    Args:
+        read: gives the numbers of a box, `[h, W, 1 or 3]`; it is called twice for every strip.
+        size: width and height, in pixels.
+        missing: the no-data value.
+        shown: what errors call the image.
+        alpha: gives uint8 `[h, W]` of a box.
+    """
+    low, high = math.inf, -math.inf
+    for box in _strips(size):
+        values = read(box)
+        if (values := values[_is_data(values, missing)]).size:
+            # float64: int32 does not fit float32, and the difference of two float32 can overflow
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+    if low > high:
         raise RSMoEError(f"{shown} holds no data: every pixel is NaN, infinite or the declared no-data value")
-    # float64: int32 does not fit float32, and the difference of two float32 can overflow
-    low, high = float(values[valid].min()), float(values[valid].max())
-    if high > low:
-        scaled = (values.astype(np.float64) - low) / (high - low)
-    else:
-        scaled = values / (1.0 if np.issubdtype(values.dtype, np.floating) else 65535.0)
-    return np.rint(np.where(valid, scaled, 0).clip(0, 1) * 255).astype(np.uint8)
+
+    def convert(box: Box) -> Image.Image:
+        values = read(box)
+        if high > low:
+            scaled = (values.astype(np.float64) - low) / (high - low)
+        else:
+            scaled = values / (1.0 if np.issubdtype(values.dtype, np.floating) else 65535.0)
+        colors = np.rint(np.where(_is_data(values, missing), scaled, 0).clip(0, 1) * 255).astype(np.uint8)
+        return _assemble(colors, None if alpha is None else alpha(box))
+
+    return _by_strips(size, convert)
 
 
-def assemble(colors: np.ndarray, alpha: np.ndarray | None = None) -> Image.Image:
+def _is_data(values: np.ndarray, missing: float | None) -> np.ndarray:
+    return np.isfinite(values) if missing is None else np.isfinite(values) & (values != missing)
+
+
+def _strips(size: tuple[int, int]) -> Iterator[Box]:
+    width, height = size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
+
+
+def _by_strips(size: tuple[int, int], convert: Callable[[Box], Image.Image]) -> Image.Image:
+    """An RGB image, made strip by strip."""
+    image = Image.new("RGB", size)
+    for box in _strips(size):
+        image.paste(convert(box), box)
+    return image
+
+
+def _assemble(colors: np.ndarray, alpha: np.ndarray | None = None) -> Image.Image:
     """uint8 colors `[H, W, 1 or 3]`, laid over black where alpha `[H, W]` (uint8) says so."""
     if alpha is not None:
         colors = np.rint(colors * (alpha[..., None] / np.float32(255))).astype(np.uint8)

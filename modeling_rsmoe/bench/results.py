@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import write_whole
+from ..utils.files import check_input, write_whole
 from .timing import Group
 
 
@@ -56,6 +56,7 @@ def read_results(file: Path) -> Results:
         RSMoEError: the file is missing, or holds no results.
     """
     remedy = "give a file that `rsmoe bench --output` wrote"
+    check_input(file, "results of a bench")
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

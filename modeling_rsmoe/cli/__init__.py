@@ -6,6 +6,8 @@ stderr and the exit code 2, Ctrl-C gives 130; only a bug shows a traceback. Resu
 """
 
 import logging
+import os
+import signal
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -81,6 +83,7 @@ class _Commands(TyperGroup):
         except typer.Abort:
             result = INTERRUPTED
         if result == INTERRUPTED:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             _print_error("interrupted", label=None)
         sys.exit(result if isinstance(result, int) else 0)
 
@@ -106,8 +109,22 @@ def _print_error(message: str, **options: Any) -> None:
     print_error(message, **options)
 
 
+def _interrupt(*signal_and_frame: Any) -> NoReturn:
+    """The first Ctrl-C ends a command in good order, a second one at once; there is one line in both cases."""
+    signal.signal(signal.SIGINT, _leave)
+    raise KeyboardInterrupt
+
+
+def _leave(*signal_and_frame: Any) -> NoReturn:
+    _print_error("interrupted", label=None)
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
+
+
 def main() -> NoReturn:
     """Entry point of `rsmoe`."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # `nohup` and the like ignore it
+        signal.signal(signal.SIGINT, _interrupt)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     app(prog_name="rsmoe")

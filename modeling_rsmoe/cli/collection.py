@@ -100,12 +100,12 @@ def load_encoder_alone(folder: Path) -> tuple[Any, Any]:
     with quiet_libraries():
         import torch
 
-        from .. import RSMoEProcessor
         from ..inference.encoder import load_encoder
+        from ..inference.loading import open_processor
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         encoder: Any = load_encoder(folder)
-        return encoder.to(device), RSMoEProcessor.from_pretrained(folder)
+        return encoder.to(device), open_processor(folder)
 
 
 def caption_collection(
@@ -128,10 +128,9 @@ def caption_collection(
     found = find_new(images, output, overwrite, steps)
     source = make_source(generation.model, steps)
     with quiet_libraries():
-        from .. import RSMoEProcessor
+        from ..inference.loading import open_processor
 
-        processor: Any = RSMoEProcessor.from_pretrained(source.find())
-        processor.refuse_special_tokens(instruction)
+        open_processor(source.find()).refuse_special_tokens(instruction)
         describer = Captioner(source, instruction, generation.settings())
     describe(describer, found, output, engine, generation.batch_size, steps, overwrite)
 

@@ -52,12 +52,14 @@ def describe_inputs(
             texts[task.kind] = prediction.text
             terminal.show(name, prediction, texts, checkpoint.name, as_json, steps)
             views.add_image(name, image, prediction, task.instruction, checkpoint.name)
+    problems: list[str] = []
     if rasters:
         task = replace(task, model=checkpoint.name, revision=checkpoint.revision())
-        results = scenes.describe(rasters, predictor, task, scene_options, generation.batch_size, steps)
+        results, problems = scenes.describe(rasters, predictor, task, scene_options, generation.batch_size, steps)
         scenes.show(results, scene_options.output, as_json, steps)
         views.add_scenes(results, steps)
     views.write(as_json, steps)
+    scenes.report(problems, scene_options)
 
 
 def check_images(images: list[str], batch_size: int, steps: Steps) -> "list[Image.Image] | None":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..inference.checkpoint import DEFAULT_MODEL
+from ..inference.loading import LIMITS
 
 
 if TYPE_CHECKING:
@@ -40,11 +41,23 @@ FusionOption = Annotated[
 ]
 MaxNewTokensOption = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Longest text of an expert, in tokens.", show_default=_CHECKPOINTS),
+    typer.Option(
+        min=1,
+        max=LIMITS["max_new_tokens"][1],
+        metavar="N",
+        help="Longest text of an expert, in tokens.",
+        show_default=_CHECKPOINTS,
+    ),
 ]
 NumBeamsOption = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Beams of the search; 1 is greedy.", show_default=_CHECKPOINTS),
+    typer.Option(
+        min=1,
+        max=LIMITS["num_beams"][1],
+        metavar="N",
+        help="Beams of the search; 1 is greedy.",
+        show_default=_CHECKPOINTS,
+    ),
 ]
 BatchSizeOption = Annotated[
     int, typer.Option(min=1, metavar="N", help="Images, or tiles of a scene, that are described together.")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..inference import Predictor
     from ..scenes.raster import Raster
 
+LEFT_OUT = 1  # exit code: a scene of several could not be described
 _MAX_SHOWN_TILES = 12
 
 TileOption = Annotated[
@@ -48,7 +49,7 @@ BandsOption = Annotated[
 AssetOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="The asset of STAC items.", show_default="visual")
 ]
-RemoteOption = Annotated[bool, typer.Option("--remote", help="Let local STAC items name files on a network.")]
+RemoteOption = Annotated[bool, typer.Option("--remote", help="Let local STAC items and .vrt name files on a network.")]
 OutputOption = Annotated[
     Path | None,
     typer.Option(
@@ -127,8 +128,8 @@ def describe(
     scene_options: SceneOptions,
     batch_size: int,
     steps: terminal.Steps,
-) -> list[SceneResult]:
-    """Describe every tile of every raster, and write `--output`."""
+) -> tuple[list[SceneResult], list[str]]:
+    """Describe every tile of every raster, and write `--output`; also, what is wrong with those left out."""
     from ..scenes.describe import log_path
     from ..scenes.pipeline import describe_scenes
 
@@ -137,11 +138,23 @@ def describe(
     remedy = f"Finished tiles are kept in {log}: free some space and run the same command to go on."
     try:
         with disk_errors("cannot write", remedy), quiet_libraries():
-            return describe_scenes(rasters, predictor, task, *scene_options.sizes(), output, batch_size, steps)
+            problems: list[str] = []
+            sizes = scene_options.sizes()
+            return describe_scenes(rasters, predictor, task, *sizes, output, batch_size, steps, problems), problems
     except KeyboardInterrupt:
         if log is not None and log.exists():
             steps.note(f"finished tiles are kept in {log}: the same command goes on from there")
         raise
+
+
+def report(problems: Sequence[str], scene_options: SceneOptions) -> None:
+    """A line for each scene that was left out, and exit code 1: the others are described."""
+    if problems:
+        terminal.print_error("\n".join(problems))
+        if scene_options.output is not None:
+            remedy = "mend the scene and run the same command with --overwrite: it goes on from there"
+            terminal.print_error(f"finished tiles are kept. To complete the output, {remedy}", label="note")
+        raise typer.Exit(LEFT_OUT)
 
 
 def show(results: Sequence[SceneResult], output: Path | None, as_json: bool, steps: terminal.Steps) -> None:

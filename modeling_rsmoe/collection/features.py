@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
+from ..utils.files import check_input
 from .store import FEATURES, METADATA
 
 
@@ -49,13 +50,13 @@ class FeatureFile:
         self.path = Path(path)
         files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
         arrow, parquet = require("pyarrow", "geo"), require("pyarrow.parquet", "geo")
+        for file in files:
+            check_input(file, "a file of features")
         try:
             self._files = [parquet.ParquetFile(file) for file in files]
             manifests = [json.loads(file.schema_arrow.metadata[METADATA]) for file in self._files]
             (self.encoder_sha256,) = {manifest["settings"]["encoder_sha256"] for manifest in manifests}
         except (OSError, ValueError, KeyError, TypeError, arrow.ArrowInvalid) as error:
-            if not self.path.exists():
-                raise RSMoEError(f"there is no file {self.path}: give what `rsmoe encode` wrote") from error
             raise RSMoEError(f"{self.path} holds no features of images: give what `rsmoe encode` wrote") from error
         errors = [file.read(["error"])["error"] for file in self._files]
         self.num_errors = sum(len(column) - column.null_count for column in errors)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import check_input
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm"}
@@ -66,10 +67,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _in_list(file: Path) -> list[CollectionImage]:
-    try:
-        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise RSMoEError(f"the list {file} cannot be read ({error.strerror}): check its name") from error
+    check_input(file, "a list of images")
+    lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     is_json = file.suffix.lower() == ".jsonl"
     images = []
     for number, line in enumerate(lines, start=1):

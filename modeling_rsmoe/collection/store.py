@@ -10,17 +10,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from filelock import FileLock, Timeout
-
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
-from ..utils.files import write_whole
-from .images import CollectionImage
+from ..utils.files import check_input, only_writer, sha256_of, write_whole
+from .images import CollectionImage, is_url
 
 
 if TYPE_CHECKING:
@@ -41,30 +40,34 @@ class Store:
         self.output, self.folder = output, output.with_name(f"{output.name}.shards")
         self._overwrite = overwrite
         self._manifest = json.loads(json.dumps({"format": FORMAT, "kind": kind, "settings": settings}, default=str))
-        self._lock = FileLock(self.folder / ".lock", blocking=False)
         self._rows: dict[str, tuple[Path, int]] = {}  # image -> its shard, and the row in it
+        self._sha256: dict[str, str | None] = {}  # of what the row describes
 
     def __enter__(self) -> Self:
         refuse_existing(self.output, self._overwrite)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise RSMoEError(f"another run is writing {self.output}: wait for it, or give another --output") from error
-        try:
+        with ExitStack() as entered:
+            entered.enter_context(only_writer(self.output))
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._check_manifest()
             self._read_shards()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._entered = entered.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.release()
+        self._entered.close()
 
     def missing(self, images: Sequence[CollectionImage]) -> list[CollectionImage]:
-        """The images without a row, each once."""
-        return list({image.name: image for image in images if printable_name(image.name) not in self._rows}.values())
+        """The images without a row, each once.
+
+        A row belongs to the content of its file, so that of a file which has changed since goes. URLs are not fetched
+        again, and the row of a file that cannot be read here (any more) stays [our decision].
+        """
+        named = {image.name: image for image in images}
+        for name, image in named.items():
+            row = printable_name(name)
+            if row in self._rows and _has_changed(image.path, self._sha256[row]):
+                del self._rows[row]
+        return [image for name, image in named.items() if printable_name(name) not in self._rows]
 
     def add(self, shard: str) -> None:
         """Count a shard that a worker has written."""
@@ -72,8 +75,10 @@ class Store:
 
         file = self.folder / shard
         with pq.ParquetFile(file) as stored:
-            for row, name in enumerate(stored.read(["image"])["image"].to_pylist()):
-                self._rows.setdefault(name, (file, row))
+            columns = stored.read(["image", "sha256"])
+        for row, name in enumerate(columns["image"].to_pylist()):
+            self._rows[name] = (file, row)  # the last one counts: an earlier one may be of other content
+            self._sha256[name] = columns["sha256"][row].as_py()
 
     def finish(self, images: Sequence[CollectionImage]) -> int:
         """Write the output, a row for each image in this order, remove the shards, and count rows with an error."""
@@ -137,6 +142,16 @@ class Store:
 
         for file, rows in groupby((self._rows[name] for name in names), key=lambda location: location[0]):
             yield read_shard(file).take([row for _, row in rows])
+
+
+def _has_changed(path: str, sha256: str | None) -> bool:
+    if is_url(path):
+        return False
+    try:
+        check_input(path, "an image")
+        return sha256_of(path) != sha256
+    except (OSError, RSMoEError):
+        return False
 
 
 def _flat(manifest: dict[str, Any]) -> dict[str, Any]:

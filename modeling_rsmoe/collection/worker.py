@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import disk_errors, sha256_of, whole_file
+from ..utils.files import check_input, disk_errors, sha256_of, whole_file
 from .images import CollectionImage, is_url
 from .store import open_writer, printable_name
 
@@ -75,16 +75,22 @@ def write_shard(describer: "Describer", folder: Path, shard: Shard, batch_size: 
 
 
 def _rows(describer: "Describer", images: Sequence[CollectionImage]) -> "list[Row]":
+    from ..utils.images import read_image
+
     rows: list[Row] = []
     pixels = []
     for image in images:
+        row: Row = {}
+        rows.append(row)
         try:
-            decoded, digest = _read(image.path)
+            source, row["sha256"] = _read(image.path)
+            with disk_errors("cannot read", "Copy it again."):  # gone meanwhile
+                decoded = read_image(source, name=image.path)
         except RSMoEError as error:
-            rows.append({"error": printable_name(str(error))})
+            row["error"] = printable_name(str(error))
             continue
         pixels.append(decoded)
-        rows.append({"sha256": digest, "width": decoded.width, "height": decoded.height})
+        row |= {"width": decoded.width, "height": decoded.height}
     descriptions = iter(_describe(describer, pixels))
     return [row if "error" in row else {**row, **next(descriptions)} for row in rows]
 
@@ -105,15 +111,16 @@ def _describe(describer: "Describer", images: "list[Image.Image]") -> "list[Row]
     return _describe(describer, images[:half]) + _describe(describer, images[half:])
 
 
-def _read(path: str) -> "tuple[Image.Image, str]":
-    """An image, and the sha256 of its file."""
-    from ..utils.images import download, read_image
+def _read(path: str) -> tuple[str | bytes, str]:
+    """What an image is decoded from, and the sha256 of it: a row belongs to what its file held (`Store.missing`)."""
+    from ..utils.images import download
 
     if is_url(path):
         content = download(path)
-        return read_image(content, name=path), hashlib.sha256(content).hexdigest()
-    with disk_errors("cannot read", "Copy it again."):  # gone meanwhile
-        return read_image(path), sha256_of(path)
+        return content, hashlib.sha256(content).hexdigest()
+    check_input(path, "an image")
+    with disk_errors("cannot read", "Copy it again."):
+        return path, sha256_of(path)
 
 
 class _Notes:

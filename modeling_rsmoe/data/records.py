@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import sha256_of
+from ..utils.files import check_input, sha256_of
 from ..utils.provenance import sha256_of_lines
 
 
@@ -262,10 +262,8 @@ def json_lines(file: Path, folder: Path) -> Iterator[Entry]:
     Raises:
         RSMoEError: the file cannot be read, or a line is no JSON object.
     """
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise RSMoEError(f"{file} cannot be read ({error.strerror}); give a JSONL file") from error
+    check_input(file, "a JSONL file")
+    lines = file.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

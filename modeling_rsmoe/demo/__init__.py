@@ -1,4 +1,5 @@
-"""The page to try the model on: `images` reads what visitors upload, `page` is what they see."""
+"""The page to try the model on: `images` reads what visitors upload, `page` is what they see, `guard` what they may
+ask of its server."""
 
 import os
 

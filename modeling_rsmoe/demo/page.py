@@ -19,6 +19,7 @@ from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 from ..utils.extras import require
 from ..utils.html import render
 from ..utils.images import read_image
+from .guard import Guard
 from .images import EncodedImage, encode_upload
 
 
@@ -29,6 +30,7 @@ else:
 
 UPLOAD_LIMIT_MB = 200
 MAX_QUESTION_CHARACTERS = 500
+_MAX_BANDS_CHARACTERS = 100
 KEEP_SECONDS = 3600  # of an idle visitor's image, and of uploaded files
 _GALLERY_COLUMNS = 3
 _THUMBNAIL_SIDE = 256
@@ -120,7 +122,7 @@ def _lay_out(checkpoint: Checkpoint, examples: Sequence[Path]) -> SimpleNamespac
         widgets.bands = gr.Textbox(
             label="Bands of a GeoTIFF (--bands)",
             placeholder="as the file says",
-            max_length=100,
+            max_length=_MAX_BANDS_CHARACTERS,
             max_lines=1,
             interactive=True,
             elem_id="bands",
@@ -202,6 +204,8 @@ def launch(
     Raises:
         RSMoEError: the address cannot be listened at, or there is no public link to be had.
     """
+    from starlette.middleware import Middleware  # comes with gradio
+
     font = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")]
     mono = [gr.themes.Font(name) for name in ("ui-monospace", "monospace")]
     page.queue(max_size=_MAX_QUEUE, api_open=False)
@@ -223,6 +227,7 @@ def launch(
             ssr_mode=False,
             pwa=False,
             mcp_server=False,
+            app_kwargs={"middleware": [Middleware(Guard)]},
         )
     except OSError as error:
         where = f"port {port}" if port else "a port"
@@ -256,7 +261,7 @@ class _Events:
 
     def _open(self, file: Path, bands: str, router_mode: str, fusion: str) -> Iterator[tuple]:
         try:
-            image = encode_upload(Predictor(self._model, self._processor), file, bands)
+            image = encode_upload(Predictor(self._model, self._processor), file, bands[:_MAX_BANDS_CHARACTERS])
         except RSMoEError as error:
             yield _problem(str(error)), None, gr.update(visible=False), "", ""
             return
@@ -273,8 +278,12 @@ class _Events:
     def ask(self, question: str, session: Session | None, router_mode: str, fusion: str) -> Iterator[tuple]:
         skip = gr.skip()
         question = " ".join(question.split())
-        if session is None or not question:
-            problem = "first choose an image" if session is None else "the question is empty"
+        problem = None if question else "the question is empty"
+        if len(question) > MAX_QUESTION_CHARACTERS:  # the page's field takes no more, but others may ask
+            problem = f"the question has more than {MAX_QUESTION_CHARACTERS} characters"
+        if session is None:
+            problem = "first choose an image"
+        if session is None or problem:
             yield _problem(problem), skip, skip, skip
             return
         fusion = "rewrite" if fusion == "rerank" else fusion  # the reranker knows captions, no answers

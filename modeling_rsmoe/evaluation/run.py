@@ -5,7 +5,6 @@
 """
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..data.records import QUESTIONS_FILE, QuestionRecord, read_captions, read_questions
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
+from ..utils.files import only_writer
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import folder_sha256, peak_memory, weights_sha256
 from .baselines import constant_answers, constant_caption, question_only_answers
@@ -174,7 +174,8 @@ def predictions_by_model(
         progress: says what is being done.
 
     Raises:
-        RSMoEError: no such checkpoint or system; a checkpoint, system or setting other than the file's made the file.
+        RSMoEError: no such checkpoint or system; a checkpoint, system or setting other than the file's made the file;
+            another process is writing it.
     """
     from ..inference import GenerationSettings, Predictor
     from ..inference.checkpoint import find_checkpoint, load
@@ -187,14 +188,16 @@ def predictions_by_model(
     records = selection.all()
     name = system if sees_image else f"{system}{NO_IMAGE}"
     used = generation_settings(folder, system, instruction_of(records[0]), settings) | {"dtype": dtype}
-    log = KeyedLog(file, {"checkpoint": folder_sha256(folder), "system": name, **used}, key_of_line)
+    logged = {"checkpoint": folder_sha256(folder), "system": name, **used}
     keys, device = [key_of(record, selection.folder) for record in records], "cpu"
-    if any(key not in log.lines for key in keys):
-        checkpoint = load(str(folder), dtype, progress=progress)
-        device = str(checkpoint.model.device)
-        predictor = Predictor(checkpoint.model, checkpoint.processor, settings, system)
-        with quiet_libraries():
-            predict(predictor, records, selection.folder, log, batch_size, sees_image, progress)
+    with only_writer(file):
+        log = KeyedLog(file, logged, key_of_line)
+        if any(key not in log.lines for key in keys):
+            checkpoint = load(str(folder), dtype, progress=progress)
+            device = str(checkpoint.model.device)
+            predictor = Predictor(checkpoint.model, checkpoint.processor, settings, system)
+            with quiet_libraries():
+                predict(predictor, records, selection.folder, log, batch_size, sees_image, progress)
     lines = {key: log.lines[key] for key in keys}
     entry: CheckpointEntry = {"name": Path(model).name, "sha256": weights_sha256(folder)}
     return Predictions(name, lines, entry, used, device)
@@ -216,25 +219,19 @@ def generation_settings(folder: Path, system: str, instruction: str, settings: "
         RSMoEError: the checkpoint is damaged.
     """
     from ..generation_rsmoe import DEFAULTS, auto_fusion
+    from ..inference.loading import read_json
     from ..prompting_rsmoe import task_of
 
     names = ["num_beams", "max_new_tokens", "do_sample"]
     names += [] if system == "base" else ["router_mode", "router_max_new_tokens"]
-    values = _read_json(folder / "generation_config.json") | settings.arguments()
+    values = read_json(folder / "generation_config.json") | settings.arguments()
     used = {name: values[name] for name in names if name in values}
     if system.startswith("full"):
         used["fusion"] = values.get("fusion", DEFAULTS["fusion"])
         if used["fusion"] == "auto":
-            has_reranker = _read_json(folder / "config.json").get("reranker_rank", 0) > 0
+            has_reranker = read_json(folder / "config.json").get("reranker_rank", 0) > 0
             used["fusion"] = auto_fusion(task_of(instruction), has_reranker)
     return used
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RSMoEError(f"{file} cannot be read ({error}): assemble or download it again") from error
 
 
 def predictions_by_baseline(selection: Selection, name: str) -> Predictions:

@@ -22,6 +22,7 @@ import modeling_rsmoe
 
 from ..configuration_rsmoe import RSMoEConfig
 from ..errors_rsmoe import RSMoEError
+from ..inference.loading import check_tokens
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
 from ..utils.progress import Progress, no_progress
@@ -30,7 +31,7 @@ from . import pretrained
 from .card import CARD, card_text
 from .download import hub_files, wheel_files
 from .facts import CARD_FACTS, SETTINGS, read_facts
-from .folders import check_space, check_target, reading, whole_folder
+from .folders import check_space, reading, whole_folder
 from .pretrained import StateDict
 from .sources import PRETRAINED, SOURCES_FILE, Source, Sources, pinned_sources
 
@@ -83,12 +84,11 @@ def assemble(
         RSMoEError: unknown name or source, missing or unfitting weights, no connection, no space, `output` exists.
     """
     output = Path(output).expanduser().absolute()
-    check_target(output, overwrite)
-    model, processor = build(
-        name, cache_dir, source, trained=trained, hub_configs=hub_configs, progress=progress, output=output
-    )
-    progress(f"writing {output}")
-    with whole_folder(output) as folder:
+    with whole_folder(output, overwrite) as folder:
+        model, processor = build(
+            name, cache_dir, source, trained=trained, hub_configs=hub_configs, progress=progress, output=output
+        )
+        progress(f"writing {output}")
         # Names as the model has them: saved under DINOv2's old names, a plain load_state_dict would miss them.
         model.save_pretrained(folder, save_original_format=False)
         processor.save_pretrained(folder)
@@ -195,21 +195,6 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
     for key, value in values.items():
         if key in state:
             state[key].copy_(value)
-
-
-def check_tokens(config: RSMoEConfig, processor: RSMoEProcessor) -> None:
-    """Raise unless the special tokens have the configuration's ids: a sequence's token chooses its adapter."""
-    tokens = ["<image>", "<prompt>", "<router>", *(f"<{name}>" for name in config.expert_names)]
-    config_ids = [config.image_token_id, config.prompt_token_id, *config.adapter_token_ids]
-    tokenizer_ids = processor.tokenizer.convert_tokens_to_ids(tokens)
-    if tokenizer_ids != config_ids:
-        raise RSMoEError(f"the tokenizer gives {tokens} the ids {tokenizer_ids}; config.json says {config_ids}.")
-    queries, expected = processor.num_query_tokens, config.num_query_tokens
-    if queries != expected:
-        raise RSMoEError(f"processor_config.json says num_query_tokens {queries}, config.json {expected}.")
-    size, expected = len(processor.tokenizer), config.text_config.vocab_size
-    if size != expected:
-        raise RSMoEError(f"the tokenizer has {size} tokens; config.json says text_config.vocab_size {expected}.")
 
 
 def processor_arguments(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from huggingface_hub.utils import yaml_dump
 
 from ..errors_rsmoe import RSMoEError
 from ..evaluation.report import ALL_DATASETS, checkpoints_of
-from ..utils.files import write_whole
+from ..utils.files import check_input, write_whole
 from .folders import reading
 
 
@@ -145,6 +145,7 @@ def write_entries(path: Path, entries: Sequence[EvalResultEntry]) -> str:
 def read_text(path: Path) -> str:
     """The text of a Markdown file; an RSMoEError says why it cannot be read."""
     with reading(f"{path} cannot be read", "give a model card or another Markdown file"):
+        check_input(path, "a Markdown file")
         return path.read_text(encoding="utf-8")
 
 

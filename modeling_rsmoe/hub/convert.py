@@ -27,10 +27,11 @@ import modeling_rsmoe
 
 from ..configuration_rsmoe import RSMoEConfig
 from ..errors_rsmoe import RSMoEError
+from ..inference.loading import check_tokens, safetensors_of
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
 from ..utils.progress import Progress, no_progress
-from .assemble import SEED, check_tokens, processor_arguments
+from .assemble import SEED, processor_arguments
 from .card import CARD
 from .folders import check_space, check_target, reading, whole_folder
 from .pretrained import add_tokens
@@ -38,7 +39,6 @@ from .sources import settings_folder
 
 
 SHARD_BYTES = 2 * 10**9
-PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 LLM, ENCODER = "model.language_model.", "model.encoder."
 LLM_HEAD = "lm_head.weight"
 NAMES = yaml.safe_load(Path(__file__).with_name("weight_names.yaml").read_text(encoding="utf-8"))
@@ -111,7 +111,7 @@ def convert(
         _complete(tensors, needed, config)
         _check_fit(tensors, needed, instructblip, llm)
         check_space(sum(tensor.numel() * config.dtype.itemsize for tensor in needed.values()), output)
-        with whole_folder(output) as folder:
+        with whole_folder(output, overwrite) as folder:
             _write_shards(folder, {key: tensors[key] for key in needed}, config.dtype, shard_bytes, progress)
             if (card := settings / CARD).is_file():
                 shutil.copyfile(card, folder / CARD)
@@ -151,18 +151,6 @@ def _write_shards(folder: Path, tensors: Tensors, dtype: torch.dtype, shard_byte
 
 
 # ---- the sources
-
-
-def safetensors_of(source: Path) -> list[Path]:
-    """The safetensors of a folder; pickles in their place are refused unread, since loading one can run any code."""
-    safetensors = sorted(source.glob("*.safetensors"))
-    pickles = [file for file in (source, *sorted(source.glob("*"))) if file.suffix in PICKLES and file.is_file()]
-    if pickles and not safetensors:
-        remedy = "give the weights as safetensors (https://huggingface.co/spaces/safetensors/convert)."
-        raise RSMoEError(f"{pickles[0]} is a pickle, which can run any code, so it is not opened: {remedy}")
-    if not safetensors:
-        raise RSMoEError(f"{source} has no *.safetensors: give the folder of a complete checkpoint.")
-    return safetensors
 
 
 def _open(source: Path, files: ExitStack) -> Tensors:

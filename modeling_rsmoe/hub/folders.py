@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from safetensors import SafetensorError
 
 from ..configuration_rsmoe import RSMoEConfig
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import disk_errors
+from ..utils.files import disk_errors, only_writer
 
 
 def check_target(output: Path, overwrite: bool) -> None:
@@ -64,15 +63,28 @@ def reading(problem: str, remedy: str = "fetch it again") -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
-    """A new folder beside `output` that takes its name when the block ends well, and is removed otherwise."""
-    with disk_errors(f"cannot write {output}", "Free some space or choose another folder."):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
+def whole_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder beside `output` that takes its name when the block ends well, and is removed otherwise.
+
+    What a process that was killed left there goes, and an `output` that it had just moved away comes back.
+
+    Args:
+        output: the folder to make.
+        overwrite: replace it if it is an RS-MoE checkpoint already.
+
+    Raises:
+        RSMoEError: as of `only_writer` and `check_target`; the disk is full.
+    """
+    unfinished, old = (output.with_name(f".{output.name}.{suffix}") for suffix in ("partial", "old"))
+    with only_writer(output), disk_errors(f"cannot write {output}", "Free some space or choose another folder."):
+        if old.exists() and not output.exists():
+            old.rename(output)
+        check_target(output, overwrite)
         try:
+            for left in (unfinished, old):
+                shutil.rmtree(left, ignore_errors=True)
             unfinished.mkdir()
             yield unfinished
-            old = unfinished.with_suffix(".old")
             if output.exists():
                 output.rename(old)
             try:

@@ -136,7 +136,7 @@ def save_checkpoint(
     """
     check_target(output, overwrite)
     check_space(model.get_memory_footprint(), output)
-    with whole_folder(output) as folder, _short_metadata(getattr(model, "hf_quantizer", None)):
+    with whole_folder(output, overwrite) as folder, _short_metadata(getattr(model, "hf_quantizer", None)):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return output

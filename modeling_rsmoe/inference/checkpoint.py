@@ -1,15 +1,14 @@
 """A checkpoint by the name that a user knows it by: a folder, one that can be assembled, or one on the Hub."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors_rsmoe import RSMoEError, first_line
 from ..utils.progress import Progress, no_progress
 from ..utils.quiet import quiet_libraries
-from .loading import REMEDY, check_complete, loading_errors
+from .loading import check_folder, check_tokens, open_model, open_processor, read_json
 
 
 if TYPE_CHECKING:
@@ -73,17 +72,15 @@ def load(
         progress(f"loading {name}")
         import torch
 
-        from .. import RSMoEForConditionalGeneration, RSMoEProcessor
+        from .. import RSMoEForConditionalGeneration
         from ..hub.quantize import loading_arguments
         from .kernels import use_fast_kernels
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         arguments = loading_arguments(dtype, torch.device(device).type)
-        with loading_errors("the checkpoint", folder):
-            loaded: Any = RSMoEForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **arguments)
-            processor = RSMoEProcessor.from_pretrained(folder)
-        model, loading_info = loaded
-        check_complete(loading_info, folder)
+        processor = open_processor(folder)
+        model = open_model(RSMoEForConditionalGeneration, folder, **arguments)
+        check_tokens(model.config, processor)
         model = model.eval().to(device)
         use_fast_kernels(model, kernels)
         return Checkpoint(name, model, processor, folder)
@@ -94,6 +91,7 @@ def find_checkpoint(name: str, progress: Progress = no_progress) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         _check_model_type(path / "config.json", name)
+        check_folder(path)
         return path
     from ..hub.sources import known_names
 
@@ -118,10 +116,8 @@ def revision_of(folder: Path, sha256: str | None = None) -> str:
 def _check_model_type(config_file: Path, name: str) -> None:
     if not config_file.exists():
         raise RSMoEError(f"{name} has no config.json, so it is no checkpoint: give the folder that holds it")
-    try:
-        model_type = json.loads(config_file.read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RSMoEError(f"{config_file} cannot be read ({first_line(error)}): {REMEDY}") from error
+    settings = read_json(config_file)
+    model_type = settings.get("model_type") if isinstance(settings, dict) else None
     if model_type != "rsmoe":
         raise RSMoEError(
             f"{name} is a checkpoint of model type {model_type!r}, expected 'rsmoe': give an RS-MoE checkpoint, such "
@@ -130,27 +126,38 @@ def _check_model_type(config_file: Path, name: str) -> None:
 
 
 def _assembled(name: str, progress: Progress) -> Path:
-    """The checkpoint in the cache, assembled if it is not there or its recipe has changed since."""
+    """The checkpoint in the cache, assembled if it is not there, or its recipe or a file's size has changed since. One
+    that is whole is not locked: the cache may be read-only."""
     from filelock import FileLock
 
     from .. import __version__
     from ..hub.sources import HUB_CONFIGS
-    from ..utils.files import cache_folder, disk_errors, sha256_of
+    from ..utils.files import cache_folder, disk_errors, sha256_of, write_whole
+    from ..utils.provenance import CHECKPOINT_FILES
 
     folder = cache_folder() / "checkpoints" / name
     recipe_file = folder.with_name(f"{name}.recipe")
     recipe_files = sorted(file for file in (HUB_CONFIGS / name).iterdir() if file.is_file())
     recipe = "\n".join([__version__, *(f"{file.name} {sha256_of(file)}" for file in recipe_files)])
+
+    def receipt() -> str:
+        files = [file for file in sorted(folder.glob("**/*")) if file.suffix in CHECKPOINT_FILES]
+        return "\n".join([recipe, *(f"{file.name} {file.stat().st_size}" for file in files)])
+
+    def is_whole() -> bool:
+        return recipe_file.is_file() and recipe_file.read_text(encoding="utf-8") == receipt()
+
+    if is_whole():
+        return folder
     with disk_errors("cannot write to the cache", "Free some space or set $RSMOE_CACHE to another folder."):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{name}.lock")):
-            if recipe_file.is_file() and recipe_file.read_text(encoding="utf-8") == recipe and folder.is_dir():
-                return folder
-            progress(f"assembling {name}, once")
-            from ..hub.assemble import assemble
+            if not is_whole():
+                progress(f"assembling {name}, once")
+                from ..hub.assemble import assemble
 
-            assemble(name, folder, overwrite=True, progress=progress)
-            recipe_file.write_text(recipe, encoding="utf-8")
+                assemble(name, folder, overwrite=True, progress=progress)
+                write_whole(recipe_file, receipt())
     return folder
 
 
@@ -163,7 +170,9 @@ def _from_hub(name: str, progress: Progress) -> Path:
     try:
         _check_model_type(Path(huggingface_hub.hf_hub_download(name, "config.json")), name)
         huggingface_hub.utils.enable_progress_bars()  # the weights may be large: the Hub's bars show how far it is
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+        check_folder(folder)
+        return folder
     except RSMoEError:
         raise
     except (OSError, ValueError, HfHubHTTPError) as error:

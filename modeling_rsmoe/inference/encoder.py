@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.quiet import quiet_libraries
-from .loading import check_complete, loading_errors
+from .loading import open_config, open_model
 
 
 if TYPE_CHECKING:
@@ -38,19 +38,17 @@ def encoder_sha256(encoder: "RSMoEVisionLanguageEncoder", processor: "RSMoEProce
 
 def load_encoder(folder: str | Path) -> "RSMoEVisionLanguageEncoder":
     """The encoder of a checkpoint's folder in float32; router, experts and base LM are not loaded."""
-    from ..configuration_rsmoe import RSMoEConfig, RSMoEEncoderConfig
+    from ..configuration_rsmoe import RSMoEEncoderConfig
     from ..encoder_rsmoe import RSMoEVisionLanguageEncoder
 
-    with quiet_libraries(), loading_errors("the encoder of", folder):  # else a report of all that is not loaded
-        config = RSMoEConfig.from_pretrained(folder)
-        values = {**config.to_dict(), "model_type": RSMoEEncoderConfig.model_type}
-        loaded: Any = RSMoEVisionLanguageEncoder.from_pretrained(
+    with quiet_libraries():  # else a report of all that is not loaded
+        values = {**open_config(folder).to_dict(), "model_type": RSMoEEncoderConfig.model_type}
+        encoder = open_model(
+            RSMoEVisionLanguageEncoder,
             folder,
+            "the encoder of",
             config=RSMoEEncoderConfig.from_dict(values),
             key_mapping={r"^model\.encoder\.": ""},
             dtype="float32",
-            output_loading_info=True,
         )
-    encoder, info = loaded
-    check_complete(info, folder)
     return encoder.eval()

@@ -19,6 +19,7 @@ from ..errors_rsmoe import RSMoEError
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION, Prompt
 from ..utils.images import ImageInput, read_image
 from .decoding import is_greedy, shrinking_greedy
+from .loading import check_limit
 
 
 if TYPE_CHECKING:
@@ -38,12 +39,19 @@ class GenerationSettings:
         fusion: `auto`, `rerank`, `rewrite` or `concat`.
         max_new_tokens: of an expert's text, and of the final one.
         num_beams: of the search; 1 is greedy.
+
+    Raises:
+        RSMoEError: a number that is none of the two (`loading.LIMITS`).
     """
 
     router_mode: str | None = None
     fusion: str | None = None
     max_new_tokens: int | None = None
     num_beams: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_beams"):
+            check_limit(name, getattr(self, name))
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `generate`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors_rsmoe import RSMoEError, first_line
+from ..utils.files import check_input
 
 
 Line = dict[str, Any]
@@ -53,7 +54,10 @@ class KeyedLog:
             self.path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> None:
-        _check_is_file(path)
+        if path.is_file() and not path.stat().st_size:  # killed before anything was written
+            path.unlink()
+            return
+        check_input(path, "a file of finished work")
         content = path.read_bytes()
         length = content.rfind(b"\n") + 1
         if length < len(content):  # killed while writing
@@ -77,7 +81,7 @@ class KeyedLog:
 
 def read_log(path: Path, key_of: Callable[[Line], Hashable]) -> tuple[Line | None, dict[Any, Line]]:
     """The settings (None in a file without) and lines of a file; `key_of` as of `KeyedLog`."""
-    _check_is_file(path)
+    check_input(path, "a file of finished work")
     settings: Line | None = None
     lines: dict[Any, Line] = {}
     for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
@@ -92,12 +96,6 @@ def read_log(path: Path, key_of: Callable[[Line], Hashable]) -> tuple[Line | Non
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RSMoEError(f"{path}:{number} is no line of this kind of file ({first_line(error)})") from error
     return settings, lines
-
-
-def _check_is_file(path: Path) -> None:
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
-        raise RSMoEError(f"{path} {what}; give a file's name")
 
 
 def _short(value: Any, length: int = 80) -> str:

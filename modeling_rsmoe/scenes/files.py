@@ -35,6 +35,7 @@ _REMOTE = re.compile(
     r"(^|[+/])((https?|ftp|s3|gs|az|abfss?|adl|oss|swift)://|vsi(curl|s3|gs|az|adls|oss|swift|(web)?hdfs))"
 )
 _SCHEME = re.compile(r"/vsi|[a-zA-Z][a-zA-Z0-9+.]+://")
+_ARCHIVES = {"zip", "tar", "gzip", "7z", "rar"}  # /vsizip/ ...
 _SCENE_SUFFIXES = (".vrt", ".img", ".ntf")
 _WIDTH, _HEIGHT, _SAMPLES_PER_PIXEL, _GEO_KEYS = 256, 257, 277, 34735  # TIFF tags
 
@@ -53,7 +54,7 @@ def is_stac(path: str) -> bool:
 
 def is_remote(path: str) -> bool:
     """Whether reading `path` goes over a network, as far as its name tells."""
-    return bool(_REMOTE.search(path))
+    return is_gdal_path(path) and bool(_REMOTE.search(path))  # a folder may be called vsicurl
 
 
 def is_gdal_path(path: str) -> bool:
@@ -65,10 +66,12 @@ def driver_of(path: str) -> str:
     """GDAL's driver for a file, by its first bytes; for what is no ordinary file, by the name's ending.
 
     Raises:
-        RSMoEError: no such file, empty, a folder, or of no known kind.
+        RSMoEError: no such file, empty, no regular file, or of no known kind.
     """
     suffix = Path(path.split("?")[0]).suffix.lower()
     if is_gdal_path(path):
+        if not is_remote(path) and (suffix == ".vrt" or not _is_in_archive(path)):
+            raise RSMoEError(f"{path} is no raster in an archive that can be read here: unpack it, and name the file")
         return _BY_SUFFIX.get(suffix, "GTiff")
     check_input(path, "a raster")
     with open(path, "rb") as file:
@@ -81,12 +84,20 @@ def driver_of(path: str) -> str:
     raise RSMoEError(f"{path} is not a raster that can be read here: give a {KINDS} (gdal_translate converts others)")
 
 
+def _is_in_archive(path: str) -> bool:
+    """Whether `path` is a member of archives and nothing else: no /vsistdin/, no file that names others."""
+    if path.startswith("/vsi"):
+        return set(re.findall(r"/vsi(\w+)", path)) <= _ARCHIVES
+    return set(urlsplit(path).scheme.split("+")) <= {*_ARCHIVES, "file"} and "/vsi" not in path
+
+
 def _is_large_tiff(path: str) -> bool:
     """By its tags: nothing is decoded, and what is no TIFF, or a broken one, is the image reader's to refuse."""
     from PIL import Image
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     try:
+        check_input(path, "an image")
         with open(path, "rb") as file:
             head = file.read(16)
             if head[:4] not in TIFF_MAGIC:

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import revision_of
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from ..utils.files import only_writer
 from ..utils.progress import Progress, no_progress
 from .answers import combine
 from .describe import TileDescriber, tile_log
@@ -56,7 +58,8 @@ def describe_scene(
 
     Raises:
         RSMoEError: the raster cannot be read or has no data, sizes that cannot be, a special token in the instruction,
-            an unknown ending of the output, or an unfinished run beside it has other settings.
+            an unknown ending of the output, an unfinished run beside it has other settings, or another process is
+            writing it.
         OSError: the output cannot be written.
     """
     rasters = [scene] if isinstance(scene, Raster) else open_scenes([os.fspath(scene)], tile, overlap, bands)
@@ -78,34 +81,56 @@ def describe_scenes(
     output: Path | None = None,
     batch_size: int = 8,
     progress: Progress = no_progress,
+    problems: list[str] | None = None,
 ) -> list[SceneResult]:
     """Describe several scenes, of `open_scenes`, into one output; all else is as of `describe_scene`.
 
     A raster is closed when it is done, and opens again when it is read. Where the output cannot be written, finished
     tiles are kept (`describe.log_path`).
+
+    Args:
+        problems: where a scene that cannot be described is told, in one line; the others are described and written,
+            and finished tiles are kept. By default the first such scene ends the run.
+
+    Raises:
+        RSMoEError: as of `describe_scene`; with `problems` only if no scene can be described.
     """
     if output is not None:
         check_format(output)
     predictor.processor.refuse_special_tokens(task.instruction)
-    log = tile_log(output, _settings(rasters, predictor, task, tile, overlap))
-    describer = TileDescriber(predictor, task.instruction, log, batch_size, progress)
     results = []
-    for number, raster in enumerate(rasters):
-        grid = Grid(raster.width, raster.height, tile, overlap)
-        tiles = describer.describe(raster, grid, number)
-        if task.question is None:
-            progress(f"summarizing {raster.name}")
-            outcome: Any = summarize(tiles, raster, predictor, task.instruction)
-        else:
-            shares = list(grid.area_shares())
-            outcome = combine(task.question, [one.text for one in tiles], [shares[one.number] for one in tiles])
-        results.append(SceneResult(task, raster, grid, tiles, outcome))
-        raster.close()
-    if output is not None:
-        progress(f"writing {output}")
-        write(results, output)
-        log.remove()
+    with nullcontext() if output is None else only_writer(output):
+        log = tile_log(output, _settings(rasters, predictor, task, tile, overlap))
+        describer = TileDescriber(predictor, task.instruction, log, batch_size, progress)
+        for number, raster in enumerate(rasters):
+            try:
+                grid = Grid(raster.width, raster.height, tile, overlap)
+                results.append(_describe(raster, describer, grid, task, number))
+            except RSMoEError as error:
+                if problems is None:
+                    raise
+                problems.append(str(error))
+            finally:
+                raster.close()
+        if problems and not results:
+            raise RSMoEError("\n".join(problems))
+        if output is not None:
+            progress(f"writing {output}")
+            write(results, output)
+            if not problems:
+                log.remove()
     return results
+
+
+def _describe(raster: Raster, describer: TileDescriber, grid: Grid, task: SceneTask, number: int) -> SceneResult:
+    tiles = describer.describe(raster, grid, number)
+    if task.question is None:
+        describer.progress(f"summarizing {raster.name}")
+        outcome: Any = summarize(tiles, raster, describer.predictor, task.instruction)
+    else:
+        shares = list(grid.area_shares())
+        outcome = combine(task.question, [one.text for one in tiles], [shares[one.number] for one in tiles])
+    return SceneResult(task, raster, grid, tiles, outcome)
 
 
 def open_scenes(
@@ -124,7 +149,7 @@ def open_scenes(
         overlap: of neighboring tiles, in pixels.
         bands: as of `open_raster`; of STAC items also names of assets.
         asset: the asset to take from every STAC item.
-        remote: whether local STAC items may name files on a network.
+        remote: whether local STAC items and rasters may name files on a network.
 
     Raises:
         RSMoEError: with a line for each bad one.
@@ -135,7 +160,7 @@ def open_scenes(
             is_item = is_stac(path)
             scenes = find_scenes(path, bands, asset, remote) if is_item else [Scene(path, (path,), bands)]
             for scene in scenes:
-                with open_raster(scene.paths, scene.bands, scene.name) as raster:
+                with open_raster(scene.paths, scene.bands, scene.name, remote) as raster:
                     Grid(raster.width, raster.height, tile, overlap)
                     rasters.append(raster)
         except RSMoEError as error:

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from ..utils.extras import require
 from .bands import bands_of, choose_bands
 from .files import driver_of, is_gdal_path, is_remote
 from .grid import MIN_SIDE, Window
+from .sources import OFFLINE, SourceCheck
 from .stretch import Stretch, percentile_stretch
 
 
@@ -58,25 +61,32 @@ class RasterImage:
 
 
 def open_raster(
-    path: str | os.PathLike | Sequence[str], bands: Sequence[int | str] | None = None, name: str | None = None
+    path: str | os.PathLike | Sequence[str],
+    bands: Sequence[int | str] | None = None,
+    name: str | None = None,
+    remote: bool = False,
 ) -> "Raster":
     """Open a raster and validate it: no model needs to be loaded to learn that it cannot be read.
 
     Args:
         path: a file, whatever rasterio reads (`/vsizip/...`, `s3://...`, `https://...`), or several of the same grid
-            whose bands are stacked in this order. A network is used only for a path that names one.
+            whose bands are stacked in this order. Of a `file://` URL the file.
         bands: one (gray) or three (red, green, blue), by number from 1, or by description or color interpretation.
         name: what errors and results call it; by default its path.
+        remote: whether a local file may name files on a network, or what else GDAL opens (`sources`). Else a network
+            is used only for a path that names one.
 
     Returns:
         An open `Raster`: close it, or use it in a `with` block.
 
     Raises:
         RSMoEError: no such file, no raster, truncated or lying about its size, complex values, no data, too small,
-            blocks too large, no such band, or more than three bands and no choice.
+            blocks too large, no such band, more than three bands and no choice, or a file that names others which
+            may not be opened.
     """
     paths = [os.fspath(path)] if isinstance(path, (str, os.PathLike)) else list(path)
-    raster = Raster(paths, name or paths[0])
+    paths = [url2pathname(urlsplit(path).path) if path.startswith("file://") else path for path in paths]
+    raster = Raster(paths, name or paths[0], remote)
     try:
         raster._prepare(bands)
     except Exception as error:  # outside of a read: a color interpretation that GDAL does not know, for example
@@ -104,8 +114,8 @@ class Raster:
         notes: what the user should know, such as a missing coordinate system; one sentence each.
     """
 
-    def __init__(self, paths: list[str], name: str):
-        self.name, self.paths = name, paths
+    def __init__(self, paths: list[str], name: str, remote: bool = False):
+        self.name, self.paths, self._remote = name, paths, remote
         self.notes: list[str] = []
         os.environ.setdefault("GDAL_CACHEMAX", _CACHE_MB)
         self._rasterio = require("rasterio", EXTRA)
@@ -165,6 +175,11 @@ class Raster:
         return self._opened
 
     def _prepare(self, bands: Sequence[int | str] | None) -> None:
+        if not self._remote:
+            with self._gdal("be opened"):
+                check = SourceCheck(self._rasterio.open)
+                for path in itertools.filterfalse(is_gdal_path, self.paths):
+                    check.check(path)
         first = self._datasets[0]
         self.width, self.height = first.width, first.height
         for path, dataset in zip(self.paths, self._datasets, strict=True):
@@ -196,7 +211,8 @@ class Raster:
                 f"{path} has {width} x {height} pixels, too few to describe: give at least {MIN_SIDE} x {MIN_SIDE}"
             )
         first = self._datasets[0]
-        if (width, height) != (self.width, self.height) or dataset.transform != first.transform:
+        is_of_grid = (width, height) == (self.width, self.height) and dataset.transform == first.transform
+        if dataset is not first and not is_of_grid:  # a transform of NaN is not equal to itself
             raise RSMoEError(
                 f"{path} ({width} x {height} px) and {self.paths[0]} ({self.width} x {self.height} px) are not of one "
                 "grid: name bands of the same resolution"
@@ -337,6 +353,8 @@ class Raster:
         options = {"GDAL_HTTP_TIMEOUT": "60", "GDAL_HTTP_MAX_RETRY": "3"}
         if any(map(is_remote, self.paths)):
             options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"  # no listing of a whole bucket
+        elif not self._remote:
+            options |= OFFLINE
         with self._warnings, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a missing geotransform: it has its own note
             try:

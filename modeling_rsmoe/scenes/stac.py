@@ -137,10 +137,8 @@ def _href(item: Any, key: str, path: str, remote: bool) -> str:
     href = item.assets[key].get_absolute_href() or item.assets[key].href
     if href.startswith("file://"):
         href = url2pathname(urlsplit(href).path)
-    over_network = is_remote(href) or href.lower().endswith(".vrt")  # a .vrt may name any file of any server
-    if over_network and not remote:
+    if is_remote(href) and not remote:
         raise RSMoEError(
-            f"asset {key!r} of item {item.id} in {path} is {href}, which may be read over a network: allow it with "
-            "--remote"
+            f"asset {key!r} of item {item.id} in {path} is {href}, which is read over a network: allow it by --remote"
         )
     return href

@@ -6,14 +6,11 @@ from urllib.parse import urlsplit
 from PIL import Image, UnidentifiedImageError
 
 from ..errors_rsmoe import RSMoEError
+from ..images_rsmoe import FORMATS, open_header
 from ..utils.images import bytes_of_data_url, read_image
 from ..utils.tiff import TIFF_MAGIC
 from .errors import ApiError
 from .limits import Limits
-
-
-# What Pillow decodes by itself or with well-kept libraries. Not, for example, EPS, which it gives to Ghostscript.
-FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000")
 
 
 async def bytes_of(url: str, field: str, limits: Limits) -> bytes:
@@ -52,7 +49,7 @@ async def _fetch(url: str, field: str, limits: Limits) -> bytes:
 def open_image(data: bytes, field: str, limits: Limits) -> Image.Image:
     """The image with only its header read; `read_image` decodes it. 413 for more pixels than `limits.pixels`."""
     try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
+        image = open_header(BytesIO(data))
     except Image.DecompressionBombError as error:
         raise _too_large(f"{field} has more than {limits.pixels} pixels", field) from error
     except UnidentifiedImageError as error:

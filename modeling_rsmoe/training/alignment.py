@@ -191,16 +191,18 @@ class CaptionPairs:
         self.embeddings = load_file(file)["embeddings"]  # [captions, Q-Former width]
         self.instruction = processor.tokenize_qformer([DEFAULT_INSTRUCTION], "pt")["qformer_input_ids"]
 
-    def examples(self, count: int, seed: int) -> list[dict[str, int]]:
+    def examples(self, count: int, seed: int) -> list[dict[str, Any]]:
         """`count` pairs of an image and one of its captions, in passes over all images."""
-        order: list[dict[str, int]] = []
+        order: list[dict[str, Any]] = []
         while len(order) < count:
             rng = random.Random(f"{seed}/align/{len(order)}")  # as when nano was trained
             places = rng.sample(range(len(self.records)), len(self.records))
-            order += [{"record": i, "caption": rng.randrange(len(self.records[i].captions))} for i in places]
+            for i in places:
+                caption = rng.randrange(len(self.records[i].captions))
+                order.append({"image": str(self.records[i].image), "record": i, "caption": caption})
         return order[:count]
 
-    def collate(self, examples: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+    def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The inputs of `AlignmentModel`."""
         records = [self.records[example["record"]] for example in examples]
         words = torch.zeros(len(records), len(self.words))

@@ -8,7 +8,8 @@ resumes from such a folder: it reads its state, `TrainerMixin` the weights, and 
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,18 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from ..errors_rsmoe import RSMoEError
+from ..inference.loading import is_finite
 from ..utils.files import whole_file
+from .logs import ExampleBar
 from .modules import trained_parameters
 
 
+DIVERGED = "Begin again with a lower learning_rate or longer warmup_steps, with bf16 false, or without those images"
 WEIGHTS, OPTIMIZER, SCHEDULE = "trained.safetensors", "optimizer.safetensors", "schedule.json"
+
+
+class NotFiniteError(RSMoEError):
+    """A training left the numbers: going on, or resuming with the same settings, leads there again."""
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
@@ -32,7 +40,11 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path, metadata: dict
 
     Raises:
         OSError: it cannot be written.
+        NotFiniteError: a tensor is not finite; the message names it.
     """
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise NotFiniteError(f"{name} is not finite in {tensor.dtype}, so {file.name} is not written. {DIVERGED}")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with whole_file(file) as unfinished:
@@ -106,8 +118,9 @@ class SaveTrained(TrainerCallback):
             shutil.rmtree(target, ignore_errors=True)
             unfinished.rename(target)
         except OSError as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
             raise RSMoEError(f"checkpoint {target} cannot be written ({error}); free some space") from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
         rotate_checkpoints(str(root), save_total_limit=args.save_total_limit)
 
 
@@ -125,9 +138,20 @@ def write_checkpoint(folder: Path, model: torch.nn.Module, optimizer: Any, lr_sc
     (folder / SCHEDULE).write_text(json.dumps(schedule), encoding="utf-8")
 
 
+@contextmanager
+def _resuming(folder: Path) -> Iterator[None]:
+    """Within: what is wrong with a checkpoint's files becomes an error that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RSMoEError(
+            f"{folder} is damaged or of another training ({error}); remove it to go on from the one before"
+        ) from error
+
+
 def _load_optimizer(folder: Path, optimizer: Any, lr_scheduler: Any) -> None:
     """Load what `write_checkpoint` wrote of the optimizer and the schedule."""
-    try:
+    with _resuming(folder):
         schedule = json.loads((folder / SCHEDULE).read_text(encoding="utf-8"))
         state: defaultdict[int, dict[str, torch.Tensor]] = defaultdict(dict)
         for key, tensor in load_file(folder / OPTIMIZER).items():
@@ -135,10 +159,6 @@ def _load_optimizer(folder: Path, optimizer: Any, lr_scheduler: Any) -> None:
             state[int(place)][kind] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": schedule["groups"]})
         lr_scheduler.load_state_dict(schedule["scheduler"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise RSMoEError(
-            f"{folder} is damaged or of another training ({error}); remove it to go on from the one before"
-        ) from error
 
 
 def train_to_the_end(trainer: Any) -> None:
@@ -147,10 +167,14 @@ def train_to_the_end(trainer: Any) -> None:
     Weights that are spread over processes (FSDP, DeepSpeed) are only written at the end of a training.
 
     Raises:
+        NotFiniteError: a loss, gradient or weight is not finite.
         RSMoEError: what broke, such as an image that was lost, and that the rest can be had.
     """
     folder = Path(trainer.args.output_dir)
     last = last_checkpoint(folder)
+    if last is not None:
+        with _resuming(last):
+            json.loads((last / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
     trainer.add_callback(SeedEachStep())
     save_strategy = trainer.args.save_strategy
     if save_strategy != "no" and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
@@ -159,6 +183,9 @@ def train_to_the_end(trainer: Any) -> None:
     trainer.args.save_strategy = "no"  # the Trainer writes none of its own
     try:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except NotFiniteError as error:
+        intact = last_checkpoint(folder) or "Its start"
+        raise NotFiniteError(f"the training stopped: {error}, into another --output. {intact} is intact") from error
     except RSMoEError as error:
         intact = last_checkpoint(folder) or "Its start"
         raise RSMoEError(
@@ -166,6 +193,8 @@ def train_to_the_end(trainer: Any) -> None:
         ) from error
     finally:
         trainer.args.save_strategy = save_strategy
+        if bar := trainer.pop_callback(ExampleBar):
+            bar.close()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

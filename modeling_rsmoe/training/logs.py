@@ -24,6 +24,7 @@ class ExampleBar(TrainerCallback):
 
     def __init__(self, name: str, examples_per_step: int):
         self.name, self.examples_per_step = name, examples_per_step
+        self._bar: tqdm | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._bar = tqdm(
@@ -37,14 +38,17 @@ class ExampleBar(TrainerCallback):
         )
 
     def on_step_end(self, args, state, control, **kwargs):
-        self._bar.update(self.examples_per_step)
+        if self._bar is not None:
+            self._bar.update(self.examples_per_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "loss" in logs:
+        if self._bar is not None and logs and "loss" in logs:
             self._bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self._bar.close()
+    def close(self) -> None:
+        """Leave the terminal, also after an error."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 class LossCurve(TrainerCallback):

@@ -13,11 +13,11 @@ from typing import Any, cast
 
 import torch
 
-from ..configuration_rsmoe import RSMoEConfig
 from ..data.cleaning import clean_caption
 from ..data.records import CaptionRecord, read_captions, records_sha256
 from ..errors_rsmoe import RSMoEError
 from ..hub.folders import check_target, whole_folder
+from ..inference.loading import open_config
 from ..processing_rsmoe import RSMoEProcessor
 from ..reranker_rsmoe import RSMoEReranker, hashed_ngrams, pool_image_features
 from ..utils.files import cache_folder, write_whole
@@ -88,8 +88,8 @@ def train_reranker(
     fitted["start"] = {"name": start.name, "sha256": folder_sha256(start)}
     fitted["versions"] = package_versions()
     record = {**(history(start) or {"format": 1, "finished": False}), "reranker": fitted}
-    with whole_folder(output) as unfinished:
-        dtype = RSMoEConfig.from_pretrained(start).dtype or torch.float32
+    with whole_folder(output, overwrite) as unfinished:
+        dtype = open_config(start).dtype or torch.float32
         cast(Any, model).to(dtype).save_pretrained(unfinished, save_original_format=False)
         processor.save_pretrained(unfinished)
         learned = {f"model.reranker.{name}": value for name, value in reranker.state_dict().items()}

@@ -4,6 +4,7 @@ Both are dataclasses with a sentence for each field. A YAML file holds one mappi
 `stage2:`, with the fields of both; TRL's parser reads it and takes changes from the command line (`--max_steps 100`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from trl import SFTConfig, TrlParser
 
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import check_input
 
 
 Stage = Literal["stage1", "stage2"]
@@ -36,6 +38,10 @@ STAGE2_DEFAULTS: dict[str, Any] = {
 # Fields of SFTConfig that stay off.
 RULED_OUT = ["fp16", "max_length", "packing", "padding_free", "push_to_hub", "auto_find_batch_size"]
 RULED_OUT += ["label_smoothing_factor", "load_best_model_at_end"]
+# Fields of SFTConfig that cannot be 0, and those that can; not any less, and no infinity.
+ABOVE_ZERO = ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_steps"]
+ABOVE_ZERO += ["logging_steps", "eval_steps", "save_total_limit", "num_train_epochs"]
+ZERO_OR_MORE = ["learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon", "seed"]
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -171,6 +177,11 @@ class TrainArguments(SFTConfig):
     def __post_init__(self) -> None:
         # transformers refuses bfloat16 where there is only a CPU, unless use_cpu is set.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        for name in (*ABOVE_ZERO, *ZERO_OR_MORE):
+            value = getattr(self, name)
+            if value is not None and not (0 < value < math.inf or (value == 0 and name in ZERO_OR_MORE)):
+                expected = "above 0" if name in ABOVE_ZERO else "of 0 or more"
+                raise RSMoEError(f"{name} is {value}, expected a number {expected}: correct it")
         super().__post_init__()
         for name in RULED_OUT:
             value = None if name == "max_length" else False
@@ -232,10 +243,9 @@ class _Parser(TrlParser):
 
 
 def _section(file: Path, stage: Stage) -> dict[str, Any]:
+    check_input(file, "a YAML file of training settings")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RSMoEError(f"{file} cannot be read ({error.strerror}); give a YAML file of training settings") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RSMoEError(f"{file} is no YAML ({' '.join(str(error).split())}); correct it") from error
     section = content.get(stage) if isinstance(content, dict) else None
@@ -256,7 +266,7 @@ def _expected(name: str, kind: Any, value: Any) -> str | None:
         return None if fits else "a list of names"
     if int in kinds or float in kinds:
         types = (int, float) if float in kinds else (int,)
-        if not isinstance(value, types) or isinstance(value, bool) or value < 0:
+        if not isinstance(value, types) or isinstance(value, bool) or not 0 <= value < math.inf:
             return "a number" if float in kinds else "a whole number"
     if name in ("question_share", "example_weight", "lora_dropout") and value > 1:
         return "a share from 0 to 1"

@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,11 @@ from transformers import PrinterCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 
-from .. import RSMoEConfig, RSMoEForConditionalGeneration, RSMoEProcessor
+from .. import RSMoEForConditionalGeneration, RSMoEProcessor
 from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import cache_folder, disk_errors, write_whole
+from ..inference.loading import open_config, open_model, open_processor
+from ..utils.files import cache_folder, disk_errors, only_writer, write_whole
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import TRAINING_RECORD, folder_sha256, package_versions
 from .alignment import AlignmentModel, AlignmentTrainer, CaptionPairs, select_queries, standardize_vision
@@ -93,7 +95,8 @@ def train_stage(
     job = _Job(stage, recipe, arguments, training, start, output, features, progress)
     arguments.output_dir = str(job.state)
     try:
-        _run(job, resume, before)
+        with only_writer(output) if arguments.process_index == 0 else nullcontext():
+            _run(job, resume, before)
     except (OSError, SafetensorError) as error:
         raise RSMoEError(
             f"the training in {output} stopped: {error}. Its last checkpoint is intact: free some space or put the "
@@ -132,14 +135,14 @@ def _run(job: _Job, resume: bool, before: dict[str, Any] | None) -> None:
         job.progress("hashing the data")
         record = _record(job)
         _begin(job, record, resume)
-    began = time.time()
+    began = time.monotonic()
     weights, log = _learn(job)
     if is_first:
         job.progress(f"writing {job.output}")
         gc.collect()  # the trainer's cycles hold a model
         steps = log[-1]["step"]
         record |= {"steps": steps, "examples": steps * job.examples_per_step, "finished": True}
-        record |= {"seconds_of_last_session": round(time.time() - began, 1), "before": before}
+        record |= {"seconds_of_last_session": round(time.monotonic() - began, 1), "before": before}
         _finish(job, weights, record)
 
 
@@ -154,14 +157,14 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
         recipe: `expert_names` says which experts; a reranker is left out where the recipe changes the ViT.
 
     Raises:
-        RSMoEError: an expert that the checkpoint does not have, or its weights are quantised.
+        RSMoEError: an expert that the checkpoint does not have, its weights are quantised, or as of `open_model`.
     """
-    config = RSMoEConfig.from_pretrained(start)
+    config = open_config(start)
     if recipe.vision != "frozen" or recipe.standardize_vision:
         config.reranker_rank = 0  # a reranker belongs to the ViT that it was fitted to
     if getattr(config, "quantization_config", None) is not None:
         raise RSMoEError(f"the weights of {start} are quantised; give --model with one of float weights")
-    processor = RSMoEProcessor.from_pretrained(start)
+    processor = open_processor(start)
     if recipe.expert_names is not None:
         unknown = [name for name in recipe.expert_names if name not in config.expert_names]
         if unknown or not recipe.expert_names:
@@ -170,7 +173,7 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
         names = [name for name in config.expert_names if name in recipe.expert_names]
         config.expert_names, config.expert_token_ids = names, [ids[name] for name in names]
         processor.experts = names
-    model = RSMoEForConditionalGeneration.from_pretrained(start, config=config, dtype=torch.float32)
+    model = open_model(RSMoEForConditionalGeneration, start, config=config, dtype=torch.float32)
     return model, processor
 
 
@@ -237,7 +240,10 @@ def _begin(job: _Job, record: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise RSMoEError(f"{output} holds a training that was begun; add --resume, or give another --output")
-    old = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        old = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RSMoEError(f"{file} is damaged ({error}); restore it, or begin again in another --output") from error
     changed = _differences({**old, "versions": None}, {**record, "versions": None})
     if changed:
         raise RSMoEError(
@@ -399,7 +405,7 @@ def _finish(job: _Job, weights: dict[str, torch.Tensor], record: dict[str, Any])
     merged: Any = model if selected is model else selected.merge_and_unload()
     unfinished = job.state / "finished.part"
     shutil.rmtree(unfinished, ignore_errors=True)
-    dtype = RSMoEConfig.from_pretrained(job.start).dtype or torch.float32
+    dtype = open_config(job.start).dtype or torch.float32
     # Names as the model has them: saved under DINOv2's old names, a plain load_state_dict would miss them.
     merged.to(dtype).save_pretrained(unfinished, save_original_format=False)
     processor.save_pretrained(unfinished)

@@ -1,5 +1,6 @@
 """TRL's SFTTrainer over examples: the loss at labelled positions only, and that of each kind of example in the log."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,14 +12,18 @@ from torch import nn
 from trl import SFTTrainer
 
 from ..errors_rsmoe import RSMoEError
-from .checkpoints import WEIGHTS, SaveTrained, load_parameters
+from .checkpoints import DIVERGED, WEIGHTS, NotFiniteError, SaveTrained, load_parameters
 from .examples import ExampleCollator
 from .modules import learning_rate_groups
 from .settings import Recipe
 
 
+SHOWN_IMAGES = 4  # of a step that broke
+
+
 class TrainerMixin:
-    """What both trainers add to a Trainer: means of further values in the log, and checkpoints of what learns alone.
+    """What both trainers add to a Trainer: means of further values in the log, checkpoints of what learns alone, and
+    an end where a loss or gradient is not finite.
 
     Put it before the Trainer's class.
     """
@@ -46,6 +51,32 @@ class TrainerMixin:
         if self.saver is not None:
             self.saver.before_batch()
         return cast(Any, super()).get_batch_samples(epoch_iterator, num_batches, device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = cast(Any, super()).training_step(*args, **kwargs)
+        self._check_finite("loss", float(loss))
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # Private, but the norm is known nowhere else before the optimizer uses the gradients.
+        grad_norm = cast(Any, super())._get_grad_norm(model, grad_norm=grad_norm)
+        if grad_norm is not None:
+            self._check_finite("gradient norm", float(grad_norm))
+        return grad_norm
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        trainer = cast(Any, self)
+        step, dataset = trainer.state.global_step, trainer.train_dataset
+        size = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size
+        rows = range(step * size, min((step + 1) * size, len(dataset)))
+        images = list(dict.fromkeys(Path(dataset[row]["image"]).name for row in rows))
+        shown = ", ".join(images[:SHOWN_IMAGES]) + (", ..." if len(images) > SHOWN_IMAGES else "")
+        raise NotFiniteError(
+            f"the {name} of step {step + 1} is {value}, in the examples {rows.start} to {rows.stop - 1} ({shown}). "
+            f"{DIVERGED}"
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # Private, but without a public way: the Trainer's own refuses a folder without the whole model.

@@ -1,11 +1,13 @@
-"""Files: written whole or not at all, known by their hash, kept in a cache."""
+"""Files: written whole or not at all, by one process at a time; known by their hash, kept in a cache."""
 
 import hashlib
 import os
+import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors_rsmoe import RSMoEError
@@ -58,10 +60,53 @@ def disk_errors(doing: str, remedy: str) -> Iterator[None]:
         raise RSMoEError(f"{doing}{where}: {error.strerror or error}. {remedy}") from error
 
 
-def check_input(path: str, kind: str, shown: str | None = None) -> None:
-    """Refuse what is no file that can be read, or empty. Errors say what `kind` it should be ("an image"), and call
-    it `shown`."""
-    shown = shown or path
+@contextmanager
+def only_writer(output: str | Path) -> Iterator[None]:
+    """Within: no other process writes `output`, a file or folder that takes long to make.
+
+    The operating system keeps the lock, so it goes with its process, however that ends, here or on another machine
+    that shares the disk. The file `.NAME.writer` beside `output` says who holds it.
+
+    Raises:
+        RSMoEError: another process holds it; the message says which, where and since when. Or the folder that it
+            stands in cannot be written.
+    """
+    from filelock import FileLock, Timeout  # not at the top: `rsmoe --help` needs no lock
+
+    target = Path(os.path.abspath(output))
+    file = target.with_name(f".{target.name}.writer")
+    lock = FileLock(file, blocking=False)
+    with disk_errors("cannot write", f"Give {target.name} another place."):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            holder = ""
+            with suppress(OSError):
+                holder = file.read_text(encoding="utf-8")
+            raise RSMoEError(
+                f"{output} is being written by {holder or 'another process'}: wait for it, or give another output"
+            ) from error
+    try:
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            began = time.strftime("%Y-%m-%d %H:%M:%S %z")
+            file.write_text(f"process {os.getpid()} on {platform.node()} since {began}", encoding="utf-8")
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # while it is held: whoever waits for it looks whether it is still there
+        lock.release()
+
+
+def check_input(path: str | Path, kind: str, shown: str | None = None) -> None:
+    """Refuse what is no regular file that can be read, or empty: opening a pipe or a device may wait for ever. Every
+    file that a user names is checked so before it is opened.
+
+    Args:
+        path: the file.
+        kind: what it should be, for errors: "an image".
+        shown: its name in errors.
+    """
+    shown = shown or str(path)
     try:
         if os.path.isdir(path):
             raise RSMoEError(f"{shown} is a folder, not {kind}: name the files in it")

@@ -20,12 +20,14 @@ from PIL import Image, UnidentifiedImageError
 from ..errors_rsmoe import RSMoEError, first_line
 from ..images_rsmoe import (
     BANDS_REMEDY,
-    assemble,
+    FORMATS,
+    Box,
     check_size,
     decode,
     is_wide,
     map_images,
     missing_value,
+    open_header,
     pillow_errors,
     raw_mode,
     stretch,
@@ -100,10 +102,10 @@ def _locate(image: str | os.PathLike, name: str | None) -> tuple[str | BytesIO, 
 def _read_source(source: str | BytesIO, shown: str) -> Image.Image:
     if not isinstance(source, BytesIO):
         check_input(source, "an image", shown)
-    elif not source.getbuffer().nbytes:
+    elif not source.getvalue():
         raise RSMoEError(f"{shown} is empty (0 bytes): copy or download it again")
     with _open(source, shown) as opened:
-        return _read_wide_color(opened, shown) if is_wide(opened) else to_rgb(opened, shown)
+        return _read_wide_color(opened, source, shown) if is_wide(opened) else to_rgb(opened, shown)
 
 
 def download(url: str) -> bytes:
@@ -148,7 +150,7 @@ def _image_in_base64(text: str) -> bytes | None:
     """The bytes of a bare base64 string if they begin as an image does; a mistyped path is none."""
     try:
         data = base64.b64decode("".join(text.split()), validate=True)
-        Image.open(BytesIO(data)).close()
+        open_header(BytesIO(data)).close()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return data  # an image, to be refused by its size
     except Exception:
@@ -161,6 +163,8 @@ def _bytes_behind(image: Any, shown: str) -> BytesIO:
     file = image.fp
     if file is None or file.closed:
         raise RSMoEError(f"the file behind {shown} is closed: give its path, or open it again")
+    if isinstance(file, BytesIO):
+        return BytesIO(file.getvalue())  # no copy
     position = file.tell()
     file.seek(0)
     data = file.read()
@@ -175,15 +179,15 @@ def _open(source: str | BytesIO, shown: str) -> Any:
     """Reads the header only."""
     with pillow_errors(shown):
         try:
-            return Image.open(source)
+            return open_header(source)
         except UnidentifiedImageError as error:
-            problem = "is not an image that Pillow can read: give a PNG, JPEG, TIFF or similar"
+            problem = f"is not an image that can be read here: give one of {', '.join(FORMATS)}"
             if _magic(source) in TIFF_MAGIC:
                 problem = f"is a TIFF with bands or numbers that Pillow cannot read: {BANDS_REMEDY}"
             raise RSMoEError(f"{shown} {problem}") from error
 
 
-def _read_wide_color(opened: Any, shown: str) -> Image.Image:
+def _read_wide_color(opened: Any, source: str | BytesIO, shown: str) -> Image.Image:
     """Several bands of 16 bits: Pillow decodes the upper 8 bits of each, and in the other byte order the lower 8."""
     check_size(opened.width, opened.height, shown)
     layout = raw_mode(opened)
@@ -194,16 +198,29 @@ def _read_wide_color(opened: Any, shown: str) -> Image.Image:
         raise RSMoEError(f"{shown} has 16-bit colors in a layout that Pillow misreads ({layout}): {BANDS_REMEDY}")
     missing = missing_value(opened)
     if kind == "LA":  # four bytes a pixel, and Pillow knows no other byte order: take them as they are
-        pixels = np.asarray(decode(_with_raw_mode(opened, "RGBA"), shown)).astype(np.uint16)  # [H, W, 4]
-        values = pixels[..., 0::2] << 8 | pixels[..., 1::2]  # [H, W, 2]
+        pixels = decode(_with_raw_mode(opened, "RGBA"), shown)
+
+        def read(box: Box) -> np.ndarray:
+            four = np.asarray(pixels.crop(box)).astype(np.uint16)  # [h, W, 4]
+            return four[..., 0::2] << 8 | four[..., 1::2]  # [h, W, 2]
     else:
         other = "B" if suffix == "L" or (suffix == "N" and sys.byteorder == "little") else "L"
-        with _open(_bytes_behind(opened, shown), shown) as again:
-            lower = np.asarray(decode(_with_raw_mode(again, f"{kind};16{other}"), shown)).astype(np.uint16)
-        values = np.asarray(decode(opened, shown)).astype(np.uint16) << 8 | lower  # [H, W, 3 or 4]
-    if values.shape[-1] == 3:
-        return assemble(stretch(values, missing, shown))
-    return assemble(stretch(values[..., :-1], missing, shown), (values[..., -1] >> 8).astype(np.uint8))
+        pixels = decode(opened, shown)
+        with _open(source, shown) as again:
+            lower = decode(_with_raw_mode(again, f"{kind};16{other}"), shown)
+
+        def read(box: Box) -> np.ndarray:  # [h, W, 3 or 4]
+            return np.asarray(pixels.crop(box)).astype(np.uint16) << 8 | np.asarray(lower.crop(box))
+
+    if kind == "RGB":
+        return stretch(read, pixels.size, missing, shown)
+    return stretch(
+        lambda box: read(box)[..., :-1],
+        pixels.size,
+        missing,
+        shown,
+        alpha=lambda box: (read(box)[..., -1] >> 8).astype(np.uint8),
+    )
 
 
 def _with_raw_mode(image: Any, mode: str) -> Image.Image:

@@ -14,7 +14,7 @@ from .files import sha256_of
 
 _PACKAGES = ["rsmoe", "torch", "transformers", "tokenizers", "peft", "trl", "accelerate", "pycocoevalcap"]
 _PACKAGES += ["pillow", "numpy"]
-_CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".txt")
+CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".txt")
 STAC_ITEM = "stac_item.json"  # what describes a checkpoint in a folder of it, beside README.md
 TRAINING_RECORD = "training.json"  # beside the weights: how they came about
 # Files that describe a checkpoint and do not belong to it.
@@ -56,13 +56,13 @@ def folder_sha256(folder: str | Path) -> str:
     names = sorted(
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
-        if path.suffix in _CHECKPOINT_FILES
+        if path.suffix in CHECKPOINT_FILES
         and path.name not in _DESCRIPTIONS
         and path.is_file()
         and not any(name.startswith(".") for name in path.relative_to(root).parts)
     )
     if not names:
-        raise RSMoEError(f"{root} has no file of a checkpoint ({', '.join(_CHECKPOINT_FILES)}); give its folder")
+        raise RSMoEError(f"{root} has no file of a checkpoint ({', '.join(CHECKPOINT_FILES)}); give its folder")
     return sha256_of_lines(f"{sha256_of(root / name)}  {name}" for name in names)
 
 

@@ -89,7 +89,7 @@ def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path)
             ["caption", "TILES", "--output", "TILES/a.parquet", "--workers", "2"],
             "--workers is an option of the Ray engine",
         ),
-        (["caption", "lost.txt", "--output", "OUT/x.parquet"], "the list lost.txt cannot be read"),
+        (["caption", "lost.txt", "--output", "OUT/x.parquet"], "there is no file lost.txt"),
         (["encode", "OUT", "--output", "OUT/x.parquet"], "holds no images"),
         (["encode", "TILES", "--output", "TILES"], "the folder TILES exists: give --output another name"),
         (
@@ -97,7 +97,7 @@ def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path)
             "--address is an option of the Ray engine",
         ),
         (["encode", "TILES", "--output", "OUT/x.parquet", "--dtype", "int8"], "'int8' is not one of"),
-        (["ask", "OUT/x.parquet", "Why?"], "there is no file OUT/x.parquet: give what `rsmoe encode` wrote"),
+        (["ask", "OUT/x.parquet", "Why?"], "there is no file OUT/x.parquet: check the path"),
         (["ask", "OUT/x.parquet", "Why?", "--tile", "64"], "are of scenes; answers about features are printed"),
     ],
 )

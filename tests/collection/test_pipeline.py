@@ -57,12 +57,12 @@ def test_captions(captioner: Captioner, tiles: Path, tmp_path: Path) -> None:
     assert [row["image"] for row in rows] == NAMES
     for row in rows:
         assert (row["model"], row["revision"]) == ("tiny", "abc")
+        assert row["sha256"] == hashlib.sha256((tiles / row["image"]).read_bytes()).hexdigest()
         if row["image"] == "bad.png":
             assert "bad.png is not an image" in row["error"]
-            assert not any(row[name] for name in ("caption", "expert_texts", "router_prompts", "sha256", "width"))
+            assert not any(row[name] for name in ("caption", "expert_texts", "router_prompts", "width"))
         else:
             assert row["error"] is None and (row["width"], row["height"]) == (40, 30)
-            assert row["sha256"] == hashlib.sha256((tiles / row["image"]).read_bytes()).hexdigest()
             assert (
                 list(row["expert_texts"]) == ["theme", "object", "relation"]
                 and row["router_prompts"]["theme"] == "theme?"
@@ -110,6 +110,30 @@ def test_a_stopped_run_continues(captioner: Captioner, tiles: Path, tmp_path: Pa
     assert all(row == expected[row["image"]] for row in rows)
 
 
+def test_a_row_belongs_to_the_content_of_its_file(captioner: Captioner, tiles: Path, tmp_path: Path) -> None:
+    """Of a stopped run: one image is another now, one was none and is one now, one is gone. Stopped once more."""
+    copy = Path(shutil.copytree(tiles, tmp_path / "tiles"))
+    (copy / "d/1.png").rename(tmp_path / "later.png")
+    images, output = find_images([str(copy)]), tmp_path / "out.parquet"
+    images.append(CollectionImage("d/1.png", str(copy / "d/1.png")))
+    with pytest.raises(Stopped):
+        describe_collection(captioner, images, output, LocalEngine(), 2, stop_after(11))
+    shutil.copy(copy / "a.png", copy / "c.tif")
+    shutil.copy(copy / "a.png", copy / "bad.png")
+    (tmp_path / "later.png").rename(copy / "d/1.png")
+    (copy / "d/0.png").unlink()
+    with pytest.raises(Stopped):
+        describe_collection(captioner, images, output, LocalEngine(), 1, stop_after(9))
+    made = describe_collection(captioner, images, output, LocalEngine(), 2)
+    assert (made.num_rows, made.num_errors, made.num_described) == (11, 0, 2)
+    rows = {row["image"]: row for row in rows_of(output)}
+    expected = captioner.describe([Image.open(copy / name).convert("RGB") for name in ("a.png", "d/1.png")])
+    for name, text in (("c.tif", expected[0]), ("bad.png", expected[0]), ("d/1.png", expected[1])):
+        assert rows[name]["caption"] == text["caption"]
+        assert rows[name]["sha256"] == hashlib.sha256((copy / name).read_bytes()).hexdigest()
+    assert rows["d/0.png"]["caption"]  # described while it was there
+
+
 def test_what_a_run_refuses(captioner: Captioner, encoder: FeatureEncoder, tiles: Path, tmp_path: Path) -> None:
     images, output = find_images([str(tiles)]), tmp_path / "out.parquet"
     with pytest.raises(Stopped):
@@ -124,7 +148,7 @@ def test_what_a_run_refuses(captioner: Captioner, encoder: FeatureEncoder, tiles
         with pytest.raises(RSMoEError, match=f"begun with other settings .{told}"):
             describe_collection(describer, images, output, LocalEngine(), 2)
     with store.Store(output, captioner.kind, captioner.settings):
-        with pytest.raises(RSMoEError, match="another run is writing"):
+        with pytest.raises(RSMoEError, match="being written by process"):
             describe_collection(captioner, images, output, LocalEngine(), 2)
     (tmp_path / "out.parquet.shards" / "manifest.json").write_text("[]")
     with pytest.raises(RSMoEError, match="manifest.json cannot be read .* to start again"):

@@ -163,7 +163,7 @@ def test_a_large_image_is_shown_small(predictor: Predictor, tmp_path: Path) -> N
 def test_files_that_are_no_images(predictor: Predictor, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.tif"
     for content, message in [
-        (b"no image", "^wrong.tif is not an image that Pillow can read"),
+        (b"no image", "^wrong.tif is not an image that can be read here"),
         (b"", "^wrong.tif is empty"),
         (b"II*\0" + bytes(40), "^wrong.tif"),
         (b"<VRTDataset rasterXSize='8' rasterYSize='8'></VRTDataset>", "^wrong.tif is not an image"),

@@ -161,7 +161,7 @@ def test_what_cannot_be_read_is_reported(person: Person, images: list[Path], tmp
     assert page.locator("#image img").count() == 0 and alert.count() == 0
     (tmp_path / "text.tif").write_text("no image")
     drop(person, tmp_path / "text.tif")
-    alert.filter(has_text="text.tif is not an image that Pillow can read: give a PNG, JPEG, TIFF").wait_for()
+    alert.filter(has_text="text.tif is not an image that can be read here: give one of PNG, JPEG, TIFF").wait_for()
     assert "Traceback" not in page.content() and str(tmp_path) not in page.content()
     answer(person, "Is there a road?")
     alert.filter(has_text="first choose an image").wait_for()

@@ -116,7 +116,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> No
     file = tmp_path / "report.json"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(RSMoEError, match="rsmoe evaluate --output"):
+    with pytest.raises(RSMoEError, match="rsmoe evaluate --output" if content else "there is no file"):
         report.read_report(file)
 
 

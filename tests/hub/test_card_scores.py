@@ -184,5 +184,5 @@ def test_wrong_reports_and_benchmarks_are_refused(
 def test_a_folder_is_its_readme(card: Path) -> None:
     write_scores(card.parent, [report()], "table")
     assert "table" in card.read_text()
-    with pytest.raises(RSMoEError, match="cannot be read"):
+    with pytest.raises(RSMoEError, match="there is no file"):
         write_scores(card.parent / "other.md", [report()], "table")

@@ -59,7 +59,7 @@ def test_other_files_are_refused(tmp_path, content):
         log(path)
     assert path.read_text() == content
     (tmp_path / "folder").mkdir()
-    with pytest.raises(RSMoEError, match="is not a file"):
+    with pytest.raises(RSMoEError, match="is a folder, not a file of finished work"):
         log(tmp_path / "folder")
 
 

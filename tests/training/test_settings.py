@@ -57,7 +57,7 @@ def test_what_is_refused(tmp_path, text, said):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(RSMoEError, match="cannot be read"):
+    with pytest.raises(RSMoEError, match="there is no file"):
         read_settings(tmp_path / "none.yaml", "stage1", tmp_path)
     with pytest.raises(RSMoEError, match="wrong setting.*--max_steps"):
         read_settings(write(tmp_path, "stage1: {}"), "stage1", tmp_path, ["--max_steps", "few"])

@@ -342,7 +342,7 @@ def test_missing_empty_folder_and_text(tmp_path: Path) -> None:
         ("lost.png", "there is no file .*lost.png: check the path"),
         ("link.png", "there is no file .*link.png"),
         ("empty.png", r"empty.png is empty \(0 bytes\)"),
-        ("notes.png", "notes.png is not an image that Pillow can read"),
+        ("notes.png", "notes.png is not an image that can be read here"),
         ("", "is a folder, not an image: name the files in it"),
     ]:
         for source in (tmp_path / name, str(tmp_path / name)):
@@ -445,7 +445,7 @@ def test_too_few_pixels(size: tuple[int, int], tmp_path: Path) -> None:
         ("data:image/png;base64,@@@", "is not valid base64"),
         ("data:text/plain,hello", "is not of the form data:image/png;base64"),
         ("data:image/png;base64,", r"is empty \(0 bytes\)"),
-        ("data:image/png;base64,aGVsbG8=", "is not an image that Pillow can read"),
+        ("data:image/png;base64,aGVsbG8=", "is not an image that can be read here"),
         ("file://elsewhere/x.png", "is on another machine"),
     ],
 )

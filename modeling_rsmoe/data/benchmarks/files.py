@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors_rsmoe import RSMoEError
+from ...utils.files import check_input
 from ..records import QUESTIONS_FILE, CaptionRecord, Entry, QuestionRecord
 
 
@@ -99,6 +100,7 @@ def read_json(file: Path, fields: Collection[str] | None = None) -> Any:
     def reduce(values: dict[str, Any]) -> dict[str, Any]:
         return values if fields is None else {key: value for key, value in values.items() if key in fields}
 
+    check_input(file, "a published file")
     try:
         with file.open(encoding="utf-8-sig") as stream:
             return json.load(stream, object_hook=reduce)

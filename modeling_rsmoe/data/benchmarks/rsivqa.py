@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors_rsmoe import RSMoEError
+from ...utils.files import check_input
 from ..records import Entry, QuestionRecord
 from .files import Benchmark, Source, question_record, split_of, tidy
 from .karpathy import karpathy_entries
@@ -111,6 +112,7 @@ def _read_files(source: Source, splits: Sequence[str], files: Sequence[_TextFile
 
 
 def _lines(file: Path, images: Path) -> Iterator[Entry]:
+    check_input(file, "a published file")
     try:
         with file.open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, start=1):
