@@ -26,7 +26,8 @@ async def bytes_of(url: str, field: str, limits: Limits, arrivals: Arrivals) -> 
         return await asyncio.to_thread(bytes_of_data_url, url)  # megabytes, which would hold up all others
     try:
         address = urlsplit(url)
-    except ValueError as error:  # such as http://[::1
+        _ = address.port  # is only looked at here
+    except ValueError as error:  # such as http://[::1 and http://localhost:99999
         raise ApiError(400, f"{field} is no URL ({error})", "invalid_image_url", field) from error
     if address.scheme not in ("http", "https"):
         raise ApiError(400, f"{field} is no data URL (data:image/png;base64,...)", "invalid_image_url", field)
@@ -51,7 +52,8 @@ async def _fetch(url: str, field: str, limits: Limits, arrivals: Arrivals) -> by
                 too_large = _too_large(f"{shown} has more than {limits.body_bytes} bytes", field)
                 return await arrivals.read(response.aiter_bytes(), too_large)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: a name that DNS does not take
-        raise ApiError(400, f"{field}: {shown} cannot be fetched ({error})", "invalid_image_url", field) from error
+        reason = f"{field}: {shown} cannot be fetched ({shorten(str(error))})"
+        raise ApiError(400, reason, "invalid_image_url", field) from error
 
 
 def open_image(data: bytes | bytearray, field: str, limits: Limits) -> Image.Image:

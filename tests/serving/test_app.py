@@ -183,6 +183,8 @@ PLAIN = user(noise(0), "Describe.")
         ({"messages": [PLAIN], "extra_body": {"a" * 5000: 5}}, f"{'a' * 200}...", "aaa..."),
         ({"messages": [PLAIN], "extra_body": {"num_beams": -3}}, "num_beams", "greater than or equal to 1"),
         ({"messages": [PLAIN], "extra_body": {"num_beams": 9}}, "num_beams", "less than or equal to 8"),
+        ({"messages": [user("data:image/png;base64,\u2603")]}, "messages[0].content[0].image_url", "not valid base64"),
+        ({"messages": [user("http://localhost:99999")]}, "messages[0].content[0].image_url", "Port out of range"),
         ({"messages": [user("http://[::1")]}, "messages[0].content[0].image_url", "no URL (Invalid IPv6 URL)"),
         ({"messages": [PLAIN], "extra_body": {"router_mode": "dice"}}, "router_mode", "'generated', 'template'"),
         (
