@@ -132,11 +132,16 @@ class Service:
 
     async def _respond(self, request: Request, arrival: float, places: ExitStack) -> Response:
         deadline = arrival + self.limits.seconds
-        image_request = await self._read(request, deadline)
-        first = self._first_event(image_request, deadline, places)
-        pending, event = await _unless_disconnected(request, first)
+        pending = await self._receive(request, deadline)
+        places.enter_context(self._place_in_queue())
+        self.batcher.submit(pending)
+        try:  # only with its first event a streamed answer begins, so that until then it can be an error
+            event = await _unless_disconnected(request, self._next_event(pending, deadline))
+        except BaseException:  # also a server that stops
+            pending.cancelled.set()
+            raise
         completion = chat.Completion(f"chatcmpl-{uuid.uuid4().hex}", self.name)
-        if image_request.stream:
+        if pending.request.stream:
             events = self._stream(completion, pending, event, arrival, deadline)
             places.callback(pending.cancelled.set)  # if the client leaves before the text has ended
             return _Stream(events, on_end=places.pop_all().close)  # the stream keeps the places
@@ -144,8 +149,8 @@ class Service:
         self._observe(prediction, arrival)
         return JSONResponse(completion.response(prediction))
 
-    async def _read(self, request: Request, deadline: float) -> chat.ImageRequest:
-        """What a client asks."""
+    async def _receive(self, request: Request, deadline: float) -> PendingRequest:
+        """What a client asks, with its image opened."""
         try:
             async with asyncio.timeout_at(deadline):
                 body = await self.arrivals.read_body(request)
@@ -153,7 +158,9 @@ class Service:
             raise ApiError(408, "the body did not arrive in time", "body_timeout") from error
         except ClientDisconnect as error:
             raise ApiError(CLIENT_GONE, "the client left") from error
-        return await self.batcher.in_reader(self._understand, body)
+        image_request = await self.batcher.in_reader(self._understand, body)
+        image = await _unless_disconnected(request, self._open_image(image_request, deadline))
+        return PendingRequest(replace(image_request, image_url=""), image)  # the URL may be megabytes
 
     def _understand(self, body: bytearray) -> chat.ImageRequest:
         """What a body asks; ApiError if it asks for what is not there."""
@@ -173,20 +180,6 @@ class Service:
             raise ApiError(400, f"{field} did not arrive in time", "invalid_image_url", field) from error
         except RSMoEError as error:
             raise ApiError(400, str(error), "invalid_image", field) from error
-
-    async def _first_event(
-        self, image_request: chat.ImageRequest, deadline: float, places: ExitStack
-    ) -> tuple[PendingRequest, str | Prediction]:
-        """Only with it a streamed answer begins, so that until then it can be an error."""
-        image = await self._open_image(image_request, deadline)
-        places.enter_context(self._place_in_queue())
-        pending = PendingRequest(replace(image_request, image_url=""), image)  # the URL may be megabytes
-        self.batcher.submit(pending)
-        try:
-            return pending, await self._next_event(pending, deadline)
-        except BaseException:  # also a client that leaves, and a server that stops
-            pending.cancelled.set()
-            raise
 
     async def _next_event(self, pending: PendingRequest, deadline: float) -> str | Prediction:
         try:

@@ -3,6 +3,7 @@ takes all places, prompts that nobody waits for."""
 
 import json
 import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,12 +14,12 @@ import openai
 import pytest
 from pydantic import ValidationError
 
-from modeling_rsmoe.serving import chat
+from modeling_rsmoe.serving import chat, images
 from modeling_rsmoe.serving.chat import MAX_JSON_BYTES, ChatRequest, parse_body
 from modeling_rsmoe.serving.errors import ApiError
 from modeling_rsmoe.serving.limits import Limits
 
-from .conftest import Served, data_url, noise, serving, user
+from .conftest import Served, noise, serving, user
 from .test_batching import ask_all, post
 
 
@@ -238,16 +239,19 @@ def test_one_address_has_a_share_of_the_queue() -> None:
         served.until(lambda: not served.service.clients)
 
 
-def test_a_waiting_request_keeps_no_second_copy_of_its_image(served) -> None:
-    """The data URL is given up once it is decoded."""
-    seen = []
-    submit = served.service.batcher.submit
-    served.service.batcher.submit = lambda pending: (seen.append(pending.request), submit(pending))
-    try:
-        served.ask(data_url(noise(0)))
-    finally:
-        served.service.batcher.submit = submit
-    assert seen[0].image_url == "" and seen[0].image_field
+def test_a_waiting_request_keeps_no_second_copy_of_its_image(monkeypatch) -> None:
+    """Nothing holds on to the data URL once it is decoded."""
+    urls = []
+    bytes_of = images.bytes_of
+    monkeypatch.setattr(images, "bytes_of", lambda url, *more: (urls.append(url), bytes_of(url, *more))[1])
+    with serving() as served, ThreadPoolExecutor(1) as pool:
+        served.model.go.clear()
+        answer = pool.submit(served.ask, noise(0))
+        served.until(lambda: bool(served.model.batches))
+        references = sys.getrefcount(urls[0])
+        assert references == 2  # of the list, and of the call
+        served.model.go.set()
+        assert answer.result().choices[0].message.content
 
 
 def test_letters_are_limited_before_tokens_are_counted(served, monkeypatch) -> None:
