@@ -52,9 +52,9 @@ Task = Literal["caption", "detail", "question"]
 TASKS: tuple[Task, ...] = ("caption", "detail", "question")  # a task's place here is its id in the model's inputs
 # An instruction asks for a caption where the image itself, and not something in it, is to be described.
 _CAPTION = re.compile(
-    r"\b(describe|caption|(description|contents) of|caption for)\s+(this|the|that|an?)\s+(\w+\s+){0,2}"
+    r"\b(describe|caption|(description|contents) of|caption for)\s+(this|the|that|an?)\s+([\w/-]+\s+){0,2}"
     r"(image|picture|scene|photo|tile|view)\b"
-    r"|^what (does|do) (this|the|that|an?)\s+(\w+\s+){0,2}(image|picture|scene|photo|tile)s? show\b"
+    r"|^what (does|do) (this|the|that|an?)\s+([\w/-]+\s+){0,2}(image|picture|scene|photo|tile)s? show\b"
     r"|\bdescribe what you (notice|see)\b"
     r"|^(describe|caption)( it| this| that)?( in detail| briefly| in (one|a) sentence)?[.!]?$",
     re.IGNORECASE,

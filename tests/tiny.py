@@ -18,7 +18,7 @@ TEXT = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
-TEXT |= {"num_key_value_heads": 2, "vocab_size": 265, "max_position_embeddings": 512, "tie_word_embeddings": True}
+TEXT |= {"num_key_value_heads": 2, "vocab_size": 265, "max_position_embeddings": 4096, "tie_word_embeddings": True}
 TEXT |= {"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}
 VISION = {
     "model_type": "dinov2",
@@ -59,7 +59,7 @@ def tiny_qformer_tokenizer() -> BertTokenizer:
     """Letters as word pieces."""
     letters = "abcdefghijklmnopqrstuvwxyz?:"
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    return BertTokenizer(vocab={token: i for i, token in enumerate(vocab)}, model_max_length=64)
+    return BertTokenizer(vocab={token: i for i, token in enumerate(vocab)}, model_max_length=512)
 
 
 def tiny_processor(num_query_tokens: int = 4, **kwargs) -> RSMoEProcessor:

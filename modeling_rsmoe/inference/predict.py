@@ -7,17 +7,20 @@ Every door goes through here: command line, server, demo, scenes, image collecti
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors_rsmoe import RSMoEError
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION, Prompt
 from ..utils.images import ImageInput, read_image
+from .context import check_context
 from .decoding import is_greedy, shrinking_greedy
 from .loading import check_limit
 
@@ -156,32 +159,47 @@ class Predictor:
             instructions: one for all images, or one for each.
             image_embeds: of `encode`, in place of images.
             stop: asked at every step, one for all images or one for each; an image's texts end when it returns true.
+                Once all return true, the model stops before its next layer.
             on_change: called with an image's place and what is known so far, as it is written. Texts come word by word
                 where the base LM rewrites without beams (of several images: all of them), else at the end.
 
         Raises:
-            RSMoEError: an image cannot be read, or an instruction holds a special token.
+            RSMoEError: an image cannot be read, or an instruction holds a special token or too many tokens.
         """
         if image_embeds is None:
             image_embeds = self.encode(images or [])
         num_images = len(image_embeds)
         texts = [instructions] * num_images if isinstance(instructions, str) else list(instructions)
-        for text in dict.fromkeys(texts):
-            self.processor.refuse_special_tokens(text)
-        inputs = self._inputs(image_embeds, [Prompt.base(text) for text in texts])
+        inputs, _ = self._checked_inputs(image_embeds, texts)
         fusions = self._fusions(inputs)
         arguments = self._arguments()
-        if stop is not None:
-            stops = [stop] * num_images if callable(stop) else list(stop)
+        stops = [stop] * num_images if callable(stop) else list(stop or [])
+        if stops:
             if len(set(fusions)) > 1:
                 return self._predict_by_fusion(fusions, texts, image_embeds, stops, on_change)
             arguments["stopping_criteria"] = StoppingCriteriaList([_Stopped(stops)])
-        if self.system == BASE:
-            return self._predict_base(inputs, arguments)
-        if on_change is not None:
-            arguments |= self._streaming(fusions, arguments, on_change)
-        outputs = self.model.generate(**inputs, **arguments, return_dict_in_generate=True)
-        return self._predictions(inputs, outputs)
+        try:
+            with _ending_with_the_last(stops, self.model):
+                if self.system == BASE:
+                    return self._predict_base(inputs, arguments)
+                if on_change is not None:
+                    arguments |= self._streaming(fusions, arguments, on_change)
+                outputs = self.model.generate(**inputs, **arguments, return_dict_in_generate=True)
+                return self._predictions(inputs, outputs)
+        except _AllStopped:
+            return [Prediction()] * num_images
+
+    def check(self, instruction: str) -> int:
+        """Whether `predict` would take an instruction.
+
+        Returns:
+            Its number of tokens.
+
+        Raises:
+            RSMoEError: it holds a special token, or too many tokens (`ContextLengthError`).
+        """
+        _, (num_tokens,) = self._checked_inputs(torch.empty(1, 0, 0), [instruction])
+        return num_tokens
 
     def stream(
         self,
@@ -238,6 +256,16 @@ class Predictor:
         inputs = self._inputs(self.encode([image]), [Prompt.rewrite(instruction, expert_texts)])
         (prediction,) = self._predict_base(inputs, self._arguments())
         return prediction.text
+
+    def _checked_inputs(self, image_embeds: torch.Tensor, instructions: list[str]) -> tuple[dict[str, Any], list[int]]:
+        """What `generate` needs, and the tokens of each instruction."""
+        for text in dict.fromkeys(instructions):
+            self.processor.refuse_special_tokens(text)
+        inputs = self._inputs(image_embeds, [Prompt.base(text) for text in instructions])
+        max_new_tokens = self.generation.get("max_new_tokens") or self.model.generation_config.max_new_tokens or 0
+        of_router = self.model._setting("router_max_new_tokens", dict(self.generation), None)
+        counts = check_context(instructions, inputs, self.processor, self.model.config, max_new_tokens, of_router)
+        return inputs, counts
 
     def _inputs(self, image_embeds: torch.Tensor, prompts: list[Prompt]) -> dict[str, Any]:
         processor: Any = self.processor
@@ -334,6 +362,29 @@ class _Stopped(StoppingCriteria):
         num_sequences = len(input_ids)
         of_sequences = [stopped[index * len(stopped) // num_sequences] for index in range(num_sequences)]
         return torch.tensor(of_sequences, device=input_ids.device)
+
+
+class _AllStopped(Exception):
+    """Nobody waits for a batch any more."""
+
+
+@contextmanager
+def _ending_with_the_last(stops: list[Stop], model: Any) -> Iterator[None]:
+    """Raises `_AllStopped` from the model's next layer, in this thread, once all stops return true: a long prompt is
+    not read to its end for nobody, nor are the router's."""
+    thread = threading.get_ident()
+
+    def end(*_: Any) -> None:
+        if not torch.compiler.is_compiling() and threading.get_ident() == thread and all(stop() for stop in stops):
+            raise _AllStopped
+
+    layers = [module for module in model.modules() if stops and isinstance(module, GradientCheckpointingLayer)]
+    handles = [layer.register_forward_pre_hook(end) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Changes(BaseStreamer):

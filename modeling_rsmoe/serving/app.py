@@ -1,29 +1,37 @@
 """The HTTP side of `rsmoe serve`: who is let in, how long it may take, and what is answered when it may not."""
 
 import asyncio
-import hmac
+import ipaddress
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any, cast
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse
+from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ..errors_rsmoe import RSMoEError
 from ..inference.predict import Prediction
 from . import chat, images
+from .access import Access, check_content_type
 from .batching import PendingRequest, RequestBatcher
-from .body import discard_body, read_body
+from .body import Arrivals, discard_body
 from .errors import CLIENT_GONE, ApiError
 from .limits import Limits
 from .metrics import Metrics
+
+
+T = TypeVar("T")
 
 
 class _Stream(EventSourceResponse):
@@ -49,18 +57,20 @@ class Service:
         processor: of the same checkpoint.
         name: what clients call the model.
         limits: of requests.
-        api_key: clients must send it as a bearer token; None: none is needed.
+        access: who may ask.
     """
 
     def __init__(
-        self, model: Any, processor: Any, name: str, limits: Limits | None = None, api_key: str | None = None
+        self, model: Any, processor: Any, name: str, limits: Limits | None = None, access: Access | None = None
     ):
-        self.processor, self.name, self.limits, self.api_key = processor, name, limits or Limits(), api_key
+        self.name, self.limits, self.access = name, limits or Limits(), access or Access()
         self.metrics = Metrics()
         self.batcher = RequestBatcher(model, processor, self.limits.batch_size, self.limits.batch_wait, self.metrics)
         self.default_tokens = model.generation_config.max_new_tokens or 48
         self.created = int(time.time())
         self.in_flight = 0
+        self.clients: Counter[str] = Counter()  # requests of each address, those that are arriving included
+        self.arrivals = Arrivals(self.limits)
         self.is_stopping = False  # set where a signal is handled: what runs is finished, nothing new is let in
 
     # ---- a request, from its arrival to its answer
@@ -69,85 +79,107 @@ class Service:
         """`POST /v1/chat/completions`."""
         arrival, status = time.monotonic(), 500
         try:
-            await self.check_key(request)
-            self._check_open()
-            response = await self._respond(request, arrival)
+            await self.access.check_key(request)
+            check_content_type(request)
+            if not self.is_open:
+                raise ApiError(503, "the server is stopping", "stopping", retry_after=self.batcher.batch_seconds)
+            self._check_room()
+            with ExitStack() as places:
+                places.enter_context(self._place_of_client(request))
+                response = await self._respond(request, arrival, places)
             status = 200
             return response
         except ApiError as error:
             status = error.status
-            await discard_body(request)
+            if error.code != "body_timeout":
+                await discard_body(request)
             raise
         finally:
             self.metrics.requests.labels(status).inc()
 
-    def _check_open(self) -> None:
-        if not self.is_open:
-            raise ApiError(503, "the server is stopping", "stopping", retry_after=self.batcher.batch_seconds)
+    def _check_room(self) -> None:
         if self.in_flight >= self.limits.requests:
-            num_batches = self.batcher.num_waiting / self.limits.batch_size + 1
             reason = f"{self.limits.requests} requests are waiting or running already: try again later"
-            raise ApiError(429, reason, "queue_full", retry_after=num_batches * self.batcher.batch_seconds)
+            raise ApiError(429, reason, "queue_full", retry_after=self._queue_seconds())
 
-    async def _respond(self, request: Request, arrival: float) -> Response:
-        self.in_flight += 1
-        response: Response | None = None
+    def _queue_seconds(self) -> float:
+        return (self.batcher.num_waiting / self.limits.batch_size + 1) * self.batcher.batch_seconds
+
+    @contextmanager
+    def _place_of_client(self, request: Request) -> Iterator[None]:
+        """Within, one more request of its address counts."""
+        address = request.client.host if request.client else "localhost"
+        share = max(1, int(self.limits.requests * self.limits.client_share))
+        if self.clients[address] >= share and not _is_this_machine(address):
+            reason = f"{share} requests of {address} are waiting or running already: try again later"
+            raise ApiError(429, reason, "client_queue_full", retry_after=self._queue_seconds())
+        self.clients[address] += 1
         try:
-            pending = await self._read(request)
-            deadline = arrival + self.limits.seconds
-            self.batcher.submit(pending)
-            try:
-                event = await self._first_event(request, pending, deadline)
-            except BaseException:  # also a server that stops
-                pending.cancelled.set()
-                raise
-            completion = chat.Completion(f"chatcmpl-{uuid.uuid4().hex}", self.name)
-            if pending.request.stream:
-                events = self._stream(completion, pending, event, arrival, deadline)
-                response = _Stream(events, on_end=lambda: self._end_stream(pending))
-                return response
-            prediction = cast(Prediction, event)
-            self._observe(prediction, arrival)
-            return JSONResponse(completion.response(prediction))
+            yield
         finally:
-            if response is None:  # a stream is in flight until its text has ended
-                self.in_flight -= 1
+            self.clients[address] -= 1
+            if not self.clients[address]:
+                del self.clients[address]
 
-    async def _read(self, request: Request) -> PendingRequest:
+    @contextmanager
+    def _place_in_queue(self) -> Iterator[None]:
+        self._check_room()
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    async def _respond(self, request: Request, arrival: float, places: ExitStack) -> Response:
+        deadline = arrival + self.limits.seconds
+        pending = await self._receive(request, deadline)
+        places.enter_context(self._place_in_queue())
+        self.batcher.submit(pending)
+        try:  # only with its first event a streamed answer begins, so that until then it can be an error
+            event = await _unless_disconnected(request, self._next_event(pending, deadline))
+        except BaseException:  # also a server that stops
+            pending.cancelled.set()
+            raise
+        completion = chat.Completion(f"chatcmpl-{uuid.uuid4().hex}", self.name)
+        if pending.request.stream:
+            events = self._stream(completion, pending, event, arrival, deadline)
+            places.callback(pending.cancelled.set)  # if the client leaves before the text has ended
+            return _Stream(events, on_end=places.pop_all().close)  # the stream keeps the places
+        prediction = cast(Prediction, event)
+        self._observe(prediction, arrival)
+        return JSONResponse(completion.response(prediction))
+
+    async def _receive(self, request: Request, deadline: float) -> PendingRequest:
         """What a client asks, with its image opened."""
         try:
-            body = await asyncio.wait_for(read_body(request, self.limits.body_bytes), self.limits.seconds)
+            async with asyncio.timeout_at(deadline):
+                body = await self.arrivals.read_body(request)
         except TimeoutError as error:
             raise ApiError(408, "the body did not arrive in time", "body_timeout") from error
         except ClientDisconnect as error:
             raise ApiError(CLIENT_GONE, "the client left") from error
-        chat_request = await asyncio.to_thread(chat.parse_body, body)  # megabytes, which would hold up all others
+        image_request = await self.batcher.in_reader(self._understand, body)
+        image = await _unless_disconnected(request, self._open_image(image_request, deadline))
+        return PendingRequest(replace(image_request, image_url=""), image)  # the URL may be megabytes
+
+    def _understand(self, body: bytearray) -> chat.ImageRequest:
+        """What a body asks; ApiError if it asks for what is not there."""
+        chat_request = chat.parse_body(body)
         self._check_model(chat_request.model)
         image_request = chat.image_request(chat_request, self.limits, self.default_tokens)
+        self.batcher.check(image_request)
+        return image_request
+
+    async def _open_image(self, request: chat.ImageRequest, deadline: float) -> Image.Image:
+        field = request.image_field
         try:
-            self.processor.refuse_special_tokens(image_request.instruction)
-        except RSMoEError as error:
-            raise ApiError(400, str(error), "invalid_request", "messages") from error
-        field = image_request.image_field
-        try:
-            data = await images.bytes_of(image_request.image_url, field, self.limits)
-            image = await asyncio.to_thread(images.open_image, data, field, self.limits)
+            async with asyncio.timeout_at(deadline):
+                data = await images.bytes_of(request.image_url, field, self.limits, self.arrivals)
+            return await asyncio.to_thread(images.open_image, data, field, self.limits)
+        except TimeoutError as error:
+            raise ApiError(400, f"{field} did not arrive in time", "invalid_image_url", field) from error
         except RSMoEError as error:
             raise ApiError(400, str(error), "invalid_image", field) from error
-        return PendingRequest(image_request, image)
-
-    async def _first_event(self, request: Request, pending: PendingRequest, deadline: float) -> str | Prediction:
-        """Only with it a streamed answer begins, so that until then it can be an error."""
-        event = asyncio.create_task(self._next_event(pending, deadline))
-        disconnect = asyncio.create_task(_wait_for_disconnect(request))
-        try:
-            await asyncio.wait({event, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-            if not event.done():
-                raise ApiError(CLIENT_GONE, "the client left")
-            return event.result()
-        finally:
-            event.cancel()
-            disconnect.cancel()
 
     async def _next_event(self, pending: PendingRequest, deadline: float) -> str | Prediction:
         try:
@@ -185,10 +217,6 @@ class Service:
         except ApiError as error:  # the status is sent already
             yield chat.event(error.content)
 
-    def _end_stream(self, pending: PendingRequest) -> None:
-        pending.cancelled.set()  # if the client left before the text ended
-        self.in_flight -= 1
-
     def _observe(self, prediction: Prediction, arrival: float) -> None:
         self.metrics.tokens.labels("prompt").inc(prediction.num_prompt_tokens)
         self.metrics.tokens.labels("completion").inc(prediction.num_tokens)
@@ -223,13 +251,8 @@ class Service:
 
     def _check_model(self, name: str) -> None:
         if name != self.name:
-            raise ApiError(404, f"there is no model {name}: here is {self.name}", "model_not_found", "model")
-
-    async def check_key(self, request: Request) -> None:
-        """Raises 401 for all of /v1 if a key is needed and not sent."""
-        authorization = request.headers.get("authorization", "").encode()
-        if self.api_key and not hmac.compare_digest(authorization, f"Bearer {self.api_key}".encode()):
-            raise ApiError(401, "the API key is missing or wrong", "invalid_api_key")
+            reason = f"there is no model {chat.shorten(name)}: here is {self.name}"
+            raise ApiError(404, reason, "model_not_found", "model")
 
 
 def build_app(service: Service) -> FastAPI:
@@ -243,15 +266,32 @@ def build_app(service: Service) -> FastAPI:
 
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
-            error = ApiError(error.status_code, f"{request.url.path}: {error.detail}")
+            error = ApiError(error.status_code, f"{chat.shorten(request.url.path)}: {error.detail}")
         elif not isinstance(error, ApiError):
             error = ApiError(500, "the server failed", "internal_error")
         return JSONResponse(error.content, error.status, error.headers)
 
     handlers: dict[Any, Any] = dict.fromkeys((ApiError, HTTPException, Exception), refuse)
     # No pages of documentation: they would load scripts from elsewhere.
-    app = FastAPI(lifespan=lifespan, exception_handlers=handlers, docs_url=None, redoc_url=None, openapi_url=None)
-    needs_key = [Depends(service.check_key)]
+    access = service.access
+    app = FastAPI(
+        lifespan=lifespan,
+        exception_handlers=handlers,
+        dependencies=[Depends(access.check_browser)],
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["Retry-After"],
+        )
+    needs_key = [Depends(access.check_key)]
     app.add_api_route("/v1/chat/completions", service.chat_completions, methods=["POST"])
     app.add_api_route("/v1/models", service.models, dependencies=needs_key)
     app.add_api_route("/v1/models/{name:path}", service.one_model, dependencies=needs_key)
@@ -260,6 +300,26 @@ def build_app(service: Service) -> FastAPI:
     return app
 
 
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The work's result; it is cancelled when the client leaves."""
+    task, disconnect = asyncio.create_task(work), asyncio.create_task(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(CLIENT_GONE, "the client left")
+        return task.result()
+    finally:
+        task.cancel()
+        disconnect.cancel()
+
+
 async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _is_this_machine(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:  # a socket of the file system
+        return True

@@ -5,25 +5,29 @@ request whose client has gone is dropped from the queue, or its sequences stop a
 """
 
 import asyncio
+import copy
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 
 from ..errors_rsmoe import RSMoEError
+from ..inference.context import ContextLengthError
 from ..inference.predict import Prediction, Predictor
 from ..prompting_rsmoe import task_of
 from ..utils.images import read_image
-from .chat import ImageRequest
+from .chat import MAX_TOKENS, ImageRequest
 from .errors import ApiError
 from .metrics import Metrics
 
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +59,10 @@ class RequestBatcher:
         self._queue: deque[PendingRequest] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rsmoe-model")
+        # Requests are read in a thread of their own, one after the other, with tokenizers of its own: those of the
+        # model's thread may not be used by two at a time.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="rsmoe-reader")
+        self._readers_processor = copy.deepcopy(processor)
         self._task: asyncio.Task | None = None
 
     async def start(self) -> None:
@@ -67,6 +75,7 @@ class RequestBatcher:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.to_thread(self._thread.shutdown)
+        self._reader.shutdown(wait=False)
 
     @property
     def is_running(self) -> bool:
@@ -75,6 +84,25 @@ class RequestBatcher:
     @property
     def num_waiting(self) -> int:
         return len(self._queue)
+
+    async def in_reader(self, function: Callable[[bytearray], T], body: bytearray) -> T:
+        """The function's result, out of the thread that reads requests: a body may be megabytes."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, function, body)
+
+    def check(self, request: ImageRequest) -> None:
+        """Raises 400 for what the model would refuse, or would take minutes for. In the reader's thread."""
+        if request.generation.get("fusion") == "rerank" and not self.model.config.reranker_rank:
+            reason = "fusion 'rerank' needs a reranker, and this checkpoint has none: leave it out"
+            raise ApiError(400, reason, "invalid_request", "fusion")
+        try:
+            num_tokens = Predictor(self.model, self._readers_processor, request.generation).check(request.instruction)
+        except ContextLengthError as error:
+            raise ApiError(400, str(error), "context_length_exceeded", "messages") from error
+        except RSMoEError as error:  # a special token
+            raise ApiError(400, str(error), "invalid_request", "messages") from error
+        if num_tokens > MAX_TOKENS:
+            reason = f"the instruction has {num_tokens} tokens, {MAX_TOKENS} are the most here: shorten it"
+            raise ApiError(400, reason, "context_length_exceeded", "messages")
 
     def submit(self, pending: PendingRequest) -> None:
         """Put a request into the queue; its `events` bring what becomes of it."""
@@ -160,7 +188,7 @@ def _answer_to(error: Exception) -> ApiError:
     """How clients are answered when their batch fails."""
     if isinstance(error, torch.OutOfMemoryError):
         return ApiError(503, "the model is out of memory", "out_of_memory", None, 10)
-    if isinstance(error, RSMoEError):  # such as fusion "rerank" of a checkpoint without a reranker
+    if isinstance(error, RSMoEError):
         return ApiError(400, str(error), "invalid_request")
     return ApiError(500, "the model failed", "internal_error")
 

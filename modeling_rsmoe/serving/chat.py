@@ -15,14 +15,44 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..inference.predict import Prediction
-from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from ..prompting_rsmoe import ANSWER_SUFFIX, DEFAULT_INSTRUCTION, question_instruction, task_of
 from .errors import ApiError
 from .limits import Limits
 
 
-MAX_CHARACTERS = 2000  # of an instruction: the decoder's context is short
+MAX_JSON_BYTES = 256 * 2**10  # of a body beside its images
+MAX_CHARACTERS = 2000  # of an instruction; more is not even tokenised
+MAX_TOKENS = 512  # of an instruction, as many as the Q-Former reads: a prompt of thousands takes minutes
 MAX_BEAMS = 8
+MIN_TEMPERATURE = 1e-5  # below it the likeliest token is taken, as vLLM does: quotients would not be finite
 STREAM_END = format_sse_event(data_str="[DONE]")
+# Fields of OpenAI's API that are taken with the values that ask for nothing (`null` always is).
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "moderation": (),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "stop": ([],),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+# Fields that say nothing about the text.
+IGNORED = {"metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier"}
+IGNORED |= {"service_tier", "store", "user"}
+_DATA_URL = re.compile(rb'"data:[^"]{64,}"')  # ends at the first quote: it never reaches beyond a string of the JSON
 
 
 class _Text(BaseModel):
@@ -39,26 +69,25 @@ class _Image(BaseModel):
     image_url: _ImageUrl
 
 
+_Parts = Annotated[list[Annotated[_Text | _Image, Field(discriminator="type")]], Field(fail_fast=True)]
+
+
 class _Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[_Text | _Image, Field(discriminator="type")]] | None = None
+    content: str | _Parts | None = None
 
 
 class _StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
-class _ResponseFormat(BaseModel):
-    type: Literal["text"]
+    include_usage: bool = Field(False, strict=True)
 
 
 class ChatRequest(BaseModel):
     """Body of `POST /v1/chat/completions`. What could not be done is refused rather than left out in silence."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(strict=True, extra="allow")  # others are checked by `_check_others`
 
     model: str
-    messages: list[_Message] = Field(min_length=1)
+    messages: list[_Message] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -70,20 +99,7 @@ class ChatRequest(BaseModel):
     router_mode: Literal["generated", "template", "none"] | None = None
     fusion: Literal["auto", "rerank", "rewrite", "concat"] | None = None
     num_beams: int | None = Field(None, ge=1, le=MAX_BEAMS)
-    short_answer: bool = False
-    # Only with the values that ask for nothing.
-    n: Literal[1] | None = None
-    frequency_penalty: float | None = Field(None, ge=0, le=0)
-    presence_penalty: float | None = Field(None, ge=0, le=0)
-    logprobs: Literal[False] | None = None
-    response_format: _ResponseFormat | None = None
-    stop: None = None
-    # Without effect on the text.
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
+    short_answer: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -99,19 +115,44 @@ class ImageRequest:
     include_usage: bool  # whether a stream ends with a count of tokens
 
 
-def parse_body(body: bytes) -> ChatRequest:
-    """A body (JSON) as a request; 400 names what is wrong and where it stands."""
+def parse_body(body: bytes | bytearray) -> ChatRequest:
+    """A body (JSON) as a request; 400 names what is wrong and where it stands, 413 is for too much JSON beside images.
+
+    What passes costs little more than its images: the rest is small, and the first wrong item of a list ends it.
+    """
+    size = len(body) - sum(image.end() - image.start() for image in _DATA_URL.finditer(body))
+    if size > MAX_JSON_BYTES:
+        reason = f"the body has {size} bytes beside the data URLs of images, {MAX_JSON_BYTES} are the most"
+        raise ApiError(413, reason, "body_too_large")
     try:
-        return ChatRequest.model_validate_json(body)
+        request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
         deepest = max(problems, key=lambda problem: len(problem["loc"]))
         path = _field_path(deepest["loc"])
-        if deepest["type"] == "extra_forbidden":
-            message = f"{path} is not supported here: leave it out"
-        else:
-            message = f"{path or 'the body'}: {deepest['msg']}"
-        raise ApiError(400, message, "invalid_request", path) from error
+        raise _invalid(f"{path or 'the body'}: {deepest['msg']}", path) from error
+    _check_others(request.model_extra or {})
+    return request
+
+
+def _check_others(fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        if name in IGNORED or (name in NEUTRAL_VALUES and value is None):
+            continue
+        values = NEUTRAL_VALUES.get(name, ())
+        if not any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in values):
+            taken = f" (only {' or '.join(map(json.dumps, values))} is)" if values else ""
+            raise _invalid(f"{name} is not supported here{taken}: leave it out", name)
+
+
+def _invalid(message: str, path: str | None) -> ApiError:
+    """Not longer than a line or two, whatever the request repeats in it."""
+    return ApiError(400, shorten(message), "invalid_request", path and shorten(path))
+
+
+def shorten(text: str) -> str:
+    """A text of a client, to stand in an error."""
+    return text if len(text) <= 300 else f"{text[:200]}..."
 
 
 def _field_path(location: tuple[int | str, ...]) -> str | None:
@@ -127,9 +168,9 @@ def _field_path(location: tuple[int | str, ...]) -> str | None:
 
 def image_request(request: ChatRequest, limits: Limits, default_tokens: int) -> ImageRequest:
     """What a request asks of the model, `default_tokens` where it does not say how long; 400 for no image, several
-    where one is meant, or a limit that is passed."""
+    where one is meant, or a text that is too long."""
     if request.messages[-1].role != "user":
-        raise ApiError(400, "the last message must be the user's", "invalid_request", "messages")
+        raise _invalid("the last message must be the user's", "messages")
     content = request.messages[-1].content
     texts = [content] if isinstance(content, str) else [item.text for item in content or [] if isinstance(item, _Text)]
     image_url, image_field = _last_image(request.messages)
@@ -152,31 +193,32 @@ def _last_image(messages: list[_Message]) -> tuple[str, str]:
         images = [(place, item.image_url.url) for place, item in enumerate(content) if isinstance(item, _Image)]
         if len(images) > 1:
             reason = f"messages[{index}] holds {len(images)} images: ask about each in a request of its own"
-            raise ApiError(400, f"{reason} (requests at the same time share a batch)", "invalid_request", "messages")
+            raise _invalid(f"{reason} (requests at the same time share a batch)", "messages")
         for place, url in images:
             return url, f"messages[{index}].content[{place}].image_url"
-    raise ApiError(400, "no user message holds an image: add an image_url part", "invalid_request", "messages")
+    reason = "no user message holds an image, and texts alone are not answered here: add an image_url part"
+    raise _invalid(reason, "messages")
 
 
-def _instruction(text: str, short_answer: bool) -> str:
+def _instruction(text: str, short_answer: bool | None) -> str:
+    """A question gets the wording of short answers unless that is switched off [our decision]."""
     text = text.strip()
     if len(text) > MAX_CHARACTERS:
-        reason = f"the instruction has {len(text)} characters, {MAX_CHARACTERS} are the most"
+        reason = f"the instruction has {len(text)} characters, {MAX_CHARACTERS} are the most: shorten it"
         raise ApiError(400, reason, "context_length_exceeded", "messages")
     if short_answer and not text:
-        raise ApiError(400, "short_answer needs a question", "invalid_request", "messages")
-    return question_instruction(text) if short_answer else text or DEFAULT_INSTRUCTION
+        raise _invalid("short_answer needs a question", "messages")
+    text = text or DEFAULT_INSTRUCTION
+    is_short = task_of(text) == "question" if short_answer is None else short_answer
+    return question_instruction(text) if is_short and not text.endswith(ANSWER_SUFFIX) else text
 
 
 def _generation(request: ChatRequest, limits: Limits, default_tokens: int) -> dict[str, Any]:
     """Arguments of `generate`. Requests that agree in them share a batch."""
-    max_tokens = request.max_completion_tokens or request.max_tokens
-    if max_tokens and max_tokens > limits.new_tokens:
-        reason = f"max_tokens is {max_tokens}, {limits.new_tokens} are the most here"
-        raise ApiError(400, reason, "invalid_request", "max_tokens")
+    max_tokens = request.max_completion_tokens or request.max_tokens or default_tokens
     arguments = request.model_dump(include={"num_beams", "router_mode", "fusion"}, exclude_none=True)
-    arguments["max_new_tokens"] = max_tokens or min(default_tokens, limits.new_tokens)
-    if request.temperature == 0:
+    arguments["max_new_tokens"] = min(max_tokens, limits.new_tokens)
+    if request.temperature is not None and request.temperature < MIN_TEMPERATURE:
         arguments["do_sample"] = False
     elif request.temperature is not None or (request.top_p or 1) < 1:
         sampling = {"temperature": request.temperature or 1.0, "top_p": request.top_p or 1.0, "top_k": 0}

@@ -1,5 +1,7 @@
 """Running the app: one process, a socket that is taken before the model is loaded, an orderly end."""
 
+import ipaddress
+import os
 import signal
 import socket
 from types import FrameType
@@ -11,6 +13,7 @@ from .app import Service, build_app
 
 
 GRACE_SECONDS = 5  # beyond the time that a request may take
+INTERRUPTED = 130  # as the command line ends
 
 
 def take_address(host: str, port: int) -> socket.socket:
@@ -23,21 +26,29 @@ def take_address(host: str, port: int) -> socket.socket:
         raise RSMoEError(f"cannot listen at {host}:{port} ({reason}): give another --host or --port") from error
 
 
+def is_loopback(listening: socket.socket) -> bool:
+    """Whether only this machine reaches a socket."""
+    return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+
+
 class _Server(uvicorn.Server):
-    """On SIGTERM: refuses new requests, finishes those in flight, ends with 0. Ctrl-C: likewise, but with 130."""
+    """On SIGTERM: refuses new requests, finishes those in flight, ends with 0. Ctrl-C: likewise, but as an
+    interruption; once more: ends at once."""
 
     def __init__(self, service: Service, level: str):
-        self.service = service
+        self.service, self.is_interrupted = service, False
         grace = int(service.limits.seconds) + GRACE_SECONDS
         app = build_app(service)
         super().__init__(uvicorn.Config(app, log_level=level, timeout_graceful_shutdown=grace, server_header=False))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.service.is_stopping = True
-        if sig == signal.SIGTERM:
-            self.should_exit = True  # uvicorn would raise the signal again afterwards, which ends in 143
-        else:
-            super().handle_exit(sig, frame)
+        """Instead of uvicorn's, which raises the signal again in the end: SIGTERM would end in 143, a second Ctrl-C in
+        tracebacks of all that runs."""
+        if sig == signal.SIGINT and self.is_interrupted:
+            os.write(2, b"rsmoe: interrupted\n")
+            os._exit(INTERRUPTED)  # nothing is being written to files
+        self.service.is_stopping = self.should_exit = True
+        self.is_interrupted |= sig == signal.SIGINT
 
 
 def run(service: Service, listening: socket.socket, level: str = "warning") -> None:
@@ -47,5 +58,11 @@ def run(service: Service, listening: socket.socket, level: str = "warning") -> N
         service: to be served.
         listening: of `take_address`.
         level: of uvicorn's log.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C.
     """
-    _Server(service, level).run(sockets=[listening])
+    server = _Server(service, level)
+    server.run(sockets=[listening])
+    if server.is_interrupted:
+        raise KeyboardInterrupt

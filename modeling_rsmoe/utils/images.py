@@ -5,7 +5,6 @@ How pixels become 8-bit RGB stands in `images_rsmoe`. Nothing here knows of rast
 """
 
 import base64
-import binascii
 import os
 import sys
 from io import BytesIO
@@ -140,7 +139,7 @@ def bytes_of_data_url(url: str) -> bytes:
         raise RSMoEError(f"the data URL {_shorten(url, 40)!r} is not of the form data:image/png;base64,...")
     try:
         return base64.b64decode("".join(payload.split()), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # also of letters that are not ASCII
         raise RSMoEError(
             f"the data URL {_shorten(url, 40)!r} is not valid base64 ({error}): encode it again"
         ) from error

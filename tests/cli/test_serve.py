@@ -1,5 +1,6 @@
 """`rsmoe serve` as a process: it starts, answers, and ends in order."""
 
+import http.client
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -97,7 +100,37 @@ def test_ctrl_c_is_an_interruption(server) -> None:
     assert in_flight(url) == 0
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
-    assert "Traceback" not in process.stderr.read()
+    assert process.stderr.read().splitlines() == ["rsmoe: interrupted"]
+
+
+def test_ctrl_c_twice_does_not_wait(server) -> None:
+    """The first finishes what is in flight, the second ends at once, in one line."""
+    process, url = server
+    content = {"model": "tiny", "messages": [user(noise(0), "Describe.")], "max_tokens": 256, "num_beams": 8}
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer secret"}
+    address = urlsplit(url).netloc
+    with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
+        connection.request("POST", "/v1/chat/completions", json.dumps(content), headers)
+        while not in_flight(url):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(urllib.error.URLError):
+            while True:
+                in_flight(url)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        with pytest.raises(ConnectionError):
+            connection.getresponse()
+    assert process.stderr.read().splitlines() == ["rsmoe: interrupted"]
+
+
+def test_a_loopback_address_has_its_own_names_alone(server) -> None:
+    _, url = server
+    request = urllib.request.Request(f"{url}/health", headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=30)
+    assert caught.value.code == 403
 
 
 def refused(*arguments: str) -> str:
@@ -116,6 +149,9 @@ def test_bad_addresses_are_refused_before_the_model_is_loaded(monkeypatch) -> No
         assert f"cannot listen at 127.0.0.1:{port}" in refused("--port", port)
     assert "cannot listen at 192.0.2.1:8000" in refused("--host", "192.0.2.1")
     assert "less than or equal to 65535" in refused("--port", "70000")
+    assert "'example.org' is no origin: give one such as https://" in refused("--port", "0", "--cors", "example.org")
+    name = "https://example.org"
+    assert f"'{name}' is no host name: give one such as" in refused("--port", "0", "--server-name", name)
 
 
 def test_a_missing_library_names_its_extra(monkeypatch) -> None:
@@ -129,5 +165,6 @@ def test_a_missing_library_names_its_extra(monkeypatch) -> None:
 def test_help_tells_the_limits() -> None:
     text = CliRunner().invoke(app, ["serve", "--help"], prog_name="rsmoe").stdout
     limits = ("--batch-size", "--queue", "--timeout", "--max-body", "--max-pixels", "--max-new-tokens", "--allow-host")
+    limits += ("--client-share", "--server-name", "--cors")
     assert all(option in text for option in ("--host", "--port", *limits))
     assert "127.0.0.1" in text

@@ -126,9 +126,13 @@ def test_who_leaves_stops_the_generation(
     lengths, generate = [], model.generate
 
     def recorded(**arguments: Any) -> Any:
-        outputs = generate(**arguments)
-        lengths.append(outputs.sequences.shape[1] - outputs.prompt_length)
-        return outputs
+        length = 0  # of one that is ended before its text
+        try:
+            outputs = generate(**arguments)
+            length = outputs.sequences.shape[1] - outputs.prompt_length
+            return outputs
+        finally:
+            lengths.append(length)
 
     monkeypatch.setattr(model, "generate", recorded)
     image = encode_upload(predictor, noise(tmp_path / "a.png", 0))

@@ -16,6 +16,7 @@ import uvicorn
 from openai import OpenAI
 from PIL import Image
 
+from modeling_rsmoe.serving.access import Access
 from modeling_rsmoe.serving.app import Service, build_app
 from modeling_rsmoe.serving.limits import Limits
 from modeling_rsmoe.serving.server import take_address
@@ -71,7 +72,7 @@ class Served:
 
     @cached_property  # making one costs more than a request
     def client(self) -> OpenAI:
-        key = self.service.api_key or "none"
+        key = self.service.access.api_key or "none"
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
     def ask(self, image: Any, text: str = "Describe.", **more: Any) -> Any:
@@ -92,12 +93,15 @@ class Served:
 
 @contextmanager
 def serving(
-    limits: Limits | None = None, api_key: str | None = None, checkpoint: tuple[Any, Any] | None = None, **config: Any
+    limits: Limits | None = None,
+    access: Access | None = None,
+    checkpoint: tuple[Any, Any] | None = None,
+    **config: Any,
 ) -> Iterator[Served]:
     """The server; `checkpoint`: a model and its processor, else tiny ones, whose configuration `config` changes."""
     plain, processor = checkpoint or (tiny_model(config=tiny_config(**config)), tiny_processor())
     model = Held(plain)
-    service = Service(model, processor, "tiny", limits, api_key)
+    service = Service(model, processor, "tiny", limits, access)
     listening = take_address("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="warning", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -19,6 +19,7 @@ from PIL import Image
 
 from modeling_rsmoe.inference import Predictor
 from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from modeling_rsmoe.serving.access import Access
 from modeling_rsmoe.serving.limits import Limits
 from modeling_rsmoe.utils.images import read_image
 
@@ -114,10 +115,13 @@ def test_what_is_read_of_a_conversation(served) -> None:
         {"role": "user", "content": "How many planes?"},
     ]
     say = served.client.chat.completions.create
-    answer = say(model="tiny", messages=messages, extra_body={"short_answer": True})
-    assert (
-        answer.choices[0].message.content == served.alone(noise(3), question_instruction("How many planes?"))["text"]
-    )
+    short = served.alone(noise(3), question_instruction("How many planes?"))["text"]
+    for more in ({}, {"short_answer": True}):  # as `rsmoe ask` by default
+        assert say(model="tiny", messages=messages, extra_body=more).choices[0].message.content == short
+    answer = say(model="tiny", messages=messages, extra_body={"short_answer": False})
+    assert answer.choices[0].message.content == served.alone(noise(3), "How many planes?")["text"] != short
+    again = say(model="tiny", messages=[user(noise(3), question_instruction("How many planes?"))])
+    assert again.choices[0].message.content == short  # the wording is not added twice
     answer = say(model="tiny", messages=[user(noise(2))])
     assert answer.choices[0].message.content == served.alone(noise(2), DEFAULT_INSTRUCTION)["text"]
 
@@ -166,12 +170,22 @@ PLAIN = user(noise(0), "Describe.")
         ({"messages": [user(noise(0), "a" * 2001)]}, "messages", "2001 characters, 2000 are the most"),
         ({"messages": [user(noise(0), "<theme> hello")]}, "messages", "holds <theme>, which only the model's own"),
         ({"messages": [user(noise(0), "")], "extra_body": {"short_answer": True}}, "messages", "needs a question"),
-        ({"messages": [PLAIN], "max_tokens": 257}, "max_tokens", "257, 256 are the most"),
+        ({"messages": [user(noise(0), "\U0001f600" * 500)]}, "messages", "2052 tokens, 512 are the most"),
+        ({"messages": [user(noise(0), "a " * 600)]}, "messages", "645 tokens for the Q-Former, 512 are the most"),
         ({"messages": [PLAIN], "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"messages": [PLAIN], "temperature": 3}, "temperature", "less than or equal to 2"),
-        ({"messages": [PLAIN], "n": 2}, "n", "should be 1"),
-        ({"messages": [PLAIN], "tools": []}, "tools", "tools is not supported here"),
-        ({"messages": [PLAIN], "stop": ["."]}, "stop", "should be null"),
+        ({"messages": [PLAIN], "temperature": "0.5"}, "temperature", "valid number"),
+        ({"messages": [PLAIN], "max_tokens": True}, "max_tokens", "valid integer"),
+        ({"messages": [PLAIN], "n": 2}, "n", "n is not supported here (only 1 is): leave it out"),
+        ({"messages": [PLAIN], "n": True}, "n", "n is not supported here (only 1 is)"),
+        ({"messages": [PLAIN], "stop": ["."]}, "stop", "stop is not supported here (only [] is)"),
+        ({"messages": [PLAIN], "extra_body": {"top_k": 5}}, "top_k", "top_k is not supported here: leave it out"),
+        ({"messages": [PLAIN], "extra_body": {"a" * 5000: 5}}, f"{'a' * 200}...", "aaa..."),
+        ({"messages": [PLAIN], "extra_body": {"num_beams": -3}}, "num_beams", "greater than or equal to 1"),
+        ({"messages": [PLAIN], "extra_body": {"num_beams": 9}}, "num_beams", "less than or equal to 8"),
+        ({"messages": [user("data:image/png;base64,\u2603")]}, "messages[0].content[0].image_url", "not valid base64"),
+        ({"messages": [user("http://localhost:99999")]}, "messages[0].content[0].image_url", "Port out of range"),
+        ({"messages": [user("http://[::1")]}, "messages[0].content[0].image_url", "no URL (Invalid IPv6 URL)"),
         ({"messages": [PLAIN], "extra_body": {"router_mode": "dice"}}, "router_mode", "'generated', 'template'"),
         (
             {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
@@ -187,8 +201,24 @@ def test_bad_requests_name_what_is_wrong(served, body, place, message) -> None:
 
 
 def test_a_fusion_that_the_model_does_not_have(served) -> None:
+    """It is known before the queue: no batch is begun."""
+    batches = len(served.model.batches)
     error = refused(served, {"messages": [PLAIN], "extra_body": {"fusion": "rerank"}})
-    assert error.status_code == 400 and "needs a reranker" in error.message
+    assert error.status_code == 400 and "needs a reranker" in error.message and error.param == "fusion"
+    assert len(served.model.batches) == batches
+
+
+def test_max_tokens_is_an_upper_bound() -> None:
+    with serving(Limits(new_tokens=3)) as served:
+        answer = served.ask(noise(0), max_tokens=512)
+        assert answer.choices[0].message.content == served.alone(noise(0), max_new_tokens=3)["text"]
+        assert answer.choices[0].finish_reason == "length" and answer.usage.completion_tokens == 3
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 9e-6])
+def test_hardly_any_temperature_is_greedy(served, temperature) -> None:
+    answer = served.ask(noise(4), temperature=temperature)
+    assert answer.choices[0].message.content == served.alone(noise(4))["text"]
 
 
 def test_no_json_and_no_model_of_that_name(served) -> None:
@@ -251,7 +281,9 @@ def test_a_body_that_is_too_large(has_length) -> None:
         assert served.ask(noise(0)).choices[0].message.content
         body = json.dumps({"model": "tiny", "messages": [user(noise(0, (1200, 1000)))]}).encode()
         pieces = iter([body[i : i + 5000] for i in range(0, len(body), 5000)])
-        request = urllib.request.Request(f"{served.url}/v1/chat/completions", body if has_length else pieces)
+        request = urllib.request.Request(
+            f"{served.url}/v1/chat/completions", body if has_length else pieces, {"Content-Type": "application/json"}
+        )
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=30)
         assert len(body) > 4_000_000 and caught.value.code == 413
@@ -260,7 +292,7 @@ def test_a_body_that_is_too_large(has_length) -> None:
 
 
 def test_an_api_key() -> None:
-    with serving(api_key="secret") as locked:
+    with serving(access=Access(api_key="secret")) as locked:
         wrong = openai.OpenAI(base_url=f"{locked.url}/v1", api_key="guess", max_retries=0)
         with pytest.raises(openai.AuthenticationError):
             wrong.models.list()

@@ -43,9 +43,9 @@ def test_requests_that_decode_alike_share_a_batch(held) -> None:
     template = {"router_mode": "template"}
     asked = [
         {"image": noise(0)},  # runs alone at once, and holds the model
-        {"image": noise(1), "text": "What is it?"},
+        {"image": noise(1), "text": "Describe it."},
         {"image": noise(2), "extra_body": template},
-        {"image": noise(3), "text": "Is there a road? And a river?"},
+        {"image": noise(3), "text": "Describe this image."},
         {"image": noise(4), "temperature": 1.0, "seed": 5},
         {"image": noise(5), "temperature": 1.0, "seed": 5},
         {"image": noise(6), "max_tokens": 3},
