@@ -25,13 +25,16 @@ class _CallState(threading.local):
     """What the hooks of a decoder layer know of the call that runs it. Each thread has its own, so that several may
     use one model; a layer's hooks set it anew before they read it."""
 
-    gate: torch.Tensor | None = None  # [batch_size, 1, sum of ranks]: the adapter's scaling, 0 in others' columns
-    adapter_ids: torch.Tensor | None = None  # [batch_size]; only where there are `full` experts
+    # [batch_size, 1 or sequence_length, sum of ranks]: the adapter's scaling, 0 in others' columns
+    gate: torch.Tensor | None = None
+    # [batch_size] or [batch_size, sequence_length]; only where there are `full` experts
+    adapter_ids: torch.Tensor | None = None
     norm_input: torch.Tensor | None = None  # [batch_size, sequence_length, hidden_size]: input of the first norm
     stacks: "dict[int, tuple[torch.Tensor, torch.Tensor]] | None" = None  # by hook, for as long as `stacked_adapters`
 
 
 _STATE = _CallState()
+_ATTACHING = threading.Lock()
 
 
 @contextmanager
@@ -53,18 +56,18 @@ class SelectAdapters:
     without an error).
     """
 
-    def __init__(self, first_norms: dict[int, nn.Module]):
+    def __init__(self, first_norms: "ReplaceOutputs | None"):
         self.first_norms = first_norms
 
     def __call__(self, module, args, kwargs):
         kwargs = dict(kwargs)  # attention backends never see our arguments
         _STATE.gate = kwargs.pop("adapter_gate", None)
         _STATE.adapter_ids = kwargs.pop("adapter_ids", None)
-        if self.first_norms and _STATE.adapter_ids is not None:
+        if self.first_norms is not None and _STATE.adapter_ids is not None:
             # The first norm ran before the adapters were known here: sequences of `full` experts get their norm now.
             hidden = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
             norm_input = cast(torch.Tensor, _STATE.norm_input)
-            hidden = replace_outputs(hidden, norm_input, _STATE.adapter_ids, self.first_norms)
+            hidden = self.first_norms.replace(hidden, norm_input, _STATE.adapter_ids)
             args = (hidden, *args[1:])
         _STATE.norm_input = None
         return args, kwargs
@@ -116,26 +119,26 @@ class AddLowRank:
 
 
 class ReplaceOutputs:
-    """Forward hook of any layer with weights: sequences of a `full` expert get the output of that expert's layer."""
+    """Forward hook of any module with weights: what a `full` expert reads gets the output of that expert's own. It is
+    looked up at each call, because an adapter library may have wrapped it."""
 
-    def __init__(self, layers: dict[int, nn.Module]):
-        self.layers = layers
+    def __init__(self, experts: dict[int, RSMoEExpert], index: int, path: str):
+        self.experts, self.index, self.path = experts, index, path
 
     def __call__(self, module, args, output):
-        if _STATE.adapter_ids is None:
-            return output
-        return replace_outputs(output, args[0], _STATE.adapter_ids, self.layers)
+        return output if _STATE.adapter_ids is None else self.replace(output, args[0], _STATE.adapter_ids)
+
+    def replace(self, output: torch.Tensor, x: torch.Tensor, adapter_ids: torch.Tensor) -> torch.Tensor:
+        """`output` [batch_size, sequence_length, ...], with each expert's own at the sequences or tokens it reads."""
+        for adapter_id, expert in self.experts.items():
+            places = (adapter_ids == adapter_id).nonzero(as_tuple=True)
+            if places[0].numel():
+                own = expert.module_at(self.index, self.path)(x[places])
+                output = output.index_put(places, own.to(output.dtype))
+        return output
 
 
-def replace_outputs(
-    output: torch.Tensor, x: torch.Tensor, adapter_ids: torch.Tensor, layers: dict[int, nn.Module]
-) -> torch.Tensor:
-    """`output` [batch_size, ...] with `layer(x)` in the sequences of each layer's adapter."""
-    for adapter_id, layer in layers.items():
-        sequences = (adapter_ids == adapter_id).nonzero().flatten()
-        if sequences.numel():
-            output = output.index_copy(0, sequences, layer(x[sequences]).to(output.dtype))
-    return output
+HOOKS = (SelectAdapters, KeepNormInput, AddLowRank, ReplaceOutputs)
 
 
 class RSMoECache(DynamicCache):
@@ -181,12 +184,6 @@ def local_shard(weight: torch.Tensor) -> torch.Tensor:
     return cast(Any, weight).to_local()
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether `module`, or what an adapter library wrapped into it, carries one of our hooks."""
-    hooks = [hook for child in module.modules() for hook in child._forward_hooks.values()]
-    return any(isinstance(hook, (AddLowRank, KeepNormInput, ReplaceOutputs)) for hook in hooks)
-
-
 def gate_columns(adapters: dict[int, RSMoEExpert]) -> dict[int, range]:
     """Columns of the gate that belong to each adapter with low-rank weights: one for each of its ranks."""
     columns, start = {}, 0
@@ -198,54 +195,52 @@ def gate_columns(adapters: dict[int, RSMoEExpert]) -> dict[int, range]:
 
 
 def attach_adapters(language_model: PreTrainedModel, adapters: dict[int, RSMoEExpert]) -> None:
-    """Hook adapters, by id, into the decoder. Safe to call again: what is hooked stays as it is."""
+    """Hook adapters, by id, into the decoder. What is hooked stays as it is; what was replaced is hooked anew; what an
+    adapter library wrapped is hooked as a whole, because it may scale what it wraps (DoRA)."""
     columns = gate_columns(adapters)
-    for index, layer in enumerate(decoder_layers(language_model)):
-        pairs: dict[str, dict[int, LowRank]] = {}
-        full_layers: dict[str, dict[int, nn.Module]] = {}
-        for adapter_id, adapter in adapters.items():
-            for path, module in adapter.layers[index].named_modules():
-                if isinstance(module, LowRank):
-                    pairs.setdefault(path, {})[adapter_id] = module
-                elif adapter.config.expert_type == "full" and module._parameters:
-                    full_layers.setdefault(path, {})[adapter_id] = module
-        first_norms = full_layers.pop(FIRST_NORM, {})
-        attention = layer.get_submodule("self_attn")
-        if not any(isinstance(hook, SelectAdapters) for hook in attention._forward_pre_hooks.values()):
-            attention.register_forward_pre_hook(SelectAdapters(first_norms), with_kwargs=True)
-        if first_norms and not is_hooked(layer.get_submodule(FIRST_NORM)):
-            layer.get_submodule(FIRST_NORM).register_forward_hook(KeepNormInput())
-        for path in dict.fromkeys([*pairs, *full_layers]):
-            target = layer.get_submodule(path)
-            if is_hooked(target):
-                continue
-            if path in pairs:
-                has_all = list(pairs[path]) == list(columns)
-                path_columns = [column for adapter_id in pairs[path] for column in columns[adapter_id]]
-                target.register_forward_hook(AddLowRank(list(pairs[path].values()), None if has_all else path_columns))
-            if path in full_layers:
-                target.register_forward_hook(ReplaceOutputs(full_layers[path]))
+    with _ATTACHING:
+        for index, layer in enumerate(decoder_layers(language_model)):
+            by_place: dict[tuple[str, str], dict[int, RSMoEExpert]] = {}
+            for adapter_id, adapter in adapters.items():
+                for path in adapter.paths[index]:
+                    by_place.setdefault((adapter.config.expert_type, path), {})[adapter_id] = adapter
+            first_norms = None
+            for (expert_type, path), experts in by_place.items():
+                module = layer.get_submodule(path)
+                if expert_type == "lora":
+                    if not is_hooked(module, AddLowRank):
+                        pairs = [cast(LowRank, expert.module_at(index, path)) for expert in experts.values()]
+                        own_columns = [column for adapter_id in experts for column in columns[adapter_id]]
+                        _hook(module, AddLowRank(pairs, None if len(experts) == len(columns) else own_columns))
+                    continue
+                replace = ReplaceOutputs(experts, index, path)
+                if path == FIRST_NORM:
+                    first_norms = replace
+                _hook(module, KeepNormInput() if path == FIRST_NORM else replace)
+            attention = layer.get_submodule("self_attn")
+            if not is_hooked(attention, SelectAdapters):
+                attention.register_forward_pre_hook(SelectAdapters(first_norms), with_kwargs=True)
 
 
-def detach_adapters(language_model: PreTrainedModel) -> None:
-    """Take every hook of ours off the decoder, so that `attach_adapters` can hook other adapters."""
-    for module in language_model.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+def is_hooked(module: nn.Module, *kinds: type) -> bool:
+    """Whether `module` itself carries a hook of ours, or of these kinds of them."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(isinstance(hook, kinds or HOOKS) for hook in hooks)
+
+
+def _hook(module: nn.Module, hook: Any) -> None:
+    if not is_hooked(module, type(hook)):
+        detach_adapters(module, type(hook))  # from what it wraps
+        module.register_forward_hook(hook)
+
+
+def detach_adapters(module: nn.Module, *kinds: type) -> None:
+    """Take our hooks, all or of these kinds, off `module` and what is within it."""
+    for child in module.modules():
+        for hooks in (child._forward_hooks, child._forward_pre_hooks):
             for key, hook in list(hooks.items()):
-                if isinstance(hook, (AddLowRank, KeepNormInput, ReplaceOutputs, SelectAdapters)):
+                if isinstance(hook, kinds or HOOKS):
                     del hooks[key]
-
-
-def check_attached(language_model: PreTrainedModel, adapters: dict[int, RSMoEExpert]) -> None:
-    """Raise if a layer was swapped for one without our hook: its sequences would silently be the base LM's."""
-    for index, layer in enumerate(decoder_layers(language_model)):
-        for adapter in adapters.values():
-            for path, module in adapter.layers[index].named_modules():
-                if module._parameters and not is_hooked(layer.get_submodule(path)):
-                    raise RSMoEError(
-                        f"language_model.layers.{index}.{path} was replaced after the adapters were attached; call "
-                        "`model.attach_adapters()`."
-                    )
 
 
 def selected_adapters() -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
@@ -23,7 +24,6 @@ from transformers.utils.generic import can_return_tuple
 from .adapters_rsmoe import (
     RSMoECache,
     attach_adapters,
-    check_attached,
     clear_selection,
     detach_adapters,
     gate_columns,
@@ -113,7 +113,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
         return dict(enumerate([self.router, *experts], start=1))
 
     def attach_adapters(self) -> None:
-        """Hook router and experts into the base LM. Call it after replacing layers of the language model."""
+        """Hook router and experts into the base LM. `forward` does so itself; only compiled code has to be told that
+        layers of the language model were replaced."""
         attach_adapters(self.language_model, self.adapters)
 
     def reset_adapters(self) -> None:
@@ -145,29 +146,55 @@ class RSMoEModel(RSMoEPreTrainedModel):
             raise RSMoEError(f"Unknown expert {name!r}; this model has {', '.join(self.experts)}.")
         return cast(RSMoEExpert, self.experts[name])
 
-    def get_adapter_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
+    def get_adapter_ids(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        sequence_indices: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Who reads each sequence, from its first adapter token: 0 the base LM, 1 the router, 2... the experts.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): From the start of the sequences.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                From the start of the sequences.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                In place of `input_ids`: adapter tokens are known by their embeddings.
+            sequence_indices (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Which sequence of its row each token is of, where several are packed into one, counted from 0.
 
         Returns:
-            `torch.LongTensor` of shape `(batch_size,)`.
+            `torch.LongTensor` of shape `(batch_size,)`, or of packed rows `(batch_size, sequence_length)`.
+
+        Raises:
+            RSMoEError: adapter tokens that have the same embedding stand in `inputs_embeds`.
         """
-        tokens = torch.tensor(self.config.adapter_token_ids, device=input_ids.device)
-        is_token = input_ids.unsqueeze(-1) == tokens  # [batch_size, sequence_length, adapters]
-        first = is_token.any(-1).int().argmax(-1)  # [batch_size]; 0 where there is none
-        at_first = is_token[torch.arange(len(input_ids), device=input_ids.device), first]  # [batch_size, adapters]
-        return torch.where(at_first.any(-1), at_first.int().argmax(-1) + 1, 0)
+        device = cast(torch.Tensor, inputs_embeds if input_ids is None else input_ids).device
+        tokens = torch.tensor(self.config.adapter_token_ids, device=device)
+        if input_ids is not None:
+            is_token = input_ids.unsqueeze(-1) == tokens  # [batch_size, sequence_length, adapters]
+        else:
+            embeddings = self.get_input_embeddings()(tokens)
+            is_token = torch.stack([(inputs_embeds == embedding).all(-1) for embedding in embeddings], dim=-1)
+            if not torch.compiler.is_compiling() and bool((is_token.sum(-1) > 1).any()):
+                raise RSMoEError("Adapter tokens with equal embeddings stand in inputs_embeds: pass adapter_ids.")
+        # [batch_size, sequence_length]: the adapter of an adapter token, else 0
+        marks = torch.where(is_token.any(-1), is_token.int().argmax(-1) + 1, 0)
+        places = torch.arange(marks.shape[1], device=marks.device).expand_as(marks)
+        indices = torch.zeros_like(marks) if sequence_indices is None else sequence_indices
+        beyond = torch.full_like(marks, marks.shape[1])
+        first = beyond.scatter_reduce(-1, indices, torch.where(marks > 0, places, beyond), "amin")  # of each sequence
+        adapter_ids = nn.functional.pad(marks, (0, 1)).gather(-1, first)
+        return adapter_ids[:, 0] if sequence_indices is None else adapter_ids.gather(-1, indices)
 
     def get_adapter_gate(self, adapter_ids: torch.Tensor) -> torch.Tensor:
-        """The scaling of each sequence's adapter in that adapter's columns, 0 elsewhere.
+        """The scaling of each sequence's (or token's) adapter in that adapter's columns, 0 elsewhere.
 
         Args:
-            adapter_ids (`torch.LongTensor` of shape `(batch_size,)`): Of `get_adapter_ids`.
+            adapter_ids (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, sequence_length)`):
+                Of `get_adapter_ids`.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, 1, sum of ranks)`.
+            `torch.FloatTensor` of shape `(batch_size, 1 or sequence_length, sum of ranks)`.
         """
         adapters = self.adapters
         owners, scales = [], []
@@ -175,8 +202,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
             owners += [adapter_id] * len(columns)
             scales += [adapters[adapter_id].scaling] * len(columns)
         device = adapter_ids.device
-        is_owner = adapter_ids.unsqueeze(-1) == torch.tensor(owners, device=device)  # [batch_size, sum of ranks]
-        return (is_owner * torch.tensor(scales, device=device)).unsqueeze(1)
+        adapter_ids = adapter_ids.view(len(adapter_ids), -1, 1)  # [batch_size, 1 or sequence_length, 1]
+        return (adapter_ids == torch.tensor(owners, device=device)) * torch.tensor(scales, device=device)
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """ViT features of images, to be given as `image_embeds` in place of `pixel_values`.
@@ -247,26 +274,26 @@ class RSMoEModel(RSMoEPreTrainedModel):
             )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
-    def _select_adapters(self, input_ids, adapter_ids, past_key_values, inputs_embeds) -> torch.Tensor:
+    def _select_adapters(
+        self, input_ids, adapter_ids, past_key_values, inputs_embeds, sequence_indices
+    ) -> torch.Tensor:
         """Given ids win; then what the cache remembers of its sequences; then the tokens of sequences read from their
         start."""
-        batch_size, device = inputs_embeds.shape[0], inputs_embeds.device
+        batch_size, sequence_length = inputs_embeds.shape[:2]
         if adapter_ids is None and past_key_values is not None and past_key_values.get_seq_length() > 0:
             adapter_ids = getattr(past_key_values, "adapter_ids", None)
             if adapter_ids is None or len(adapter_ids) != batch_size:
                 raise ValueError(
                     "past_key_values was not filled by this model for these sequences: pass `adapter_ids` as well."
                 )
-        if adapter_ids is not None:
-            if adapter_ids.shape != (batch_size,):
-                raise ValueError(
-                    f"adapter_ids has shape {tuple(adapter_ids.shape)}; expected ({batch_size},): one for each "
-                    "sequence."
-                )
-            return adapter_ids.to(device)
-        if input_ids is not None:
-            return self.get_adapter_ids(input_ids)
-        return torch.zeros(batch_size, dtype=torch.long, device=device)  # embeddings alone: the base LM reads them
+        if adapter_ids is None:
+            return self.get_adapter_ids(input_ids, inputs_embeds, sequence_indices)
+        if adapter_ids.shape not in ((batch_size,), (batch_size, sequence_length)):
+            raise ValueError(
+                f"adapter_ids has shape {tuple(adapter_ids.shape)}; expected ({batch_size},), one for each sequence, "
+                f"or ({batch_size}, {sequence_length}), one for each token."
+            )
+        return adapter_ids.to(inputs_embeds.device)
 
     def _adapter_kwargs(self, adapter_ids: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Keyword arguments by which each decoder layer knows the adapters of its sequences."""
@@ -313,9 +340,12 @@ class RSMoEModel(RSMoEPreTrainedModel):
             The instruction that each image is read under.
         qformer_attention_mask (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
             1 for its real tokens.
-        adapter_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Who reads each sequence (see `get_adapter_ids`), in place of adapter tokens. Without them `inputs_embeds`
-            are read by the base LM, and later tokens by whom `past_key_values` remembers, if this model made it.
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Where they begin anew within a row, without mask and cache, several sequences are packed into it, as
+            padding-free collators do: each is read by its own adapter.
+        adapter_ids (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, sequence_length)`, *optional*):
+            Who reads each sequence or token (see `get_adapter_ids`), in place of adapter tokens. Without them later
+            tokens are read by whom `past_key_values` remembers, if this model made it.
         mm_encoder_outputs (`dict`, *optional*):
             `{"image": get_image_features(...)}` in place of images.
         """
@@ -338,14 +368,21 @@ class RSMoEModel(RSMoEPreTrainedModel):
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
-        selected = self._select_adapters(input_ids, adapter_ids, past_key_values, inputs_embeds)
+        sequence_indices = None
+        if position_ids is not None and attention_mask is None and past_key_values is None:
+            # transformers' masks find packed rows in this way: a token sees its own sequence alone, but for a cache.
+            sequence_indices = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[:2]))
+        if sequence_indices is not None:
+            kwargs["use_cache"] = False
+        selected = self._select_adapters(input_ids, adapter_ids, past_key_values, inputs_embeds, sequence_indices)
         adapter_kwargs = self._adapter_kwargs(selected, inputs_embeds.dtype)
-        if adapter_kwargs:
-            self._check_hooks(past_key_values)
+        is_start = past_key_values is None or past_key_values.get_seq_length() == 0
+        if adapter_kwargs and is_start and not torch.compiler.is_compiling():
+            self.attach_adapters()
         if past_key_values is None:
             past_key_values = self._new_cache(kwargs.get("use_cache"))
         if isinstance(past_key_values, RSMoECache):
-            past_key_values.adapter_ids = selected
+            past_key_values.adapter_ids = selected if selected.ndim == 1 else selected[:, -1]
         clear_selection()
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -370,19 +407,12 @@ class RSMoEModel(RSMoEPreTrainedModel):
             image_hidden_states=image_features,
         )
 
-    def _check_hooks(self, past_key_values: Cache | None) -> None:
-        """Once for each sequence rather than at each decoding step."""
-        if torch.compiler.is_compiling() or (past_key_values is not None and past_key_values.get_seq_length() > 0):
-            return
-        check_attached(self.language_model, self.adapters)
-
 
 def _reattached(loaded: Any) -> Any:
-    """What `from_pretrained` returned, with its adapters hooked in anew: quantisers put modules of their own, without
-    our hooks, in the place of linear layers. Refuses a `device_map` that offloads router, experts or queries."""
+    """What `from_pretrained` returned, with its adapters hooked in: quantisers put modules of their own, without our
+    hooks, in the place of linear layers. Refuses a `device_map` that offloads router, experts or queries."""
     full_model = loaded[0] if isinstance(loaded, tuple) else loaded
     model = full_model.base_model
-    detach_adapters(model.language_model)
     model.attach_adapters()
     devices = {str(device) for device in (getattr(full_model, "hf_device_map", None) or {}).values()}
     if not devices & {"cpu", "disk"}:
@@ -538,7 +568,9 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
             Likewise.
         qformer_attention_mask (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
             Likewise.
-        adapter_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Likewise.
+        adapter_ids (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, sequence_length)`, *optional*):
             Likewise.
         mm_encoder_outputs (`dict`, *optional*):
             Likewise.
