@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.masking_utils import find_packed_sequence_indices
@@ -175,7 +176,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
         else:
             embeddings = self.get_input_embeddings()(tokens)
             is_token = torch.stack([(inputs_embeds == embedding).all(-1) for embedding in embeddings], dim=-1)
-            if not torch.compiler.is_compiling() and bool((is_token.sum(-1) > 1).any()):
+            if not is_compiling() and bool((is_token.sum(-1) > 1).any()):
                 raise RSMoEError("Adapter tokens with equal embeddings stand in inputs_embeds: pass adapter_ids.")
         # [batch_size, sequence_length]: the adapter of an adapter token, else 0
         marks = torch.where(is_token.any(-1), is_token.int().argmax(-1) + 1, 0)
@@ -301,7 +302,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
         # Where adapters train, the gate is always there: every one stays in the graph (DDP needs no search for absent
         # ones).
         trains = self.training and any(p.requires_grad for adapter in adapters for p in adapter.parameters())
-        if not (trains or torch.compiler.is_compiling() or bool(adapter_ids.any())):
+        if not (trains or is_compiling() or bool(adapter_ids.any())):
             return {}
         arguments = {"adapter_gate": self.get_adapter_gate(adapter_ids).to(dtype)}
         if any(adapter.config.expert_type == "full" for adapter in adapters):
@@ -376,8 +377,9 @@ class RSMoEModel(RSMoEPreTrainedModel):
             kwargs["use_cache"] = False
         selected = self._select_adapters(input_ids, adapter_ids, past_key_values, inputs_embeds, sequence_indices)
         adapter_kwargs = self._adapter_kwargs(selected, inputs_embeds.dtype)
-        is_start = past_key_values is None or past_key_values.get_seq_length() == 0
-        if adapter_kwargs and is_start and not torch.compiler.is_compiling():
+        # Once for each sequence rather than at each decoding step.
+        has_read = past_key_values is not None and not is_compiling() and past_key_values.get_seq_length() > 0
+        if adapter_kwargs and not has_read and not is_compiling():
             self.attach_adapters()
         if past_key_values is None:
             past_key_values = self._new_cache(kwargs.get("use_cache"))
