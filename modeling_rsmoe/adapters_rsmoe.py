@@ -5,6 +5,7 @@ over all sequences; forward hooks on their linear layers add what each sequence'
 about images, prompts or tokens.
 """
 
+import inspect
 import threading
 from contextlib import contextmanager
 from typing import Any, cast
@@ -192,6 +193,20 @@ def gate_columns(adapters: dict[int, RSMoEExpert]) -> dict[int, range]:
             columns[adapter_id] = range(start, start + adapter.config.r)
             start += adapter.config.r
     return columns
+
+
+def check_decoder(language_model: PreTrainedModel) -> None:
+    """Refuse a decoder whose layers pass no keyword arguments on to their attention: experts could not be selected."""
+    layer = decoder_layers(language_model)[0]
+    modules = {"model": language_model, "layer": layer, "attention": layer.get_submodule("self_attn")}
+    for place, module in modules.items():
+        parameters = inspect.signature(module.forward).parameters.values()
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            raise RSMoEError(
+                f"text_config.model_type {language_model.config.model_type!r} does not pass keyword arguments on to "
+                f"its attention ({place} {type(module).__name__} takes none); choose a decoder such as 'llama', "
+                "'qwen2', 'qwen3', 'mistral' or 'smollm3'."
+            )
 
 
 def attach_adapters(language_model: PreTrainedModel, adapters: dict[int, RSMoEExpert]) -> None:

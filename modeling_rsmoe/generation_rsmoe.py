@@ -64,6 +64,8 @@ class RSMoEGenerateOutput(GenerateDecoderOnlyOutput):
         sequences_scores (`torch.FloatTensor` of shape `(num_texts,)`, *optional*):
             How well the reranker found each text to fit its image, not a number for texts that were rewritten; without
             a reranker those of beams.
+        beam_indices (`torch.LongTensor` of shape `(num_texts, new_tokens)`, *optional*):
+            The beams that wrote each token of a rewritten text.
     """
 
     router_prompts: torch.Tensor | None = None
@@ -553,12 +555,13 @@ class RSMoEGenerationMixin(GenerationMixin):
         """Who reads each sequence is settled here, once for each `generate`, from the whole prompt; later steps carry
         it along, because a sequence's new tokens do not hold its adapter token."""
         if model_kwargs.get("adapter_ids") is None:
-            cache = model_kwargs.get("past_key_values")
+            cache, inputs_embeds = (model_kwargs.get(name) for name in ("past_key_values", "inputs_embeds"))
             if isinstance(cache, RSMoECache) and cache.adapter_ids is not None:
                 model_kwargs["adapter_ids"] = cache.adapter_ids
-            else:
-                ids = input_ids if input_ids is not None and input_ids.shape[1] else None
-                model_kwargs["adapter_ids"] = self.model.get_adapter_ids(ids, model_kwargs.get("inputs_embeds"))
+            elif input_ids is not None and input_ids.shape[1]:
+                model_kwargs["adapter_ids"] = self.model.get_adapter_ids(input_ids)
+            elif inputs_embeds is not None:
+                model_kwargs["adapter_ids"] = self.model.get_adapter_ids(inputs_embeds=inputs_embeds)
         expand: Callable = super()._expand_inputs_for_generation  # type: ignore[misc]
         return expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
 

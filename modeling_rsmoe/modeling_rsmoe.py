@@ -5,7 +5,6 @@ Every LLM call is one sequence of a batch, read by one adapter: a special token 
 """
 
 import copy
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,6 +24,7 @@ from transformers.utils.generic import can_return_tuple
 from .adapters_rsmoe import (
     RSMoECache,
     attach_adapters,
+    check_decoder,
     clear_selection,
     detach_adapters,
     gate_columns,
@@ -75,7 +75,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
         self.encoder = RSMoEVisionLanguageEncoder(config)
         self.language_model = AutoModel.from_config(config.text_config)
         layers = decoder_layers(self.language_model)
-        _check_keyword_arguments(self.language_model)
+        check_decoder(self.language_model)
         self.router = RSMoEInstructionRouter(config.router_config, layers)
         self.experts = nn.ModuleDict({name: RSMoEExpert(config.expert_config, layers) for name in config.expert_names})
         self.reranker: RSMoEReranker | None = None
@@ -427,20 +427,6 @@ def _reattached(loaded: Any) -> Any:
                 "model.language_model.layers may be on disk."
             )
     return loaded
-
-
-def _check_keyword_arguments(language_model) -> None:
-    """Refuse a decoder whose layers pass no keyword arguments on to their attention: experts could not be selected."""
-    layer = decoder_layers(language_model)[0]
-    modules = {"model": language_model, "layer": layer, "attention": layer.get_submodule("self_attn")}
-    for place, module in modules.items():
-        parameters = inspect.signature(module.forward).parameters.values()
-        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-            raise RSMoEError(
-                f"text_config.model_type {language_model.config.model_type!r} does not pass keyword arguments on to "
-                f"its attention ({place} {type(module).__name__} takes none); choose a decoder such as 'llama', "
-                "'qwen2', 'qwen3', 'mistral' or 'smollm3'."
-            )
 
 
 class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
