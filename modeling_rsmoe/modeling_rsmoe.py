@@ -5,13 +5,11 @@ Every LLM call is one sequence of a batch, read by one adapter: a special token 
 """
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.compiler import is_compiling
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.masking_utils import find_packed_sequence_indices
@@ -22,12 +20,11 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from .adapters_rsmoe import (
+    RSMoEAdapterMixin,
     RSMoECache,
-    attach_adapters,
     check_decoder,
     clear_selection,
     detach_adapters,
-    gate_columns,
     selected_adapters,
 )
 from .base_rsmoe import RSMoEPreTrainedModel
@@ -64,7 +61,7 @@ class RSMoECausalLMOutputWithPast(CausalLMOutputWithPast):
     image_hidden_states: torch.FloatTensor | None = None
 
 
-class RSMoEModel(RSMoEPreTrainedModel):
+class RSMoEModel(RSMoEAdapterMixin, RSMoEPreTrainedModel):
     """RS-MoE without a language modeling head: encoder, base LM, router and experts."""
 
     config_class = RSMoEConfig
@@ -107,22 +104,6 @@ class RSMoEModel(RSMoEPreTrainedModel):
         self.language_model = decoder
         self.attach_adapters()
 
-    @property
-    def adapters(self) -> dict[int, RSMoEExpert]:
-        """Who can read a sequence besides the base LM (id 0): 1 the router, from 2 on the experts in order."""
-        experts = cast(Iterable[RSMoEExpert], self.experts.values())
-        return dict(enumerate([self.router, *experts], start=1))
-
-    def attach_adapters(self) -> None:
-        """Hook router and experts into the base LM. `forward` does so itself; only compiled code has to be told that
-        layers of the language model were replaced."""
-        attach_adapters(self.language_model, self.adapters)
-
-    def reset_adapters(self) -> None:
-        """Start router and experts at the base LM exactly: the beginning of stage 2 [paper]."""
-        for adapter in self.adapters.values():
-            adapter.reset_to(self.language_model)
-
     def add_reranker(self, rank: int, buckets: int) -> RSMoEReranker:
         """Put a new reranker in place, to be fitted (`modeling_rsmoe.training.reranker`); rank and buckets as in the
         configuration."""
@@ -133,78 +114,6 @@ class RSMoEModel(RSMoEPreTrainedModel):
     def remove_reranker(self) -> None:
         """Leave the model without one."""
         self.reranker, self.config.reranker_rank = None, 0
-
-    def expert(self, name: str) -> RSMoEExpert:
-        """The expert of a name.
-
-        Args:
-            name (`str`): One of `config.expert_names`.
-
-        Raises:
-            RSMoEError: an unknown name; the known ones are listed.
-        """
-        if name not in self.experts:
-            raise RSMoEError(f"Unknown expert {name!r}; this model has {', '.join(self.experts)}.")
-        return cast(RSMoEExpert, self.experts[name])
-
-    def get_adapter_ids(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        sequence_indices: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Who reads each sequence, from its first adapter token: 0 the base LM, 1 the router, 2... the experts.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                From the start of the sequences.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
-                In place of `input_ids`: adapter tokens are known by their embeddings.
-            sequence_indices (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Which sequence of its row each token is of, where several are packed into one, counted from 0.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch_size,)`, or of packed rows `(batch_size, sequence_length)`.
-
-        Raises:
-            RSMoEError: adapter tokens that have the same embedding stand in `inputs_embeds`.
-        """
-        device = cast(torch.Tensor, inputs_embeds if input_ids is None else input_ids).device
-        tokens = torch.tensor(self.config.adapter_token_ids, device=device)
-        if input_ids is not None:
-            is_token = input_ids.unsqueeze(-1) == tokens  # [batch_size, sequence_length, adapters]
-        else:
-            embeddings = self.get_input_embeddings()(tokens)
-            is_token = torch.stack([(inputs_embeds == embedding).all(-1) for embedding in embeddings], dim=-1)
-            if not is_compiling() and bool((is_token.sum(-1) > 1).any()):
-                raise RSMoEError("Adapter tokens with equal embeddings stand in inputs_embeds: pass adapter_ids.")
-        # [batch_size, sequence_length]: the adapter of an adapter token, else 0
-        marks = torch.where(is_token.any(-1), is_token.int().argmax(-1) + 1, 0)
-        places = torch.arange(marks.shape[1], device=marks.device).expand_as(marks)
-        indices = torch.zeros_like(marks) if sequence_indices is None else sequence_indices
-        beyond = torch.full_like(marks, marks.shape[1])
-        first = beyond.scatter_reduce(-1, indices, torch.where(marks > 0, places, beyond), "amin")  # of each sequence
-        adapter_ids = nn.functional.pad(marks, (0, 1)).gather(-1, first)
-        return adapter_ids[:, 0] if sequence_indices is None else adapter_ids.gather(-1, indices)
-
-    def get_adapter_gate(self, adapter_ids: torch.Tensor) -> torch.Tensor:
-        """The scaling of each sequence's (or token's) adapter in that adapter's columns, 0 elsewhere.
-
-        Args:
-            adapter_ids (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, sequence_length)`):
-                Of `get_adapter_ids`.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, 1 or sequence_length, sum of ranks)`.
-        """
-        adapters = self.adapters
-        owners, scales = [], []
-        for adapter_id, columns in gate_columns(adapters).items():
-            owners += [adapter_id] * len(columns)
-            scales += [adapters[adapter_id].scaling] * len(columns)
-        device = adapter_ids.device
-        adapter_ids = adapter_ids.view(len(adapter_ids), -1, 1)  # [batch_size, 1 or sequence_length, 1]
-        return (adapter_ids == torch.tensor(owners, device=device)) * torch.tensor(scales, device=device)
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """ViT features of images, to be given as `image_embeds` in place of `pixel_values`.
@@ -275,40 +184,6 @@ class RSMoEModel(RSMoEPreTrainedModel):
             )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
-    def _select_adapters(
-        self, input_ids, adapter_ids, past_key_values, inputs_embeds, sequence_indices
-    ) -> torch.Tensor:
-        """Given ids win; then what the cache remembers of its sequences; then the tokens of sequences read from their
-        start."""
-        batch_size, sequence_length = inputs_embeds.shape[:2]
-        if adapter_ids is None and past_key_values is not None and past_key_values.get_seq_length() > 0:
-            adapter_ids = getattr(past_key_values, "adapter_ids", None)
-            if adapter_ids is None or len(adapter_ids) != batch_size:
-                raise ValueError(
-                    "past_key_values was not filled by this model for these sequences: pass `adapter_ids` as well."
-                )
-        if adapter_ids is None:
-            return self.get_adapter_ids(input_ids, inputs_embeds, sequence_indices)
-        if adapter_ids.shape not in ((batch_size,), (batch_size, sequence_length)):
-            raise ValueError(
-                f"adapter_ids has shape {tuple(adapter_ids.shape)}; expected ({batch_size},), one for each sequence, "
-                f"or ({batch_size}, {sequence_length}), one for each token."
-            )
-        return adapter_ids.to(inputs_embeds.device)
-
-    def _adapter_kwargs(self, adapter_ids: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Keyword arguments by which each decoder layer knows the adapters of its sequences."""
-        adapters = self.adapters.values()
-        # Where adapters train, the gate is always there: every one stays in the graph (DDP needs no search for absent
-        # ones).
-        trains = self.training and any(p.requires_grad for adapter in adapters for p in adapter.parameters())
-        if not (trains or is_compiling() or bool(adapter_ids.any())):
-            return {}
-        arguments = {"adapter_gate": self.get_adapter_gate(adapter_ids).to(dtype)}
-        if any(adapter.config.expert_type == "full" for adapter in adapters):
-            arguments["adapter_ids"] = adapter_ids
-        return arguments
-
     def _new_cache(self, use_cache: bool | None) -> RSMoECache | None:
         """What the decoder would make for itself, with a memory of who reads its sequences."""
         use_cache = self.language_model.config.use_cache if use_cache is None else use_cache
@@ -377,9 +252,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
             kwargs["use_cache"] = False
         selected = self._select_adapters(input_ids, adapter_ids, past_key_values, inputs_embeds, sequence_indices)
         adapter_kwargs = self._adapter_kwargs(selected, inputs_embeds.dtype)
-        # Once for each sequence rather than at each decoding step.
-        has_read = past_key_values is not None and not is_compiling() and past_key_values.get_seq_length() > 0
-        if adapter_kwargs and not has_read and not is_compiling():
+        has_begun = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if adapter_kwargs and not torch.compiler.is_compiling() and not has_begun:  # once for each sequence
             self.attach_adapters()
         if past_key_values is None:
             past_key_values = self._new_cache(kwargs.get("use_cache"))
