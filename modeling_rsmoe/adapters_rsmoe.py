@@ -2,9 +2,10 @@
 
 Each sequence is read by one adapter (the router or an expert), or by the base LM alone. The decoder's layers run once
 over all sequences; forward hooks on their linear layers add what each sequence's adapter changes. Nothing here knows
-about images, prompts or tokens.
+about images or prompts.
 """
 
+import inspect
 import threading
 from contextlib import contextmanager
 from typing import Any, cast
@@ -25,13 +26,16 @@ class _CallState(threading.local):
     """What the hooks of a decoder layer know of the call that runs it. Each thread has its own, so that several may
     use one model; a layer's hooks set it anew before they read it."""
 
-    gate: torch.Tensor | None = None  # [batch_size, 1, sum of ranks]: the adapter's scaling, 0 in others' columns
-    adapter_ids: torch.Tensor | None = None  # [batch_size]; only where there are `full` experts
+    # [batch_size, 1 or sequence_length, sum of ranks]: the adapter's scaling, 0 in others' columns
+    gate: torch.Tensor | None = None
+    # [batch_size] or [batch_size, sequence_length]; only where there are `full` experts
+    adapter_ids: torch.Tensor | None = None
     norm_input: torch.Tensor | None = None  # [batch_size, sequence_length, hidden_size]: input of the first norm
     stacks: "dict[int, tuple[torch.Tensor, torch.Tensor]] | None" = None  # by hook, for as long as `stacked_adapters`
 
 
 _STATE = _CallState()
+_ATTACHING = threading.Lock()
 
 
 @contextmanager
@@ -53,18 +57,18 @@ class SelectAdapters:
     without an error).
     """
 
-    def __init__(self, first_norms: dict[int, nn.Module]):
+    def __init__(self, first_norms: "ReplaceOutputs | None"):
         self.first_norms = first_norms
 
     def __call__(self, module, args, kwargs):
         kwargs = dict(kwargs)  # attention backends never see our arguments
         _STATE.gate = kwargs.pop("adapter_gate", None)
         _STATE.adapter_ids = kwargs.pop("adapter_ids", None)
-        if self.first_norms and _STATE.adapter_ids is not None:
+        if self.first_norms is not None and _STATE.adapter_ids is not None:
             # The first norm ran before the adapters were known here: sequences of `full` experts get their norm now.
             hidden = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
             norm_input = cast(torch.Tensor, _STATE.norm_input)
-            hidden = replace_outputs(hidden, norm_input, _STATE.adapter_ids, self.first_norms)
+            hidden = self.first_norms.replace(hidden, norm_input, _STATE.adapter_ids)
             args = (hidden, *args[1:])
         _STATE.norm_input = None
         return args, kwargs
@@ -116,26 +120,26 @@ class AddLowRank:
 
 
 class ReplaceOutputs:
-    """Forward hook of any layer with weights: sequences of a `full` expert get the output of that expert's layer."""
+    """Forward hook of any module with weights: what a `full` expert reads gets the output of that expert's own. It is
+    looked up at each call, because an adapter library may have wrapped it."""
 
-    def __init__(self, layers: dict[int, nn.Module]):
-        self.layers = layers
+    def __init__(self, experts: dict[int, RSMoEExpert], index: int, path: str):
+        self.experts, self.index, self.path = experts, index, path
 
     def __call__(self, module, args, output):
-        if _STATE.adapter_ids is None:
-            return output
-        return replace_outputs(output, args[0], _STATE.adapter_ids, self.layers)
+        return output if _STATE.adapter_ids is None else self.replace(output, args[0], _STATE.adapter_ids)
+
+    def replace(self, output: torch.Tensor, x: torch.Tensor, adapter_ids: torch.Tensor) -> torch.Tensor:
+        """`output` [batch_size, sequence_length, ...], with each expert's own at the sequences or tokens it reads."""
+        for adapter_id, expert in self.experts.items():
+            places = (adapter_ids == adapter_id).nonzero(as_tuple=True)
+            if places[0].numel():
+                own = expert.module_at(self.index, self.path)(x[places])
+                output = output.index_put(places, own.to(output.dtype))
+        return output
 
 
-def replace_outputs(
-    output: torch.Tensor, x: torch.Tensor, adapter_ids: torch.Tensor, layers: dict[int, nn.Module]
-) -> torch.Tensor:
-    """`output` [batch_size, ...] with `layer(x)` in the sequences of each layer's adapter."""
-    for adapter_id, layer in layers.items():
-        sequences = (adapter_ids == adapter_id).nonzero().flatten()
-        if sequences.numel():
-            output = output.index_copy(0, sequences, layer(x[sequences]).to(output.dtype))
-    return output
+HOOKS = (SelectAdapters, KeepNormInput, AddLowRank, ReplaceOutputs)
 
 
 class RSMoECache(DynamicCache):
@@ -181,12 +185,6 @@ def local_shard(weight: torch.Tensor) -> torch.Tensor:
     return cast(Any, weight).to_local()
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether `module`, or what an adapter library wrapped into it, carries one of our hooks."""
-    hooks = [hook for child in module.modules() for hook in child._forward_hooks.values()]
-    return any(isinstance(hook, (AddLowRank, KeepNormInput, ReplaceOutputs)) for hook in hooks)
-
-
 def gate_columns(adapters: dict[int, RSMoEExpert]) -> dict[int, range]:
     """Columns of the gate that belong to each adapter with low-rank weights: one for each of its ranks."""
     columns, start = {}, 0
@@ -197,55 +195,200 @@ def gate_columns(adapters: dict[int, RSMoEExpert]) -> dict[int, range]:
     return columns
 
 
+def check_decoder(language_model: PreTrainedModel) -> None:
+    """Refuse a decoder whose layers pass no keyword arguments on to their attention: experts could not be selected."""
+    layer = decoder_layers(language_model)[0]
+    modules = {"model": language_model, "layer": layer, "attention": layer.get_submodule("self_attn")}
+    for place, module in modules.items():
+        parameters = inspect.signature(module.forward).parameters.values()
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            raise RSMoEError(
+                f"text_config.model_type {language_model.config.model_type!r} does not pass keyword arguments on to "
+                f"its attention ({place} {type(module).__name__} takes none); choose a decoder such as 'llama', "
+                "'qwen2', 'qwen3', 'mistral' or 'smollm3'."
+            )
+
+
 def attach_adapters(language_model: PreTrainedModel, adapters: dict[int, RSMoEExpert]) -> None:
-    """Hook adapters, by id, into the decoder. Safe to call again: what is hooked stays as it is."""
+    """Hook adapters, by id, into the decoder. What is hooked stays as it is; what was replaced is hooked anew; what an
+    adapter library wrapped is hooked as a whole, because it may scale what it wraps (DoRA)."""
     columns = gate_columns(adapters)
-    for index, layer in enumerate(decoder_layers(language_model)):
-        pairs: dict[str, dict[int, LowRank]] = {}
-        full_layers: dict[str, dict[int, nn.Module]] = {}
-        for adapter_id, adapter in adapters.items():
-            for path, module in adapter.layers[index].named_modules():
-                if isinstance(module, LowRank):
-                    pairs.setdefault(path, {})[adapter_id] = module
-                elif adapter.config.expert_type == "full" and module._parameters:
-                    full_layers.setdefault(path, {})[adapter_id] = module
-        first_norms = full_layers.pop(FIRST_NORM, {})
-        attention = layer.get_submodule("self_attn")
-        if not any(isinstance(hook, SelectAdapters) for hook in attention._forward_pre_hooks.values()):
-            attention.register_forward_pre_hook(SelectAdapters(first_norms), with_kwargs=True)
-        if first_norms and not is_hooked(layer.get_submodule(FIRST_NORM)):
-            layer.get_submodule(FIRST_NORM).register_forward_hook(KeepNormInput())
-        for path in dict.fromkeys([*pairs, *full_layers]):
-            target = layer.get_submodule(path)
-            if is_hooked(target):
-                continue
-            if path in pairs:
-                has_all = list(pairs[path]) == list(columns)
-                path_columns = [column for adapter_id in pairs[path] for column in columns[adapter_id]]
-                target.register_forward_hook(AddLowRank(list(pairs[path].values()), None if has_all else path_columns))
-            if path in full_layers:
-                target.register_forward_hook(ReplaceOutputs(full_layers[path]))
+    with _ATTACHING:
+        for index, layer in enumerate(decoder_layers(language_model)):
+            by_place: dict[tuple[str, str], dict[int, RSMoEExpert]] = {}
+            for adapter_id, adapter in adapters.items():
+                for path in adapter.paths[index]:
+                    by_place.setdefault((adapter.config.expert_type, path), {})[adapter_id] = adapter
+            first_norms = None
+            for (expert_type, path), experts in by_place.items():
+                module = layer.get_submodule(path)
+                if expert_type == "lora":
+                    if not is_hooked(module, AddLowRank):
+                        pairs = [cast(LowRank, expert.module_at(index, path)) for expert in experts.values()]
+                        own_columns = [column for adapter_id in experts for column in columns[adapter_id]]
+                        _hook(module, AddLowRank(pairs, None if len(experts) == len(columns) else own_columns))
+                    continue
+                replace = ReplaceOutputs(experts, index, path)
+                if path == FIRST_NORM:
+                    first_norms = replace
+                _hook(module, KeepNormInput() if path == FIRST_NORM else replace)
+            attention = layer.get_submodule("self_attn")
+            if not is_hooked(attention, SelectAdapters):
+                attention.register_forward_pre_hook(SelectAdapters(first_norms), with_kwargs=True)
 
 
-def detach_adapters(language_model: PreTrainedModel) -> None:
-    """Take every hook of ours off the decoder, so that `attach_adapters` can hook other adapters."""
-    for module in language_model.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+def is_hooked(module: nn.Module, *kinds: type) -> bool:
+    """Whether `module` itself carries a hook of ours, or of these kinds of them."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(isinstance(hook, kinds or HOOKS) for hook in hooks)
+
+
+def _hook(module: nn.Module, hook: Any) -> None:
+    if not is_hooked(module, type(hook)):
+        detach_adapters(module, type(hook))  # from what it wraps
+        module.register_forward_hook(hook)
+
+
+def detach_adapters(module: nn.Module, *kinds: type) -> None:
+    """Take our hooks, all or of these kinds, off `module` and what is within it."""
+    for child in module.modules():
+        for hooks in (child._forward_hooks, child._forward_pre_hooks):
             for key, hook in list(hooks.items()):
-                if isinstance(hook, (AddLowRank, KeepNormInput, ReplaceOutputs, SelectAdapters)):
+                if isinstance(hook, kinds or HOOKS):
                     del hooks[key]
 
 
-def check_attached(language_model: PreTrainedModel, adapters: dict[int, RSMoEExpert]) -> None:
-    """Raise if a layer was swapped for one without our hook: its sequences would silently be the base LM's."""
-    for index, layer in enumerate(decoder_layers(language_model)):
-        for adapter in adapters.values():
-            for path, module in adapter.layers[index].named_modules():
-                if module._parameters and not is_hooked(layer.get_submodule(path)):
-                    raise RSMoEError(
-                        f"language_model.layers.{index}.{path} was replaced after the adapters were attached; call "
-                        "`model.attach_adapters()`."
-                    )
+class RSMoEAdapterMixin:
+    """What [`RSMoEModel`] knows of router and experts: who they are, and who reads each sequence or token."""
+
+    # Of the model that this is mixed into.
+    config: Any
+    training: bool
+    language_model: Any
+    router: Any
+    experts: Any
+    get_input_embeddings: Any
+
+    @property
+    def adapters(self) -> dict[int, RSMoEExpert]:
+        """Who can read a sequence besides the base LM (id 0): 1 the router, from 2 on the experts in order."""
+        return dict(enumerate([self.router, *self.experts.values()], start=1))
+
+    def attach_adapters(self) -> None:
+        """Hook router and experts into the base LM. `forward` does so itself; only compiled code has to be told that
+        layers of the language model were replaced."""
+        attach_adapters(self.language_model, self.adapters)
+
+    def reset_adapters(self) -> None:
+        """Start router and experts at the base LM exactly: the beginning of stage 2 [paper]."""
+        for adapter in self.adapters.values():
+            adapter.reset_to(self.language_model)
+
+    def expert(self, name: str) -> RSMoEExpert:
+        """The expert of a name.
+
+        Args:
+            name (`str`): One of `config.expert_names`.
+
+        Raises:
+            RSMoEError: an unknown name; the known ones are listed.
+        """
+        if name not in self.experts:
+            raise RSMoEError(f"Unknown expert {name!r}; this model has {', '.join(self.experts)}.")
+        return cast(RSMoEExpert, self.experts[name])
+
+    def get_adapter_ids(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        sequence_indices: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Who reads each sequence, from its first adapter token: 0 the base LM, 1 the router, 2... the experts.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                From the start of the sequences.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                In place of `input_ids`: adapter tokens are known by their embeddings.
+            sequence_indices (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Which sequence of its row each token is of, where several are packed into one, counted from 0.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size,)`, or of packed rows `(batch_size, sequence_length)`.
+
+        Raises:
+            RSMoEError: adapter tokens that have the same embedding stand in `inputs_embeds`.
+        """
+        device = cast(torch.Tensor, inputs_embeds if input_ids is None else input_ids).device
+        tokens = torch.tensor(self.config.adapter_token_ids, device=device)
+        if input_ids is not None:
+            is_token = input_ids.unsqueeze(-1) == tokens  # [batch_size, sequence_length, adapters]
+        else:
+            embeddings = self.get_input_embeddings()(tokens)
+            is_token = torch.stack([(inputs_embeds == embedding).all(-1) for embedding in embeddings], dim=-1)
+            if not torch.compiler.is_compiling() and bool((is_token.sum(-1) > 1).any()):
+                raise RSMoEError("Adapter tokens with equal embeddings stand in inputs_embeds: pass adapter_ids.")
+        # [batch_size, sequence_length]: the adapter of an adapter token, else 0
+        marks = torch.where(is_token.any(-1), is_token.int().argmax(-1) + 1, 0)
+        places = torch.arange(marks.shape[1], device=marks.device).expand_as(marks)
+        indices = torch.zeros_like(marks) if sequence_indices is None else sequence_indices
+        beyond = torch.full_like(marks, marks.shape[1])
+        first = beyond.scatter_reduce(-1, indices, torch.where(marks > 0, places, beyond), "amin")  # of each sequence
+        adapter_ids = nn.functional.pad(marks, (0, 1)).gather(-1, first)
+        return adapter_ids[:, 0] if sequence_indices is None else adapter_ids.gather(-1, indices)
+
+    def get_adapter_gate(self, adapter_ids: torch.Tensor) -> torch.Tensor:
+        """The scaling of each sequence's (or token's) adapter in that adapter's columns, 0 elsewhere.
+
+        Args:
+            adapter_ids (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, sequence_length)`):
+                Of `get_adapter_ids`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, 1 or sequence_length, sum of ranks)`.
+        """
+        adapters = self.adapters
+        owners, scales = [], []
+        for adapter_id, columns in gate_columns(adapters).items():
+            owners += [adapter_id] * len(columns)
+            scales += [adapters[adapter_id].scaling] * len(columns)
+        device = adapter_ids.device
+        adapter_ids = adapter_ids.view(len(adapter_ids), -1, 1)  # [batch_size, 1 or sequence_length, 1]
+        return (adapter_ids == torch.tensor(owners, device=device)) * torch.tensor(scales, device=device)
+
+    def _select_adapters(
+        self, input_ids, adapter_ids, past_key_values, inputs_embeds, sequence_indices
+    ) -> torch.Tensor:
+        """Given ids win; then what the cache remembers of its sequences; then the tokens of sequences read from their
+        start."""
+        batch_size, sequence_length = inputs_embeds.shape[:2]
+        if adapter_ids is None and past_key_values is not None and past_key_values.get_seq_length() > 0:
+            adapter_ids = getattr(past_key_values, "adapter_ids", None)
+            if adapter_ids is None or len(adapter_ids) != batch_size:
+                raise ValueError(
+                    "past_key_values was not filled by this model for these sequences: pass `adapter_ids` as well."
+                )
+        if adapter_ids is None:
+            return self.get_adapter_ids(input_ids, inputs_embeds, sequence_indices)
+        if adapter_ids.shape not in ((batch_size,), (batch_size, sequence_length)):
+            raise ValueError(
+                f"adapter_ids has shape {tuple(adapter_ids.shape)}; expected ({batch_size},), one for each sequence, "
+                f"or ({batch_size}, {sequence_length}), one for each token."
+            )
+        return adapter_ids.to(inputs_embeds.device)
+
+    def _adapter_kwargs(self, adapter_ids: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Keyword arguments by which each decoder layer knows the adapters of its sequences."""
+        adapters = self.adapters.values()
+        # Where adapters train, the gate is always there: every one stays in the graph (DDP needs no search for absent
+        # ones).
+        trains = self.training and any(p.requires_grad for adapter in adapters for p in adapter.parameters())
+        if not (trains or torch.compiler.is_compiling() or bool(adapter_ids.any())):
+            return {}
+        arguments = {"adapter_gate": self.get_adapter_gate(adapter_ids).to(dtype)}
+        if any(adapter.config.expert_type == "full" for adapter in adapters):
+            arguments["adapter_ids"] = adapter_ids
+        return arguments
 
 
 def selected_adapters() -> bool:

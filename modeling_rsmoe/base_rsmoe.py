@@ -28,6 +28,11 @@ class RSMoEPreTrainedModel(PreTrainedModel):
     ]
     _keep_in_fp32_modules = [r"(?:model\.)?(?:encoder\.(?:qformer|query_tokens|projection)|reranker)"]
 
+    @classmethod
+    def is_backend_compatible(cls):
+        """No: engines that ask (vLLM, SGLang) feed single tokens of many requests, which do not say who reads them."""
+        return False
+
     def save_pretrained(self, *args, **kwargs):
         """As of every model. What saving writes into a configuration (class, code) goes into a copy: encoder, router
         and experts share theirs with the whole model."""

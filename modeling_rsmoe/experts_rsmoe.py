@@ -3,7 +3,7 @@
 How the sequences of one batch are read by several experts at once stands in `adapters_rsmoe`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +15,10 @@ from transformers import initialization as init
 from .base_rsmoe import RSMoEPreTrainedModel
 from .configuration_rsmoe import RSMoEExpertConfig
 from .errors_rsmoe import RSMoEError
+
+
+# Ends the names of low-rank pairs: PEFT's `target_modules` go by the ends of names, and mean the decoder's own layers.
+PAIR = "_lora"
 
 
 class LowRank(nn.Module):
@@ -89,13 +93,15 @@ class RSMoEExpert(RSMoEPreTrainedModel):
                 layers = decoder_layers(AutoModel.from_config(config.text_config))
         if config.expert_type == "full":
             self.layers = nn.ModuleList(type(layer)(config.text_config, index) for index, layer in enumerate(layers))
+            self.paths = [[path for path, module in layer.named_modules() if module._parameters] for layer in layers]
         else:
             self.layers = nn.ModuleList(self._low_rank_tree(layer) for layer in layers)
+            self.paths = [list(target_linears(layer, config.target_modules)) for layer in layers]
         self.post_init()
         self._tp_plan = self._tensor_parallel_plan()
 
     def _low_rank_tree(self, layer: nn.Module) -> nn.Module:
-        """Pairs in empty modules, so that parameter names equal the decoder's own."""
+        """Pairs in empty modules, so that they stand where the decoder's own layers do."""
         root = nn.Module()
         for path, linear in target_linears(layer, self.config.target_modules).items():
             *parents, name = path.split(".")
@@ -104,7 +110,7 @@ class RSMoEExpert(RSMoEPreTrainedModel):
                 if not hasattr(node, parent):
                     node.add_module(parent, nn.Module())
                 node = getattr(node, parent)
-            node.add_module(name, LowRank(linear.in_features, linear.out_features, self.config.r))
+            node.add_module(name + PAIR, LowRank(linear.in_features, linear.out_features, self.config.r))
         return root
 
     def _tensor_parallel_plan(self) -> dict[str, str]:
@@ -116,7 +122,7 @@ class RSMoEExpert(RSMoEPreTrainedModel):
             return plan
         sides = {"colwise": "lora_B", "rowwise": "lora_A"}
         return {
-            f"{rule}.{sides[style]}": style
+            f"{rule}{PAIR}.{sides[style]}": style
             for rule, style in plan.items()
             if style in sides and rule.split(".")[-1] in self.config.target_modules
         }
@@ -131,6 +137,16 @@ class RSMoEExpert(RSMoEPreTrainedModel):
 
     def forward(self, *args, **kwargs):
         raise RSMoEError("An expert is read through RSMoEModel, or as a plain decoder after `merge_into(decoder)`.")
+
+    def module_at(self, index: int, path: str) -> nn.Module:
+        """What it has for the decoder's module at `path` (one of `paths[index]`) of layer `index`."""
+        return self.layers[index].get_submodule(path if self.config.expert_type == "full" else path + PAIR)
+
+    def named_pairs(self) -> Iterator[tuple[str, LowRank]]:
+        """Its low-rank pairs, by the names of the decoder's own layers (`layers.0.self_attn.q_proj`)."""
+        for index, paths in enumerate(self.paths):
+            for path in paths:
+                yield f"layers.{index}.{path}", cast(LowRank, self.module_at(index, path))
 
     @property
     def scaling(self) -> float:
@@ -167,14 +183,12 @@ class RSMoEExpert(RSMoEPreTrainedModel):
             RSMoEError: its weights are quantised.
         """
         check_float(language_model)
-        for layer, expert_layer in zip(decoder_layers(language_model), self.layers):
-            if self.config.expert_type == "full":
-                layer.load_state_dict(expert_layer.state_dict())
-                continue
-            for path, linear in target_linears(layer, self.config.target_modules).items():
-                pair = cast(LowRank, expert_layer.get_submodule(path))
-                delta = self.scaling * (pair.lora_B.float() @ pair.lora_A.float())
-                linear.weight.copy_(linear.weight.float() + delta)
+        if self.config.expert_type == "full":
+            decoder_layers(language_model).load_state_dict(self.layers.state_dict())
+            return language_model
+        for name, pair in self.named_pairs():
+            weight = cast(nn.Linear, language_model.get_submodule(name)).weight
+            weight.copy_(weight.float() + self.scaling * (pair.lora_B.float() @ pair.lora_A.float()))
         return language_model
 
     def load_weights(self, folder: str | Path) -> None:

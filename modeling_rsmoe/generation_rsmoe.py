@@ -7,33 +7,32 @@ how the experts' texts become one answer; the fusions here are [our decision].
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from os.path import commonprefix
 from typing import Any, cast
 
 import torch
-from transformers.generation import GenerateDecoderOnlyOutput, GenerationMixin
+from transformers.generation import GenerateDecoderOnlyOutput, GenerationMixin, PrefixConstrainedLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .adapters_rsmoe import RSMoECache, stacked_adapters
+from .arguments_rsmoe import (
+    DEFAULTS,
+    FUSIONS,
+    OUTPUT_FIELDS,
+    PLAIN_GREEDY,
+    ROUTER_MODES,
+    check_arguments,
+    of_experts,
+    of_router,
+    of_text,
+)
 from .errors_rsmoe import RSMoEError
 from .prompting_rsmoe import TASKS
+from .sequences_rsmoe import Tokens, fill_slots, join_sentences, pad_left, pad_right, shared_prefix_length, unpad
 
 
-ROUTER_MODES = ("generated", "template", "none")
-FUSIONS = ("auto", "rerank", "rewrite", "concat")
-# Settings of the full model: keyword arguments of `generate`, else entries of a generation config, else these.
-DEFAULTS = {"router_mode": "generated", "fusion": "auto", "router_max_new_tokens": 24}
 # Tokens that a step of the rewriting base LM may take over from its prompt, which holds the expert texts: it copies
 # much of them. A step over so many more costs little, and the text stays the same (prompt lookup).
 LOOKUP_TOKENS = 3
-PLAIN_GREEDY = {  # what decoding arguments may be where every step takes its likeliest token
-    "do_sample": (None, False),
-    "num_beams": (None, 1),
-    "use_cache": (None, True),
-    "cache_implementation": (None,),
-    "prompt_lookup_num_tokens": (None,),
-    "assistant_model": (None,),
-}
 # Made by the processor for the full model; a model's own forward ignores them. Each kind of sequence has `_input_ids`
 # and `_attention_mask`.
 SEQUENCES = (
@@ -49,13 +48,12 @@ EXPERT_INPUTS = (
     "task_ids",  # [num_images]: places in `prompting_rsmoe.TASKS`
 )
 
-Tokens = list[int]
-
 
 @dataclass
 class RSMoEGenerateOutput(GenerateDecoderOnlyOutput):
     """
-    The other fields are those of every `generate`; `scores` and `logits` are the rewriting base LM's.
+    The other fields are those of every `generate`; `scores`, `logits`, `attentions` and `hidden_states` are the
+    rewriting base LM's.
 
     Args:
         sequences (`torch.LongTensor` of shape `(num_texts, sequence_length)`): The given prompt and the final text.
@@ -64,13 +62,17 @@ class RSMoEGenerateOutput(GenerateDecoderOnlyOutput):
             What each expert wrote; with `fusion="concat"` for each of `num_return_sequences`.
         prompt_length (`int`): How many tokens of `sequences` are the prompt.
         sequences_scores (`torch.FloatTensor` of shape `(num_texts,)`, *optional*):
-            How well the reranker found each text to fit its image; not a number for texts that were rewritten.
+            How well the reranker found each text to fit its image, not a number for texts that were rewritten; without
+            a reranker those of beams.
+        beam_indices (`torch.LongTensor` of shape `(num_texts, new_tokens)`, *optional*):
+            The beams that wrote each token of a rewritten text.
     """
 
     router_prompts: torch.Tensor | None = None
     expert_sequences: torch.Tensor | None = None
     prompt_length: int | None = None
     sequences_scores: torch.Tensor | None = None
+    beam_indices: torch.Tensor | None = None
 
 
 @dataclass
@@ -111,7 +113,11 @@ class RSMoEGenerationMixin(GenerationMixin):
 
         The full model runs when the processor's expert inputs are among the arguments (its default). Decoding
         arguments (greedy, beams, sampling, lengths) hold for the experts and for rewriting; the router always decodes
-        greedily, since its prompts are short and bound to the image [our decision].
+        greedily, since its prompts are short and bound to the image [our decision]. What follows or steers a text
+        (`stopping_criteria`, `logits_processor`, `prefix_allowed_tokens_fn`, `stop_strings`, `streamer`) belongs to
+        the text that you get: to rewriting or, with `"concat"` and `"rerank"`, to each expert's text, by a copy. It
+        sees your `input_ids` and the new tokens, a row for each image. A stopping criterion with `every_decode = True`
+        sees, and stops, the sequences of router, experts and rewriting.
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): As `input_ids`.
@@ -133,14 +139,17 @@ class RSMoEGenerationMixin(GenerationMixin):
             router_max_new_tokens (`int`, *optional*, defaults to 24): Limit of a router prompt.
             return_dict_in_generate (`bool`, *optional*):
                 Return [`RSMoEGenerateOutput`] with router prompts and expert texts.
-            **kwargs: As of every `generate`.
+            **kwargs:
+                As of every `generate`. `output_scores` and its like, `assistant_model` and `prompt_lookup_num_tokens`
+                are for texts that are rewritten.
 
         Returns:
             `torch.LongTensor` of shape `(num_texts, sequence_length)` (prompt and text), or [`RSMoEGenerateOutput`].
 
         Raises:
             RSMoEError: an unknown router mode or fusion (the known ones are listed), `"rerank"` of a model without a
-                reranker, or inputs that do not belong together.
+                reranker, inputs that do not belong together, an argument that the fusion cannot take, or logits that
+                are not finite.
         """
         expert_inputs = {name: kwargs.pop(name, None) for name in EXPERT_INPUTS}
         kwargs.pop("mm_token_type_ids", None)  # of servers that ask the processor for it; `input_ids` says the same
@@ -179,12 +188,6 @@ class RSMoEGenerationMixin(GenerationMixin):
             )
         return value
 
-    def _is_plain_greedy(self, kwargs: dict) -> bool:
-        """Whether every step takes its likeliest token."""
-        return all(
-            self._argument(name, kwargs, kwargs["generation_config"]) in plain for name, plain in PLAIN_GREEDY.items()
-        )
-
     def resolve_fusion(self, fusion: str, task_ids: torch.Tensor | None, num_images: int) -> list[str]:
         """The fusion of each image.
 
@@ -209,19 +212,22 @@ class RSMoEGenerationMixin(GenerationMixin):
         returns_dict = bool(self._argument("return_dict_in_generate", kwargs, config))
         num_samples = self._argument("num_return_sequences", kwargs, config) or 1
         fusions = self.resolve_fusion(settings["fusion"], expert_inputs["task_ids"], num_images)
+        check_arguments(lambda name: self._argument(name, kwargs, config), fusions)
+        if allowed := kwargs.pop("prefix_allowed_tokens_fn", None):
+            constraint = PrefixConstrainedLogitsProcessor(allowed, self._argument("num_beams", kwargs, config) or 1)
+            kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), constraint]
         sequences = self._sequences(input_ids, kwargs.pop("attention_mask", None), expert_inputs)
         images = self._encode_images(num_images, kwargs)
 
-        router_prompts = self._router_prompts(sequences, settings, images)
+        router_prompts = self._router_prompts(sequences, settings, images, of_router(kwargs))
         self._put_step(streamer, "router_prompts", router_prompts[0])
         candidates = self._write_candidates(
-            sequences, expert_inputs, router_prompts, images, fusions, num_samples, kwargs
+            input_ids, sequences, expert_inputs, router_prompts, images, fusions, num_samples, kwargs
         )
         self._put_step(streamer, "expert_texts", [texts[0] for texts in candidates[0][-num_experts:]])
         texts, extra = self._fuse(input_ids, sequences, images, candidates, fusions, num_samples, streamer, kwargs)
 
-        eos = self._eos_token_ids()[:1]
-        final = self._pad([text + eos for text in texts], input_ids.device)
+        final = self._pad(texts, input_ids.device)
         outputs = torch.cat([input_ids.repeat_interleave(num_samples, dim=0), final], dim=1)
         if not returns_dict:
             return outputs
@@ -265,25 +271,28 @@ class RSMoEGenerationMixin(GenerationMixin):
 
     # ---- the router
 
-    def _router_prompts(self, sequences: dict[str, list], settings: dict, images: _Images) -> list[list[Tokens]]:
+    def _router_prompts(
+        self, sequences: dict[str, list], settings: dict, images: _Images, arguments: dict
+    ) -> list[list[Tokens]]:
         """The prompt of each image's experts."""
         templates = sequences["template_prompt"]
         if settings["router_mode"] == "template":
             return templates
         if settings["router_mode"] == "none":
             return [[instruction] * len(templates[0]) for instruction in sequences["instruction"]]
-        written = self._route(sequences["router"], images.features, settings["router_max_new_tokens"])
+        arguments |= {"max_new_tokens": settings["router_max_new_tokens"]}
+        written = self._route(sequences["router"], images.features, arguments)
         # A router that says nothing leaves the expert its fixed prompt [our decision].
         return [
             [prompt or template for prompt, template in zip(image_prompts, image_templates)]
             for image_prompts, image_templates in zip(written, templates)
         ]
 
-    def _route(self, requests: list[list[Tokens]], features: torch.Tensor, limit: int) -> list[list[Tokens]]:
+    def _route(self, requests: list[list[Tokens]], features: torch.Tensor, arguments: dict) -> list[list[Tokens]]:
         """What the router writes for each image's experts. Its sequences of one image are alike up to the expert's
         name, the image included: so much is read once for all of them."""
         num_experts = len(requests[0])
-        decoding = {"max_new_tokens": limit, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+        decoding = {**arguments, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
         prefixes = [sequences[0][: shared_prefix_length(sequences)] for sequences in requests]
         rests = [request[len(prefix) :] for prefix, group in zip(prefixes, requests) for request in group]
         config = self.generation_config
@@ -319,7 +328,15 @@ class RSMoEGenerationMixin(GenerationMixin):
     # ---- the experts
 
     def _write_candidates(
-        self, sequences, expert_inputs, router_prompts, images: _Images, fusions: list[str], num_samples: int, kwargs
+        self,
+        input_ids,
+        sequences,
+        expert_inputs,
+        router_prompts,
+        images: _Images,
+        fusions: list[str],
+        num_samples: int,
+        kwargs,
     ) -> list[list[list[Tokens]]]:
         """For each image what its experts wrote, and before them the base LM where texts are reranked: a list of
         samples or beams for each."""
@@ -349,7 +366,9 @@ class RSMoEGenerationMixin(GenerationMixin):
                 prompts.append(image_prompts)
                 features.append(image_features)
             ids, mask = self._pad_left([prompt for group in prompts for prompt in group], images.embeds.device)
-            texts = iter(self._decode(ids, mask, torch.cat(features), **{**kwargs, "num_return_sequences": count}))
+            arguments = of_experts(kwargs, fusions, input_ids, ids.shape[1], len(prompts[0]))
+            arguments["num_return_sequences"] = count
+            texts = iter(self._decode(ids, mask, torch.cat(features), **arguments))
             for image, image_prompts in zip(members, prompts):
                 candidates[image] = [list(islice(texts, count)) for _ in image_prompts]
         return candidates
@@ -371,14 +390,16 @@ class RSMoEGenerationMixin(GenerationMixin):
     ) -> tuple[list[Tokens], dict[str, Any]]:
         """The final texts, `num_samples` of each image, and fields of the output."""
         texts: list[list[Tokens]] = [[] for _ in fusions]
+        eos = self._eos_token_ids()[:1]
         scores = torch.full((len(fusions), num_samples), torch.nan, device=images.embeds.device)
         for image, fusion in enumerate(fusions):
             if fusion == "concat":
                 ends = self.config.sentence_end_token_ids
-                texts[image] = [join_sentences(sample, ends) for sample in zip(*candidates[image])]
+                texts[image] = [join_sentences(sample, ends) + eos for sample in zip(*candidates[image])]
             elif fusion == "rerank":
                 embeds = images.embeds[image : image + 1]
-                texts[image], scores[image] = self._rerank(embeds, candidates[image], num_samples)
+                best, scores[image] = self._rerank(embeds, candidates[image], num_samples)
+                texts[image] = [text + eos for text in best]
         members = [image for image, fusion in enumerate(fusions) if fusion == "rewrite"]
         extra: dict[str, Any] = {}
         if members:
@@ -386,12 +407,13 @@ class RSMoEGenerationMixin(GenerationMixin):
             requests = [sequences["rewrite"][image] for image in members]
             streams = streamer if len(members) == len(fusions) else None
             features = images.features[members]
-            rewritten, extra = self._rewrite(requests, expert_texts, features, num_samples, streams, kwargs)
+            arguments = {**kwargs, "num_return_sequences": num_samples, "streamer": streams}
+            rewritten, extra = self._rewrite(input_ids[members], requests, expert_texts, features, arguments)
             for place, image in enumerate(members):
                 texts[image] = rewritten[place * num_samples : (place + 1) * num_samples]
         final = [text for image_texts in texts for text in image_texts]
         if len(members) < len(fusions):
-            extra = {}  # scores of some texts only are no field of the output
+            extra = {}  # beams of some texts only are no field of the output
             self._stream(streamer, input_ids, final)
         if "rerank" in fusions:
             extra["sequences_scores"] = scores.flatten()
@@ -408,34 +430,36 @@ class RSMoEGenerationMixin(GenerationMixin):
         return [texts[place] for place in places], scores[places]
 
     def _rewrite(
-        self, requests: list[Tokens], expert_texts, features: torch.Tensor, num_samples: int, streamer, kwargs
+        self, input_ids, requests: list[Tokens], expert_texts, features: torch.Tensor, kwargs
     ) -> tuple[list[Tokens], dict[str, Any]]:
-        """What the base LM makes of the expert texts, and scores or logits if they are asked for."""
+        """What the base LM makes of the expert texts, up to and with end and padding, and fields of the output."""
         prompts = [
             fill_slots(request, self.config.prompt_token_id, texts) for request, texts in zip(requests, expert_texts)
         ]
-        config = kwargs["generation_config"]
-        returns_dict = self._argument("return_dict_in_generate", kwargs, config)
-        score_names = {"output_scores": "scores", "output_logits": "logits"}
-        wanted = [name for name in score_names if returns_dict and self._argument(name, kwargs, config)]
-        arguments = {**kwargs, "num_return_sequences": num_samples, "return_dict_in_generate": bool(wanted)}
-        arguments |= {name: name in wanted for name in score_names}
-        # transformers looks up for one sequence only, and its own search writes to streamers.
-        if len(prompts) == 1 and streamer is None and not wanted and self._is_plain_greedy(kwargs):
-            arguments["prompt_lookup_num_tokens"] = LOOKUP_TOKENS
-        if streamer is not None or "prompt_lookup_num_tokens" in arguments:
-            arguments.pop("custom_generate", None)
         ids, mask = self._pad_left(prompts, features.device)
-        outputs = self._generate_sequences(ids, mask, features, streamer=streamer, **arguments)
-        rewritten = outputs.sequences if wanted else outputs
-        texts = [self._trim(sequence) for sequence in rewritten[:, ids.shape[1] :].tolist()]
-        return texts, {score_names[name]: outputs.get(score_names[name]) for name in wanted}
+        arguments = of_text(kwargs, input_ids, ids.shape[1])
+        given = {
+            name: self._argument(name, kwargs, kwargs["generation_config"])
+            for name in (*OUTPUT_FIELDS, "num_beams", "return_dict_in_generate", *PLAIN_GREEDY)
+        }
+        has_fields = (given["num_beams"] or 1) > 1 or any(given[name] for name in OUTPUT_FIELDS)
+        returns_dict = arguments["return_dict_in_generate"] = bool(given["return_dict_in_generate"]) and has_fields
+        # transformers looks up for one sequence only, and its own search writes to streamers.
+        is_alone = len(prompts) == 1 and kwargs["streamer"] is None
+        if is_alone and not returns_dict and all(given[name] in plain for name, plain in PLAIN_GREEDY.items()):
+            given["prompt_lookup_num_tokens"] = arguments["prompt_lookup_num_tokens"] = LOOKUP_TOKENS
+        if kwargs["streamer"] or given["assistant_model"] or given["prompt_lookup_num_tokens"]:
+            arguments.pop("custom_generate", None)
+        outputs = self._generate_sequences(ids, mask, features, **arguments)
+        rewritten = outputs.sequences if returns_dict else outputs
+        fields = [*OUTPUT_FIELDS.values(), "sequences_scores", "beam_indices"] if returns_dict else []
+        return rewritten[:, ids.shape[1] :].tolist(), {name: outputs.get(name) for name in fields}
 
     # ---- sequences
 
     def _decode(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor | None, **kwargs) -> list[Tokens]:
         """The new tokens of every sequence, up to its end token."""
-        unwanted = dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits"), False)
+        unwanted = dict.fromkeys(("return_dict_in_generate", *OUTPUT_FIELDS), False)
         sequences = self._generate_sequences(ids, mask, features, **{**kwargs, **unwanted})
         return [self._trim(sequence) for sequence in sequences[:, ids.shape[1] :].tolist()]
 
@@ -462,9 +486,7 @@ class RSMoEGenerationMixin(GenerationMixin):
 
     def _pad(self, sequences: Sequence[Tokens], device) -> torch.Tensor:
         """Padded on the right [batch_size, tokens]."""
-        width, pad = max(1, *map(len, sequences)), self._pad_token_id()
-        padded = [tokens + [pad] * (width - len(tokens)) for tokens in sequences]
-        return torch.tensor(padded, dtype=torch.long, device=device)
+        return pad_right(sequences, self._pad_token_id(), device)
 
     def _pad_by_expert(self, texts: list[list[Tokens]], device) -> torch.Tensor:
         """[num_texts, num_experts, tokens]."""
@@ -473,10 +495,7 @@ class RSMoEGenerationMixin(GenerationMixin):
 
     def _pad_left(self, sequences: Sequence[Tokens], device) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask [batch_size, tokens]."""
-        width, pad = max(map(len, sequences)), self._pad_token_id()
-        ids = [[pad] * (width - len(tokens)) + tokens for tokens in sequences]
-        mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in sequences]
-        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+        return pad_left(sequences, self._pad_token_id(), device)
 
     def _trim(self, tokens: Tokens) -> Tokens:
         stop = {*self._eos_token_ids(), self._pad_token_id()}
@@ -492,6 +511,18 @@ class RSMoEGenerationMixin(GenerationMixin):
 
     # ---- what transformers' generate asks of a model
 
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refused, and `generate_batch` with it: its steps hold one token of each request, of whom nothing says which
+        expert reads it; nor are there images.
+
+        Raises:
+            RSMoEError: always.
+        """
+        raise RSMoEError(
+            "RS-MoE has no continuous batching: a token alone does not say which expert reads it. Call `generate` "
+            "with a batch, or start `rsmoe serve`, whose requests share batches."
+        )
+
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> Any:
         """Images to features once, before the sequences are multiplied for beams. transformers' own knows pixels only,
         and drops `image_embeds`."""
@@ -503,6 +534,17 @@ class RSMoEGenerationMixin(GenerationMixin):
             model_kwargs["mm_encoder_outputs"] = {"image": self.get_image_features(**images, return_dict=True)}
         return model_kwargs
 
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
+        """After each step of every search. Logits that are not finite would end all texts at once, and leave them
+        empty; minus infinity may be a suppressed token."""
+        if not outputs.logits[:, -1].amax().isfinite():
+            raise RSMoEError(
+                "The model's logits are not finite. Its weights are damaged (assemble or download the checkpoint "
+                "again), or float16 is too small for them (load it in bfloat16 or float32)."
+            )
+        update: Callable = super()._update_model_kwargs_for_generation  # type: ignore[misc]
+        return update(outputs, model_kwargs, *args, **kwargs)
+
     def _expand_inputs_for_generation(
         self,
         expand_size: int = 1,
@@ -513,48 +555,15 @@ class RSMoEGenerationMixin(GenerationMixin):
         """Who reads each sequence is settled here, once for each `generate`, from the whole prompt; later steps carry
         it along, because a sequence's new tokens do not hold its adapter token."""
         if model_kwargs.get("adapter_ids") is None:
-            cache = model_kwargs.get("past_key_values")
+            cache, inputs_embeds = (model_kwargs.get(name) for name in ("past_key_values", "inputs_embeds"))
             if isinstance(cache, RSMoECache) and cache.adapter_ids is not None:
                 model_kwargs["adapter_ids"] = cache.adapter_ids
             elif input_ids is not None and input_ids.shape[1]:
                 model_kwargs["adapter_ids"] = self.model.get_adapter_ids(input_ids)
+            elif inputs_embeds is not None:
+                model_kwargs["adapter_ids"] = self.model.get_adapter_ids(inputs_embeds=inputs_embeds)
         expand: Callable = super()._expand_inputs_for_generation  # type: ignore[misc]
         return expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
-
-
-def unpad(ids: torch.Tensor, mask: torch.Tensor) -> list:
-    """The real tokens of sequences `[..., tokens]`, where the mask is 1, as nested lists."""
-    if ids.ndim == 1:
-        return ids[mask.bool()].tolist()
-    return [unpad(row_ids, row_mask) for row_ids, row_mask in zip(ids.cpu(), mask.cpu())]
-
-
-def fill_slots(tokens: Tokens, slot: int, texts: Sequence[Tokens]) -> Tokens:
-    """A sequence with texts, in order, in the place of its slots: the token `<prompt>`."""
-    filled: Tokens = []
-    remaining = iter(texts)
-    for token in tokens:
-        filled += next(remaining) if token == slot else [token]
-    return filled
-
-
-def shared_prefix_length(sequences: Sequence[Tokens]) -> int:
-    """Tokens that all sequences begin with; at least one of each is left."""
-    return min(len(commonprefix(sequences)), *(len(tokens) - 1 for tokens in sequences))
-
-
-def join_sentences(texts: Sequence[Tokens], sentence_ends: Sequence[int]) -> Tokens:
-    """Texts one after another; a sentence that stands before is dropped. Without tokens that end a sentence whole
-    texts are compared."""
-    sentences: list[Tokens] = []
-    for tokens in texts:
-        start = 0
-        for place, token in enumerate(tokens, start=1):
-            if token in sentence_ends or place == len(tokens):
-                if tokens[start:place] not in sentences:
-                    sentences.append(tokens[start:place])
-                start = place
-    return [token for sentence in sentences for token in sentence]
 
 
 __all__ = ["RSMoEGenerateOutput"]

@@ -5,8 +5,6 @@ Every LLM call is one sequence of a batch, read by one adapter: a special token 
 """
 
 import copy
-import inspect
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
@@ -21,12 +20,11 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from .adapters_rsmoe import (
+    RSMoEAdapterMixin,
     RSMoECache,
-    attach_adapters,
-    check_attached,
+    check_decoder,
     clear_selection,
     detach_adapters,
-    gate_columns,
     selected_adapters,
 )
 from .base_rsmoe import RSMoEPreTrainedModel
@@ -63,7 +61,7 @@ class RSMoECausalLMOutputWithPast(CausalLMOutputWithPast):
     image_hidden_states: torch.FloatTensor | None = None
 
 
-class RSMoEModel(RSMoEPreTrainedModel):
+class RSMoEModel(RSMoEAdapterMixin, RSMoEPreTrainedModel):
     """RS-MoE without a language modeling head: encoder, base LM, router and experts."""
 
     config_class = RSMoEConfig
@@ -74,7 +72,7 @@ class RSMoEModel(RSMoEPreTrainedModel):
         self.encoder = RSMoEVisionLanguageEncoder(config)
         self.language_model = AutoModel.from_config(config.text_config)
         layers = decoder_layers(self.language_model)
-        _check_keyword_arguments(self.language_model)
+        check_decoder(self.language_model)
         self.router = RSMoEInstructionRouter(config.router_config, layers)
         self.experts = nn.ModuleDict({name: RSMoEExpert(config.expert_config, layers) for name in config.expert_names})
         self.reranker: RSMoEReranker | None = None
@@ -106,21 +104,6 @@ class RSMoEModel(RSMoEPreTrainedModel):
         self.language_model = decoder
         self.attach_adapters()
 
-    @property
-    def adapters(self) -> dict[int, RSMoEExpert]:
-        """Who can read a sequence besides the base LM (id 0): 1 the router, from 2 on the experts in order."""
-        experts = cast(Iterable[RSMoEExpert], self.experts.values())
-        return dict(enumerate([self.router, *experts], start=1))
-
-    def attach_adapters(self) -> None:
-        """Hook router and experts into the base LM. Call it after replacing layers of the language model."""
-        attach_adapters(self.language_model, self.adapters)
-
-    def reset_adapters(self) -> None:
-        """Start router and experts at the base LM exactly: the beginning of stage 2 [paper]."""
-        for adapter in self.adapters.values():
-            adapter.reset_to(self.language_model)
-
     def add_reranker(self, rank: int, buckets: int) -> RSMoEReranker:
         """Put a new reranker in place, to be fitted (`modeling_rsmoe.training.reranker`); rank and buckets as in the
         configuration."""
@@ -131,52 +114,6 @@ class RSMoEModel(RSMoEPreTrainedModel):
     def remove_reranker(self) -> None:
         """Leave the model without one."""
         self.reranker, self.config.reranker_rank = None, 0
-
-    def expert(self, name: str) -> RSMoEExpert:
-        """The expert of a name.
-
-        Args:
-            name (`str`): One of `config.expert_names`.
-
-        Raises:
-            RSMoEError: an unknown name; the known ones are listed.
-        """
-        if name not in self.experts:
-            raise RSMoEError(f"Unknown expert {name!r}; this model has {', '.join(self.experts)}.")
-        return cast(RSMoEExpert, self.experts[name])
-
-    def get_adapter_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        """Who reads each sequence, from its first adapter token: 0 the base LM, 1 the router, 2... the experts.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): From the start of the sequences.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch_size,)`.
-        """
-        tokens = torch.tensor(self.config.adapter_token_ids, device=input_ids.device)
-        is_token = input_ids.unsqueeze(-1) == tokens  # [batch_size, sequence_length, adapters]
-        first = is_token.any(-1).int().argmax(-1)  # [batch_size]; 0 where there is none
-        at_first = is_token[torch.arange(len(input_ids), device=input_ids.device), first]  # [batch_size, adapters]
-        return torch.where(at_first.any(-1), at_first.int().argmax(-1) + 1, 0)
-
-    def get_adapter_gate(self, adapter_ids: torch.Tensor) -> torch.Tensor:
-        """The scaling of each sequence's adapter in that adapter's columns, 0 elsewhere.
-
-        Args:
-            adapter_ids (`torch.LongTensor` of shape `(batch_size,)`): Of `get_adapter_ids`.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, 1, sum of ranks)`.
-        """
-        adapters = self.adapters
-        owners, scales = [], []
-        for adapter_id, columns in gate_columns(adapters).items():
-            owners += [adapter_id] * len(columns)
-            scales += [adapters[adapter_id].scaling] * len(columns)
-        device = adapter_ids.device
-        is_owner = adapter_ids.unsqueeze(-1) == torch.tensor(owners, device=device)  # [batch_size, sum of ranks]
-        return (is_owner * torch.tensor(scales, device=device)).unsqueeze(1)
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """ViT features of images, to be given as `image_embeds` in place of `pixel_values`.
@@ -247,40 +184,6 @@ class RSMoEModel(RSMoEPreTrainedModel):
             )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
-    def _select_adapters(self, input_ids, adapter_ids, past_key_values, inputs_embeds) -> torch.Tensor:
-        """Given ids win; then what the cache remembers of its sequences; then the tokens of sequences read from their
-        start."""
-        batch_size, device = inputs_embeds.shape[0], inputs_embeds.device
-        if adapter_ids is None and past_key_values is not None and past_key_values.get_seq_length() > 0:
-            adapter_ids = getattr(past_key_values, "adapter_ids", None)
-            if adapter_ids is None or len(adapter_ids) != batch_size:
-                raise ValueError(
-                    "past_key_values was not filled by this model for these sequences: pass `adapter_ids` as well."
-                )
-        if adapter_ids is not None:
-            if adapter_ids.shape != (batch_size,):
-                raise ValueError(
-                    f"adapter_ids has shape {tuple(adapter_ids.shape)}; expected ({batch_size},): one for each "
-                    "sequence."
-                )
-            return adapter_ids.to(device)
-        if input_ids is not None:
-            return self.get_adapter_ids(input_ids)
-        return torch.zeros(batch_size, dtype=torch.long, device=device)  # embeddings alone: the base LM reads them
-
-    def _adapter_kwargs(self, adapter_ids: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Keyword arguments by which each decoder layer knows the adapters of its sequences."""
-        adapters = self.adapters.values()
-        # Where adapters train, the gate is always there: every one stays in the graph (DDP needs no search for absent
-        # ones).
-        trains = self.training and any(p.requires_grad for adapter in adapters for p in adapter.parameters())
-        if not (trains or torch.compiler.is_compiling() or bool(adapter_ids.any())):
-            return {}
-        arguments = {"adapter_gate": self.get_adapter_gate(adapter_ids).to(dtype)}
-        if any(adapter.config.expert_type == "full" for adapter in adapters):
-            arguments["adapter_ids"] = adapter_ids
-        return arguments
-
     def _new_cache(self, use_cache: bool | None) -> RSMoECache | None:
         """What the decoder would make for itself, with a memory of who reads its sequences."""
         use_cache = self.language_model.config.use_cache if use_cache is None else use_cache
@@ -313,9 +216,12 @@ class RSMoEModel(RSMoEPreTrainedModel):
             The instruction that each image is read under.
         qformer_attention_mask (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
             1 for its real tokens.
-        adapter_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Who reads each sequence (see `get_adapter_ids`), in place of adapter tokens. Without them `inputs_embeds`
-            are read by the base LM, and later tokens by whom `past_key_values` remembers, if this model made it.
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Where they begin anew within a row, without mask and cache, several sequences are packed into it, as
+            padding-free collators do: each is read by its own adapter.
+        adapter_ids (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, sequence_length)`, *optional*):
+            Who reads each sequence or token (see `get_adapter_ids`), in place of adapter tokens. Without them later
+            tokens are read by whom `past_key_values` remembers, if this model made it.
         mm_encoder_outputs (`dict`, *optional*):
             `{"image": get_image_features(...)}` in place of images.
         """
@@ -338,14 +244,21 @@ class RSMoEModel(RSMoEPreTrainedModel):
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
-        selected = self._select_adapters(input_ids, adapter_ids, past_key_values, inputs_embeds)
+        sequence_indices = None
+        if position_ids is not None and attention_mask is None and past_key_values is None:
+            # transformers' masks find packed rows in this way: a token sees its own sequence alone, but for a cache.
+            sequence_indices = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[:2]))
+        if sequence_indices is not None:
+            kwargs["use_cache"] = False
+        selected = self._select_adapters(input_ids, adapter_ids, past_key_values, inputs_embeds, sequence_indices)
         adapter_kwargs = self._adapter_kwargs(selected, inputs_embeds.dtype)
-        if adapter_kwargs:
-            self._check_hooks(past_key_values)
+        has_begun = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if adapter_kwargs and not torch.compiler.is_compiling() and not has_begun:  # once for each sequence
+            self.attach_adapters()
         if past_key_values is None:
             past_key_values = self._new_cache(kwargs.get("use_cache"))
         if isinstance(past_key_values, RSMoECache):
-            past_key_values.adapter_ids = selected
+            past_key_values.adapter_ids = selected if selected.ndim == 1 else selected[:, -1]
         clear_selection()
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -370,19 +283,12 @@ class RSMoEModel(RSMoEPreTrainedModel):
             image_hidden_states=image_features,
         )
 
-    def _check_hooks(self, past_key_values: Cache | None) -> None:
-        """Once for each sequence rather than at each decoding step."""
-        if torch.compiler.is_compiling() or (past_key_values is not None and past_key_values.get_seq_length() > 0):
-            return
-        check_attached(self.language_model, self.adapters)
-
 
 def _reattached(loaded: Any) -> Any:
-    """What `from_pretrained` returned, with its adapters hooked in anew: quantisers put modules of their own, without
-    our hooks, in the place of linear layers. Refuses a `device_map` that offloads router, experts or queries."""
+    """What `from_pretrained` returned, with its adapters hooked in: quantisers put modules of their own, without our
+    hooks, in the place of linear layers. Refuses a `device_map` that offloads router, experts or queries."""
     full_model = loaded[0] if isinstance(loaded, tuple) else loaded
     model = full_model.base_model
-    detach_adapters(model.language_model)
     model.attach_adapters()
     devices = {str(device) for device in (getattr(full_model, "hf_device_map", None) or {}).values()}
     if not devices & {"cpu", "disk"}:
@@ -395,20 +301,6 @@ def _reattached(loaded: Any) -> Any:
                 "model.language_model.layers may be on disk."
             )
     return loaded
-
-
-def _check_keyword_arguments(language_model) -> None:
-    """Refuse a decoder whose layers pass no keyword arguments on to their attention: experts could not be selected."""
-    layer = decoder_layers(language_model)[0]
-    modules = {"model": language_model, "layer": layer, "attention": layer.get_submodule("self_attn")}
-    for place, module in modules.items():
-        parameters = inspect.signature(module.forward).parameters.values()
-        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-            raise RSMoEError(
-                f"text_config.model_type {language_model.config.model_type!r} does not pass keyword arguments on to "
-                f"its attention ({place} {type(module).__name__} takes none); choose a decoder such as 'llama', "
-                "'qwen2', 'qwen3', 'mistral' or 'smollm3'."
-            )
 
 
 class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
@@ -538,7 +430,9 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
             Likewise.
         qformer_attention_mask (`torch.LongTensor` of shape `(num_images, qformer_sequence_length)`, *optional*):
             Likewise.
-        adapter_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Likewise.
+        adapter_ids (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, sequence_length)`, *optional*):
             Likewise.
         mm_encoder_outputs (`dict`, *optional*):
             Likewise.

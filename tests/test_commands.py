@@ -125,6 +125,17 @@ def test_examples_in_docstrings(name):
     assert sum(result.attempted for result in results) and not sum(result.failed for result in results)
 
 
+@pytest.mark.parametrize(
+    "document", [path for path in DOCUMENTS if ">>> " in path.read_text(encoding="utf-8")], ids=str
+)
+def test_examples_in_documents(document, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"image": torch.zeros(3, 40, 50, dtype=torch.uint8), "model": tiny_model(), "processor": tiny_processor()}
+    test = _Parser().get_doctest(document.read_text(encoding="utf-8"), names, document.name, str(document), 0)
+    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(test)
+    assert result.attempted and not result.failed
+
+
 class _Parser(doctest.DocTestParser):
     """Knows the fences that transformers' docstrings have around examples."""
 

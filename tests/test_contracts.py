@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.auto import modeling_auto
 
-from modeling_rsmoe import RSMoEProcessor
+from modeling_rsmoe import RSMoEError, RSMoEProcessor
 
 from .tiny import tiny_checkpoint, tiny_model, tiny_processor
 
@@ -84,6 +84,15 @@ def test_an_attention_of_ones_own_is_used_in_the_vit_and_the_decoder(processor) 
     model.set_attn_implementation({"text_config": "rsmoe_probe", "vision_config": "rsmoe_probe"})
     assert torch.equal(model.generate(**inputs), before)
     assert {"LlamaAttention", "Dinov2Attention"} == set(seen)
+
+
+def test_engines_of_single_tokens_are_refused(model) -> None:
+    """They would read every token by the first one's expert: vLLM and SGLang ask, transformers is told."""
+    assert not type(model).is_backend_compatible() and not type(model.model).is_backend_compatible()
+    ids = [[token, 10, 11] for token in model.config.expert_token_ids]
+    for start in (model.init_continuous_batching, lambda: model.generate_batch(ids, max_new_tokens=3)):
+        with pytest.raises(RSMoEError, match="no continuous batching.*`generate` with a batch"):
+            start()
 
 
 # ---- transformers serve, transformers chat

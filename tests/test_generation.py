@@ -1,14 +1,18 @@
 """The whole path: route, experts, compose; and ordinary generation of rows with an expert token."""
 
+import copy
+import threading
+
 import pytest
 import torch
-from transformers import TextStreamer
+from transformers import LogitsProcessor, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from modeling_rsmoe import RSMoEError, generation_rsmoe
-from modeling_rsmoe.generation_rsmoe import join_sentences
+from modeling_rsmoe import RSMoEError, sequences_rsmoe
+from modeling_rsmoe.inference.decoding import shrinking_greedy
+from modeling_rsmoe.sequences_rsmoe import join_sentences
 
 from .test_modeling import READERS, one, rows
-from .tiny import tiny_config, tiny_model, tiny_processor
+from .tiny import speaking_model, tiny_config, tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +120,7 @@ def test_router_reads_an_image_once(model, inputs, monkeypatch):
     prompts = model.generate(**inputs, return_dict_in_generate=True).router_prompts
     assert seen[:2] == [(3, True), (9, False)]
     seen.clear()
-    monkeypatch.setattr(generation_rsmoe, "commonprefix", lambda rows: [])
+    monkeypatch.setattr(sequences_rsmoe, "commonprefix", lambda rows: [])
     assert torch.equal(model.generate(**inputs, return_dict_in_generate=True).router_prompts, prompts)
     assert seen[0] == (9, True)
 
@@ -216,6 +220,212 @@ def test_one_expert():
     inputs = processor(images=image, text="Describe.", return_tensors="pt")
     result = describe(model, processor, inputs, fusion="concat")[0]
     assert list(result["expert_texts"]) == ["object"] and result["expert_texts"]["object"] == result["text"]
+
+
+# -- arguments that not every decode takes
+
+
+@pytest.fixture(scope="module")
+def reranking():
+    model = tiny_model(config=tiny_config(reranker_rank=4))
+    with torch.no_grad():
+        model.model.reranker.idf.weight.fill_(1.0)
+    return model
+
+
+class StopsOnTokens(StoppingCriteria):
+    """As lm-eval's: knows the prompt and the number of sequences, and remembers which have said a stop word."""
+
+    def __init__(self, inputs, *stops, beams=1):
+        self.prompts, self.stops = inputs["input_ids"].repeat_interleave(beams, dim=0), set(stops)
+        self.is_done = [False] * len(self.prompts)
+
+    def __call__(self, input_ids, scores, **kwargs):
+        width = self.prompts.shape[1]
+        assert torch.equal(input_ids[:, :width], self.prompts)
+        said = [not self.stops.isdisjoint(new) for new in input_ids[:, width:].tolist()]
+        self.is_done = [done or now for done, now in zip(self.is_done, said, strict=True)]
+        return torch.tensor(self.is_done)
+
+
+class Forbids(LogitsProcessor):
+    """Forbids tokens from the third step on."""
+
+    def __init__(self, inputs, tokens, beams=1):
+        self.prompts, self.tokens, self.steps = inputs["input_ids"].repeat_interleave(beams, dim=0), tokens, 0
+
+    def __call__(self, input_ids, scores):
+        assert torch.equal(input_ids[:, : self.prompts.shape[1]], self.prompts)
+        assert self.steps == input_ids.shape[1] - self.prompts.shape[1]
+        self.steps += 1
+        return scores.index_fill(1, torch.tensor(self.tokens), -torch.inf) if self.steps > 2 else scores
+
+
+def new_tokens(model, outputs):
+    return [model._trim(tokens) for tokens in outputs.sequences[:, outputs.prompt_length :].tolist()]
+
+
+def texts_of(model, outputs):
+    return [[model._trim(text) for text in image] for image in outputs.expert_sequences.tolist()]
+
+
+def cut(tokens, *stops):
+    return tokens[: next((place for place, token in enumerate(tokens, start=1) if token in stops), len(tokens))]
+
+
+def test_stop_words_are_of_the_rewritten_text(model, inputs):
+    free = model.generate(**inputs, fusion="rewrite", return_dict_in_generate=True)
+    stops = new_tokens(model, free)[0][2], texts_of(model, free)[0][0][2]
+    told = model.generate(
+        **inputs,
+        fusion="rewrite",
+        return_dict_in_generate=True,
+        stopping_criteria=StoppingCriteriaList([StopsOnTokens(inputs, *stops)]),
+    )
+    assert new_tokens(model, told) == [cut(tokens, *stops) for tokens in new_tokens(model, free)]
+    assert torch.equal(told.expert_sequences, free.expert_sequences)
+    assert torch.equal(told.router_prompts, free.router_prompts)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "rerank"])
+def test_stop_words_are_of_each_expert_where_nothing_is_rewritten(reranking, inputs, fusion):
+    free = reranking.generate(**inputs, fusion=fusion, return_dict_in_generate=True)
+    written = texts_of(reranking, free)
+    stop = written[1][2][3]
+    criteria = StoppingCriteriaList([StopsOnTokens(inputs, stop)])
+    told = reranking.generate(**inputs, fusion=fusion, return_dict_in_generate=True, stopping_criteria=criteria)
+    assert texts_of(reranking, told) == [[cut(text, stop) for text in image] for image in written] != written
+    assert torch.equal(told.router_prompts, free.router_prompts)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("fusion", ["rewrite", "concat"])
+def test_logits_processors_are_of_the_text(model, inputs, fusion, beams):
+    settings = {"fusion": fusion, "num_beams": beams, "return_dict_in_generate": True}
+    free = model.generate(**inputs, **settings)
+    forbidden = list(range(3, 120))
+    told = model.generate(**inputs, **settings, logits_processor=[Forbids(inputs, forbidden, beams)])
+    texts, before = (
+        new_tokens(model, outputs) if fusion == "rewrite" else sum(texts_of(model, outputs), [])
+        for outputs in (told, free)
+    )
+    assert not {token for text in texts for token in text[2:]} & set(forbidden)
+    assert {token for text in before for token in text[2:]} & set(forbidden)
+    assert torch.equal(told.router_prompts, free.router_prompts)
+    assert torch.equal(told.expert_sequences, free.expert_sequences) == (fusion == "rewrite")
+
+
+def test_allowed_tokens_are_of_the_rewritten_text(model, inputs):
+    def allowed(image, ids):
+        assert torch.equal(ids[: inputs["input_ids"].shape[1]], inputs["input_ids"][image])
+        return [[10, 11], [20, 21], [30, 31]][image]
+
+    told = model.generate(**inputs, fusion="rewrite", prefix_allowed_tokens_fn=allowed, return_dict_in_generate=True)
+    for tokens, known in zip(new_tokens(model, told), ([10, 11], [20, 21], [30, 31])):
+        assert tokens and set(tokens) <= set(known)
+
+
+def test_stop_strings_are_of_the_rewritten_text(processor, inputs):
+    model, settings = speaking_model(), {"fusion": "rewrite", "tokenizer": processor.tokenizer}
+    free = describe(model, processor, inputs, **settings)
+    stops = [free[1]["text"][2], free[1]["expert_texts"]["theme"][1]]
+    told = describe(model, processor, inputs, **settings, stop_strings=stops)
+    assert [each["expert_texts"] for each in told] == [each["expert_texts"] for each in free]
+    for before, after in zip(free, told):
+        assert after["text"] == "".join(cut(before["text"], *stops)).strip()
+
+
+def test_a_criterion_of_every_decode_stops_all(model, inputs):
+    class AfterOne(StoppingCriteria):
+        every_decode = True
+
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.ones(len(input_ids), dtype=torch.bool)
+
+    told = model.generate(
+        **inputs, fusion="rewrite", return_dict_in_generate=True, stopping_criteria=StoppingCriteriaList([AfterOne()])
+    )
+    assert told.router_prompts.shape[-1] == told.expert_sequences.shape[-1] == 1
+    assert told.sequences.shape[1] == told.prompt_length + 1
+
+
+def test_a_criterion_that_cannot_be_copied(reranking, inputs):
+    class Locked(StopsOnTokens):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.lock = threading.Lock()
+
+    given = {"stopping_criteria": StoppingCriteriaList([Locked(inputs, 5)])}
+    assert reranking.generate(**inputs, fusion="rewrite", **given).shape[0] == 3
+    with pytest.raises(RSMoEError, match="Locked cannot be copied for each expert.*__deepcopy__"):
+        reranking.generate(**inputs, fusion="rerank", **given)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_scores_of_a_rewritten_text(model, inputs, beams):
+    """As of an ordinary `generate`: each new token has its score, and beams theirs."""
+    model.set_attn_implementation("eager")
+    out = model.generate(
+        **inputs,
+        fusion="rewrite",
+        num_beams=beams,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+        output_attentions=True,
+        output_hidden_states=True,
+    )
+    model.set_attn_implementation("sdpa")
+    steps = out.sequences.shape[1] - out.prompt_length
+    assert len(out.scores) == len(out.logits) == len(out.attentions) == len(out.hidden_states) >= steps
+    indices = out.beam_indices
+    transitions = model.compute_transition_scores(out.sequences, out.scores, indices, normalize_logits=beams == 1)
+    assert transitions.shape == (3, steps) and bool((transitions <= 0).all())
+    if beams == 1:
+        first = out.scores[0].argmax(-1)
+        assert torch.equal(out.sequences[:, out.prompt_length], first) and out.sequences_scores is None
+    else:
+        lengths = (transitions < 0).sum(1)
+        torch.testing.assert_close(out.sequences_scores, transitions.sum(1) / lengths, atol=1e-4, rtol=1e-4)
+
+
+def test_speculation_is_of_the_rewritten_text(model, inputs):
+    alone = part(inputs, 0)
+    expected = model.generate(**alone, fusion="rewrite")
+    for given in ({"prompt_lookup_num_tokens": 2}, {"assistant_model": copy.deepcopy(model)}):
+        assert torch.equal(model.generate(**alone, fusion="rewrite", **given), expected)
+
+
+NAMES = ["output_scores", "output_logits", "output_attentions", "output_hidden_states", "assistant_model"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fusion", "said"),
+    [
+        *((name, "concat", f"cannot take {name} with fusion concat: .*give fusion='rewrite'") for name in NAMES),
+        ("prompt_lookup_num_tokens", "rerank", "cannot take prompt_lookup_num_tokens with fusion rerank"),
+        ("inputs_embeds", "rewrite", "cannot take inputs_embeds.*expert_inputs=False"),
+        ("past_key_values", "rewrite", "cannot take past_key_values"),
+        ("adapter_ids", "concat", "cannot take adapter_ids"),
+        ("stop_strings", "auto", "cannot take stop_strings with fusion rerank and rewrite: .*give a fusion"),
+    ],
+)
+def test_arguments_that_nobody_takes(reranking, inputs, name, fusion, said):
+    with pytest.raises(RSMoEError, match=said):
+        reranking.generate(**inputs, fusion=fusion, **{name: 2 if name != "stop_strings" else ["a"]})
+
+
+@pytest.mark.parametrize("damaged", ["model.experts.object", "model.router", "lm_head"])
+def test_damaged_weights_raise(inputs, damaged):
+    """One value in one expert spoils every sequence of a batch: no text, rather than empty ones."""
+    model = tiny_model()
+    with torch.no_grad():
+        next(model.get_submodule(damaged).parameters()).view(-1)[5] = torch.nan
+    plain = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    plain["input_ids"] = plain["input_ids"].index_fill(1, torch.tensor([-1]), 263)
+    for given in (inputs, {**plain, "num_beams": 2}, {**plain, "custom_generate": shrinking_greedy}):
+        with pytest.raises(RSMoEError, match="logits are not finite. Its weights are damaged"):
+            model.generate(**given)
 
 
 @pytest.mark.parametrize(

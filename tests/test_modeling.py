@@ -4,8 +4,16 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, LlamaConfig, LlamaModel, set_seed
+from transformers import (
+    DataCollatorWithFlattening,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    LlamaConfig,
+    LlamaModel,
+    set_seed,
+)
 
 from modeling_rsmoe import RSMoEConfig, RSMoEError, RSMoEExpert, RSMoEForConditionalGeneration, RSMoEModel
 
@@ -107,9 +115,9 @@ def test_full_experts_equal_lora_experts_at_the_start():
         torch.testing.assert_close(full(**inputs).logits, lora(**inputs).logits, atol=1e-5, rtol=1e-5)
 
 
-def gradients(model, inputs):
+def gradients(model, inputs, labels=None):
     model.zero_grad()
-    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    model(**inputs, labels=inputs["input_ids"] if labels is None else labels).loss.backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -374,11 +382,107 @@ def test_deepcopy_is_independent():
         assert torch.equal(model(**inputs).logits, before)
 
 
+# -- rows that are packed into one, embeddings in place of ids
+
+
+def packed(inputs):
+    """The same sequences in one row, as padding-free collators make it."""
+    mask = inputs["attention_mask"].bool()
+    positions = torch.cat([torch.arange(length) for length in mask.sum(1).tolist()])
+    others = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    return {**others, "input_ids": inputs["input_ids"][mask][None], "position_ids": positions[None]}
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_packed_rows_equal_rows_of_their_own(kind):
+    """Logits, loss and gradients, images included."""
+    model = tiny_model(config=tiny_config(expert_config={"expert_type": kind, "r": 4})).double().train()
+    inputs = rows()
+    kept = inputs["attention_mask"].bool()
+    row = packed(inputs)
+    positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    logits = model(**inputs, position_ids=positions).logits[kept]
+    torch.testing.assert_close(model(**row).logits[0], logits, atol=1e-5, rtol=1e-5)
+    labels = inputs["input_ids"].masked_fill(~kept | (inputs["input_ids"] > 250), -100)
+    labels[torch.arange(len(labels)), kept.int().argmax(1)] = -100  # no sequence follows another
+    expected = gradients(model, {**inputs, "position_ids": positions}, labels)
+    found = gradients(model, row, labels[kept][None])
+    assert expected.keys() == found.keys() and any("experts.relation" in name for name in found)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_packed_rows_of_a_collator():
+    """transformers' own collator, two packed rows in a batch, and adapters given token by token."""
+    model, inputs = tiny_model(), rows(readers=[262, None, 264], images=False, pad=0)
+    sequences = [ids[mask == 1].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
+    row = DataCollatorWithFlattening()([{"input_ids": ids} for ids in sequences])
+    twice = {name: torch.cat([row[name], row[name]]) for name in ("input_ids", "position_ids")}
+    twice["input_ids"][1, 0] = 263
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=torch.tensor([ids])).logits[0] for ids in sequences])
+        logits = model(**twice).logits
+        torch.testing.assert_close(logits[0], alone, atol=1e-5, rtol=1e-4)
+        first = model(input_ids=torch.tensor([[263, *sequences[0][1:]]])).logits[0]
+        torch.testing.assert_close(logits[1, : len(first)], first, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(logits[1, len(first) :], alone[len(first) :], atol=1e-5, rtol=1e-4)
+        ids = torch.tensor([2] * len(sequences[0]) + [0] * len(sequences[1]) + [4] * len(sequences[2]))
+        plain = {**twice, "input_ids": twice["input_ids"].clamp(max=250)}
+        given = model(**plain, adapter_ids=ids.expand(2, -1)).logits
+        torch.testing.assert_close(given[0, : len(first)], model(
+            input_ids=plain["input_ids"][:1, : len(first)], adapter_ids=torch.tensor([2])
+        ).logits[0], atol=1e-5, rtol=1e-4)  # fmt: skip
+
+
+def test_embeddings_are_read_as_their_ids_are():
+    model, inputs = tiny_model(), rows()
+    ids = inputs.pop("input_ids")
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(ids)
+        assert torch.equal(model(inputs_embeds=embeds, **inputs).logits, model(input_ids=ids, **inputs).logits)
+        model.get_input_embeddings().weight[264] = model.get_input_embeddings().weight[263]
+        with pytest.raises(RSMoEError, match="equal embeddings.*pass adapter_ids"):
+            model(inputs_embeds=model.get_input_embeddings()(ids), **inputs)
+
+
+def test_adapter_ids_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(2,\); expected \(8,\), one for each sequence, or \(8, 20\)"):
+        tiny_model()(**rows(), adapter_ids=torch.tensor([1, 2]))
+
+
+# -- LoRA of PEFT
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"], ids=str)
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_lora_of_peft(kind, use_dora, targets, tmp_path):
+    """Trained, saved, loaded and merged: the same logits in the base LM's, the router's and the experts' sequences."""
+    config = tiny_config(expert_config={"expert_type": kind, "r": 4})
+    inputs, settings = rows(), {"target_modules": targets, "use_dora": use_dora, "init_lora_weights": False}
+    before = tiny_model(config=config).double()(**inputs).logits
+    model = get_peft_model(tiny_model(config=config).double(), LoraConfig(r=2, **settings))
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    torch.optim.SGD(learning, lr=0.1).step()
+    with torch.no_grad():
+        trained = model.eval()(**inputs).logits
+        assert ((trained - before).abs().amax((1, 2)) > 0.1).all()
+        model.save_pretrained(tmp_path)
+        again = PeftModel.from_pretrained(tiny_model(config=config).double(), tmp_path).eval()
+        torch.testing.assert_close(again(**inputs).logits, trained, atol=1e-6, rtol=1e-6)
+        with again.disable_adapter():
+            torch.testing.assert_close(again(**inputs).logits, before, atol=1e-6, rtol=1e-6)
+        merged = again.merge_and_unload()
+        torch.testing.assert_close(merged(**inputs).logits, trained, atol=1e-4, rtol=1e-4)
+        assert torch.equal(merged.generate(**inputs), model.generate(**inputs))
+
+
 # -- traps of the mechanism: each an error, never a silently wrong row
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_replaced_layer_is_noticed_and_can_be_attached_again(kind):
+def test_replaced_layer_is_hooked_anew(kind):
     model, inputs = (
         tiny_model(config=tiny_config(expert_config={"expert_type": kind}, router_config={"expert_type": kind})),
         rows(),
@@ -389,10 +493,6 @@ def test_replaced_layer_is_noticed_and_can_be_attached_again(kind):
     new = nn.Linear(32, 32, bias=False)
     new.load_state_dict(layer.q_proj.state_dict())
     layer.q_proj = new
-    with pytest.raises(RSMoEError, match=r"layers\.1\.self_attn\.q_proj was replaced.*attach_adapters"):
-        model(**inputs)
-    model.model.attach_adapters()
-    model.model.attach_adapters()  # again changes nothing
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, before)
 
@@ -442,7 +542,7 @@ def test_expert_of_another_shape_is_refused(tmp_path):
 def test_infinite_expert_is_refused(tmp_path):
     expert = tiny_model().model.expert("object")
     with torch.no_grad():
-        expert.layers[0].self_attn.q_proj.lora_A[0, 0] = torch.inf
+        expert.layers[0].self_attn.q_proj_lora.lora_A[0, 0] = torch.inf
     expert.save_pretrained(tmp_path)
     with pytest.raises(RSMoEError, match="not finite"):
         tiny_model().model.expert("object").load_weights(tmp_path)

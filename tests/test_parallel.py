@@ -36,8 +36,8 @@ for folder in sys.argv[1:]:
     if alone.config.expert_config.expert_type == "full":
         assert expert.mlp.down_proj.weight.to_local().shape == (32, 24), "the expert is not shared"
     else:
-        assert expert.self_attn.q_proj.lora_B.to_local().shape == (16, 4), "the expert is not shared"
-        assert expert.mlp.down_proj.lora_A.to_local().shape == (4, 24), "the expert is not shared"
+        assert expert.self_attn.q_proj_lora.lora_B.to_local().shape == (16, 4), "the expert is not shared"
+        assert expert.mlp.down_proj_lora.lora_A.to_local().shape == (4, 24), "the expert is not shared"
 
     images = [Image.radial_gradient("L"), Image.linear_gradient("L")]
     texts = ["Describe.", "<router> theme: hello", "<theme> what?", "<relation> where?"]

@@ -134,7 +134,7 @@ def products(bench: Workbench, images: int = 1) -> Group:
     layers.append(model.lm_head)
     sequences = images * len(bench.processor.experts)
     adapter_ids = torch.arange(sequences, device=model.device) % len(bench.processor.experts) + 2
-    gate, select = model.model.get_adapter_gate(adapter_ids), SelectAdapters({})
+    gate, select = model.model.get_adapter_gate(adapter_ids), SelectAdapters(None)
 
     def run(number: int, gate: torch.Tensor | None) -> None:
         weight = model.lm_head.weight

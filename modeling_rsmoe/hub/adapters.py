@@ -24,7 +24,7 @@ from .folders import reading, whole_folder
 ROUTER = "router"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model.model."  # of a decoder's weights inside a PeftModel of its causal LM
-KEY = re.compile(r"base_model\.model\.(?:model\.)?layers\.(.+)\.lora_([AB])\.weight")
+KEY = re.compile(r"base_model\.model\.(?:model\.)?(layers\..+)\.lora_([AB])\.weight")
 # Settings by which an adapter is more than low-rank products of linear layers, where they are not LoraConfig's
 # default.
 BEYOND_LOW_RANK = [
@@ -79,7 +79,11 @@ def save_peft(model: RSMoEForConditionalGeneration, name: str, folder: str | Pat
         base_model_name_or_path=base,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {f"{PREFIX}{key}.weight": value.contiguous() for key, value in adapter.state_dict().items()}
+    weights = {
+        f"{PREFIX}{layer}.{name}.weight": value.detach().contiguous()
+        for layer, pair in adapter.named_pairs()
+        for name, value in pair.named_parameters()
+    }
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
 
@@ -196,7 +200,7 @@ def _pairs(
     adapter: RSMoEExpert, rank: int, weights: dict[str, torch.Tensor], folder: Path
 ) -> dict[LowRank, dict[str, torch.Tensor]]:
     """The weights of a PEFT adapter by the low-rank layer of ours that they go into, all of them checked."""
-    layers = {name: module for name, module in adapter.layers.named_modules() if isinstance(module, LowRank)}
+    layers = dict(adapter.named_pairs())
     pairs: dict[LowRank, dict[str, torch.Tensor]] = {}
     for key, value in weights.items():
         match = KEY.fullmatch(key)

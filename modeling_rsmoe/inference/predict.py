@@ -324,7 +324,8 @@ class Predictor:
             written = outputs.expert_sequences[place].tolist() if is_joined else [new_tokens]
             longest = max(len(self.model._trim(tokens)) for tokens in written)
             scores = {}
-            if outputs.sequences_scores is not None and not outputs.sequences_scores[place].isnan():
+            is_reranked = outputs.sequences_scores is not None and outputs.beam_indices is None
+            if is_reranked and not outputs.sequences_scores[place].isnan():
                 scores["reranker"] = float(outputs.sequences_scores[place])
             predictions.append(
                 Prediction(
@@ -353,6 +354,8 @@ def _experts_of(system: str, experts: Sequence[str]) -> list[str] | None:
 
 class _Stopped(StoppingCriteria):
     """Stops the sequences of images whose `stop` says so. An image's sequences (experts, beams) stand together."""
+
+    every_decode = True
 
     def __init__(self, stops: list[Stop]):
         self.stops = stops

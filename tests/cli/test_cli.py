@@ -268,7 +268,7 @@ def test_damaged_weights(tiles: list[Path], broken: Path) -> None:
 
     weights = broken / "model.safetensors"
     whole = load_file(weights)
-    lost = "model.experts.theme.layers.0.self_attn.q_proj.lora_A"
+    lost = "model.experts.theme.layers.0.self_attn.q_proj_lora.lora_A"
     save_file({name: value for name, value in whole.items() if name != lost}, weights, metadata={"format": "pt"})
     assert f"lacks 1 weights, such as {lost}" in errors(run("caption", tiles[0], "--model", broken))[0]
     wide = whole | {lost: whole[lost].repeat(2, 1)}

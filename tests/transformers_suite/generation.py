@@ -181,11 +181,29 @@ class GenerationTests:
             others = {name: value for name, value in inputs.items() if name != "input_ids"}
             with torch.no_grad():
                 embeds = model.get_input_embeddings()(inputs["input_ids"])
-            both = model.generate(
-                input_ids=inputs["input_ids"], inputs_embeds=embeds, **others, max_new_tokens=self.max_new_tokens
-            )
-            ids = self.generate(model, inputs)
-            self.assertEqual(both[:, -self.max_new_tokens :].tolist(), ids[:, -self.max_new_tokens :].tolist())
+            from_ids = self.new_tokens(model, inputs).tolist()
+            both = model.generate(**inputs, inputs_embeds=embeds, max_new_tokens=self.max_new_tokens)
+            self.assertEqual(both[:, -self.max_new_tokens :].tolist(), from_ids)
+            for beams in (1, 3):
+                expected = self.new_tokens(model, inputs, num_beams=beams).tolist()
+                alone = self.generate(model, {"inputs_embeds": embeds, **others}, num_beams=beams)
+                self.assertEqual(alone.tolist(), expected)
+            is_mark = inputs["input_ids"].unsqueeze(-1).lt(model.config.prompt_token_id + 5)
+            random = torch.where(is_mark, embeds, torch.rand_like(embeds))
+            changed = self.generate(model, {"inputs_embeds": random, **others})
+            self.assertNotEqual(changed.tolist(), from_ids)
+
+    def test_packed_rows_equal_rows_of_their_own(self):
+        """What comes after each sequence, when all are packed into one row without a mask."""
+        for model, inputs in self.generation_models():
+            kept = inputs["attention_mask"].bool()
+            positions = torch.cat([torch.arange(length) for length in kept.sum(1).tolist()])
+            packed = {**inputs, "input_ids": inputs["input_ids"][kept][None], "position_ids": positions[None]}
+            del packed["attention_mask"]
+            with torch.no_grad():
+                logits = model(**packed).logits[0, kept.sum(1).cumsum(0) - 1]
+            logits[:, model.generation_config.suppress_tokens] = -torch.inf
+            self.assertEqual(logits.argmax(-1).tolist(), self.new_tokens(model, inputs)[:, 0].tolist())
 
     def test_generate_continue_from_past_key_values(self):
         for model, inputs in self.generation_models():

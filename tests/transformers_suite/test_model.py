@@ -139,12 +139,6 @@ class RSMoEModelTest(common.ModelTesterMixin, common.GenerationTesterMixin, unit
         started.start()
         self.addCleanup(started.stop)
 
-    def test_inputs_embeds_matches_input_ids(self):
-        """Embeddings carry no expert token: who reads the rows is given with them."""
-        readers = [ROUTER, THEME, OBJECT, RELATION]
-        ids = [0 if reader is None else 1 + readers.index(reader) for reader in self.model_tester.readers]
-        super().test_inputs_embeds_matches_input_ids(adapter_ids=torch.tensor(ids))
-
 
 class RSMoEFullExpertsModelTest(RSMoEModelTest):
     """Experts with layers of their own, on the tests that depend on the kind of expert."""

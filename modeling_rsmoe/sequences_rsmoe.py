@@ -1,0 +1,59 @@
+"""Sequences as lists of token ids: to and from padded tensors, with texts put in, one after another."""
+
+from collections.abc import Sequence
+from os.path import commonprefix
+
+import torch
+
+
+Tokens = list[int]
+
+
+def pad_right(sequences: Sequence[Tokens], pad: int, device) -> torch.Tensor:
+    """Ids [batch_size, tokens]."""
+    width = max(1, *map(len, sequences))
+    padded = [tokens + [pad] * (width - len(tokens)) for tokens in sequences]
+    return torch.tensor(padded, dtype=torch.long, device=device)
+
+
+def pad_left(sequences: Sequence[Tokens], pad: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask [batch_size, tokens]."""
+    width = max(map(len, sequences))
+    ids = [[pad] * (width - len(tokens)) + tokens for tokens in sequences]
+    mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in sequences]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def unpad(ids: torch.Tensor, mask: torch.Tensor) -> list:
+    """The real tokens of sequences `[..., tokens]`, where the mask is 1, as nested lists."""
+    if ids.ndim == 1:
+        return ids[mask.bool()].tolist()
+    return [unpad(row_ids, row_mask) for row_ids, row_mask in zip(ids.cpu(), mask.cpu())]
+
+
+def fill_slots(tokens: Tokens, slot: int, texts: Sequence[Tokens]) -> Tokens:
+    """A sequence with texts, in order, in the place of its slots: the token `<prompt>`."""
+    filled: Tokens = []
+    remaining = iter(texts)
+    for token in tokens:
+        filled += next(remaining) if token == slot else [token]
+    return filled
+
+
+def shared_prefix_length(sequences: Sequence[Tokens]) -> int:
+    """Tokens that all sequences begin with; at least one of each is left."""
+    return min(len(commonprefix(sequences)), *(len(tokens) - 1 for tokens in sequences))
+
+
+def join_sentences(texts: Sequence[Tokens], sentence_ends: Sequence[int]) -> Tokens:
+    """Texts one after another; a sentence that stands before is dropped. Without tokens that end a sentence whole
+    texts are compared."""
+    sentences: list[Tokens] = []
+    for tokens in texts:
+        start = 0
+        for place, token in enumerate(tokens, start=1):
+            if token in sentence_ends or place == len(tokens):
+                if tokens[start:place] not in sentences:
+                    sentences.append(tokens[start:place])
+                start = place
+    return [token for sentence in sentences for token in sentence]
