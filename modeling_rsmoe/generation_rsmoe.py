@@ -35,13 +35,13 @@ PLAIN_GREEDY = {  # what decoding arguments may be where every step takes its li
     "assistant_model": (None,),
 }
 # Made by the processor for the full model; a model's own forward ignores them. Each kind of sequence has `_input_ids`
-# and `_attention_mask`.
+# and `_attention_mask`. Tokens are dimension 1, which transformers' pipelines pad.
 SEQUENCES = (
-    "router",  # [num_images, num_experts, tokens]: asks the router for each expert's prompt
-    "expert",  # [num_images, num_experts, tokens]: each expert's, with one <prompt> token where its prompt goes
-    "expert_qformer",  # [num_images, num_experts, tokens]: each expert's sub-task instruction
+    "router",  # [num_images, tokens, num_experts]: asks the router for each expert's prompt
+    "expert",  # [num_images, tokens, num_experts]: each expert's, with one <prompt> token where its prompt goes
+    "expert_qformer",  # [num_images, tokens, num_experts]: each expert's sub-task instruction
     "rewrite",  # [num_images, tokens]: the base LM's, with a <prompt> token for each expert's text
-    "template_prompt",  # [num_images, num_experts, tokens]: each expert's fixed prompt
+    "template_prompt",  # [num_images, tokens, num_experts]: each expert's fixed prompt
     "instruction",  # [num_images, tokens]: the user's instruction
 )
 EXPERT_INPUTS = (
@@ -142,9 +142,10 @@ class RSMoEGenerationMixin(GenerationMixin):
             RSMoEError: an unknown router mode or fusion (the known ones are listed), `"rerank"` of a model without a
                 reranker, or inputs that do not belong together.
         """
-        expert_inputs = {name: kwargs.pop(name, None) for name in EXPERT_INPUTS}
+        expert_inputs = {name: by_expert(kwargs.pop(name, None)) for name in EXPERT_INPUTS}
         kwargs.pop("mm_token_type_ids", None)  # of servers that ask the processor for it; `input_ids` says the same
         settings = {name: self._setting(name, kwargs, generation_config) for name in DEFAULTS}
+        self._complete_image_inputs(inputs, kwargs)
         with stacked_adapters():
             if expert_inputs["expert_input_ids"] is None:
                 return super().generate(  # type: ignore[misc]  # transformers annotates `self`
@@ -155,6 +156,19 @@ class RSMoEGenerationMixin(GenerationMixin):
                 raise RSMoEError("The expert inputs came without input_ids; pass all that the processor returned.")
             kwargs["generation_config"] = generation_config
             return self._generate_fused(input_ids, expert_inputs, settings, streamer, kwargs)
+
+    def _complete_image_inputs(self, inputs: torch.Tensor | None, kwargs: dict) -> None:
+        """Images need a text, and the instruction that the Q-Former reads them under."""
+        if all(kwargs.get(name) is None for name in ("pixel_values", "image_embeds")):
+            return
+        input_ids = kwargs.get("input_ids", inputs)
+        if input_ids is None and kwargs.get("inputs_embeds") is None:
+            raise RSMoEError(
+                "Images came without input_ids: give the processor a text too, as in processor(images=image, text="
+                '"Describe the image.", return_tensors="pt").'
+            )
+        if kwargs.get("qformer_input_ids") is None:
+            kwargs |= self.model.read_instructions(input_ids)
 
     # ---- settings
 
@@ -520,6 +534,11 @@ class RSMoEGenerationMixin(GenerationMixin):
                 model_kwargs["adapter_ids"] = self.model.get_adapter_ids(input_ids)
         expand: Callable = super()._expand_inputs_for_generation  # type: ignore[misc]
         return expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+
+
+def by_expert(values: torch.Tensor | None) -> torch.Tensor | None:
+    """[num_images, tokens, num_experts] -> [num_images, num_experts, tokens]; other shapes stay."""
+    return values.transpose(1, 2) if values is not None and values.ndim == 3 else values
 
 
 def unpad(ids: torch.Tensor, mask: torch.Tensor) -> list:

@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, GenerationConfig, InstructBlipConfi
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from modeling_rsmoe import RSMoEConfig, RSMoEProcessor
+from modeling_rsmoe.generation_rsmoe import by_expert
 from modeling_rsmoe.hub.convert import llm_tokenizer
 from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
@@ -118,7 +119,7 @@ def test_rows(size, tmp_path):
     assert processor.read_rendered(row) == processor.expert_instructions["object"]
     inputs = processor(images=torch.zeros(3, 224, 224), text="Is there a river?", return_tensors="pt")
     for name in ("input_ids", "router_input_ids", "expert_input_ids", "rewrite_input_ids"):
-        for ids in inputs[name].flatten(0, -2):
+        for ids in by_expert(inputs[name]).flatten(0, -2):
             ids = ids[ids != tokenizer.pad_token_id]
             assert ids[0] == tokenizer.bos_token_id and (ids == tokenizer.bos_token_id).sum() == 1
     assert (inputs["input_ids"] == processor.image_token_id).sum() == 32
