@@ -48,6 +48,11 @@ EXPERT_INPUTS = (
     *(f"{name}_{suffix}" for name in SEQUENCES for suffix in ("input_ids", "attention_mask")),
     "task_ids",  # [num_images]: places in `prompting_rsmoe.TASKS`
 )
+ONE_IMAGE = (
+    "Router and experts read texts about one image each, and a text here is about none or several: ask about each "
+    "image by itself, or give the processor expert_inputs=False (in a chat or pipeline: processor_kwargs="
+    '{"expert_inputs": False}), and the base LM alone reads them all.'
+)
 
 Tokens = list[int]
 
@@ -145,6 +150,8 @@ class RSMoEGenerationMixin(GenerationMixin):
         expert_inputs = {name: by_expert(kwargs.pop(name, None)) for name in EXPERT_INPUTS}
         kwargs.pop("mm_token_type_ids", None)  # of servers that ask the processor for it; `input_ids` says the same
         settings = {name: self._setting(name, kwargs, generation_config) for name in DEFAULTS}
+        if expert_inputs["expert_input_ids"] is None and expert_inputs["task_ids"] is not None:
+            raise RSMoEError(ONE_IMAGE)
         self._complete_image_inputs(inputs, kwargs)
         with stacked_adapters():
             if expert_inputs["expert_input_ids"] is None:
@@ -536,7 +543,7 @@ class RSMoEGenerationMixin(GenerationMixin):
         return expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
 
 
-def by_expert(values: torch.Tensor | None) -> torch.Tensor | None:
+def by_expert(values: Any) -> Any:
     """[num_images, tokens, num_experts] -> [num_images, num_experts, tokens]; other shapes stay."""
     return values.transpose(1, 2) if values is not None and values.ndim == 3 else values
 

@@ -17,7 +17,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 
 from .configuration_rsmoe import EXPERT_NAMES
 from .errors_rsmoe import RSMoEError
-from .generation_rsmoe import EXPERT_INPUTS
+from .generation_rsmoe import EXPERT_INPUTS, ONE_IMAGE
 from .images_rsmoe import map_images, to_rgb
 from .prompting_rsmoe import (
     CHAT_TEMPLATE,
@@ -196,9 +196,9 @@ class RSMoEProcessor(ProcessorMixin):
             image_embeds (`torch.Tensor` of shape `(num_images, patches, vision width)`, *optional*):
                 Output of the model's `encode_image`, in place of images.
             expert_inputs (`bool`, *optional*):
-                Whether to make what the full model of `generate` needs besides `input_ids`: one image for each text.
-                By default it is made unless a text names the router or an expert. Without it the base LM reads alone,
-                also texts about several images.
+                Whether to make what the full model of `generate` needs besides `input_ids`, which is about one image
+                for each text. By default it is made unless a text names the router or an expert. With `False` the
+                base LM reads alone, also texts about several images.
             **kwargs:
                 As of every transformers processor. `padding`, `padding_side`, `truncation` and `max_length` hold for
                 all sequences of the base LM, router and experts.
@@ -209,9 +209,9 @@ class RSMoEProcessor(ProcessorMixin):
             qformer_sequence_length); and the expert inputs (see `generation_rsmoe.EXPERT_INPUTS`).
 
         Raises:
-            RSMoEError: an image that cannot be read, images and image_embeds together, several images in one text
-                without `expert_inputs=False`, or a `max_length` that cuts an expert's prompt. ValueError: other
-                numbers of images and `<image>` tokens (both are named).
+            RSMoEError: an image that cannot be read, images and image_embeds together, `expert_inputs=True` of several
+                images in one text (by default `generate` refuses them), or a `max_length` that cuts an expert's
+                prompt. ValueError: other numbers of images and `<image>` tokens (both are named).
         """
         if images is not None and image_embeds is not None:
             raise RSMoEError("images and image_embeds were given; give one of them.")
@@ -282,19 +282,21 @@ class RSMoEProcessor(ProcessorMixin):
         if self._makes_qformer_inputs:
             qformer_texts = [reading for reading, count in zip(readings, counts) for _ in range(count)]
             features.update(self.tokenize_qformer(qformer_texts, return_tensors))
+        makes_expert_inputs = expert_inputs
         if expert_inputs is None:
-            expert_inputs = self.makes_expert_inputs and not any(
+            makes_expert_inputs = self.makes_expert_inputs and not any(
                 prompt.kind != "base" if isinstance(prompt, Prompt) else self._selects_adapter(prompt)
                 for prompt in prompts
             )
-        if expert_inputs:
-            if other := [count for count in counts if count != 1]:
-                raise RSMoEError(
-                    f"a text is about {other[0]} images, and router and experts read one: ask about each image by "
-                    "itself, or give expert_inputs=False (in a chat or pipeline: processor_kwargs="
-                    '{"expert_inputs": False}), and the base LM alone reads them all.'
-                )
+        if not makes_expert_inputs:
+            return
+        # Alone, they say that the full model was asked for what it does not read: `generate` refuses.
+        task_ids = [TASKS.index(task_of(reading)) for reading in readings]
+        features.update(BatchFeature({"task_ids": task_ids}, tensor_type=return_tensors))
+        if all(count == 1 for count in counts):
             features.update(self._expert_inputs(readings, text_kwargs))
+        elif expert_inputs:
+            raise RSMoEError(ONE_IMAGE)
 
     def render(self, prompt: str | Prompt) -> str:
         """One image and a prompt (or a text) as a user's turn of the chat template, up to where the answer begins."""
@@ -371,8 +373,7 @@ class RSMoEProcessor(ProcessorMixin):
         self._check_slots(data, len(pairs))
         per_expert = ("router_", "expert_", "template_prompt_")
         data = {name: _fold(value, *shape) if name.startswith(per_expert) else value for name, value in data.items()}
-        task_ids = [TASKS.index(task_of(instruction)) for instruction in instructions]
-        return data | dict(BatchFeature({"task_ids": task_ids}, tensor_type=return_tensors))
+        return data
 
     def _tokenize(self, texts: list[str], text_kwargs: dict[str, Any]) -> dict[str, Any]:
         padding = text_kwargs.get("padding") or True  # sequences of different experts differ in length
