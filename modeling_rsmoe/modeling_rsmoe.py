@@ -344,7 +344,8 @@ class RSMoEModel(RSMoEPreTrainedModel):
 
         image_outputs = (mm_encoder_outputs or {}).get("image")
         if image_outputs is None and (pixel_values is not None or image_embeds is not None):
-            qformer = {"qformer_input_ids": qformer_input_ids, "qformer_attention_mask": qformer_attention_mask}
+            qformer: dict[str, Any] = {"qformer_input_ids": qformer_input_ids}
+            qformer["qformer_attention_mask"] = qformer_attention_mask
             if qformer_input_ids is None:
                 qformer = self.read_instructions(input_ids)
             image_outputs = self.get_image_features(pixel_values, image_embeds, **qformer, return_dict=True)

@@ -151,10 +151,12 @@ class RSMoEProcessor(ProcessorMixin):
             `dict`: `qformer_input_ids` and `qformer_attention_mask` of shape `(num_images, qformer_sequence_length)`.
         """
         texts: list[str] = []
+        closing = self.render("\x00").split("\x00")[1]
         for ids in input_ids.tolist():
             num_images = ids.count(self.image_token_id) // self.num_query_tokens
             rendered = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-            texts += [self.read_rendered(rendered)] * num_images
+            prompt, found, completion = rendered.rpartition(closing)  # what a model writes is no instruction
+            texts += [self.read_rendered(prompt + found or completion)] * num_images
         return {name: ids.to(input_ids.device) for name, ids in self.tokenize_qformer(texts, "pt").items()}
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):

@@ -259,6 +259,28 @@ def test_expert_inputs_have_their_tokens_in_dimension_1(processor, image):
     assert texts == [" theme?", " object?", " relation?"]
 
 
+def test_qformer_positions_follow_the_mask(processor, image):
+    """Padding on the right changes nothing, bit for bit, and on the left nothing either."""
+    encoder = tiny_model().model.encoder
+    texts = ["a?", "is there a road in it?"]
+    inputs = processor(images=[image, image], text=texts, expert_inputs=False, return_tensors="pt")
+    ids, mask = inputs["qformer_input_ids"], inputs["qformer_attention_mask"]
+    embeds = encoder.encode_image(inputs["pixel_values"])
+    queries = encoder.query_tokens.weight.expand(2, -1, -1)
+    with torch.no_grad():
+        counted = encoder.qformer(  # InstructBLIP's own positions: 0, 1, 2, ...
+            input_ids=ids,
+            attention_mask=torch.cat([torch.ones(2, queries.shape[1], dtype=torch.long), mask], dim=1),
+            query_embeds=queries,
+            encoder_hidden_states=embeds,
+        ).last_hidden_state[:, : queries.shape[1]]
+        right = encoder.query_states(image_embeds=embeds, qformer_input_ids=ids, qformer_attention_mask=mask)
+        assert mask[0].sum() < mask.shape[1] and torch.equal(right, counted)
+        left = {"qformer_input_ids": ids.clone(), "qformer_attention_mask": mask.flip(1)}
+        left["qformer_input_ids"][0] = ids[0].roll(int((mask[0] == 0).sum()))
+        torch.testing.assert_close(encoder.query_states(image_embeds=embeds, **left), right)
+
+
 def test_the_llm_s_tokenizer_is_none_of_the_qformer(processor):
     """What transformers loads offline from a repository without qformer_tokenizer/config.json."""
     for tokenizer in (tiny_tokenizer(), processor.tokenizer):

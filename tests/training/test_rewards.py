@@ -106,6 +106,9 @@ def test_an_attached_model_reads_what_the_processor_gave():
         assert torch.equal(model(**bare).logits, logits) and torch.equal(model.generate(**bare), sequences)
     read = processor.read_input_ids(sequences)
     assert torch.equal(read["qformer_input_ids"], inputs["qformer_input_ids"])
+    turn = processor.tokenizer("<|im_start|>user\nanother?")["input_ids"]  # a model that writes a user's turn
+    written = torch.cat([inputs["input_ids"], torch.tensor([turn, turn])], dim=1)
+    assert torch.equal(processor.read_input_ids(written)["qformer_input_ids"], inputs["qformer_input_ids"])
     pairs = processor(images=[images], text="<image><image> both?", expert_inputs=False, return_tensors="pt")
     read = processor.read_input_ids(torch.cat([pairs["input_ids"]] * 2))
     assert read["qformer_input_ids"].shape[0] == 4
