@@ -244,8 +244,10 @@ def test_another_llm(sources, tmp_path):
 def test_the_folder_is_an_ordinary_checkpoint(sources, tmp_path):
     """As save_pretrained writes one, code included; it goes through the whole path of generate."""
     folder = convert(sources.settings, sources.instructblip, sources.llm, tmp_path / "out", dtype="bfloat16")
-    ordinary = {path.name for path in tiny_checkpoint(tmp_path / "ordinary").iterdir()}
-    assert {path.name for path in folder.iterdir()} == ordinary | {"README.md"}
+    ordinary = tiny_checkpoint(tmp_path / "ordinary")
+    files, expected = ({path.relative_to(root) for path in root.rglob("*")} for root in (folder, ordinary))
+    assert files == expected | {Path("README.md")}
+    assert Path("qformer_tokenizer/config.json") in files
     config = json.loads((folder / "config.json").read_text())
     other = json.loads((tmp_path / "ordinary" / "config.json").read_text())
     assert (config["architectures"], config["auto_map"]) == (other["architectures"], other["auto_map"])
@@ -443,7 +445,7 @@ def test_output_and_disk(sources, tmp_path, monkeypatch):
 def test_command(sources, tmp_path):
     command = ["convert", sources.settings, "--instructblip", sources.instructblip, "--output", tmp_path / "out"]
     result = CliRunner().invoke(app, [*map(str, command), "--llm", str(sources.llm)], catch_exceptions=False)
-    assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'out'} (0 MB)\n", result.output
+    assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'out'} (1 MB)\n", result.output
     check_equal(tmp_path / "out", sources)
     result = CliRunner().invoke(app, [*map(str, command)], catch_exceptions=False)
     assert result.exit_code == 2 and "exists: choose another folder" in result.stderr
