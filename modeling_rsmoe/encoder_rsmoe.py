@@ -99,12 +99,16 @@ class RSMoEVisionLanguageEncoder(RSMoEPreTrainedModel):
             )
         queries = self.query_tokens.weight.unsqueeze(0).expand(images, -1, -1)  # [images, queries, Q-Former width]
         attention_mask = queries.new_ones(queries.shape[:2], dtype=torch.long)
+        position_ids = None
         if qformer_input_ids is not None:
             if qformer_attention_mask is None:
                 qformer_attention_mask = torch.ones_like(qformer_input_ids)
+            # Of the real tokens, wherever the padding is: transformers' pipelines and TRL pad on the left.
+            position_ids = (qformer_attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             attention_mask = torch.cat([attention_mask, qformer_attention_mask.to(attention_mask)], dim=1)
         hidden = self.qformer(
             input_ids=qformer_input_ids,
+            position_ids=position_ids,
             attention_mask=attention_mask,
             query_embeds=queries,
             encoder_hidden_states=image_embeds.to(self.qformer.dtype),

@@ -27,26 +27,24 @@ from .arguments_rsmoe import (
 )
 from .errors_rsmoe import RSMoEError
 from .prompting_rsmoe import TASKS
-from .sequences_rsmoe import Tokens, fill_slots, join_sentences, pad_left, pad_right, shared_prefix_length, unpad
+from .sequences_rsmoe import (
+    EXPERT_INPUTS,
+    ONE_IMAGE,
+    SEQUENCES,
+    Tokens,
+    by_expert,
+    fill_slots,
+    join_sentences,
+    pad_left,
+    pad_right,
+    shared_prefix_length,
+    unpad,
+)
 
 
 # Tokens that a step of the rewriting base LM may take over from its prompt, which holds the expert texts: it copies
 # much of them. A step over so many more costs little, and the text stays the same (prompt lookup).
 LOOKUP_TOKENS = 3
-# Made by the processor for the full model; a model's own forward ignores them. Each kind of sequence has `_input_ids`
-# and `_attention_mask`.
-SEQUENCES = (
-    "router",  # [num_images, num_experts, tokens]: asks the router for each expert's prompt
-    "expert",  # [num_images, num_experts, tokens]: each expert's, with one <prompt> token where its prompt goes
-    "expert_qformer",  # [num_images, num_experts, tokens]: each expert's sub-task instruction
-    "rewrite",  # [num_images, tokens]: the base LM's, with a <prompt> token for each expert's text
-    "template_prompt",  # [num_images, num_experts, tokens]: each expert's fixed prompt
-    "instruction",  # [num_images, tokens]: the user's instruction
-)
-EXPERT_INPUTS = (
-    *(f"{name}_{suffix}" for name in SEQUENCES for suffix in ("input_ids", "attention_mask")),
-    "task_ids",  # [num_images]: places in `prompting_rsmoe.TASKS`
-)
 
 
 @dataclass
@@ -151,9 +149,12 @@ class RSMoEGenerationMixin(GenerationMixin):
                 reranker, inputs that do not belong together, an argument that the fusion cannot take, or logits that
                 are not finite.
         """
-        expert_inputs = {name: kwargs.pop(name, None) for name in EXPERT_INPUTS}
+        expert_inputs = {name: by_expert(kwargs.pop(name, None)) for name in EXPERT_INPUTS}
         kwargs.pop("mm_token_type_ids", None)  # of servers that ask the processor for it; `input_ids` says the same
         settings = {name: self._setting(name, kwargs, generation_config) for name in DEFAULTS}
+        if expert_inputs["expert_input_ids"] is None and expert_inputs["task_ids"] is not None:
+            raise RSMoEError(ONE_IMAGE)
+        self._complete_image_inputs(inputs, kwargs)
         with stacked_adapters():
             if expert_inputs["expert_input_ids"] is None:
                 return super().generate(  # type: ignore[misc]  # transformers annotates `self`
@@ -164,6 +165,19 @@ class RSMoEGenerationMixin(GenerationMixin):
                 raise RSMoEError("The expert inputs came without input_ids; pass all that the processor returned.")
             kwargs["generation_config"] = generation_config
             return self._generate_fused(input_ids, expert_inputs, settings, streamer, kwargs)
+
+    def _complete_image_inputs(self, inputs: torch.Tensor | None, kwargs: dict) -> None:
+        """Images need a text, and the instruction that the Q-Former reads them under."""
+        if all(kwargs.get(name) is None for name in ("pixel_values", "image_embeds")):
+            return
+        input_ids = kwargs.get("input_ids", inputs)
+        if input_ids is None and kwargs.get("inputs_embeds") is None:
+            raise RSMoEError(
+                "Images came without input_ids: give the processor a text too, as in processor(images=image, text="
+                '"Describe the image.", return_tensors="pt").'
+            )
+        if kwargs.get("qformer_input_ids") is None:
+            kwargs |= self.model.read_instructions(input_ids)
 
     # ---- settings
 

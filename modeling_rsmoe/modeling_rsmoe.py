@@ -5,6 +5,7 @@ Every LLM call is one sequence of a batch, read by one adapter: a special token 
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -32,9 +33,10 @@ from .configuration_rsmoe import RSMoEConfig
 from .encoder_rsmoe import RSMoEVisionLanguageEncoder
 from .errors_rsmoe import RSMoEError
 from .experts_rsmoe import RSMoEExpert, check_float, decoder_layers
-from .generation_rsmoe import EXPERT_INPUTS, RSMoEGenerationMixin
+from .generation_rsmoe import RSMoEGenerationMixin
 from .reranker_rsmoe import RSMoEReranker
 from .router_rsmoe import RSMoEInstructionRouter
+from .sequences_rsmoe import EXPERT_INPUTS
 
 
 @dataclass
@@ -66,6 +68,8 @@ class RSMoEModel(RSMoEAdapterMixin, RSMoEPreTrainedModel):
 
     config_class = RSMoEConfig
     base_model_prefix = "model"
+    # The processor's `read_input_ids`, once it is attached (`RSMoEProcessor.attach_to`).
+    instruction_reader: Callable[[torch.Tensor], dict[str, torch.Tensor]] | None = None
 
     def __init__(self, config: RSMoEConfig):
         super().__init__(config)
@@ -149,6 +153,13 @@ class RSMoEModel(RSMoEAdapterMixin, RSMoEPreTrainedModel):
             [`BaseModelOutputWithPooling`]: `pooler_output` (num_images, num_query_tokens, hidden_size);
             `last_hidden_state`, `hidden_states` and `attentions` are the ViT's.
         """
+        if qformer_input_ids is not None and not torch.compiler.is_compiling():
+            vocab_size, largest = self.config.qformer_config.vocab_size, int(qformer_input_ids.max())
+            if largest >= vocab_size:
+                raise ValueError(
+                    f"qformer_input_ids holds the token {largest}, and the Q-Former knows {vocab_size} tokens: "
+                    "tokenize instructions by its own tokenizer, the processor's `qformer_tokenizer`."
+                )
         vision_outputs = None
         if image_embeds is None and pixel_values is not None:
             vision_model = self.encoder.vision_model
@@ -166,6 +177,15 @@ class RSMoEModel(RSMoEAdapterMixin, RSMoEPreTrainedModel):
             hidden_states=getattr(vision_outputs, "hidden_states", None),
             attentions=getattr(vision_outputs, "attentions", None),
         )
+
+    def read_instructions(self, input_ids: torch.LongTensor | None) -> dict[str, torch.Tensor]:
+        """`qformer_input_ids` and `qformer_attention_mask` of images that came without, by an attached processor."""
+        if self.instruction_reader is None or input_ids is None:
+            raise ValueError(
+                "Images came without qformer_input_ids, the instruction that the Q-Former reads them under: pass all "
+                "that the processor returned. For a trainer that drops them: processor.attach_to(model)."
+            )
+        return self.instruction_reader(input_ids)
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -232,9 +252,11 @@ class RSMoEModel(RSMoEAdapterMixin, RSMoEPreTrainedModel):
 
         image_outputs = (mm_encoder_outputs or {}).get("image")
         if image_outputs is None and (pixel_values is not None or image_embeds is not None):
-            image_outputs = self.get_image_features(
-                pixel_values, image_embeds, qformer_input_ids, qformer_attention_mask, return_dict=True
-            )
+            qformer: dict[str, Any] = {"qformer_input_ids": qformer_input_ids}
+            qformer["qformer_attention_mask"] = qformer_attention_mask
+            if qformer_input_ids is None:
+                qformer = self.read_instructions(input_ids)
+            image_outputs = self.get_image_features(pixel_values, image_embeds, **qformer, return_dict=True)
         image_features = None
         if image_outputs is not None:
             image_features = cast(Any, image_outputs.pooler_output)

@@ -4,8 +4,10 @@ What the sequences say stands in `prompting_rsmoe`; here they become tensors.
 """
 
 import copy
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,6 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 
 from .configuration_rsmoe import EXPERT_NAMES
 from .errors_rsmoe import RSMoEError
-from .generation_rsmoe import EXPERT_INPUTS
 from .images_rsmoe import map_images, to_rgb
 from .prompting_rsmoe import (
     CHAT_TEMPLATE,
@@ -28,6 +29,7 @@ from .prompting_rsmoe import (
     expert_token,
     task_of,
 )
+from .sequences_rsmoe import EXPERT_INPUTS, ONE_IMAGE
 
 
 MAX_QFORMER_TOKENS = 512  # BERT's positions; a tokenizer without a limit of its own says 1e30
@@ -61,6 +63,7 @@ class RSMoEProcessor(ProcessorMixin):
     # For training, set it to False on the instance: training examples need no expert inputs. It is no argument of
     # __init__, so a checkpoint saved in training does not remember it.
     makes_expert_inputs = True
+    _makes_qformer_inputs = True  # until `attach_to`
     qformer_tokenizer: Any
     text_kwargs = {"padding": True, "padding_side": "left"}  # decoding continues at the right
 
@@ -84,7 +87,14 @@ class RSMoEProcessor(ProcessorMixin):
                 f"expert_instructions has no instruction for {missing}; give one for each of {self.experts}."
             )
         self.image_token = IMAGE_TOKEN
+        if None not in (tokenizer, qformer_tokenizer) and _is_within(qformer_tokenizer, tokenizer):
+            raise RSMoEError(
+                "the Q-Former's tokenizer is the LLM's: give that of the Q-Former (qformer_tokenizer/). A checkpoint "
+                "that was saved without qformer_tokenizer/config.json loads so offline: load it from its folder, or "
+                "save and push it again."
+            )
         if tokenizer is not None:
+            tokenizer.padding_side = "left"  # as text_kwargs say; transformers' pipelines ask the tokenizer
             _add_special_tokens(tokenizer, [IMAGE_TOKEN, PROMPT_TOKEN, ROUTER_TOKEN, *map(expert_token, self.experts)])
             self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
@@ -118,6 +128,45 @@ class RSMoEProcessor(ProcessorMixin):
         processor.experts = list(names)
         return processor
 
+    def attach_to(self, model: Any) -> None:
+        """Let `model` read each image's instruction out of `input_ids`, as `read_rendered` does, where images come
+        without `qformer_input_ids`; this processor then makes neither these nor expert inputs.
+
+        For trainers that pass on a fixed list of inputs (TRL's GRPO and RLOO; docs/training.md). Nothing of it is
+        saved.
+
+        Args:
+            model (`RSMoEForConditionalGeneration`): Before PEFT or a trainer wraps it; also a trainer's `ref_model`.
+        """
+        self.makes_expert_inputs = self._makes_qformer_inputs = False
+        model.model.instruction_reader = self.read_input_ids
+
+    def read_input_ids(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the Q-Former reads beside each image of sequences that the chat template has rendered.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Padding and completions may be in.
+
+        Returns:
+            `dict`: `qformer_input_ids` and `qformer_attention_mask` of shape `(num_images, qformer_sequence_length)`.
+        """
+        texts: list[str] = []
+        closing = self.render("\x00").split("\x00")[1]
+        for ids in input_ids.tolist():
+            num_images = ids.count(self.image_token_id) // self.num_query_tokens
+            rendered = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            prompt, found, completion = rendered.rpartition(closing)  # what a model writes is no instruction
+            texts += [self.read_rendered(prompt + found or completion)] * num_images
+        return {name: ids.to(input_ids.device) for name, ids in self.tokenize_qformer(texts, "pt").items()}
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """As of every processor. The Q-Former's tokenizer gets a `config.json`: without one, transformers loads the
+        LLM's in its place where a repository is read offline."""
+        folder = Path(save_directory, "qformer_tokenizer")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"model_type": "bert"}) + "\n", encoding="utf-8")
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
     def llm_tokenizer(self) -> Any:
         """A copy of the LLM's tokenizer with the chat template, to go with the model's `merged_llm`."""
         tokenizer: Any = copy.deepcopy(self.tokenizer)
@@ -144,13 +193,14 @@ class RSMoEProcessor(ProcessorMixin):
             images (`ImageInput`, *optional*):
                 One image or a list (paths, URLs, PIL, arrays, tensors): one for each `<image>` token of the texts.
             text (`str`, `Prompt` or a list of them, *optional*):
-                Instructions or prompts, one for each image: the chat template is applied. Or texts rendered by
-                `apply_chat_template`, with as many `<image>` tokens as images.
+                Instructions or prompts, one for each image or one string for all: the chat template is applied. Or
+                texts rendered by `apply_chat_template`, with as many `<image>` tokens as images.
             image_embeds (`torch.Tensor` of shape `(num_images, patches, vision width)`, *optional*):
                 Output of the model's `encode_image`, in place of images.
             expert_inputs (`bool`, *optional*):
-                Whether to make what the full model of `generate` needs besides `input_ids`. By default it is made when
-                every text is an instruction about one image.
+                Whether to make what the full model of `generate` needs besides `input_ids`, which is about one image
+                for each text. By default it is made unless a text names the router or an expert. With `False` the
+                base LM reads alone, also texts about several images.
             **kwargs:
                 As of every transformers processor. `padding`, `padding_side`, `truncation` and `max_length` hold for
                 all sequences of the base LM, router and experts.
@@ -158,19 +208,20 @@ class RSMoEProcessor(ProcessorMixin):
         Returns:
             `BatchFeature`: `input_ids`, `attention_mask` (num_texts, sequence_length); `pixel_values` (num_images, 3,
             height, width) or `image_embeds`; `qformer_input_ids`, `qformer_attention_mask` (num_images,
-            qformer_sequence_length); and the expert inputs (see `generation_rsmoe.EXPERT_INPUTS`).
+            qformer_sequence_length); and the expert inputs (see `sequences_rsmoe.EXPERT_INPUTS`).
 
         Raises:
-            RSMoEError: an image that cannot be read, images and image_embeds together, or a `max_length` that cuts an
-                expert's prompt. ValueError: other numbers of images and `<image>` tokens (both are named).
+            RSMoEError: an image that cannot be read, images and image_embeds together, `expert_inputs=True` of several
+                images in one text (by default `generate` refuses them), or a `max_length` that cuts an expert's
+                prompt. ValueError: other numbers of images and `<image>` tokens (both are named).
         """
         if images is not None and image_embeds is not None:
             raise RSMoEError("images and image_embeds were given; give one of them.")
         if text is None:
             return super().__call__(images=images, **kwargs)
-        num_images = _count_images(images if image_embeds is None else list(image_embeds))
-        texts = list(text) if isinstance(text, (list, tuple)) else [text]
-        prompts = self._to_prompts(texts, num_images)
+        images_of_texts = images if image_embeds is None else list(image_embeds)
+        num_images = _count_images(images_of_texts)
+        prompts = self._to_prompts(text, images_of_texts, num_images)
         rendered = [text if isinstance(text, str) else self.render(text) for text in prompts]
         text_kwargs = self._text_kwargs(dict(kwargs))
         if image_embeds is None:
@@ -181,15 +232,25 @@ class RSMoEProcessor(ProcessorMixin):
             self._add_image_inputs(features, prompts, rendered, expert_inputs, text_kwargs)
         return features
 
-    def _to_prompts(self, texts: list, num_images: int) -> list[str | Prompt]:
-        """Bare instructions, one for each image, as prompts; rendered texts stay texts."""
-        are_instructions = len(texts) == num_images and all(
-            isinstance(text, str) and self.image_token not in text for text in texts
-        )
-        if not are_instructions:
+    def _to_prompts(self, text: Any, images: Any, num_images: int) -> list[str | Prompt]:
+        """Bare instructions, one for each image or one for all, as prompts; rendered texts stay texts."""
+        texts = list(text) if isinstance(text, (list, tuple)) else [text]
+        if not num_images or any(isinstance(text, str) and self.image_token in text for text in texts):
             return texts
+        is_nested = isinstance(images, (list, tuple)) and any(isinstance(image, (list, tuple)) for image in images)
+        if not isinstance(text, (list, tuple)) and not is_nested:
+            texts *= num_images
+        if len(texts) != num_images:
+            raise RSMoEError(
+                f"Found 0 {self.image_token} tokens and {num_images} images for {len(texts)} texts: give one text for "
+                "each image, or one string for all of a flat list. Several images in one text are a chat's."
+            )
         # A router's or an expert's text says by its token who reads it, as rendered texts do.
-        return [self.render(text) if self._selects_adapter(text) else Prompt.base(text) for text in texts]
+        prompts = [text if isinstance(text, Prompt) else Prompt.base(text) for text in texts]
+        return [
+            self.render(prompt) if prompt.kind == "base" and self._selects_adapter(prompt.text) else prompt
+            for prompt in prompts
+        ]
 
     def _selects_adapter(self, text: str) -> bool:
         return any(token in text for token in (ROUTER_TOKEN, *map(expert_token, self.experts)))
@@ -220,16 +281,24 @@ class RSMoEProcessor(ProcessorMixin):
         return_tensors = text_kwargs.get("return_tensors")
         readings = [p.qformer_text if isinstance(p, Prompt) else self.read_rendered(p) for p in prompts]
         counts = [text.count(self.image_token) for text in rendered]
-        qformer_texts = [reading for reading, count in zip(readings, counts) for _ in range(count)]
-        features.update(self.tokenize_qformer(qformer_texts, return_tensors))
+        if self._makes_qformer_inputs:
+            qformer_texts = [reading for reading, count in zip(readings, counts) for _ in range(count)]
+            features.update(self.tokenize_qformer(qformer_texts, return_tensors))
+        makes_expert_inputs = expert_inputs
         if expert_inputs is None:
-            are_instructions = not any(
+            makes_expert_inputs = self.makes_expert_inputs and not any(
                 prompt.kind != "base" if isinstance(prompt, Prompt) else self._selects_adapter(prompt)
                 for prompt in prompts
             )
-            expert_inputs = self.makes_expert_inputs and are_instructions and all(count == 1 for count in counts)
-        if expert_inputs:
+        if not makes_expert_inputs:
+            return
+        # Alone, they say that the full model was asked for what it does not read: `generate` refuses.
+        task_ids = [TASKS.index(task_of(reading)) for reading in readings]
+        features.update(BatchFeature({"task_ids": task_ids}, tensor_type=return_tensors))
+        if all(count == 1 for count in counts):
             features.update(self._expert_inputs(readings, text_kwargs))
+        elif expert_inputs:
+            raise RSMoEError(ONE_IMAGE)
 
     def render(self, prompt: str | Prompt) -> str:
         """One image and a prompt (or a text) as a user's turn of the chat template, up to where the answer begins."""
@@ -305,9 +374,8 @@ class RSMoEProcessor(ProcessorMixin):
             data[f"expert_{name}"] = value
         self._check_slots(data, len(pairs))
         per_expert = ("router_", "expert_", "template_prompt_")
-        data = {name: _fold(value, shape) if name.startswith(per_expert) else value for name, value in data.items()}
-        task_ids = [TASKS.index(task_of(instruction)) for instruction in instructions]
-        return data | dict(BatchFeature({"task_ids": task_ids}, tensor_type=return_tensors))
+        data = {name: _fold(value, *shape) if name.startswith(per_expert) else value for name, value in data.items()}
+        return data
 
     def _tokenize(self, texts: list[str], text_kwargs: dict[str, Any]) -> dict[str, Any]:
         padding = text_kwargs.get("padding") or True  # sequences of different experts differ in length
@@ -347,7 +415,16 @@ class RSMoEProcessor(ProcessorMixin):
         Returns:
             `list[dict]`: for each text `{"text": str, "router_prompts": {expert: str}, "expert_texts": {expert:
             str}}`.
+
+        Raises:
+            RSMoEError: outputs that router and experts had no part in.
         """
+        if getattr(outputs, "expert_sequences", None) is None:
+            raise RSMoEError(
+                "these outputs hold no expert texts: they are sequences alone (give generate "
+                "return_dict_in_generate=True), or come of inputs without expert inputs, which the base LM or one "
+                "expert read alone: decode their new tokens by processor.batch_decode."
+            )
         texts = self.tokenizer.batch_decode(outputs.sequences[:, outputs.prompt_length :], skip_special_tokens=True)
         results = []
         for index, text in enumerate(texts):
@@ -401,11 +478,18 @@ def _add_special_tokens(tokenizer: Any, tokens: list[str]) -> None:
     )
 
 
-def _fold(sequences, shape: tuple[int, int]):
-    """[num_images x num_experts, tokens] -> [num_images, num_experts, tokens], for tensors and for plain lists."""
+def _fold(sequences, num_images: int, num_experts: int):
+    """[num_images x num_experts, tokens] -> [num_images, tokens, num_experts], for tensors and for plain lists."""
     if hasattr(sequences, "reshape"):
-        return sequences.reshape(*shape, -1)
-    return [sequences[start : start + shape[1]] for start in range(0, shape[0] * shape[1], shape[1])]
+        folded = sequences.reshape(num_images, num_experts, -1).swapaxes(1, 2)
+        return folded.contiguous() if isinstance(folded, torch.Tensor) else folded
+    groups = [sequences[start : start + num_experts] for start in range(0, num_images * num_experts, num_experts)]
+    return [[list(tokens) for tokens in zip(*group)] for group in groups]
+
+
+def _is_within(tokenizer: Any, other: Any) -> bool:
+    """Whether a tokenizer's tokens, with their ids, are all another's."""
+    return tokenizer.get_vocab().items() <= other.get_vocab().items()
 
 
 __all__ = ["RSMoEProcessor"]

@@ -1,10 +1,32 @@
-"""Sequences as lists of token ids: to and from padded tensors, with texts put in, one after another."""
+"""The full model's sequences: their names among the inputs of `generate`, and as lists of token ids to and from padded
+tensors, with texts put in, one after another."""
 
 from collections.abc import Sequence
 from os.path import commonprefix
+from typing import Any
 
 import torch
 
+
+# Made by the processor for the full model; a model's own forward ignores them. Each kind of sequence has `_input_ids`
+# and `_attention_mask`. Tokens are dimension 1, which transformers' pipelines pad.
+SEQUENCES = (
+    "router",  # [num_images, tokens, num_experts]: asks the router for each expert's prompt
+    "expert",  # [num_images, tokens, num_experts]: each expert's, with one <prompt> token where its prompt goes
+    "expert_qformer",  # [num_images, tokens, num_experts]: each expert's sub-task instruction
+    "rewrite",  # [num_images, tokens]: the base LM's, with a <prompt> token for each expert's text
+    "template_prompt",  # [num_images, tokens, num_experts]: each expert's fixed prompt
+    "instruction",  # [num_images, tokens]: the user's instruction
+)
+EXPERT_INPUTS = (
+    *(f"{name}_{suffix}" for name in SEQUENCES for suffix in ("input_ids", "attention_mask")),
+    "task_ids",  # [num_images]: places in `prompting_rsmoe.TASKS`
+)
+ONE_IMAGE = (
+    "Router and experts read texts about one image each, and a text here is about none or several: ask about each "
+    "image by itself, or give the processor expert_inputs=False (in a chat or pipeline: processor_kwargs="
+    '{"expert_inputs": False}), and the base LM alone reads them all.'
+)
 
 Tokens = list[int]
 
@@ -22,6 +44,11 @@ def pad_left(sequences: Sequence[Tokens], pad: int, device) -> tuple[torch.Tenso
     ids = [[pad] * (width - len(tokens)) + tokens for tokens in sequences]
     mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in sequences]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def by_expert(values: Any) -> Any:
+    """[num_images, tokens, num_experts] -> [num_images, num_experts, tokens]; other shapes stay."""
+    return values.transpose(1, 2) if values is not None and values.ndim == 3 else values
 
 
 def unpad(ids: torch.Tensor, mask: torch.Tensor) -> list:

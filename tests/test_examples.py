@@ -223,6 +223,29 @@ def test_finetune_with_trainer_says_what_is_wrong(checkpoint, image_folder, tmp_
     assert "nowhere" in capsys.readouterr().err
 
 
+def test_train_grpo(checkpoint, image_folder, tmp_path):
+    """Rewards are read, the encoder alone learns, and the new checkpoint captions as any other."""
+    script, output = EXAMPLES / "train_grpo.py", tmp_path / "out"
+    code = "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    options = ["--steps", "2", "--captions", "2", "--max-tokens", "6", "--learning-rate", "0.01"]
+    said = without_package(code, script, checkpoint, image_folder, output, *options)
+    assert re.findall(r"step (\d): reward [01]\.\d{3}", said) == ["1", "2"]
+    assert moved(checkpoint, output) <= {"qformer", "projection"}
+    names = {file.name for file in output.rglob("*")}
+    assert "modeling_rsmoe.py" in names and not [
+        name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))
+    ]
+    model, processor = RSMoEForConditionalGeneration.from_pretrained(output), RSMoEProcessor.from_pretrained(output)
+    inputs = processor(images=image_folder / "0.png", text="Describe the image.", return_tensors="pt")
+    assert processor.post_process_generation(model.generate(**inputs, return_dict_in_generate=True))[0]["text"]
+
+
+def test_reward_of_train_grpo():
+    reward = example("train_grpo").word_overlap
+    completions = [[{"content": text}] for text in ("Two white planes", "a river", "")]
+    assert reward(completions, text=["two planes .", "two planes", "two planes"]) == [2 * 2 / 6, 0, 0]
+
+
 def test_add_expert(checkpoint, data, tmp_path, capsys):
     output = tmp_path / "out"
     result = example("add_expert").main([str(checkpoint), str(data), str(output), "--epochs", "2", "--batch", "3"])

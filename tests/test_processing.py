@@ -7,10 +7,10 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from modeling_rsmoe import RSMoEError, RSMoEProcessor
-from modeling_rsmoe.generation_rsmoe import fill_slots, unpad
 from modeling_rsmoe.prompting_rsmoe import TASKS, Prompt
+from modeling_rsmoe.sequences_rsmoe import SEQUENCES, by_expert, fill_slots, unpad
 
-from .tiny import tiny_model, tiny_processor
+from .tiny import tiny_model, tiny_processor, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_generation_asks_the_qformer_as_training_does(processor, image):
         row = processor(
             images=image, text=processor.render(Prompt.for_expert(name, "Anything?", "").text), return_tensors="pt"
         )
-        ids = whole["expert_qformer_input_ids"][0, i]
+        ids = whole["expert_qformer_input_ids"][0, :, i]
         assert row["qformer_input_ids"][0].tolist() == ids[ids != 0].tolist()
 
 
@@ -101,7 +101,7 @@ def test_filled_sequences_equal_sequences_of_text(processor, image):
         return processor.tokenizer(text)["input_ids"]
 
     def sequences(name):
-        return unpad(inputs[f"{name}_input_ids"], inputs[f"{name}_attention_mask"])[0]
+        return unpad(*(by_expert(inputs[f"{name}_{kind}"]) for kind in ("input_ids", "attention_mask")))[0]
 
     for name, sequence in zip(processor.experts, sequences("expert")):
         rendered = processor.render(Prompt.for_expert(name, prompt, ""))
@@ -152,8 +152,8 @@ def test_padding_and_lengths_reach_all_sequences(processor, image):
     arguments = {"padding": "max_length", "max_length": 200, "return_tensors": "pt"}
     inputs = processor(images=image, text="Describe.", **arguments)
     names = ("router", "expert", "rewrite", "template_prompt", "instruction")
-    assert {inputs[f"{name}_input_ids"].shape[-1] for name in names} == {200}
-    assert {inputs[f"{name}_attention_mask"].shape[-1] for name in names} == {200}
+    assert {inputs[f"{name}_input_ids"].shape[1] for name in names} == {200}
+    assert {inputs[f"{name}_attention_mask"].shape[1] for name in names} == {200}
     model = tiny_model()
     alone = processor(images=image, text="Describe.", return_tensors="pt")
     for side in ("left", "right"):
@@ -201,13 +201,95 @@ def test_image_marks_must_match(processor, image):
 
 
 def test_several_images_in_one_text(processor, image):
-    rows = processor(
-        images=[[image, image], [image]], text=["<image><image> Both?", "<image> One?"], return_tensors="pt"
-    )
+    """Refused in words at every door; the base LM alone reads them all."""
+    model, other = tiny_model(), Image.new("RGB", (40, 40), "green")
+    texts = ["<image><image> Both?", "<image> One?"]
+    refused = "one image each.*each image by itself.*expert_inputs=False"
+    for given in ([[image, other], [image]], texts), ([image, image], ["<image> One?", "<image> One?", "None?"]):
+        default = processor(images=given[0], text=given[1], return_tensors="pt")
+        with pytest.raises(RSMoEError, match=refused):
+            model.generate(**default)
+    with pytest.raises(RSMoEError, match=refused):
+        processor(images=[image, other], text=texts[0], expert_inputs=True, return_tensors="pt")
+    with pytest.raises(RSMoEError, match="2 images for 1 texts: give one text for each image"):
+        processor(images=[[image, other]], text="Both?", return_tensors="pt")
+    rows = processor(images=[[image, other], [image]], text=texts, expert_inputs=False, return_tensors="pt")
     assert rows["qformer_input_ids"].shape[0] == 3 and "expert_input_ids" not in rows
     assert (rows["input_ids"] == 259).sum(1).tolist() == [8, 4]
+    content = [{"type": "image", "image": image}, {"type": "image", "image": other}, {"type": "text", "text": "Both?"}]
+    chat = [{"role": "user", "content": content}]
+    arguments = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    with pytest.raises(RSMoEError, match=refused):
+        model.generate(**processor.apply_chat_template(chat, **arguments))
+    said = processor.apply_chat_template(chat, processor_kwargs={"expert_inputs": False}, **arguments)
     with torch.no_grad():
-        assert tiny_model()(**rows).logits.shape[0] == 2
+        logits = model(**said).logits[:, -1]
+        for place in range(2):  # each of them is read
+            changed = said["pixel_values"].clone()
+            changed[place] += 1
+            assert (model(**{**said, "pixel_values": changed}).logits[:, -1] - logits).abs().max() > 1e-3
+    outputs = model.generate(**said, return_dict_in_generate=True)
+    assert outputs.sequences.shape[1] > said["input_ids"].shape[1]
+    with pytest.raises(RSMoEError, match="no expert texts.*processor.batch_decode"):
+        processor.post_process_generation(outputs)
+
+
+def test_one_text_for_all_images(processor, image):
+    """A string goes to every image of a list, also as features; a text with image tokens stays one."""
+    one = processor(images=[image, image], text="Describe.", return_tensors="pt")
+    two = processor(images=[image, image], text=["Describe."] * 2, return_tensors="pt")
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    embeds = tiny_model().encode_image(one["pixel_values"])
+    features = processor(image_embeds=embeds, text=Prompt.base("Describe."), return_tensors="pt")
+    assert torch.equal(features["expert_input_ids"], two["expert_input_ids"])
+    with pytest.raises(RSMoEError, match=r'without input_ids: .*text="Describe the image."'):
+        tiny_model().generate(**processor(images=image, return_tensors="pt"))
+
+
+def test_expert_inputs_have_their_tokens_in_dimension_1(processor, image):
+    """As documented, for tensors and for plain lists: transformers' pipelines pad there."""
+    tensors = processor(images=[image, image], text=["Short.", "Is there a road?"], return_tensors="pt")
+    lists = processor(images=[image, image], text=["Short.", "Is there a road?"])
+    for name in SEQUENCES:
+        ids, mask = (tensors[f"{name}_{kind}"] for kind in ("input_ids", "attention_mask"))
+        assert ids.shape == mask.shape and ids.shape[0] == 2
+        assert ids.ndim == (2 if name in ("rewrite", "instruction") else 3) and ids.shape[2:] in ((), (3,))
+        assert lists[f"{name}_input_ids"] == ids.tolist()
+    texts = processor.tokenizer.batch_decode(tensors["template_prompt_input_ids"][1].T, skip_special_tokens=True)
+    assert texts == [" theme?", " object?", " relation?"]
+
+
+def test_qformer_positions_follow_the_mask(processor, image):
+    """Padding on the right changes nothing, bit for bit, and on the left nothing either."""
+    encoder = tiny_model().model.encoder
+    texts = ["a?", "is there a road in it?"]
+    inputs = processor(images=[image, image], text=texts, expert_inputs=False, return_tensors="pt")
+    ids, mask = inputs["qformer_input_ids"], inputs["qformer_attention_mask"]
+    embeds = encoder.encode_image(inputs["pixel_values"])
+    queries = encoder.query_tokens.weight.expand(2, -1, -1)
+    with torch.no_grad():
+        counted = encoder.qformer(  # InstructBLIP's own positions: 0, 1, 2, ...
+            input_ids=ids,
+            attention_mask=torch.cat([torch.ones(2, queries.shape[1], dtype=torch.long), mask], dim=1),
+            query_embeds=queries,
+            encoder_hidden_states=embeds,
+        ).last_hidden_state[:, : queries.shape[1]]
+        right = encoder.query_states(image_embeds=embeds, qformer_input_ids=ids, qformer_attention_mask=mask)
+        assert mask[0].sum() < mask.shape[1] and torch.equal(right, counted)
+        left = {"qformer_input_ids": ids.clone(), "qformer_attention_mask": mask.flip(1)}
+        left["qformer_input_ids"][0] = ids[0].roll(int((mask[0] == 0).sum()))
+        torch.testing.assert_close(encoder.query_states(image_embeds=embeds, **left), right)
+
+
+def test_the_llm_s_tokenizer_is_none_of_the_qformer(processor):
+    """What transformers loads offline from a repository without qformer_tokenizer/config.json."""
+    for tokenizer in (tiny_tokenizer(), processor.tokenizer):
+        with pytest.raises(RSMoEError, match="Q-Former's tokenizer is the LLM's.*config.json"):
+            RSMoEProcessor(processor.image_processor, tokenizer, tiny_tokenizer())
+    inputs = processor(images=torch.rand(3, 28, 28), text="Describe.", return_tensors="pt")
+    inputs["qformer_input_ids"][0, 1] = 64
+    with pytest.raises(ValueError, match="holds the token 64, and the Q-Former knows 64 tokens"):
+        tiny_model()(**inputs)
 
 
 def test_missing_file_is_named(processor, tmp_path):
@@ -232,9 +314,9 @@ def test_added_expert(image, tmp_path):
     for each in (processor, RSMoEProcessor.from_pretrained(tmp_path)):
         assert each.experts == ["theme", "object", "relation", "counting"]
         made, three = (p(images=image, text="Describe.", return_tensors="pt") for p in (each, before))
-        assert made["expert_input_ids"].shape[:2] == (1, 4) and 265 in made["expert_input_ids"][0, 3]
-        assert each.tokenizer.decode(made["router_input_ids"][0, 3]).count("counting: Describe.") == 1
-        assert torch.equal(made["expert_input_ids"][0, :3], three["expert_input_ids"][0])
+        assert made["expert_input_ids"].shape[::2] == (1, 4) and 265 in made["expert_input_ids"][0, :, 3]
+        assert each.tokenizer.decode(made["router_input_ids"][0, :, 3]).count("counting: Describe.") == 1
+        assert torch.equal(made["expert_input_ids"][..., :3], three["expert_input_ids"])
         row = each.render(Prompt.for_expert("counting", "How many ships?", "").text)
         assert each.read_rendered(row) == "how many?"
         ids = each(images=image, text=row, return_tensors="pt")["input_ids"]

@@ -154,6 +154,7 @@ def test_pipeline(folder: Path, work: Path, found: dict):
     }
     assert all(ours.values())
     assert found["through_pipeline"] == ours
+    assert found["any_to_any"] == {"with_chat": ours["with_chat"]}
 
 
 def test_saved_again(folder: Path, work: Path, found: dict, expected: dict):

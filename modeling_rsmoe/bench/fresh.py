@@ -126,6 +126,7 @@ def main(folder: str, what: str, tokens: int, threads: int) -> None:
 
 def _merged(bench: "Workbench", images: int) -> Callable[[], Any]:
     """The expert texts by full LLMs, and as many tokens by one more, as large as the router's would be."""
+    from ..sequences_rsmoe import by_expert
     from .peers import Merged
     from .workbench import expert_sequences
 
@@ -134,7 +135,7 @@ def _merged(bench: "Workbench", images: int) -> Callable[[], Any]:
 
     def run() -> None:
         inputs = bench.inputs(images, expert_inputs=True)
-        router(inputs["router_input_ids"].flatten(0, 1), **bench.lengths)
+        router(by_expert(inputs["router_input_ids"]).flatten(0, 1), **bench.lengths)
         experts.generate(expert_sequences(bench, inputs))
 
     return run

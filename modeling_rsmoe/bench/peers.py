@@ -48,7 +48,7 @@ def one_after_another(bench: Workbench, inputs: Any) -> Texts:
             texts.router.append(write(request, router_lengths, **image, **{name: of_image[name] for name in names}))
             prompts.append(texts.router[-1] or template)
         for e, sequence in enumerate(with_prompts(bench, of_image, prompts)):
-            qformer = {name: of_image[f"expert_{name}"][:, e] for name in names}
+            qformer = {name: of_image[f"expert_{name}"][..., e] for name in names}
             texts.experts.append(write(sequence, bench.lengths, **image, **qformer))
     return texts
 

@@ -19,6 +19,7 @@ from torch import nn
 from ..inference.decoding import shrinking_greedy
 from ..inference.kernels import FastLinear
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION
+from ..sequences_rsmoe import by_expert, unpad
 from ..utils.progress import Progress, no_progress
 from .timing import Group, in_rounds
 
@@ -167,7 +168,7 @@ def expert_sequences(bench: Workbench, inputs: Any, prompts: list[list[int]] | N
     """Every expert's prompt of each image, `[images x experts]` sequences: these router prompts, or its template."""
     ids = with_prompts(bench, inputs, prompts or without_padding(inputs, "template_prompt"))
     names = ("qformer_input_ids", "qformer_attention_mask")
-    return _embedded(bench, inputs, ids, {name: inputs[f"expert_{name}"].flatten(0, 1) for name in names})
+    return _embedded(bench, inputs, ids, {name: by_expert(inputs[f"expert_{name}"]).flatten(0, 1) for name in names})
 
 
 @torch.inference_mode()
@@ -187,8 +188,8 @@ def _embedded(bench: Workbench, inputs: Any, ids: list[list[int]], qformer: dict
 
 def without_padding(inputs: Any, kind: str) -> list[list[int]]:
     """Tokens of all sequences of a kind ("router", "expert", "template_prompt")."""
-    ids, mask = (inputs[f"{kind}_{name}"].flatten(0, -2) for name in ("input_ids", "attention_mask"))
-    return [sequence[keep.bool()].tolist() for sequence, keep in zip(ids, mask)]
+    ids, mask = (by_expert(inputs[f"{kind}_{name}"]).flatten(0, -2) for name in ("input_ids", "attention_mask"))
+    return unpad(ids, mask)
 
 
 def with_prompts(bench: Workbench, inputs: Any, prompts: list[list[int]]) -> list[list[int]]:

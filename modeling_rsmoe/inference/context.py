@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..errors_rsmoe import RSMoEError
+from ..sequences_rsmoe import by_expert
 
 
 class ContextLengthError(RSMoEError):
@@ -70,11 +71,11 @@ def _longest_sequences(inputs: Mapping[str, torch.Tensor], new_tokens: int, rout
 
     def lengths(kind: str) -> torch.Tensor:
         """[num_images], or [num_images, num_experts]."""
-        return inputs[f"{kind}attention_mask"].sum(-1)
+        return by_expert(inputs[f"{kind}attention_mask"]).sum(-1)
 
     longest = lengths("") + new_tokens
     if "router_attention_mask" in inputs:
-        num_experts = inputs["router_attention_mask"].shape[1]
+        num_experts = inputs["router_attention_mask"].shape[2]
         prompts = torch.maximum(lengths("template_prompt_").amax(-1), lengths("instruction_"))  # in any router mode
         prompts = prompts.clamp(min=router_tokens)
         sequences = (

@@ -52,8 +52,10 @@ def pull(repo_id: str, out: str, arguments: dict) -> dict:
     pixels = torch.rand(3, 28, 28, generator=torch.Generator().manual_seed(0))
     inputs = processor(images=pixels, text="what?", return_tensors="pt")
     outputs = model.generate(**inputs, return_dict_in_generate=True)
-    save_file({"logits": model(inputs["input_ids"]).logits, "sequences": outputs.sequences}, f"{out}.safetensors")
-    return {"class": type(model).__name__, "module": type(model).__module__}
+    tensors = {"logits": model(inputs["input_ids"]).logits, "sequences": outputs.sequences}
+    save_file({**tensors, "qformer_input_ids": inputs["qformer_input_ids"]}, f"{out}.safetensors")
+    tokenizer = type(processor.qformer_tokenizer).__name__
+    return {"class": type(model).__name__, "module": type(model).__module__, "qformer_tokenizer": tokenizer}
 
 
 def main(action: str, source: str, target: str, arguments: str) -> None:

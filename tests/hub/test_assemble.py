@@ -1,6 +1,7 @@
 """Assembling: a tiny checkpoint from tiny parts, the merge of trained weights, and nothing half-written."""
 
 import errno
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -103,6 +104,7 @@ class TestFolder:
         } <= names
         assert {"tokenizer.json", "tokenizer_config.json", "qformer_tokenizer", "sources.yaml", "README.md"} <= names
         assert {"configuration_rsmoe.py", "modeling_rsmoe.py", "processing_rsmoe.py"} <= names  # the remote code
+        assert json.loads((start / "qformer_tokenizer" / "config.json").read_text()) == {"model_type": "bert"}
         # The names in the file are the model's own, so that a plain load fills every weight.
         model = RSMoEForConditionalGeneration.from_pretrained(start)
         assert load_file(start / "model.safetensors").keys() == model.state_dict().keys() - {"lm_head.weight"}

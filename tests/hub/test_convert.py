@@ -244,8 +244,10 @@ def test_another_llm(sources, tmp_path):
 def test_the_folder_is_an_ordinary_checkpoint(sources, tmp_path):
     """As save_pretrained writes one, code included; it goes through the whole path of generate."""
     folder = convert(sources.settings, sources.instructblip, sources.llm, tmp_path / "out", dtype="bfloat16")
-    ordinary = {path.name for path in tiny_checkpoint(tmp_path / "ordinary").iterdir()}
-    assert {path.name for path in folder.iterdir()} == ordinary | {"README.md"}
+    ordinary = tiny_checkpoint(tmp_path / "ordinary")
+    files, expected = ({path.relative_to(root) for path in root.rglob("*")} for root in (folder, ordinary))
+    assert files == expected | {Path("README.md")}
+    assert Path("qformer_tokenizer/config.json") in files
     config = json.loads((folder / "config.json").read_text())
     other = json.loads((tmp_path / "ordinary" / "config.json").read_text())
     assert (config["architectures"], config["auto_map"]) == (other["architectures"], other["auto_map"])

@@ -41,14 +41,16 @@ def environment(hub: LocalHub, home: Path, token: str | None) -> dict[str, str]:
     return kept | ({"HF_TOKEN": token} if token else {})
 
 
-def start(hub: LocalHub, home: Path, *command: object, token: str | None = TOKEN) -> subprocess.Popen:
+def start(
+    hub: LocalHub, home: Path, *command: object, token: str | None = TOKEN, offline: bool = False
+) -> subprocess.Popen:
     action, source, target, arguments = command
     words = [str(CLIENT), str(action), str(source), str(target), json.dumps(arguments)]
     # Pulling is isolated: neither this folder nor PYTHONPATH leads to the package; pushing needs it.
     isolated, paths = (["-I"], {}) if action == "pull" else ([], {"PYTHONPATH": str(ROOT)})
     return subprocess.Popen(
         [sys.executable, *isolated, *words],
-        env=environment(hub, home, token) | paths,
+        env=environment(hub, home, token) | paths | ({"HF_HUB_OFFLINE": "1"} if offline else {}),
         cwd=home,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -57,9 +59,9 @@ def start(hub: LocalHub, home: Path, *command: object, token: str | None = TOKEN
     )
 
 
-def run(hub: LocalHub, home: Path, *command: object, token: str | None = TOKEN) -> dict:
+def run(hub: LocalHub, home: Path, *command: object, token: str | None = TOKEN, offline: bool = False) -> dict:
     home.mkdir(exist_ok=True, parents=True)
-    process = start(hub, home, *command, token=token)
+    process = start(hub, home, *command, token=token, offline=offline)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
@@ -101,17 +103,19 @@ def expected(folder: Path) -> dict[str, torch.Tensor]:
     inputs = processor(images=pixels, text="what?", return_tensors="pt")
     outputs = model.generate(**inputs, return_dict_in_generate=True)
     with torch.no_grad():
-        return {"logits": model(inputs["input_ids"]).logits, "sequences": outputs.sequences}
+        tensors = {"logits": model(inputs["input_ids"]).logits, "sequences": outputs.sequences}
+    return {**tensors, "qformer_input_ids": inputs["qformer_input_ids"]}
 
 
 def pulled(hub: LocalHub, home: Path, id: str = ID, **arguments: object) -> dict:
     return run(hub, home, "pull", id, home / "out", arguments)
 
 
-def assert_equal(found: dict, home: Path, folder: Path) -> None:
+def assert_equal(found: dict, home: Path, folder: Path, name: str = "out") -> None:
     assert found.get("class") == "RSMoEForConditionalGeneration", found
     assert found["module"].startswith("transformers_modules.tester.")
-    tensors = load_file(home / "out.safetensors")
+    assert found["qformer_tokenizer"] == "BertTokenizer"
+    tensors = load_file(home / f"{name}.safetensors")
     for name, value in expected(folder).items():
         assert torch.equal(tensors[name], value), name
 
@@ -142,6 +146,40 @@ def test_model_processor_and_code(hub, pushed, folder, tmp_path):
     puts = [line for line in hub.asked if line.startswith("PUT /lfs/")]
     assert any("/part/" in line for line in puts) and any("/part/" not in line for line in puts)
     assert any(line.endswith("/complete") for line in hub.asked) and "POST /lfs-verify" in hub.asked
+
+
+def test_offline_after_a_pull(hub, pushed, folder, tmp_path):
+    """The cache is enough, and gives the Q-Former its own tokenizer (`assert_equal`): after a pull, and after
+    `hf download`, with HF_HUB_OFFLINE and with `local_files_only`."""
+    pulled_home, downloaded_home = tmp_path / "pulled", tmp_path / "downloaded"
+    hf = [sys.executable, "-m", "huggingface_hub.cli.hf", "download", ID]
+    env = environment(hub, downloaded_home, TOKEN)
+    at_once(
+        lambda: assert_pulled(hub, pulled_home, folder),
+        lambda: subprocess.run(hf, env=env, check=True, capture_output=True, timeout=300),
+    )
+    for home in (pulled_home, downloaded_home):
+        offline, local = at_once(
+            lambda home=home: run(hub, home, "pull", ID, home / "offline", {}, offline=True),
+            lambda home=home: run(hub, home, "pull", ID, home / "local", {"local_files_only": True}),
+        )
+        for found, name in ((offline, "offline"), (local, "local")):
+            assert_equal(found, home, folder, name)
+
+
+def test_saving_with_push_to_hub(hub, folder, tmp_path):
+    """`save_pretrained(push_to_hub=True)` sends the Q-Former tokenizer's config.json too."""
+    code = (
+        "import sys; from modeling_rsmoe import RSMoEProcessor\n"
+        "processor = RSMoEProcessor.from_pretrained(sys.argv[1])\n"
+        "processor.save_pretrained(sys.argv[2], push_to_hub=True, repo_id='tester/saved')"
+    )
+    env = environment(hub, tmp_path, TOKEN) | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "again")]
+    subprocess.run(command, env=env, check=True, timeout=300)
+    repo = hub.repos["tester/saved"]
+    files = repo.commits[repo.refs["main"]]
+    assert {"qformer_tokenizer/config.json", "qformer_tokenizer/tokenizer.json", "processor_config.json"} <= set(files)
 
 
 def test_one_expert_alone(hub, pushed, folder, tmp_path):

@@ -15,6 +15,7 @@ from modeling_rsmoe.hub.convert import llm_tokenizer
 from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
 from modeling_rsmoe.prompting_rsmoe import Prompt
+from modeling_rsmoe.sequences_rsmoe import by_expert
 
 from ..tiny import tiny_qformer_tokenizer
 from .test_convert import bytes_with_first_token
@@ -118,7 +119,7 @@ def test_rows(size, tmp_path):
     assert processor.read_rendered(row) == processor.expert_instructions["object"]
     inputs = processor(images=torch.zeros(3, 224, 224), text="Is there a river?", return_tensors="pt")
     for name in ("input_ids", "router_input_ids", "expert_input_ids", "rewrite_input_ids"):
-        for ids in inputs[name].flatten(0, -2):
+        for ids in by_expert(inputs[name]).flatten(0, -2):
             ids = ids[ids != tokenizer.pad_token_id]
             assert ids[0] == tokenizer.bos_token_id and (ids == tokenizer.bos_token_id).sum() == 1
     assert (inputs["input_ids"] == processor.image_token_id).sum() == 32

@@ -37,7 +37,7 @@ from below is provided by `tests/transformers_suite/stand_ins.py`, and is theref
 |---|---|
 | `GenerationTesterMixin` | our tests of the same contract, `tests/transformers_suite/generation.py` |
 | `ExportTesterMixin` (torch.export, ONNX) | not run |
-| `PipelineTesterMixin` | not run (it needs checkpoints on the Hub); `tests/test_remote_code.py` runs the pipeline |
+| `PipelineTesterMixin`'s tests of each task | our tests of two, `tests/transformers_suite/test_pipeline.py` |
 | images behind Hub URLs | an image made on the spot |
 
 (So transformers' `test_generation_tester_mixin_inheritance` shows no more than that ours is inherited.)
