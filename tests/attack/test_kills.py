@@ -28,7 +28,6 @@ from modeling_rsmoe.training import checkpoints, read_settings, train_stage
 
 from ..hub.tiny_sources import NAME, TinySources, make_tiny_sources
 from ..training.conftest import data, features, settings_file, start  # noqa: F401  # fixtures
-
 from .conftest import MAX_SECONDS
 
 
