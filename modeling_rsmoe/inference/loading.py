@@ -32,7 +32,8 @@ _SETTINGS = ("config.json", "generation_config.json", "processor_config.json", "
 # is larger would be built for hours, or fill the memory before it is compared with the weights.
 LIMITS = {
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), (1, 1_000)),
-    **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"), (1, 10_000_000)),
+    **dict.fromkeys(("hidden_size", "intermediate_size"), (1, 200_000)),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings"), (1, 10_000_000)),
     **dict.fromkeys(("image_size", "patch_size", "height", "width", "shortest_edge"), (1, 4_096)),
     **dict.fromkeys(("num_query_tokens", "r"), (1, 10_000)),
     **dict.fromkeys(("reranker_rank", "reranker_buckets"), (0, 10_000_000)),

@@ -52,7 +52,7 @@ def test_a_name_is_assembled_untrained(rsmoe, start, data, features, settings_fi
 @pytest.mark.parametrize(
     ("stage", "change", "said"),
     [
-        ("stage1", ("--config", "none.yaml"), "none.yaml cannot be read"),
+        ("stage1", ("--config", "none.yaml"), "there is no file none.yaml"),
         ("stage1", ("--data", "nowhere"), "data folder"),
         ("stage1", ("--model", "nothing"), "there is no checkpoint nothing"),
         ("stage1", ("--lr", "1"), "wrong setting"),
