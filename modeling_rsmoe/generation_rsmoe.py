@@ -4,16 +4,15 @@ Works on token ids only: the processor prepares every sequence, so the model nee
 how the experts' texts become one answer; the fusions here are [our decision].
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
 import torch
-from transformers.generation import GenerateDecoderOnlyOutput, GenerationMixin, PrefixConstrainedLogitsProcessor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.generation import GenerateDecoderOnlyOutput, PrefixConstrainedLogitsProcessor
 
-from .adapters_rsmoe import RSMoECache, stacked_adapters
+from .adapters_rsmoe import stacked_adapters
 from .arguments_rsmoe import (
     DEFAULTS,
     FUSIONS,
@@ -25,6 +24,7 @@ from .arguments_rsmoe import (
     of_router,
     of_text,
 )
+from .decoding_rsmoe import RSMoEDecodingMixin
 from .errors_rsmoe import RSMoEError
 from .prompting_rsmoe import TASKS
 from .sequences_rsmoe import (
@@ -91,17 +91,10 @@ def auto_fusion(task: str, has_reranker: bool) -> str:
     return "rerank" if has_reranker and task == "caption" else "rewrite"
 
 
-class RSMoEGenerationMixin(GenerationMixin):
+class RSMoEGenerationMixin(RSMoEDecodingMixin):
     """`generate` of [`RSMoEForConditionalGeneration`], in front of transformers' own."""
 
-    # Of the model that this is mixed into.
-    config: Any
-    generation_config: Any
-    model: Any
-    lm_head: Any
-    __call__: Any
-    encode_image: Any
-    get_image_features: Any
+    encode_image: Any  # of the model that this is mixed into
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -324,21 +317,6 @@ class RSMoEGenerationMixin(GenerationMixin):
             prompts = self._decode(ids, mask, features.repeat_interleave(num_experts, dim=0), **decoding)
         return [prompts[start : start + num_experts] for start in range(0, len(prompts), num_experts)]
 
-    def _read(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> RSMoECache:
-        """The cache after reading these sequences."""
-        cache = RSMoECache(config=self.config.get_text_config())
-        cache.disposable = True
-        self(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=cache,
-            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features)},
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return cache
-
     # ---- the experts
 
     def _write_candidates(
@@ -471,19 +449,6 @@ class RSMoEGenerationMixin(GenerationMixin):
 
     # ---- sequences
 
-    def _decode(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor | None, **kwargs) -> list[Tokens]:
-        """The new tokens of every sequence, up to its end token."""
-        unwanted = dict.fromkeys(("return_dict_in_generate", *OUTPUT_FIELDS), False)
-        sequences = self._generate_sequences(ids, mask, features, **{**kwargs, **unwanted})
-        return [self._trim(sequence) for sequence in sequences[:, ids.shape[1] :].tolist()]
-
-    def _generate_sequences(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor | None, **kwargs):
-        """transformers' own `generate` over finished sequences and the image features that belong to them (`None`: a
-        cache in `kwargs` holds them)."""
-        if features is not None:
-            kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
-        return super().generate(input_ids=ids, attention_mask=mask, **kwargs)  # type: ignore[misc]
-
     def _stream(self, streamer, input_ids: torch.LongTensor, texts: list[Tokens]) -> None:
         if streamer is None:
             return
@@ -510,74 +475,6 @@ class RSMoEGenerationMixin(GenerationMixin):
     def _pad_left(self, sequences: Sequence[Tokens], device) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask [batch_size, tokens]."""
         return pad_left(sequences, self._pad_token_id(), device)
-
-    def _trim(self, tokens: Tokens) -> Tokens:
-        stop = {*self._eos_token_ids(), self._pad_token_id()}
-        return tokens[: next((place for place, token in enumerate(tokens) if token in stop), len(tokens))]
-
-    def _eos_token_ids(self) -> list[int]:
-        eos = self.generation_config.eos_token_id
-        return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-
-    def _pad_token_id(self) -> int:
-        pad = self.generation_config.pad_token_id
-        return (self._eos_token_ids() or [0])[0] if pad is None else pad
-
-    # ---- what transformers' generate asks of a model
-
-    def init_continuous_batching(self, *args, **kwargs):
-        """Refused, and `generate_batch` with it: its steps hold one token of each request, of whom nothing says which
-        expert reads it; nor are there images.
-
-        Raises:
-            RSMoEError: always.
-        """
-        raise RSMoEError(
-            "RS-MoE has no continuous batching: a token alone does not say which expert reads it. Call `generate` "
-            "with a batch, or start `rsmoe serve`, whose requests share batches."
-        )
-
-    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> Any:
-        """Images to features once, before the sequences are multiplied for beams. transformers' own knows pixels only,
-        and drops `image_embeds`."""
-        names = ("pixel_values", "image_embeds", "qformer_input_ids", "qformer_attention_mask")
-        images = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
-        if "pixel_values" in images or "image_embeds" in images:
-            if model_kwargs.get("mm_encoder_outputs"):
-                raise ValueError("Give images or mm_encoder_outputs, not both.")
-            model_kwargs["mm_encoder_outputs"] = {"image": self.get_image_features(**images, return_dict=True)}
-        return model_kwargs
-
-    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
-        """After each step of every search. Logits that are not finite would end all texts at once, and leave them
-        empty; minus infinity may be a suppressed token."""
-        if not outputs.logits[:, -1].amax().isfinite():
-            raise RSMoEError(
-                "The model's logits are not finite. Its weights are damaged (assemble or download the checkpoint "
-                "again), or float16 is too small for them (load it in bfloat16 or float32)."
-            )
-        update: Callable = super()._update_model_kwargs_for_generation  # type: ignore[misc]
-        return update(outputs, model_kwargs, *args, **kwargs)
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.LongTensor | None = None,
-        **model_kwargs,
-    ):
-        """Who reads each sequence is settled here, once for each `generate`, from the whole prompt; later steps carry
-        it along, because a sequence's new tokens do not hold its adapter token."""
-        if model_kwargs.get("adapter_ids") is None:
-            cache, inputs_embeds = (model_kwargs.get(name) for name in ("past_key_values", "inputs_embeds"))
-            if isinstance(cache, RSMoECache) and cache.adapter_ids is not None:
-                model_kwargs["adapter_ids"] = cache.adapter_ids
-            elif input_ids is not None and input_ids.shape[1]:
-                model_kwargs["adapter_ids"] = self.model.get_adapter_ids(input_ids)
-            elif inputs_embeds is not None:
-                model_kwargs["adapter_ids"] = self.model.get_adapter_ids(inputs_embeds=inputs_embeds)
-        expand: Callable = super()._expand_inputs_for_generation  # type: ignore[misc]
-        return expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
 
 
 __all__ = ["RSMoEGenerateOutput"]
