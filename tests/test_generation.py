@@ -421,7 +421,7 @@ def test_damaged_weights_raise(inputs, damaged):
     model = tiny_model()
     with torch.no_grad():
         next(model.get_submodule(damaged).parameters()).view(-1)[5] = torch.nan
-    plain = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    plain = {name: value for name, value in inputs.items() if name not in sequences_rsmoe.EXPERT_INPUTS}
     plain["input_ids"] = plain["input_ids"].index_fill(1, torch.tensor([-1]), 263)
     for given in (inputs, {**plain, "num_beams": 2}, {**plain, "custom_generate": shrinking_greedy}):
         with pytest.raises(RSMoEError, match="logits are not finite. Its weights are damaged"):
