@@ -16,7 +16,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from .errors_rsmoe import RSMoEError
-from .experts_rsmoe import LowRank, RSMoEExpert, decoder_layers
+from .experts_rsmoe import DECODERS, LowRank, RSMoEExpert, decoder_layers
 
 
 FIRST_NORM = "input_layernorm"  # the one module of a decoder layer that runs before its self_attn
@@ -47,6 +47,16 @@ def stacked_adapters():
         yield
     finally:
         _STATE.stacks = outer
+
+
+def selected_adapters() -> bool:
+    """Whether the layer that ran last in this thread got adapters."""
+    return _STATE.gate is not None
+
+
+def clear_selection() -> None:
+    """Forget them: a layer called by itself is the base LM's."""
+    _STATE.gate = _STATE.adapter_ids = _STATE.norm_input = None
 
 
 class SelectAdapters:
@@ -204,8 +214,7 @@ def check_decoder(language_model: PreTrainedModel) -> None:
         if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             raise RSMoEError(
                 f"text_config.model_type {language_model.config.model_type!r} does not pass keyword arguments on to "
-                f"its attention ({place} {type(module).__name__} takes none); choose a decoder such as 'llama', "
-                "'qwen2', 'qwen3', 'mistral' or 'smollm3'."
+                f"its attention ({place} {type(module).__name__} takes none); {DECODERS}."
             )
 
 
@@ -222,16 +231,15 @@ def attach_adapters(language_model: PreTrainedModel, adapters: dict[int, RSMoEEx
             first_norms = None
             for (expert_type, path), experts in by_place.items():
                 module = layer.get_submodule(path)
-                if expert_type == "lora":
-                    if not is_hooked(module, AddLowRank):
-                        pairs = [cast(LowRank, expert.module_at(index, path)) for expert in experts.values()]
-                        own_columns = [column for adapter_id in experts for column in columns[adapter_id]]
-                        _hook(module, AddLowRank(pairs, None if len(experts) == len(columns) else own_columns))
-                    continue
-                replace = ReplaceOutputs(experts, index, path)
-                if path == FIRST_NORM:
-                    first_norms = replace
-                _hook(module, KeepNormInput() if path == FIRST_NORM else replace)
+                if expert_type == "full" and path == FIRST_NORM:
+                    first_norms = ReplaceOutputs(experts, index, path)
+                    _hook(module, KeepNormInput())
+                elif expert_type == "full":
+                    _hook(module, ReplaceOutputs(experts, index, path))
+                elif not is_hooked(module, AddLowRank):
+                    pairs = [cast(LowRank, expert.module_at(index, path)) for expert in experts.values()]
+                    own_columns = [column for adapter_id in experts for column in columns[adapter_id]]
+                    _hook(module, AddLowRank(pairs, None if len(experts) == len(columns) else own_columns))
             attention = layer.get_submodule("self_attn")
             if not is_hooked(attention, SelectAdapters):
                 attention.register_forward_pre_hook(SelectAdapters(first_norms), with_kwargs=True)
@@ -389,16 +397,6 @@ class RSMoEAdapterMixin:
         if any(adapter.config.expert_type == "full" for adapter in adapters):
             arguments["adapter_ids"] = adapter_ids
         return arguments
-
-
-def selected_adapters() -> bool:
-    """Whether the layer that ran last in this thread got adapters."""
-    return _STATE.gate is not None
-
-
-def clear_selection() -> None:
-    """Forget them: a layer called by itself is the base LM's."""
-    _STATE.gate = _STATE.adapter_ids = _STATE.norm_input = None
 
 
 __all__ = ["RSMoECache"]

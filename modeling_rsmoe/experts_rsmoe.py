@@ -19,6 +19,7 @@ from .errors_rsmoe import RSMoEError
 
 # Ends the names of low-rank pairs: PEFT's `target_modules` go by the ends of names, and mean the decoder's own layers.
 PAIR = "_lora"
+DECODERS = "choose a decoder such as 'llama', 'qwen2', 'qwen3', 'mistral' or 'smollm3'"
 
 
 class LowRank(nn.Module):
@@ -35,8 +36,8 @@ def decoder_layers(language_model: PreTrainedModel) -> nn.ModuleList:
     layers = getattr(language_model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
         raise RSMoEError(
-            f"text_config.model_type {language_model.config.model_type!r} has no `layers` with `self_attn`; choose a "
-            "decoder such as 'llama', 'qwen2', 'qwen3', 'mistral' or 'smollm3'."
+            f"text_config.model_type {language_model.config.model_type!r} has no `layers` with `self_attn`; "
+            f"{DECODERS}."
         )
     return layers
 

@@ -469,7 +469,7 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
 
     def _pad_by_expert(self, texts: list[list[Tokens]], device) -> torch.Tensor:
         """[num_texts, num_experts, tokens]."""
-        padded = self._pad([tokens for by_expert in texts for tokens in by_expert], device)
+        padded = self._pad([tokens for group in texts for tokens in group], device)
         return padded.view(len(texts), len(texts[0]), -1)
 
     def _pad_left(self, sequences: Sequence[Tokens], device) -> tuple[torch.Tensor, torch.Tensor]:

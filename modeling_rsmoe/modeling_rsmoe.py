@@ -32,7 +32,7 @@ from .base_rsmoe import RSMoEPreTrainedModel
 from .configuration_rsmoe import RSMoEConfig
 from .encoder_rsmoe import RSMoEVisionLanguageEncoder
 from .errors_rsmoe import RSMoEError
-from .experts_rsmoe import RSMoEExpert, check_float, decoder_layers
+from .experts_rsmoe import DECODERS, RSMoEExpert, check_float, decoder_layers
 from .generation_rsmoe import RSMoEGenerationMixin
 from .reranker_rsmoe import RSMoEReranker
 from .router_rsmoe import RSMoEInstructionRouter
@@ -293,8 +293,7 @@ class RSMoEModel(RSMoEAdapterMixin, RSMoEPreTrainedModel):
         if adapter_kwargs and not selected_adapters():
             raise RSMoEError(
                 f"The decoder {self.language_model.config.model_type!r} did not pass keyword arguments on to its "
-                "attention, so no expert could be selected; choose a decoder such as 'llama', 'qwen2', 'qwen3', "
-                "'mistral' or 'smollm3'."
+                f"attention, so no expert could be selected; {DECODERS}."
             )
         clear_selection()
         return RSMoEModelOutputWithPast(

@@ -87,7 +87,8 @@ class RSMoEProcessor(ProcessorMixin):
                 f"expert_instructions has no instruction for {missing}; give one for each of {self.experts}."
             )
         self.image_token = IMAGE_TOKEN
-        if None not in (tokenizer, qformer_tokenizer) and _is_within(qformer_tokenizer, tokenizer):
+        has_both = tokenizer is not None and qformer_tokenizer is not None
+        if has_both and qformer_tokenizer.get_vocab().items() <= tokenizer.get_vocab().items():
             raise RSMoEError(
                 "the Q-Former's tokenizer is the LLM's: give that of the Q-Former (qformer_tokenizer/). A checkpoint "
                 "that was saved without qformer_tokenizer/config.json loads so offline: load it from its folder, or "
@@ -374,8 +375,7 @@ class RSMoEProcessor(ProcessorMixin):
             data[f"expert_{name}"] = value
         self._check_slots(data, len(pairs))
         per_expert = ("router_", "expert_", "template_prompt_")
-        data = {name: _fold(value, *shape) if name.startswith(per_expert) else value for name, value in data.items()}
-        return data
+        return {name: _fold(value, *shape) if name.startswith(per_expert) else value for name, value in data.items()}
 
     def _tokenize(self, texts: list[str], text_kwargs: dict[str, Any]) -> dict[str, Any]:
         padding = text_kwargs.get("padding") or True  # sequences of different experts differ in length
@@ -485,11 +485,6 @@ def _fold(sequences, num_images: int, num_experts: int):
         return folded.contiguous() if isinstance(folded, torch.Tensor) else folded
     groups = [sequences[start : start + num_experts] for start in range(0, num_images * num_experts, num_experts)]
     return [[list(tokens) for tokens in zip(*group)] for group in groups]
-
-
-def _is_within(tokenizer: Any, other: Any) -> bool:
-    """Whether a tokenizer's tokens, with their ids, are all another's."""
-    return tokenizer.get_vocab().items() <= other.get_vocab().items()
 
 
 __all__ = ["RSMoEProcessor"]
