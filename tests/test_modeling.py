@@ -428,10 +428,9 @@ def test_packed_rows_of_a_collator():
         torch.testing.assert_close(logits[1, len(first) :], alone[len(first) :], atol=1e-5, rtol=1e-4)
         ids = torch.tensor([2] * len(sequences[0]) + [0] * len(sequences[1]) + [4] * len(sequences[2]))
         plain = {**twice, "input_ids": twice["input_ids"].clamp(max=250)}
-        given = model(**plain, adapter_ids=ids.expand(2, -1)).logits
-        torch.testing.assert_close(given[0, : len(first)], model(
-            input_ids=plain["input_ids"][:1, : len(first)], adapter_ids=torch.tensor([2])
-        ).logits[0], atol=1e-5, rtol=1e-4)  # fmt: skip
+        given = model(**plain, adapter_ids=ids.expand(2, -1)).logits[0, : len(first)]
+        expected = model(input_ids=plain["input_ids"][:1, : len(first)], adapter_ids=torch.tensor([2])).logits[0]
+        torch.testing.assert_close(given, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_embeddings_are_read_as_their_ids_are():

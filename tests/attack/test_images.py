@@ -71,10 +71,6 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png_header(width: int, height: int) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">II", width, height) + b"\x08\2\0\0\0")
-
-
 def hostile() -> dict[str, bytes]:
     """Files that are no images, or promise absurd ones, by what they are."""
     return {

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,18 @@ def serving(
         assert not thread.is_alive()
 
 
+@contextmanager
+def image_host(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The URL of another server, of images."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
 @pytest.fixture(scope="package")
 def served() -> Iterator[Served]:
     """With the limits that `rsmoe serve` has by default."""
@@ -125,4 +138,4 @@ def served() -> Iterator[Served]:
         yield server
 
 
-__all__ = ["Served", "data_url", "noise", "serving", "user"]
+__all__ = ["Served", "data_url", "image_host", "noise", "serving", "user"]

@@ -7,8 +7,7 @@ import urllib.error
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from modeling_rsmoe.serving.access import Access
 from modeling_rsmoe.serving.limits import Limits
 from modeling_rsmoe.utils.images import read_image
 
-from .conftest import Served, data_url, noise, serving, user
+from .conftest import Served, data_url, image_host, noise, serving, user
 
 
 def refused(served: Served, body: dict[str, Any]) -> openai.APIStatusError:
@@ -346,14 +345,9 @@ class Elsewhere(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def elsewhere():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
     Elsewhere.asked.clear()
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with image_host(Elsewhere) as url:
+        yield url
 
 
 def test_foreign_urls_are_not_fetched(served, elsewhere) -> None:

@@ -6,8 +6,8 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
+from http.server import BaseHTTPRequestHandler
+from threading import Event
 from urllib.parse import urlsplit
 
 import openai
@@ -19,7 +19,7 @@ from modeling_rsmoe.serving.chat import MAX_JSON_BYTES, ChatRequest, parse_body
 from modeling_rsmoe.serving.errors import ApiError
 from modeling_rsmoe.serving.limits import Limits
 
-from .conftest import Served, noise, serving, user
+from .conftest import Served, image_host, noise, serving, user
 from .test_batching import ask_all, post
 
 
@@ -179,15 +179,10 @@ class Slow(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def slow_host():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     Slow.go.clear()
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/tile.png"
-    Slow.go.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with image_host(Slow) as url:
+        yield f"{url}/tile.png"
+        Slow.go.set()
 
 
 def test_a_slow_image_host_takes_no_place(slow_host) -> None:
