@@ -27,7 +27,7 @@ OUTPUT_FIELDS = {
     "output_attentions": "attentions",
     "output_hidden_states": "hidden_states",
 }
-# Who takes what not every decode takes. Any other argument holds for the experts and for rewriting alike.
+# Arguments that not every decode takes, by who takes them. All others hold for the experts and for rewriting alike.
 TEXT = "the decode that writes the text"  # rewriting; each expert's, where nothing is rewritten
 REWRITING = "rewriting"
 NOBODY = "nobody"  # the full model makes its own sequences
@@ -40,7 +40,7 @@ TAKEN_BY = {
 
 
 def check_arguments(argument: Callable[[str], Any], fusions: Collection[str]) -> None:
-    """Refuse by name what nobody would take. `argument` gives the value of a name."""
+    """Refuse, by name, an argument that no decode takes. `argument` gives the value of a name."""
     is_rewritten = {fusion == "rewrite" for fusion in fusions}
     for name, taken_by in TAKEN_BY.items():
         value = argument(name)

@@ -64,8 +64,8 @@ class RSMoEDecodingMixin(GenerationMixin):
         return (self._eos_token_ids() or [0])[0] if pad is None else pad
 
     def init_continuous_batching(self, *args, **kwargs):
-        """Refused, and `generate_batch` with it: its steps hold one token of each request, of whom nothing says which
-        expert reads it; nor are there images.
+        """Refused, and `generate_batch` with it: its steps hold one token of each request, which does not say which
+        expert reads it, and no images.
 
         Raises:
             RSMoEError: always.

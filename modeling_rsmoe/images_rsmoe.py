@@ -40,7 +40,7 @@ MIN_SIDE = 8
 # What Pillow decodes by itself or with well-kept libraries. Not EPS: that starts Ghostscript. [our decision]
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000", "PPM")
 
-_URL_TIMEOUT_SECONDS = 30.0
+URL_TIMEOUT_SECONDS = 30.0
 _STRIP_PIXELS = 2**16
 _MAX_SCANS = 100  # of a progressive JPEG: libtiff's and GDAL's limit, too; encoders write about 10
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
@@ -115,7 +115,7 @@ def _load(source: str) -> Image.Image:
 def _bytes_of(source: str) -> bytes:
     """What a URL or a base64 string holds, as transformers' `load_image` reads them."""
     if source.startswith(("http://", "https://")):
-        answer = httpx.get(source, timeout=_URL_TIMEOUT_SECONDS, follow_redirects=True)
+        answer = httpx.get(source, timeout=URL_TIMEOUT_SECONDS, follow_redirects=True)
         return answer.raise_for_status().content
     return base64.decodebytes(source.rpartition(",")[2].encode())
 

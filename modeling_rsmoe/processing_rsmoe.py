@@ -293,7 +293,7 @@ class RSMoEProcessor(ProcessorMixin):
             )
         if not makes_expert_inputs:
             return
-        # Alone, they say that the full model was asked for what it does not read: `generate` refuses.
+        # Without the inputs below, they tell `generate` to refuse: the full model reads texts about one image each.
         task_ids = [TASKS.index(task_of(reading)) for reading in readings]
         features.update(BatchFeature({"task_ids": task_ids}, tensor_type=return_tensors))
         if all(count == 1 for count in counts):

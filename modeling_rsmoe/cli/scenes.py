@@ -129,7 +129,7 @@ def describe(
     batch_size: int,
     steps: terminal.Steps,
 ) -> tuple[list[SceneResult], list[str]]:
-    """Describe every tile of every raster, and write `--output`; also, what is wrong with those left out."""
+    """Describe every tile of every raster, and write `--output`. Also returns a line for each raster left out."""
     from ..scenes.describe import log_path
     from ..scenes.pipeline import describe_scenes
 

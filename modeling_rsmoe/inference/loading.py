@@ -141,7 +141,7 @@ def _check_settings(value: Any, file: Path, name: str = "") -> None:
 
 
 def check_limit(name: str, value: Any, shown: str | None = None) -> None:
-    """Refuse a setting beyond its `LIMITS`; None is none. Errors call it `shown`."""
+    """Refuse a setting beyond its `LIMITS`; None is taken. Errors call it `shown`, by default `name`."""
     low, high = LIMITS[name]
     if value is not None and (type(value) is not int or not low <= value <= high):
         raise RSMoEError(f"{shown or name} is {value!r}, expected a whole number from {low} to {high:,}: correct it")

@@ -44,7 +44,7 @@ class GenerationSettings:
         num_beams: of the search; 1 is greedy.
 
     Raises:
-        RSMoEError: a number that is none of the two (`loading.LIMITS`).
+        RSMoEError: `max_new_tokens` or `num_beams` is beyond `loading.LIMITS`.
     """
 
     router_mode: str | None = None
@@ -373,8 +373,8 @@ class _AllStopped(Exception):
 
 @contextmanager
 def _ending_with_the_last(stops: list[Stop], model: Any) -> Iterator[None]:
-    """Raises `_AllStopped` from the model's next layer, in this thread, once all stops return true: a long prompt is
-    not read to its end for nobody, nor are the router's."""
+    """Raises `_AllStopped` before the model's next layer, in this thread, once all stops return true: no long prompt
+    is read on in vain."""
     thread = threading.get_ident()
 
     def end(*_: Any) -> None:

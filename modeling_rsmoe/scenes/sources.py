@@ -20,8 +20,8 @@ from ..utils.files import check_input
 from .files import driver_of
 
 
-# Options of GDAL under which /vsicurl/ and its kin open nothing, other requests fail at a proxy that there is not, and
-# no code of a .vrt runs.
+# Options of GDAL under which /vsicurl/ and its kin open nothing, other requests fail at a proxy that does not exist,
+# and no code of a .vrt runs.
 OFFLINE = {
     "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
     "GDAL_HTTP_PROXY": "none://none",

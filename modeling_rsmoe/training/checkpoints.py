@@ -32,7 +32,7 @@ WEIGHTS, OPTIMIZER, SCHEDULE = "trained.safetensors", "optimizer.safetensors", "
 
 
 class NotFiniteError(RSMoEError):
-    """A training left the numbers: going on, or resuming with the same settings, leads there again."""
+    """A loss, gradient or weight is not finite. Resuming with the same settings leads there again."""
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
@@ -173,7 +173,7 @@ def train_to_the_end(trainer: Any) -> None:
     folder = Path(trainer.args.output_dir)
     last = last_checkpoint(folder)
     if last is not None:
-        with _resuming(last):
+        with _resuming(last):  # the Trainer reads this too, and does not say what to do about a damaged one
             json.loads((last / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
     trainer.add_callback(SeedEachStep())
     save_strategy = trainer.args.save_strategy

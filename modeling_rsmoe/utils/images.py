@@ -20,6 +20,7 @@ from ..errors_rsmoe import RSMoEError, first_line
 from ..images_rsmoe import (
     BANDS_REMEDY,
     FORMATS,
+    URL_TIMEOUT_SECONDS,
     Box,
     check_size,
     decode,
@@ -36,7 +37,6 @@ from .files import check_input
 from .tiff import TIFF_MAGIC
 
 
-URL_TIMEOUT_SECONDS = 30.0
 MAX_URL_BYTES = 512 * 2**20
 
 _PLANAR_TAG = 284  # 2: the bands are stored one after the other
