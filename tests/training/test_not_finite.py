@@ -1,4 +1,5 @@
-"""A training that leaves the numbers ends at once: it says where, and keeps the last good checkpoint."""
+"""A training whose loss, gradient or weights are not finite ends at once: it says where, and keeps the last good
+checkpoint."""
 
 import json
 from pathlib import Path
