@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertTokenizer
 
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.inference.checkpoint import load
@@ -76,6 +77,12 @@ def no_qformer_tokenizer(folder: Path) -> None:
     (folder / "qformer_tokenizer").rename(folder / "lost")
 
 
+def large_qformer_tokenizer(folder: Path) -> None:
+    tokenizer = BertTokenizer.from_pretrained(folder / "qformer_tokenizer")
+    tokenizer.add_tokens([f"w{number}" for number in range(9)])
+    tokenizer.save_pretrained(folder / "qformer_tokenizer")
+
+
 def link_out(file: str) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         outside = folder.parent / "elsewhere"
@@ -96,7 +103,7 @@ def index(name: Any) -> Callable[[Path], None]:
     return damage
 
 
-LORA = "model.experts.theme.layers.0.self_attn.q_proj.lora_A"
+LORA = "model.experts.theme.layers.0.self_attn.q_proj_lora.lora_A"
 HOSTILE_TEMPLATE = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
 CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     # settings
@@ -144,7 +151,11 @@ CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "template": (replace("chat_template.jinja", HOSTILE_TEMPLATE), "the processor of .*cannot be loaded .*unsafe"),
     "broken template": (replace("chat_template.jinja", "{% for %}"), "the processor of .*cannot be loaded"),
     "tokenizer": (replace("tokenizer.json", "{}"), "the processor of .*cannot be loaded"),
-    "no Q-Former tokenizer": (no_qformer_tokenizer, "qformer_tokenizer has 265 tokens; config.json says .* 64"),
+    "no Q-Former tokenizer": (no_qformer_tokenizer, "the Q-Former's tokenizer is the LLM's"),
+    "large Q-Former tokenizer": (
+        large_qformer_tokenizer,
+        "qformer_tokenizer has 70 tokens; config.json says .* 64",
+    ),
     # weights
     "only a pickle": (only_a_pickle, "pytorch_model.bin is a pickle, which can run any code, so it is not opened"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), r"has no \*.safetensors"),
