@@ -11,8 +11,9 @@ import pytest
 
 # A command in which something runs until Ctrl-C, and whose cleaning up takes as long as told.
 STAND_IN = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from modeling_rsmoe.cli import caption, main
 from modeling_rsmoe.cli.terminal import Steps
 

@@ -82,7 +82,7 @@ def test_what_is_no_result_is_refused(tmp_path, text, said):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(RSMoEError, match=said):
         read_results(tmp_path / "x.json")
-    with pytest.raises(RSMoEError, match="cannot be read"):
+    with pytest.raises(RSMoEError, match="there is no file"):
         read_results(tmp_path / "absent.json")
 
 

@@ -105,7 +105,7 @@ def test_wrong_usage(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert error(command(checkpoint, "--only", "training")) == "the section training needs --data, a data folder"
     assert "leave --only out" in error(command(checkpoint, "--quick", "--only", "cold"))
     assert "leave MODEL" in error(command(checkpoint, "--from", tmp_path / "x.json"))
-    assert "cannot be read" in error(command("--from", tmp_path / "x.json"))
+    assert "there is no file" in error(command("--from", tmp_path / "x.json"))
     assert "is a folder" in error(command(checkpoint, "--output", tmp_path))
     assert command(checkpoint, "--repeats", 0).exit_code == 2
     absent = error(command(checkpoint, "--gguf", tmp_path / "x.gguf", "--only", "peers"))

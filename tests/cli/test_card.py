@@ -86,10 +86,10 @@ def test_scores_of_a_folder_of_reports(folder: Path) -> None:
         (("rs-moe-nano", "--scores", "reports", "--output", "README.md"), "was not written by `rsmoe card`"),
         (
             ("rs-moe-nano", "--scores", "reports", "--output", "a.md", "--table", "missing.md"),
-            "missing.md cannot be read",
+            "there is no file missing.md",
         ),
         (("README.md", "--scores", "README.md"), "is not JSON, so it is no report"),
-        (("README.md", "--scores", "missing.json"), "report missing.json cannot be read"),
+        (("README.md", "--scores", "missing.json"), "there is no file missing.json"),
         (("README.md", "--scores", "."), "folder . has no report"),
         (("README.md", "--scores", "reports", "--benchmark", "owner/rsicd"), "DATASET=OWNER/NAME"),
         (("scores.md", "--scores", "reports"), "no front matter"),
