@@ -285,6 +285,12 @@ class RSMoEAdapterMixin:
     def attach_adapters(self) -> None:
         """Hook router and experts into the base LM. `forward` does so itself; only compiled code has to be told that
         layers of the language model were replaced."""
+        for adapter in self.adapters.values():
+            if not isinstance(adapter, RSMoEExpert):  # hooks hold the weights of what it wraps
+                raise RSMoEError(
+                    f"Router and experts cannot be wrapped ({type(adapter).__name__}): leave them out of PEFT's "
+                    "modules_to_save; to train one, give it requires_grad_(True) and save the whole model."
+                )
         attach_adapters(self.language_model, self.adapters)
 
     def reset_adapters(self) -> None:

@@ -33,7 +33,7 @@ REWRITING = "rewriting"
 NOBODY = "nobody"  # the full model makes its own sequences
 TAKEN_BY = {
     **dict.fromkeys(["stopping_criteria", "logits_processor", "prefix_allowed_tokens_fn", "stop_strings"], TEXT),
-    **dict.fromkeys([*OUTPUT_FIELDS, "prompt_lookup_num_tokens", "assistant_model"], REWRITING),
+    **dict.fromkeys([*OUTPUT_FIELDS, "prompt_lookup_num_tokens", "assistant_model", "guidance_scale"], REWRITING),
     **dict.fromkeys(["inputs_embeds", "adapter_ids", "past_key_values", "position_ids", "mm_encoder_outputs"], NOBODY),
     **dict.fromkeys(["negative_prompt_ids", "negative_prompt_attention_mask"], NOBODY),
 }

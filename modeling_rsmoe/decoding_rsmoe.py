@@ -27,7 +27,7 @@ class RSMoEDecodingMixin(GenerationMixin):
         """The new tokens of every sequence, up to its end token."""
         unwanted = dict.fromkeys(("return_dict_in_generate", *OUTPUT_FIELDS), False)
         sequences = self._generate_sequences(ids, mask, features, **{**kwargs, **unwanted})
-        return [self._trim(sequence) for sequence in sequences[:, ids.shape[1] :].tolist()]
+        return [self._trim(sequence, kwargs) for sequence in sequences[:, ids.shape[1] :].tolist()]
 
     def _generate_sequences(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor | None, **kwargs):
         """transformers' own `generate` over finished sequences and the image features that belong to them (`None`: a
@@ -51,17 +51,24 @@ class RSMoEDecodingMixin(GenerationMixin):
         )
         return cache
 
-    def _trim(self, tokens: Tokens) -> Tokens:
-        stop = {*self._eos_token_ids(), self._pad_token_id()}
+    def _trim(self, tokens: Tokens, kwargs: dict) -> Tokens:
+        stop = {*self._eos_token_ids(kwargs), self._pad_token_id(kwargs)}
         return tokens[: next((place for place, token in enumerate(tokens) if token in stop), len(tokens))]
 
-    def _eos_token_ids(self) -> list[int]:
-        eos = self.generation_config.eos_token_id
-        return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    def _argument(self, name: str, kwargs: dict, generation_config):
+        """Of `kwargs`, else an entry of the given generation config, else of the model's own."""
+        value = kwargs.get(name)
+        for config in (generation_config, self.generation_config):
+            value = getattr(config, name, None) if value is None else value
+        return value
 
-    def _pad_token_id(self) -> int:
-        pad = self.generation_config.pad_token_id
-        return (self._eos_token_ids() or [0])[0] if pad is None else pad
+    def _eos_token_ids(self, kwargs: dict) -> list[int]:
+        eos = self._argument("eos_token_id", kwargs, kwargs.get("generation_config"))
+        return [] if eos is None else torch.as_tensor(eos).flatten().tolist()
+
+    def _pad_token_id(self, kwargs: dict) -> int:
+        pad = self._argument("pad_token_id", kwargs, kwargs.get("generation_config"))
+        return (self._eos_token_ids(kwargs) or [0])[0] if pad is None else int(pad)
 
     def init_continuous_batching(self, *args, **kwargs):
         """Refused, and `generate_batch` with it: its steps hold one token of each request, which does not say which

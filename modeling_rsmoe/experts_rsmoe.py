@@ -5,7 +5,7 @@ How the sequences of one batch are read by several experts at once stands in `ad
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -202,7 +202,9 @@ class RSMoEExpert(RSMoEPreTrainedModel):
             RSMoEError: names the first weight that is missing, of another shape, or not finite (one infinite weight
                 would turn every sequence of a batch into NaN, because all experts are one masked product).
         """
-        source = type(self).from_pretrained(folder)
+        source, info = cast(Any, type(self)).from_pretrained(folder, output_loading_info=True)
+        if info["missing_keys"]:  # else they would be new ones
+            raise RSMoEError(f"{folder} lacks weights, such as {min(info['missing_keys'])}.")
         if source.config.expert_type != self.config.expert_type or source.scaling != self.scaling:
             raise RSMoEError(
                 f"{folder} holds an expert of type {source.config.expert_type!r} and scaling {source.scaling}; "

@@ -131,8 +131,8 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
             return_dict_in_generate (`bool`, *optional*):
                 Return [`RSMoEGenerateOutput`] with router prompts and expert texts.
             **kwargs:
-                As of every `generate`. `output_scores` and its like, `assistant_model` and `prompt_lookup_num_tokens`
-                are for texts that are rewritten.
+                As of every `generate`. `output_scores` and its like, `assistant_model`, `prompt_lookup_num_tokens` and
+                `guidance_scale` are for texts that are rewritten.
 
         Returns:
             `torch.LongTensor` of shape `(num_texts, sequence_length)` (prompt and text), or [`RSMoEGenerateOutput`].
@@ -173,13 +173,6 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
             kwargs |= self.model.read_instructions(input_ids)
 
     # ---- settings
-
-    def _argument(self, name: str, kwargs: dict, generation_config):
-        """Of `kwargs`, else an entry of the given generation config, else of the model's own."""
-        value = kwargs.get(name)
-        for config in (generation_config, self.generation_config):
-            value = getattr(config, name, None) if value is None else value
-        return value
 
     def _setting(self, name: str, kwargs: dict, generation_config):
         value = self._argument(name, kwargs, generation_config)
@@ -234,7 +227,7 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
         self._put_step(streamer, "expert_texts", [texts[0] for texts in candidates[0][-num_experts:]])
         texts, extra = self._fuse(input_ids, sequences, images, candidates, fusions, num_samples, streamer, kwargs)
 
-        final = self._pad(texts, input_ids.device)
+        final = pad_right(texts, self._pad_token_id(kwargs), input_ids.device)
         outputs = torch.cat([input_ids.repeat_interleave(num_samples, dim=0), final], dim=1)
         if not returns_dict:
             return outputs
@@ -258,7 +251,7 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
                 f"input_ids has {len(input_ids)} sequences, expert_input_ids {num_images}; they must be equal."
             )
         if attention_mask is None:
-            attention_mask = input_ids != self._pad_token_id()
+            attention_mask = input_ids != self._pad_token_id({})
         sequences = {"base": unpad(input_ids, attention_mask)}
         for name in SEQUENCES:
             sequences[name] = unpad(expert_inputs[f"{name}_input_ids"], expert_inputs[f"{name}_attention_mask"])
@@ -382,7 +375,7 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
     ) -> tuple[list[Tokens], dict[str, Any]]:
         """The final texts, `num_samples` of each image, and fields of the output."""
         texts: list[list[Tokens]] = [[] for _ in fusions]
-        eos = self._eos_token_ids()[:1]
+        eos = self._eos_token_ids(kwargs)[:1]
         scores = torch.full((len(fusions), num_samples), torch.nan, device=images.embeds.device)
         for image, fusion in enumerate(fusions):
             if fusion == "concat":
@@ -465,7 +458,7 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
 
     def _pad(self, sequences: Sequence[Tokens], device) -> torch.Tensor:
         """Padded on the right [batch_size, tokens]."""
-        return pad_right(sequences, self._pad_token_id(), device)
+        return pad_right(sequences, self._pad_token_id({}), device)
 
     def _pad_by_expert(self, texts: list[list[Tokens]], device) -> torch.Tensor:
         """[num_texts, num_experts, tokens]."""
@@ -474,7 +467,7 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
 
     def _pad_left(self, sequences: Sequence[Tokens], device) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask [batch_size, tokens]."""
-        return pad_left(sequences, self._pad_token_id(), device)
+        return pad_left(sequences, self._pad_token_id({}), device)
 
 
 __all__ = ["RSMoEGenerateOutput"]

@@ -17,7 +17,7 @@ from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, auto_docstring
+from transformers.utils import TransformersKwargs, auto_docstring, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from .adapters_rsmoe import (
@@ -196,12 +196,12 @@ class RSMoEModel(RSMoEAdapterMixin, RSMoEPreTrainedModel):
             mask = (inputs_embeds == token).all(-1)
         else:
             mask = input_ids == self.config.image_token_id
-        tokens, features = int(mask.sum()), image_features.shape[0] * image_features.shape[1]
-        if tokens != features:
-            raise ValueError(
-                f"Image features and image tokens do not match, tokens: {tokens}, features: {features} "
-                f"({image_features.shape[0]} images of {image_features.shape[1]})."
-            )
+        tokens, features = mask.sum(), image_features.shape[0] * image_features.shape[1]
+        torch_compilable_check(
+            tokens == features,
+            f"Image features and image tokens do not match, tokens: {tokens}, features: {features} "
+            f"({image_features.shape[0]} images of {image_features.shape[1]}).",
+        )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
     def _new_cache(self, use_cache: bool | None) -> RSMoECache | None:

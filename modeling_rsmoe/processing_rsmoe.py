@@ -236,6 +236,8 @@ class RSMoEProcessor(ProcessorMixin):
     def _to_prompts(self, text: Any, images: Any, num_images: int) -> list[str | Prompt]:
         """Bare instructions, one for each image or one for all, as prompts; rendered texts stay texts."""
         texts = list(text) if isinstance(text, (list, tuple)) else [text]
+        if wrong := [type(text).__name__ for text in texts if not isinstance(text, (str, Prompt))]:
+            raise RSMoEError(f"text holds {wrong[0]}, expected strings: the order is processor(images, text).")
         if not num_images or any(isinstance(text, str) and self.image_token in text for text in texts):
             return texts
         is_nested = isinstance(images, (list, tuple)) and any(isinstance(image, (list, tuple)) for image in images)

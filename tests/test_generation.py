@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from transformers import LogitsProcessor, StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from modeling_rsmoe import RSMoEError, sequences_rsmoe
 from modeling_rsmoe.inference.decoding import shrinking_greedy
@@ -262,11 +262,11 @@ class Forbids(LogitsProcessor):
 
 
 def new_tokens(model, outputs):
-    return [model._trim(tokens) for tokens in outputs.sequences[:, outputs.prompt_length :].tolist()]
+    return [model._trim(tokens, {}) for tokens in outputs.sequences[:, outputs.prompt_length :].tolist()]
 
 
 def texts_of(model, outputs):
-    return [[model._trim(text) for text in image] for image in outputs.expert_sequences.tolist()]
+    return [[model._trim(text, {}) for text in image] for image in outputs.expert_sequences.tolist()]
 
 
 def cut(tokens, *stops):
@@ -396,6 +396,24 @@ def test_speculation_is_of_the_rewritten_text(model, inputs):
         assert torch.equal(model.generate(**alone, fusion="rewrite", **given), expected)
 
 
+@pytest.mark.parametrize("as_config", [False, True])
+@pytest.mark.parametrize("fusion", ["concat", "rerank"])
+def test_the_caller_s_end_and_padding_tokens(reranking, inputs, fusion, as_config):
+    """Experts' texts end at them, and their padding is in none."""
+    plain = reranking.generate(**inputs, fusion=fusion, return_dict_in_generate=True)
+    end = int(plain.expert_sequences[0, 0, 2])
+    pad = next(token for token in range(10, 250) if not (plain.expert_sequences == token).any())
+    ends = {"eos_token_id": [end, 2], "pad_token_id": pad, "max_new_tokens": 8}
+    given = {"generation_config": GenerationConfig(**ends)} if as_config else ends
+    ended = reranking.generate(**inputs, fusion=fusion, return_dict_in_generate=True, **given)
+    expected = [[cut([*text, end], end)[:-1] for text in image] for image in texts_of(reranking, plain)]
+    assert texts_of(reranking, ended) == expected
+    if fusion == "concat":
+        for new, texts in zip(ended.sequences[:, ended.prompt_length :].tolist(), expected):
+            text = [*join_sentences(texts, reranking.config.sentence_end_token_ids), end]
+            assert new == text + [pad] * (len(new) - len(text))
+
+
 NAMES = ["output_scores", "output_logits", "output_attentions", "output_hidden_states", "assistant_model"]
 
 
@@ -404,6 +422,7 @@ NAMES = ["output_scores", "output_logits", "output_attentions", "output_hidden_s
     [
         *((name, "concat", f"cannot take {name} with fusion concat: .*give fusion='rewrite'") for name in NAMES),
         ("prompt_lookup_num_tokens", "rerank", "cannot take prompt_lookup_num_tokens with fusion rerank"),
+        ("guidance_scale", "rerank", "cannot take guidance_scale with fusion rerank"),
         ("inputs_embeds", "rewrite", "cannot take inputs_embeds.*expert_inputs=False"),
         ("past_key_values", "rewrite", "cannot take past_key_values"),
         ("adapter_ids", "concat", "cannot take adapter_ids"),

@@ -1,10 +1,12 @@
 """Rows: who reads a row decides its output, whatever stands beside it in the batch."""
 
 import copy
+import re
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     DataCollatorWithFlattening,
@@ -444,6 +446,14 @@ def test_embeddings_are_read_as_their_ids_are():
             model(inputs_embeds=model.get_input_embeddings()(ids), **inputs)
 
 
+def test_forward_is_traced_as_one_graph():
+    """`torch.compile(model, fullgraph=True)`, images included."""
+    model, inputs = tiny_model(), rows()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+
+
 def test_adapter_ids_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"shape \(2,\); expected \(8,\), one for each sequence, or \(8, 20\)"):
         tiny_model()(**rows(), adapter_ids=torch.tensor([1, 2]))
@@ -475,6 +485,18 @@ def test_lora_of_peft(kind, use_dora, targets, tmp_path):
         merged = again.merge_and_unload()
         torch.testing.assert_close(merged(**inputs).logits, trained, atol=1e-4, rtol=1e-4)
         assert torch.equal(merged.generate(**inputs), model.generate(**inputs))
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("name", ["router", "theme"])
+def test_router_and_experts_are_no_modules_to_save(name, kind):
+    """A copy that PEFT wraps around them would learn in part only, without a word."""
+    model = tiny_model(config=tiny_config(expert_config={"expert_type": kind, "r": 4}))
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[name]))
+    with pytest.raises(
+        RSMoEError, match="cannot be wrapped .ModulesToSaveWrapper.: leave them out of PEFT's modules_to"
+    ):
+        model(**rows())
 
 
 # -- traps of the mechanism: each an error, never a silently wrong row
@@ -536,6 +558,39 @@ def test_expert_of_another_shape_is_refused(tmp_path):
     )
     with pytest.raises(RSMoEError, match=r"lora_A has shape \(2, 48\); this model needs \(4, 48\)"):
         tiny_model().model.expert("theme").load_weights(tmp_path)
+
+
+OLD_NAMES = {r"_lora\.lora_([AB])$": r".lora_\1"}  # q_proj.lora_A, as experts' weights were called once
+
+
+def save_with_old_names(model, folder):
+    model.save_pretrained(folder, save_original_format=False)
+    weights = load_file(folder / "model.safetensors")
+    renamed = {re.sub(*next(iter(OLD_NAMES.items())), name): value for name, value in weights.items()}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_expert_that_lacks_weights_is_refused(tmp_path):
+    """transformers would make new ones."""
+    save_with_old_names(tiny_model().model.expert("object"), tmp_path)
+    with pytest.raises(RSMoEError, match=r"lacks weights, such as layers\.0\.mlp\.down_proj_lora\.lora_A"):
+        tiny_model().model.expert("object").load_weights(tmp_path)
+
+
+def test_old_names_are_loaded_by_a_key_mapping(tmp_path):
+    """As docs/hub.md says."""
+    model, inputs = tiny_model(), rows()
+    save_with_old_names(model, tmp_path / "old")
+    mapping = {r"(?<!_lora)\.lora_([AB])$": r"_lora.lora_\1"}
+    again, info = RSMoEForConditionalGeneration.from_pretrained(
+        tmp_path / "old", key_mapping=mapping, output_loading_info=True
+    )
+    assert not any(info.values())
+    again.save_pretrained(tmp_path / "new", save_original_format=False)
+    saved, info = RSMoEForConditionalGeneration.from_pretrained(tmp_path / "new", output_loading_info=True)
+    assert not any(info.values())
+    with torch.no_grad():
+        assert torch.equal(saved(**inputs).logits, model(**inputs).logits)
 
 
 def test_infinite_expert_is_refused(tmp_path):

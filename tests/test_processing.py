@@ -200,6 +200,13 @@ def test_image_marks_must_match(processor, image):
         processor(images=[image] * 3, text=["One.", "Two."], return_tensors="pt")
 
 
+def test_text_before_images_is_refused(processor, image):
+    with pytest.raises(
+        RSMoEError, match=r"text holds Image, expected strings: the order is processor\(images, text\)"
+    ):
+        processor("Describe the image.", image, return_tensors="pt")
+
+
 def test_several_images_in_one_text(processor, image):
     """Refused in words at every door; the base LM alone reads them all."""
     model, other = tiny_model(), Image.new("RGB", (40, 40), "green")

@@ -73,11 +73,11 @@ def test_the_best_of_own_text_and_parts_is_chosen(model, processor, inputs):  # 
     embeds = model.encode_image(inputs["pixel_values"])
     picked = set()
     for i in range(3):
-        texts = [model._trim(text) for text in (own[i], *parts[i])]
+        texts = [model._trim(text, {}) for text in (own[i], *parts[i])]
         (scores,) = model.model.reranker(embeds[i : i + 1], [texts])
         best = int(scores.argmax())
         picked.add(best)
-        assert model._trim(chosen.sequences[i, ids.shape[1] :].tolist()) == texts[best]
+        assert model._trim(chosen.sequences[i, ids.shape[1] :].tolist(), {}) == texts[best]
         assert torch.isclose(chosen.sequences_scores[i], scores[best])
     assert len(picked) > 1
 

@@ -322,7 +322,7 @@ class Predictor:
         for place, texts in enumerate(self.processor.post_process_generation(outputs)):
             new_tokens = outputs.sequences[place, outputs.prompt_length :].tolist()
             written = outputs.expert_sequences[place].tolist() if is_joined else [new_tokens]
-            longest = max(len(self.model._trim(tokens)) for tokens in written)
+            longest = max(len(self.model._trim(tokens, {})) for tokens in written)
             scores = {}
             is_reranked = outputs.sequences_scores is not None and outputs.beam_indices is None
             if is_reranked and not outputs.sequences_scores[place].isnan():
@@ -332,7 +332,7 @@ class Predictor:
                     **texts,
                     scores=scores,
                     num_prompt_tokens=int(inputs["attention_mask"][place].sum()),
-                    num_tokens=len(self.model._trim(new_tokens)),
+                    num_tokens=len(self.model._trim(new_tokens, {})),
                     finish_reason="length" if limit is not None and longest >= limit else "stop",
                 )
             )
