@@ -21,7 +21,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from typing import Any
 
@@ -43,10 +43,15 @@ FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000", "PPM")
 URL_TIMEOUT_SECONDS = 30.0
 _STRIP_PIXELS = 2**16
 _MAX_SCANS = 100  # of a progressive JPEG: libtiff's and GDAL's limit, too; encoders write about 10
+_MAX_READS = 4096  # of a header; one with a color profile, thumbnails and many tags takes some hundreds
+_MAX_CHUNKS = 256  # of a PNG, beside those of pixels and frames
+_MAX_EXIF_BYTES = 2**16  # what a JPEG's segment holds
+_MAX_TILE_PIXELS = 2048 * 2048  # of a tile in a TIFF, or what its image has
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
 _FLOAT_TOLERANCE = 0.01  # a float image resampled by a cubic filter oversteps 0..1 a little
 _GDAL_NODATA_TAG = 42113
 _BITS_PER_SAMPLE_TAG = 258
+_TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323
 Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
 BANDS_REMEDY = (
     "read three bands with rasterio and give the array: rasterio.open(path).read([1, 2, 3]), "
@@ -97,8 +102,52 @@ def to_rgb(image: Any, name: str | None = None) -> Image.Image:
 
 
 def open_header(source: str | os.PathLike | BytesIO) -> Image.Image:
-    """The image in a file of one of the `FORMATS`, of which only the header is read. Pillow's errors."""
+    """The image in a file of one of the `FORMATS`, of which only the header is read. Pillow's errors, and ValueError
+    for metadata that no image needs."""
+    with nullcontext(source) if isinstance(source, BytesIO) else open(source, "rb") as file:
+        _check_chunks(file)
+        Image.open(HeaderReader(file), formats=FORMATS)
     return Image.open(source, formats=FORMATS)
+
+
+class HeaderReader:
+    """A file that gives no more than a header takes: Pillow's time is quadratic in a header's parts, and each tag of a
+    TIFF may copy the whole file.
+
+    Args:
+        file: open and binary.
+    """
+
+    def __init__(self, file: Any):
+        self._file, self._reads_left, self._exif_left = file, _MAX_READS, _MAX_EXIF_BYTES
+        self._bytes_left = 2 * file.seek(0, os.SEEK_END) + _MAX_EXIF_BYTES
+        file.seek(0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> Any:
+        """Raises ValueError when too much was read."""
+        data = self._file.read(size)
+        self._reads_left, self._bytes_left = self._reads_left - 1, self._bytes_left - len(data)
+        self._exif_left -= len(data) * data.startswith(b"Exif\0\0")  # Pillow joins those of a JPEG
+        if min(self._reads_left, self._bytes_left, self._exif_left) < 0:
+            raise ValueError("more metadata than an image needs")
+        return data
+
+
+def _check_chunks(file: Any) -> None:
+    """1 kB of a PNG's metadata may unpack to 1 MB, before the pixels or after them: 10 MB are a minute of work."""
+    file.seek(0)
+    place, num_chunks = 8, 0
+    is_png = file.read(8) == b"\x89PNG\r\n\x1a\n"
+    while is_png and len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        num_chunks += head[4:] not in (b"IDAT", b"fdAT", b"fcTL")
+        if num_chunks > _MAX_CHUNKS:
+            raise ValueError(f"more than {_MAX_CHUNKS} chunks of metadata")
+        place += 12 + int.from_bytes(head[:4])
+        file.seek(place)
+    file.seek(0)
 
 
 def _load(source: str) -> Image.Image:
@@ -143,8 +192,12 @@ def decode(image: Image.Image, shown: str) -> Image.Image:
     file = getattr(image, "fp", None)  # None where it is decoded already
     if file is not None and image.format in ("JPEG", "MPO"):
         _check_scans(file, shown)
+    _check_tiles(image, shown)
     with pillow_errors(shown):
         image.load()
+    exif = next((image.info[key] for key in ("exif", "Raw profile type exif") if key in image.info), b"")
+    if len(exif) > _MAX_EXIF_BYTES * (2 if isinstance(exif, str) else 1):  # the text is hexadecimal
+        raise RSMoEError(f"{shown} has EXIF metadata of {len(exif)} bytes: save it again without")
     try:
         is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         return image if is_upright else ImageOps.exif_transpose(image)
@@ -164,6 +217,15 @@ def _check_scans(file: Any, shown: str) -> None:
         num_scans += marker[1] == b"\xda"
         if num_scans > _MAX_SCANS:
             raise RSMoEError(f"{shown} is a JPEG of more than {_MAX_SCANS} scans: save it again as a plain JPEG")
+
+
+def _check_tiles(image: Any, shown: str) -> None:
+    """Pillow makes room for a whole tile, however small the image is."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = tags.get(_TILE_WIDTH_TAG, 0), tags.get(_TILE_LENGTH_TAG, 0)
+    if width * height > max(_MAX_TILE_PIXELS, (image.width + 15) * (image.height + 15)):
+        size = f"{image.width} x {image.height} pixels in tiles of {width} x {height}"
+        raise RSMoEError(f"{shown} is a TIFF of {size}: save it again with smaller tiles")
 
 
 def is_wide(image: Image.Image) -> bool:

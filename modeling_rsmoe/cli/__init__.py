@@ -75,6 +75,11 @@ class _Commands(TyperGroup):
         except RSMoEError as error:
             _print_error(str(error))
             result = BAD_INPUT
+        except OSError as error:  # what no check foresaw, such as a name of 300 letters
+            if isinstance(error, BrokenPipeError):
+                raise
+            _print_error(f"{error}: check the names and permissions of the files, and the free space")
+            result = BAD_INPUT
         except typer.TyperException as error:  # wrong usage
             context = getattr(error, "ctx", None)
             reason = error.format_message().replace("Value error, ", "").rstrip(".")

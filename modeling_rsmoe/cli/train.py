@@ -1,6 +1,5 @@
 """`rsmoe train`: from a checkpoint and a data folder to a trained checkpoint, in two stages and in several runs."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import find_checkpoint
-from ..utils.files import check_outputs
+from ..utils.files import check_outputs, parse_json
 from ..utils.quiet import quiet_libraries
 from ..utils.tables import markdown_table
 from . import terminal
@@ -258,7 +257,7 @@ def _estimates(
 def _image_size(folder: Path) -> int | None:
     """Pixels of a side as the folder's processor makes them, where it has one."""
     try:
-        config = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "processor_config.json").read_bytes())
         return int(config["image_processor"]["size"]["height"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,13 +1,12 @@
 """The images of a collection: those of a folder, of a list, or named one by one. Knows nothing about models."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import check_input
+from ..utils.files import check_input, parse_json
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm"}
@@ -86,7 +85,7 @@ def _in_list(file: Path) -> list[CollectionImage]:
 
 def _image_in(line: str, file: Path, number: int) -> str:
     try:
-        name = json.loads(line)["image"]
+        name = parse_json(line.encode())["image"]
     except (ValueError, KeyError, TypeError, IndexError):
         name = None
     if not isinstance(name, str) or not name:

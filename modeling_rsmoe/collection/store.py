@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
-from ..utils.files import check_input, only_writer, sha256_of, write_whole
+from ..utils.files import check_input, only_writer, parse_json, sha256_of, write_whole
 from .images import CollectionImage, is_url
 
 
@@ -107,7 +107,7 @@ class Store:
             write_whole(file, json.dumps(self._manifest, indent=2, ensure_ascii=False) + "\n")
             return
         try:
-            before = _flat(json.loads(file.read_text(encoding="utf-8")))
+            before = _flat(parse_json(file.read_bytes()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RSMoEError(f"{file} cannot be read ({error}): remove {self.folder} to start again") from error
         now = _flat(self._manifest)

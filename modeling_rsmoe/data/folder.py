@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
-from ..utils.files import disk_errors, whole_file, write_whole
+from ..utils.files import disk_errors, parse_json, whole_file, write_whole
 from ..utils.progress import Progress, no_progress
 from .records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
 
@@ -166,7 +166,7 @@ def _other_lines(file: Path, replaced: Container[tuple[str, str, str]]) -> Itera
         return
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         try:
-            values = json.loads(line) if line.strip() else None
+            values = parse_json(line.encode()) if line.strip() else None
             if values is not None and (file.name, values["dataset"], values["split"]) not in replaced:
                 yield f"{line}\n"
         except (ValueError, KeyError, TypeError) as error:
@@ -175,7 +175,7 @@ def _other_lines(file: Path, replaced: Container[tuple[str, str, str]]) -> Itera
 
 def check_images(images: Collection[Path], remedy: str) -> None:
     """Raises RSMoEError if some of the files are not there, with their number and what to do."""
-    missing = [image for image in images if not image.is_file()]
+    missing = [image for image in images if not os.path.isfile(image)]
     if missing:
         named = ", ".join(map(str, missing[:_NAMED_IMAGES])) + (", ..." if missing[_NAMED_IMAGES:] else "")
         raise RSMoEError(f"{len(missing)} of {len(images)} images are missing: {named}; {remedy}")

@@ -10,13 +10,14 @@ are the raw published text, which is what scores are computed against (``cleanin
 """
 
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import check_input, sha256_of
+from ..utils.files import check_input, parse_json, sha256_of
 from ..utils.provenance import sha256_of_lines
 
 
@@ -216,7 +217,7 @@ def _read(
         _check_known("split", [split], {record.split for _, record in records}, file)
         records = [(line, record) for line, record in records if record.split == split]
     for line, record in records:
-        if not record.image.is_file():
+        if not os.path.isfile(record.image):  # no error for a name that is too long
             raise line.error(f"image {record.image} is missing; copy it there or drop the line")
     return [record for _, record in records]
 
@@ -268,7 +269,7 @@ def json_lines(file: Path, folder: Path) -> Iterator[Entry]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line.decode("utf-8"))
+            values = parse_json(line)
         except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors
             raise RSMoEError(f"{file}:{number}: not a line of UTF-8 JSON ({error}); correct the line") from None
         if not isinstance(values, dict):

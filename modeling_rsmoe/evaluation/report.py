@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_h
 
 from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import check_input, write_whole
+from ..utils.files import check_input, parse_json, write_whole
 from ..utils.provenance import package_versions
 from ..utils.tables import count_of
 from .scores import Scored, Scores
@@ -234,7 +234,7 @@ def read_report(path: str | Path) -> Report:
     remedy = "give a file that `rsmoe evaluate --output` wrote"
     check_input(file, "a report")
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
+        report = parse_json(file.read_bytes())
     except ValueError as error:
         raise RSMoEError(f"{file} is not JSON, so it is no report; {remedy}") from error
     found = report.get("format") if isinstance(report, dict) else None

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from transformers import AutoImageProcessor, GenerationConfig
 
 from ..configuration_rsmoe import RSMoEConfig
 from ..errors_rsmoe import RSMoEError
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
+from ..utils.files import parse_yaml
 from ..utils.provenance import TRAINING_RECORD
 from .folders import reading
 from .sources import SOURCES_FILE, Source, read_sources, settings_folder
@@ -196,7 +196,7 @@ def read_texts(path: Path) -> Texts:
     if not path.is_file():
         return Texts()
     with reading(f"{path} cannot be read", "correct it"):
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise RSMoEError(f"{path} is no mapping of names to values: correct it.")
     try:

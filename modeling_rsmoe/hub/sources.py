@@ -6,9 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ..errors_rsmoe import RSMoEError
+from ..utils.files import parse_yaml
 
 
 Source = Literal["wheel", "hub"]  # the two places that a pretrained module is fetched from
@@ -124,7 +123,7 @@ def read_sources(folder: Path) -> Sources:
     """What ``folder/sources.yaml`` says; an RSMoEError names what it lacks."""
     path = folder / SOURCES_FILE
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
         modules = {
             module: ModuleSource(_hub(entry["hub"]), _wheel(entry.get("wheel")))
             for module, entry in content["modules"].items()
@@ -134,7 +133,7 @@ def read_sources(folder: Path) -> Sources:
         return Sources(folder, modules, _wheel(content.get("demo")))
     except KeyError as error:
         raise RSMoEError(f"{path} lacks {error.args[0]!r}: restore the file or add the entry.") from error
-    except (OSError, yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, TypeError, ValueError, AttributeError) as error:
         raise RSMoEError(f"{path} is not a list of sources ({error}): restore the file.") from error
 
 

@@ -5,7 +5,6 @@ Every command, the server and every training open checkpoints here. What can go 
 are not finite.
 """
 
-import json
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors_rsmoe import RSMoEError, first_line
-from ..utils.files import check_input
+from ..utils.files import check_input, parse_json
 from ..utils.provenance import CHECKPOINT_FILES
 
 
@@ -107,8 +106,8 @@ def read_json(file: Path) -> Any:
     """
     check_input(file, "a file of a checkpoint")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise RSMoEError(f"{file} cannot be read ({first_line(error)}): {REMEDY}") from error
 
 

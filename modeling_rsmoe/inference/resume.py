@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors_rsmoe import RSMoEError, first_line
-from ..utils.files import check_input
+from ..utils.files import check_input, parse_json
 
 
 Line = dict[str, Any]
@@ -88,7 +88,7 @@ def read_log(path: Path, key_of: Callable[[Line], Hashable]) -> tuple[Line | Non
         if not raw.strip():
             continue
         try:
-            line = json.loads(raw.decode("utf-8"))
+            line = parse_json(raw)
             if number == 1 and [*line] == ["settings"] and isinstance(line["settings"], dict):
                 settings = line["settings"]
             else:

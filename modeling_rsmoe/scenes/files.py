@@ -10,6 +10,7 @@ or 4 bands, or over Pillow's limit of pixels. Everything else is an image.
 
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors_rsmoe import RSMoEError
@@ -96,6 +97,8 @@ def _is_large_tiff(path: str) -> bool:
     from PIL import Image
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+    from ..images_rsmoe import HeaderReader
+
     try:
         check_input(path, "an image")
         with open(path, "rb") as file:
@@ -103,8 +106,9 @@ def _is_large_tiff(path: str) -> bool:
             if head[:4] not in TIFF_MAGIC:
                 return False
             tags = ImageFileDirectory_v2(head if 43 in head[2:4] else head[:8])
-            file.seek(tags.next)
-            tags.load(file)
+            header: Any = HeaderReader(file)
+            header.seek(tags.next)
+            tags.load(header)
         width, height, num_bands = int(tags[_WIDTH]), int(tags[_HEIGHT]), int(tags.get(_SAMPLES_PER_PIXEL, 1))
     except Exception:
         return False

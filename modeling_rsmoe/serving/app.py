@@ -36,15 +36,18 @@ T = TypeVar("T")
 
 class _Stream(EventSourceResponse):
     """Server-sent events, and a call when they have ended, also if none was ever sent: an iterator that never began
-    does not do that."""
+    does not do that. Who reads none of them is left at `deadline` (of the event loop's clock)."""
 
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]):
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None], deadline: float):
         super().__init__(events, headers={"Cache-Control": "no-store"})
-        self.on_end = on_end
+        self.on_end, self.deadline = on_end, deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout_at(self.deadline):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:  # the server closes the connection of an answer that did not end
+            pass
         finally:
             self.on_end()
 
@@ -143,8 +146,9 @@ class Service:
         completion = chat.Completion(f"chatcmpl-{uuid.uuid4().hex}", self.name)
         if pending.request.stream:
             events = self._stream(completion, pending, event, arrival, deadline)
+            last = deadline + self.limits.stall_seconds  # for the error event of a text that takes too long
             places.callback(pending.cancelled.set)  # if the client leaves before the text has ended
-            return _Stream(events, on_end=places.pop_all().close)  # the stream keeps the places
+            return _Stream(events, on_end=places.pop_all().close, deadline=last)  # the stream keeps the places
         prediction = cast(Prediction, event)
         self._observe(prediction, arrival)
         return JSONResponse(completion.response(prediction))

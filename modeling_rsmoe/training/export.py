@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import disk_errors, write_whole
+from ..utils.files import disk_errors, parse_json, write_whole
 from ..utils.provenance import TRAINING_RECORD
 from .checkpoints import save_tensors
 from .stages import ALIGNED, LEARNED, STANDARD, STATE
@@ -62,7 +62,7 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
 def _outcome(output: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     """The record of a finished training, and its weights by name: of what came before the examples, then of these."""
     try:
-        record = json.loads((output / TRAINING_RECORD).read_text(encoding="utf-8"))
+        record = parse_json((output / TRAINING_RECORD).read_bytes())
         if not record["finished"]:
             raise ValueError("it is not finished")
         before = [name for name in (STANDARD, ALIGNED) if (output / STATE / name).is_file()]

@@ -22,7 +22,7 @@ from ..errors_rsmoe import RSMoEError
 from ..inference.encoder import encoder_sha256
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
-from ..utils.files import disk_errors, sha256_of, write_whole
+from ..utils.files import disk_errors, parse_json, sha256_of, write_whole
 from ..utils.images import read_images
 from ..utils.progress import Progress, no_progress
 
@@ -86,7 +86,7 @@ class FeatureCache:
         """Take the index as it stands; anything wrong with it, or with the file, starts the cache anew."""
         self._places, self._files, self._shape = {}, {}, ()
         with suppress(OSError, ValueError, KeyError, TypeError):
-            index = json.loads(self._index_file.read_text(encoding="utf-8"))
+            index = parse_json(self._index_file.read_bytes())
             is_whole = self._data_file.stat().st_size >= len(index["images"]) * math.prod(index["shape"]) * 2
             if is_whole and index["format"] == FORMAT and index["encoder"] == self.encoder:
                 self._places, self._files, self._shape = index["images"], index["files"], index["shape"]

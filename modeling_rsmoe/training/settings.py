@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_hints
 
 import torch
-import yaml
 from trl import SFTConfig, TrlParser
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import check_input
+from ..utils.files import check_input, parse_yaml
 
 
 Stage = Literal["stage1", "stage2"]
@@ -245,9 +244,9 @@ class _Parser(TrlParser):
 def _section(file: Path, stage: Stage) -> dict[str, Any]:
     check_input(file, "a YAML file of training settings")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RSMoEError(f"{file} is no YAML ({' '.join(str(error).split())}); correct it") from error
+        content = parse_yaml(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RSMoEError(f"{file} is no YAML ({error}); correct it") from error
     section = content.get(stage) if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise RSMoEError(f"{file} has no mapping {stage}; give one mapping for each stage: {', '.join(STAGES)}")

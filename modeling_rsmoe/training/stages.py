@@ -26,7 +26,7 @@ from .. import RSMoEForConditionalGeneration, RSMoEProcessor
 from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
 from ..inference.loading import open_config, open_model, open_processor
-from ..utils.files import cache_folder, disk_errors, only_writer, write_whole
+from ..utils.files import cache_folder, disk_errors, only_writer, parse_json, write_whole
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import TRAINING_RECORD, folder_sha256, package_versions
 from .alignment import AlignmentModel, AlignmentTrainer, CaptionPairs, select_queries, standardize_vision
@@ -190,7 +190,7 @@ def history(start: Path) -> dict[str, Any] | None:
     """The training.json of a checkpoint, or None."""
     file = start / TRAINING_RECORD
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -241,7 +241,7 @@ def _begin(job: _Job, record: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise RSMoEError(f"{output} holds a training that was begun; add --resume, or give another --output")
     try:
-        old = json.loads(file.read_text(encoding="utf-8"))
+        old = parse_json(file.read_bytes())
     except ValueError as error:
         raise RSMoEError(f"{file} is damaged ({error}); restore it, or begin again in another --output") from error
     changed = _differences({**old, "versions": None}, {**record, "versions": None})

@@ -1,6 +1,7 @@
 """Files: written whole or not at all, by one process at a time; known by their hash, kept in a cache."""
 
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -9,11 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors_rsmoe import RSMoEError
 
 
 CACHE_VARIABLE = "RSMOE_CACHE"
+MAX_ALIASES = 16  # of a YAML: lists of lists of aliases mean a billion items in some hundred bytes
 
 
 def write_whole(path: str | Path, text: str) -> None:
@@ -36,6 +39,47 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(folder / target.name, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def parse_json(content: bytes) -> Any:
+    """What a file or a line of JSON holds.
+
+    Raises:
+        ValueError: it is no UTF-8 or no JSON, is nested too deep, or holds half a letter (a lone surrogate such as
+            `\\ud800`), which no file could be written with again.
+    """
+    try:
+        value = json.loads(content.decode("utf-8"))
+        if b"\\ud" in content.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    return value
+
+
+def parse_yaml(text: str) -> Any:
+    """What a file of YAML holds, of plain types only.
+
+    Raises:
+        ValueError: it is no YAML, is nested too deep, or has more than `MAX_ALIASES`.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        num_aliases = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.num_aliases += self.check_event(yaml.AliasEvent)
+            if self.num_aliases > MAX_ALIASES:
+                raise ValueError(f"it has more than {MAX_ALIASES} aliases")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def sha256_of(path: str | Path) -> str:

@@ -1,6 +1,8 @@
 """Images made to run other programs, or to fill the memory: refused, or read within what docs/security.md promises."""
 
 import base64
+import resource
+import signal
 import struct
 import zlib
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from PIL import Image
 
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.images_rsmoe import to_rgb
+from modeling_rsmoe.scenes.files import is_scene
 from modeling_rsmoe.serving.errors import ApiError
 from modeling_rsmoe.serving.images import open_image
 from modeling_rsmoe.serving.limits import Limits
@@ -133,6 +136,75 @@ def test_a_jpeg_of_thousands_of_scans(door: str, tmp_path: Path) -> None:
     path.write_bytes(data[:-2] + scan * 5000 + data[-2:])
     with pytest.raises(RSMoEError, match="a JPEG of more than 100 scans"):
         DOORS[door](path)
+
+
+def tiff(entries: dict[int, tuple[int, int, int]], end: bytes = b"") -> bytes:
+    """Of tags: type, count and value."""
+    tags = b"".join(struct.pack("<HHII", tag, *entries[tag]) for tag in sorted(entries))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + tags + bytes(4) + end
+
+
+def gray_tiff() -> dict[int, tuple[int, int, int]]:
+    sizes = {256: (4, 1, 64), 257: (4, 1, 64), 258: (3, 1, 8), 259: (3, 1, 8), 262: (3, 1, 1), 277: (3, 1, 1)}
+    return {**sizes, 322: (4, 1, 64), 323: (4, 1, 64), 324: (4, 1, 8), 325: (4, 1, 100)}
+
+
+def too_much_metadata() -> dict[str, bytes]:
+    """Images of 64 x 64 pixels that took minutes or gigabytes to open, by what is too much in them."""
+
+    def saved(kind: str) -> bytes:
+        buffer = BytesIO()
+        Image.new("P" if kind == "GIF" else "RGB", (64, 64)).save(buffer, kind)
+        return buffer.getvalue()
+
+    png, jpeg, gif = saved("PNG"), saved("JPEG"), saved("GIF")
+    profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**20 - 10), 9))
+    colors = 13 + 3 * (2 << (gif[10] & 7))
+    large = {40000 + number: (1, 2**20, 8) for number in range(2000)}
+    exif = tiff({1000 + number: (7, 2**18, 8) for number in range(9000)}, bytes(2**18))
+    segments = (b"Exif\0\0" + exif[place : place + 60000] for place in range(0, len(exif), 60000))
+    raw_profile = b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n%d\n" % len(exif) + exif.hex().encode())
+    return {
+        "profiles of a PNG": png[:33] + profile * 5000 + png[33:],
+        "profiles of a PNG, after its pixels": png[:-12] + profile * 5000 + png[-12:],
+        "EXIF of a PNG": png[:33] + chunk(b"eXIf", exif) + png[33:],
+        "EXIF of a PNG, as a text": png[:33] + chunk(b"zTXt", raw_profile) + png[33:],
+        "segments of a JPEG": jpeg[:2] + b"\xff\xe1\0\x0aExif\0\0ab" * 500_000 + jpeg[2:],
+        "EXIF of a JPEG": jpeg[:2]
+        + b"".join(b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part for part in segments)
+        + jpeg[2:],
+        "comments of a GIF": gif[:colors] + (b"\x21\xfe\xff" + bytes(255) + b"\0") * 30_000 + gif[colors:],
+        "comment of a PPM": b"P6\n#" + b"a" * 2**23 + b"\n64 64 255\n" + bytes(64 * 64 * 3),
+        "tags of a TIFF": tiff({**gray_tiff(), **large}, bytes(2**20)),
+        "tile of a TIFF": tiff({**gray_tiff(), 322: (4, 1, 32768), 323: (4, 1, 32768)}, zlib.compress(bytes(1000))),
+    }
+
+
+TOO_MUCH = too_much_metadata()
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+@pytest.mark.parametrize("door", ["a path", "bytes", "the processor's path", "the server"])
+def test_metadata_costs_little(name: str, door: str, tmp_path: Path) -> None:
+    """12 MB of them took a minute, 300 bytes 1.1 GB, and a TIFF ended the server for want of memory."""
+    (tmp_path / "a.png").write_bytes(TOO_MUCH[name])
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (virtual_bytes() + 2**28, most))
+    signal.alarm(10)
+    try:
+        with pytest.raises(RSMoEError):
+            DOORS[door](tmp_path / "a.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def test_a_large_tiff_is_known_without_its_tags(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(TOO_MUCH["tags of a TIFF"])
+    assert not is_scene(str(tmp_path / "a.tif"))
+
+
+def virtual_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 DECODED_TWICE = ("16-bit RGB, PNG", "16-bit RGB, TIFF", "16-bit RGBA")  # for the upper and the lower 8 bits

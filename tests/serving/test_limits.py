@@ -1,9 +1,11 @@
 """What hostile requests may cost: bodies that are all structure, uploads and image hosts that stall, one client that
 takes all places, prompts that nobody waits for."""
 
+import asyncio
 import json
 import socket
 import sys
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler
@@ -13,8 +15,10 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 from pydantic import ValidationError
+from starlette.types import Message
 
 from modeling_rsmoe.serving import chat, images
+from modeling_rsmoe.serving.app import _Stream
 from modeling_rsmoe.serving.chat import MAX_JSON_BYTES, ChatRequest, parse_body
 from modeling_rsmoe.serving.errors import ApiError
 from modeling_rsmoe.serving.limits import Limits
@@ -254,3 +258,22 @@ def test_letters_are_limited_before_tokens_are_counted(served, monkeypatch) -> N
     with pytest.raises(openai.BadRequestError) as caught:
         served.ask(noise(0), "a" * (chat.MAX_CHARACTERS + 1))
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_who_reads_no_stream_is_left() -> None:
+    """The place in the queue is given back, as of a text that takes too long."""
+    ended = []
+
+    async def events() -> AsyncIterator[bytes]:
+        yield b"data: a\n\n"
+
+    async def run() -> None:
+        async def send(message: Message) -> None:
+            await asyncio.Event().wait()
+
+        stream = _Stream(events(), lambda: ended.append(True), asyncio.get_running_loop().time() + 0.1)
+        scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
+        await asyncio.wait_for(stream(scope, asyncio.Event().wait, send), 30)  # type: ignore[arg-type]
+
+    asyncio.run(run())
+    assert ended == [True]
