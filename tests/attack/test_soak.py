@@ -25,7 +25,7 @@ from modeling_rsmoe.serving.body import LINGER_SECONDS
 from ..serving.conftest import data_url, user
 
 
-NUM_REQUESTS = int(os.environ.get("RSMOE_SOAK_REQUESTS", "1000"))
+NUM_REQUESTS = int(os.environ.get("RSMOE_SOAK_REQUESTS", "400"))
 NUM_CLIENTS = 8
 KINDS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000", "PPM")
 TEXTS = (None, "Describe.", "How many planes are there?", "\u98db\u884c\u5834" * 9, "a\0b", "why " * 40)
