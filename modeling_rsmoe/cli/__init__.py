@@ -21,7 +21,7 @@ from ..errors_rsmoe import RSMoEError
 # Each stands in the file of its name, which is imported when it runs: listing them needs none.
 COMMANDS = {
     "caption": "Caption images: the router's prompts, what each expert found, the caption.",
-    "ask": "Answer a question about an image in a word or phrase.",
+    "ask": "Answer questions about an image in a word or phrase.",
     "encode": "Store the features of images, so that later questions need no images: `rsmoe ask FILE QUESTION`.",
     "demo": "Open a page to try the model on: captions as they are written, what led to them, questions. Ctrl-C "
     "stops it.",

@@ -8,7 +8,7 @@ from ..errors_rsmoe import RSMoEError
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 from ..scenes.result import SceneTask
 from . import collection, options, scenes, terminal, views
-from .images import describe_inputs
+from .images import Inputs
 
 
 def caption(
@@ -79,5 +79,5 @@ def caption(
             from ..hub.download import demo_image
 
             images = [str(demo_image(progress=steps))]
-        task = SceneTask(text, None)
-        describe_inputs(images or [], task, generation, dtype, scene_options, shown, as_json, steps)
+        inputs = Inputs(images or [], generation, dtype, scene_options, shown, as_json, steps)
+        inputs.describe([SceneTask(text, None)])

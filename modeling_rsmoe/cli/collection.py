@@ -3,7 +3,7 @@ for every worker, the run."""
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from ..collection.pipeline import describe_collection
 from ..collection.store import refuse_existing
 from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import DEFAULT_MODEL, find_checkpoint, load, revision_of
-from ..prompting_rsmoe import question_instruction
+from ..scenes.result import SceneTask
 from ..utils.files import check_outputs, disk_errors
 from ..utils.provenance import folder_sha256
 from ..utils.quiet import quiet_libraries
@@ -172,37 +172,58 @@ def describe(
     steps.print(terminal.printable(f"{output} ({', '.join(filter(None, facts))})"))
 
 
-def ask_features(
-    path: str,
-    question: str,
-    generation: options.Generation,
-    dtype: options.Dtype | None,
-    as_json: bool,
-    steps: terminal.Steps,
-) -> None:
-    """Ask every image whose features are in a file; each answer is printed as it comes."""
-    file = FeatureFile(path)
-    checkpoint = load(generation.model, dtype, progress=steps)
-    with quiet_libraries():
-        from ..inference import Predictor
-        from ..inference.encoder import encoder_sha256, load_encoder
+class Features:
+    """A file of features with the checkpoint that answers questions about its images.
 
-        predictor = Predictor(checkpoint.model, checkpoint.processor, generation.settings())
-        instruction = question_instruction(question)
-        checkpoint.processor.refuse_special_tokens(instruction)
-        # From the folder: on a GPU the loaded encoder has another dtype.
-        file.check(encoder_sha256(load_encoder(checkpoint.folder), checkpoint.processor), checkpoint.name)
-        if file.num_errors:
-            total = file.num_images + file.num_errors
-            steps.note(f"{file.num_errors:,} of {total:,} images have no features, and no answer")
-        done = 0
-        for batch in file.batches(generation.batch_size):
-            steps(f"asking {file.num_images:,} images", done, file.num_images, "images")
-            predictions = predictor.predict(image_embeds=batch.image_embeds, instructions=instruction)
-            done += len(predictions)
-            for name, prediction in zip(batch.images, predictions, strict=True):
-                texts = {"question": question, "answer": prediction.text}
-                terminal.show(name, prediction, texts, checkpoint.name, as_json, steps)
+    Args:
+        path: the output of `rsmoe encode`.
+        generation: options of the command, as its others.
+
+    Raises:
+        RSMoEError: the file holds no features, or those of another encoder.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        generation: options.Generation,
+        dtype: options.Dtype | None,
+        as_json: bool,
+        steps: terminal.Steps,
+    ):
+        self._file, self._batch_size, self._as_json, self._steps = (
+            FeatureFile(path),
+            generation.batch_size,
+            as_json,
+            steps,
+        )
+        self._checkpoint = load(generation.model, dtype, progress=steps)
+        with quiet_libraries():
+            from ..inference import Predictor
+            from ..inference.encoder import encoder_sha256, load_encoder
+
+            self._predictor = Predictor(self._checkpoint.model, self._checkpoint.processor, generation.settings())
+            # From the folder: on a GPU the loaded encoder has another dtype.
+            sha256 = encoder_sha256(load_encoder(self._checkpoint.folder), self._checkpoint.processor)
+        self._file.check(sha256, self._checkpoint.name)
+        if self._file.num_errors:
+            total = self._file.num_images + self._file.num_errors
+            steps.note(f"{self._file.num_errors:,} of {total:,} images have no features, and no answer")
+
+    def describe(self, tasks: Sequence[SceneTask]) -> None:
+        """Ask every image all questions; answers are printed as they come, image by image."""
+        for task in tasks:
+            self._predictor.check(task.instruction)
+        done, num_images = 0, self._file.num_images
+        for batch in self._file.batches(self._batch_size):
+            self._steps(f"asking {num_images:,} images", done, num_images, "images")
+            with quiet_libraries():
+                answers = [self._predictor.predict(None, task.instruction, batch.image_embeds) for task in tasks]
+            done += len(batch.images)
+            for name, *predictions in zip(batch.images, *answers, strict=True):
+                for task, prediction in zip(tasks, predictions, strict=True):
+                    texts = task.texts(prediction.text)
+                    terminal.show(name, prediction, texts, self._checkpoint.name, self._as_json, self._steps)
 
 
 def _find(name: str) -> Path:

@@ -3,6 +3,7 @@
 Inputs are read first, because loading a model takes longer and bad input should cost no time.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,46 +21,80 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def describe_inputs(
-    inputs: list[str],
-    task: SceneTask,
-    generation: Generation,
-    dtype: Dtype | None,
-    scene_options: scenes.SceneOptions,
-    views: Views,
-    as_json: bool,
-    steps: Steps,
-) -> None:
-    """Describe images and scenes, and print and write what was found; the task gets its checkpoint here."""
-    names, scene_names = scenes.split(inputs, scene_options)
-    rasters = scenes.open_rasters(scene_names, scene_options, steps)
-    views.expect(len(names), rasters, scene_options.sizes())
-    kept = check_images(names, generation.batch_size, steps)
-    checkpoint = load(generation.model, dtype, progress=steps)
-    from ..inference import Predictor  # not at the top: it imports torch
-    from ..utils.images import read_images
+class Inputs:
+    """Images and scenes, read and checked, with the checkpoint that describes them.
 
-    predictor = Predictor(checkpoint.model, checkpoint.processor, generation.settings())
-    for start in range(0, len(names), generation.batch_size):
-        batch = names[start : start + generation.batch_size]
-        message, total = f"describing {count_of(len(names), 'image')}", len(names) if len(names) > len(batch) else None
-        steps(message, start, total)
-        with quiet_libraries():
-            images = kept or read_images(batch)
-            predictions = predictor.predict(images, task.instruction)
-        for name, image, prediction in zip(batch, images, predictions, strict=True):
-            texts = {} if task.question is None else {"question": task.question}
-            texts[task.kind] = prediction.text
-            terminal.show(name, prediction, texts, checkpoint.name, as_json, steps)
-            views.add_image(name, image, prediction, task.instruction, checkpoint.name)
-    problems: list[str] = []
-    if rasters:
-        task = replace(task, model=checkpoint.name, revision=checkpoint.revision())
-        results, problems = scenes.describe(rasters, predictor, task, scene_options, generation.batch_size, steps)
-        scenes.show(results, scene_options.output, as_json, steps)
-        views.add_scenes(results, steps)
-    views.write(as_json, steps)
-    scenes.report(problems, scene_options)
+    Args:
+        names: of images and scenes, as the user gave them.
+        generation: options of the command, as its others.
+        is_asked_again: keep what the image encoder made of them, for more than one question.
+    """
+
+    def __init__(
+        self,
+        names: list[str],
+        generation: Generation,
+        dtype: Dtype | None,
+        scene_options: scenes.SceneOptions,
+        views: Views,
+        as_json: bool,
+        steps: Steps,
+        is_asked_again: bool = False,
+    ):
+        self._generation, self._scene_options, self._views = generation, scene_options, views
+        self._as_json, self._steps = as_json, steps
+        self._names, scene_names = scenes.split(names, scene_options)
+        self._rasters = scenes.open_rasters(scene_names, scene_options, steps)
+        views.expect(len(self._names), self._rasters, scene_options.sizes())
+        self._kept = check_images(self._names, generation.batch_size, steps)
+        self._checkpoint = load(generation.model, dtype, progress=steps)
+        from ..inference import CachingPredictor, Predictor  # not at the top: they import torch
+
+        predictor_class = CachingPredictor if is_asked_again else Predictor
+        self._predictor = predictor_class(self._checkpoint.model, self._checkpoint.processor, generation.settings())
+        self._revision = self._checkpoint.revision() if self._rasters else ""
+
+    def describe(self, tasks: Sequence[SceneTask]) -> None:
+        """Do all tasks, image by image and then scene by scene, and print and write what was found.
+
+        Raises:
+            RSMoEError: an instruction cannot be read, before anything is printed; no scene can be described.
+            typer.Exit: some of the scenes cannot be described.
+        """
+        for task in tasks:
+            self._predictor.check(task.instruction)
+        self._describe_images(tasks)
+        problems: list[str] = []
+        for task in tasks if self._rasters else ():
+            task = replace(task, model=self._checkpoint.name, revision=self._revision)
+            size, options = self._generation.batch_size, self._scene_options
+            how = (options, size, self._as_json, self._steps)
+            results, left_out = scenes.describe(self._rasters, self._predictor, task, *how)
+            problems += [problem for problem in left_out if problem not in problems]
+            scenes.show(results, options.output, self._as_json, self._steps)
+            self._views.add_scenes(results, self._steps)
+        self._views.write(self._as_json, self._steps)
+        scenes.report(problems, self._scene_options)
+
+    def _describe_images(self, tasks: Sequence[SceneTask]) -> None:
+        from ..utils.images import read_images
+
+        pairs = [(place, task) for place in range(len(self._names)) for task in tasks]
+        size = self._generation.batch_size
+        for start in range(0, len(pairs), size):
+            batch = pairs[start : start + size]
+            message = f"describing {count_of(len(self._names), 'image')}"
+            self._steps(message, start, len(pairs) if len(pairs) > size else None)
+            places = list(dict.fromkeys(place for place, _ in batch))
+            with quiet_libraries():
+                read = read_images([self._kept[place] if self._kept else self._names[place] for place in places])
+                images = dict(zip(places, read, strict=True))
+                instructions = [task.instruction for _, task in batch]
+                predictions = self._predictor.predict([images[place] for place, _ in batch], instructions)
+            for (place, task), prediction in zip(batch, predictions, strict=True):
+                name, texts = self._names[place], task.texts(prediction.text)
+                terminal.show(name, prediction, texts, self._checkpoint.name, self._as_json, self._steps)
+                self._views.add_image(name, images[place], prediction, task.instruction, self._checkpoint.name)
 
 
 def check_images(images: list[str], batch_size: int, steps: Steps) -> "list[Image.Image] | None":

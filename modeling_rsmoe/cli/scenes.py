@@ -6,6 +6,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,7 @@ from . import terminal
 
 if TYPE_CHECKING:
     from ..inference import Predictor
+    from ..scenes.describe import Tile
     from ..scenes.raster import Raster
 
 LEFT_OUT = 1  # exit code: a scene of several could not be described
@@ -127,20 +129,34 @@ def describe(
     task: SceneTask,
     scene_options: SceneOptions,
     batch_size: int,
+    as_json: bool,
     steps: terminal.Steps,
 ) -> tuple[list[SceneResult], list[str]]:
-    """Describe every tile of every raster, and write `--output`. Also returns a line for each raster left out."""
+    """Describe every tile of every raster, and write `--output`; without it, print each tile's JSON as it comes.
+
+    Returns:
+        The scenes, and a line for each raster left out.
+    """
     from ..scenes.describe import log_path
+    from ..scenes.outputs import record_tile
     from ..scenes.pipeline import describe_scenes
+
+    def print_tile(raster: "Raster", tile: "Tile") -> None:
+        if as_json and output is None:
+            steps.print(json.dumps(record_tile(task, raster, tile)))
 
     output = scene_options.output
     log = None if output is None else log_path(output)
     remedy = f"Finished tiles are kept in {log}: free some space and run the same command to go on."
     try:
-        with disk_errors("cannot write", remedy), quiet_libraries():
+        # Without an output, what cannot be written is stdout: no remedy of ours.
+        with disk_errors("cannot write", remedy) if output is not None else nullcontext(), quiet_libraries():
             problems: list[str] = []
             sizes = scene_options.sizes()
-            return describe_scenes(rasters, predictor, task, *sizes, output, batch_size, steps, problems), problems
+            results = describe_scenes(
+                rasters, predictor, task, *sizes, output, batch_size, steps, problems, print_tile
+            )
+            return results, problems
     except KeyboardInterrupt:
         if log is not None and log.exists():
             steps.note(f"finished tiles are kept in {log}: the same command goes on from there")
@@ -158,13 +174,9 @@ def report(problems: Sequence[str], scene_options: SceneOptions) -> None:
 
 
 def show(results: Sequence[SceneResult], output: Path | None, as_json: bool, steps: terminal.Steps) -> None:
-    """Each scene on stdout: a JSON object (without `--output` after one for each tile), or a panel."""
-    from ..scenes.outputs import tile_record
-
+    """Each scene on stdout: a JSON object, or a panel."""
     for result in results:
         if as_json:
-            for tile in result.tiles if output is None else ():
-                steps.print(json.dumps(tile_record(result, tile)))
             steps.print(json.dumps(result.record()))
         else:
             steps.print(_panel(result, output is None))

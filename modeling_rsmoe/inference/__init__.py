@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from .caching import CachingPredictor
     from .checkpoint import Checkpoint, load
     from .predict import GenerationSettings, Prediction, Predictor
 
 
-_MODULES = {"Checkpoint": "checkpoint", "load": "checkpoint"}
+_MODULES = {"CachingPredictor": "caching", "Checkpoint": "checkpoint", "load": "checkpoint"}
 _MODULES |= dict.fromkeys(("GenerationSettings", "Prediction", "Predictor"), "predict")
 
 
@@ -29,4 +30,4 @@ def __getattr__(name: str):
     return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
 
 
-__all__ = ["Checkpoint", "GenerationSettings", "Prediction", "Predictor", "load"]
+__all__ = ["CachingPredictor", "Checkpoint", "GenerationSettings", "Prediction", "Predictor", "load"]

@@ -2,7 +2,7 @@
 
 ```python
 from modeling_rsmoe.inference import Predictor, load
-from modeling_rsmoe.scenes.pipeline import describe_scene
+from modeling_rsmoe.scenes import describe_scene
 
 checkpoint = load("rs-moe-nano")
 caption = describe_scene("scene.tif", Predictor(checkpoint.model, checkpoint.processor)).text
@@ -10,6 +10,29 @@ caption = describe_scene("scene.tif", Predictor(checkpoint.model, checkpoint.pro
 
 `files` says what kind of file a path names, `sources` what else it makes GDAL open, `raster` reads, `grid` cuts,
 `footprint` locates, `describe` runs the model over tiles, `summary` and `answers` make one text of them, `outputs`
-writes, `map` and `figure` show, `stac` finds rasters in items; `pipeline` does these one after the other. What needs
-rasterio, geopandas or pystac is imported where it is used (`extras.require`).
+writes, `style` colors, `map` and `figure` show, `stac` finds rasters in items; `pipeline` does these one after the
+other. What needs rasterio, geopandas or pystac is imported where it is used (`extras.require`).
 """
+
+import importlib
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from .describe import Tile
+    from .pipeline import describe_scene, describe_scenes, open_scenes
+    from .result import SceneResult, SceneTask
+
+
+_MODULES = dict.fromkeys(("describe_scene", "describe_scenes", "open_scenes"), "pipeline")
+_MODULES |= {"SceneResult": "result", "SceneTask": "result", "Tile": "describe"}
+
+
+def __getattr__(name: str):
+    """Imported with the first name that is asked for, so that `rsmoe --help` answers at once."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+
+
+__all__ = ["SceneResult", "SceneTask", "Tile", "describe_scene", "describe_scenes", "open_scenes"]

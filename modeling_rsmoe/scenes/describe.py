@@ -3,7 +3,7 @@
 Knows nothing about options, formats or how rasters are found.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ class Tile:
         text: the caption or answer.
         router_prompts: what each expert was asked, by name, in order.
         expert_texts: what each expert wrote, by name, in order.
+        score: how well the text fits the tile, by the reranker; None where it did not choose. It is no probability.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Tile:
     text: str
     router_prompts: dict[str, str]
     expert_texts: dict[str, str]
+    score: float | None = None
 
 
 def log_path(output: Path) -> Path:
@@ -64,6 +66,7 @@ class TileDescriber:
     log: KeyedLog
     batch_size: int = 8
     progress: Progress = no_progress
+    on_tile: "Callable[[Raster, Tile], None] | None" = None
 
     def describe(self, raster: "Raster", grid: Grid, scene: int = 0) -> list[Tile]:
         """Describe every tile that is not mostly without data, and give them in the grid's order.
@@ -80,35 +83,35 @@ class TileDescriber:
         min_valid = MIN_VALID
         while True:
             for batch in self._batches(raster, grid, scene, min_valid):
-                num_done += sum((scene, number) not in self.log.lines for number, _ in batch)
+                num_done += sum((scene, number) not in self.log.lines for number, _, _ in batch)
                 self._describe_batch(batch, scene, min_valid)
+                for number, window, _ in batch:
+                    line = self.log.lines[scene, number]
+                    if self.on_tile is not None and "text" in line:
+                        self.on_tile(raster, _tile(number, window, line))
                 self.progress(message, num_done, num_tiles, "tiles")
             best = max(self.log.lines[key]["valid"] for key in keys)
             if best >= min_valid or best == 0:
                 break
             min_valid = best / 2
-        tiles = []
-        for number, window in enumerate(grid):
-            line = self.log.lines[scene, number]
-            if "text" in line:
-                texts = (line["text"], line.get("router_prompts", {}), line.get("expert_texts", {}))
-                tiles.append(Tile(number, window, line["valid"], *texts))
+        lines = [(number, window, self.log.lines[scene, number]) for number, window in enumerate(grid)]
+        tiles = [_tile(*line) for line in lines if "text" in line[-1]]
         if not tiles:
             raise no_data(raster.name)
         return tiles
 
     def _batches(
         self, raster: "Raster", grid: Grid, scene: int, min_valid: float
-    ) -> "Iterator[list[tuple[int, RasterImage]]]":
+    ) -> "Iterator[list[tuple[int, Window, RasterImage]]]":
         """Tiles that are not done, until `batch_size` of them have data; read no larger than the model can use."""
-        batch: list[tuple[int, RasterImage]] = []
+        batch: list[tuple[int, Window, RasterImage]] = []
         num_valid = 0
         for number, window in enumerate(grid):
             line = self.log.lines.get((scene, number))
             if line is not None and ("text" in line or line["valid"] < min_valid):
                 continue
             tile = raster.read(window, read_side(max(window.width, window.height), self.predictor.image_side))
-            batch.append((number, tile))
+            batch.append((number, window, tile))
             num_valid += round(tile.valid_share, 4) >= min_valid
             # Many empty tiles are logged now and then.
             if num_valid == self.batch_size or len(batch) == 8 * self.batch_size:
@@ -117,10 +120,12 @@ class TileDescriber:
         if batch:
             yield batch
 
-    def _describe_batch(self, batch: "Sequence[tuple[int, RasterImage]]", scene: int, min_valid: float) -> None:
+    def _describe_batch(
+        self, batch: "Sequence[tuple[int, Window, RasterImage]]", scene: int, min_valid: float
+    ) -> None:
         lines: list[dict[str, Any]] = []
         images, described = [], []
-        for number, tile in batch:
+        for number, _, tile in batch:
             lines.append({"scene": scene, "tile": number, "valid": round(tile.valid_share, 4)})
             if lines[-1]["valid"] >= min_valid:
                 images.append(tile.image)
@@ -128,7 +133,15 @@ class TileDescriber:
         predictions = self.predictor.predict(images, self.instruction) if images else []
         for line, prediction in zip(described, predictions, strict=True):
             line |= prediction.record()
+            if "reranker" in prediction.scores:
+                line["score"] = round(prediction.scores["reranker"], 4)
         self.log.add(lines)
+
+
+def _tile(number: int, window: Window, line: Mapping[str, Any]) -> Tile:
+    """A described tile from its line in the log."""
+    texts = (line["text"], line.get("router_prompts", {}), line.get("expert_texts", {}))
+    return Tile(number, window, line["valid"], *texts, line.get("score"))
 
 
 def read_side(side: int, image_side: int) -> int:

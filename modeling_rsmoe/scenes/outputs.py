@@ -2,7 +2,7 @@
 
 Every format holds one feature for each described tile, and a record of each scene (its caption or answer, its grid,
 counts, settings): GeoJSON under the member `rsmoe`, GeoPackage as the layer `scenes`, Parquet in the schema's metadata
-under `rsmoe`, JSON lines as lines without `tile` after the tiles.
+under `rsmoe`, JSON lines as lines without `tile` after the tiles. In GeoJSON every tile has a `style` for web maps.
 
 [our decision] GeoJSON and JSON lines hold footprints in WGS84 (null for a raster that is not placed on the earth).
 GeoPackage and Parquet hold exact outlines in the rasters' own coordinate system, if all scenes share one, else WGS84.
@@ -19,8 +19,9 @@ from ..utils.extras import require
 from ..utils.files import whole_file
 from .footprint import footprint, outline
 from .grid import Window
-from .raster import EXTRA
-from .result import SceneResult
+from .raster import EXTRA, Raster
+from .result import SceneResult, SceneTask
+from .style import legend, tile_style
 
 
 if TYPE_CHECKING:
@@ -59,11 +60,12 @@ def _properties(result: SceneResult, tile: "Tile") -> dict[str, Any]:
     columns: dict[str, Any] = {
         "scene": result.raster.name,
         "tile": tile.number,
-        result.task.kind: tile.text,
+        **result.task.texts(tile.text),
         **{f"expert_text_{name}": text for name, text in tile.expert_texts.items()},
         **{f"router_prompt_{name}": text for name, text in tile.router_prompts.items()},
         **tile.window._asdict(),
         "valid": tile.valid,
+        **_score(tile),
         "model": result.task.model,
         "revision": result.task.revision,
     }
@@ -73,20 +75,45 @@ def _properties(result: SceneResult, tile: "Tile") -> dict[str, Any]:
     return columns
 
 
+def _score(tile: "Tile") -> dict[str, float]:
+    return {} if tile.score is None else {"score": tile.score}
+
+
 def tile_record(result: SceneResult, tile: "Tile") -> dict[str, Any]:
     """A tile as `rsmoe caption --json` prints an image, with its place."""
+    return record_tile(result.task, result.raster, tile)
+
+
+def record_tile(task: SceneTask, raster: Raster, tile: "Tile") -> dict[str, Any]:
+    """`tile_record` while the others are not described yet."""
     return {
-        "scene": result.raster.name,
+        "scene": raster.name,
         "tile": tile.number,
         "window": list(tile.window),
         "valid": tile.valid,
-        result.task.kind: tile.text,
+        **task.texts(tile.text),
+        **_score(tile),
         "router_prompts": tile.router_prompts,
         "expert_texts": tile.expert_texts,
-        "model": result.task.model,
-        "revision": result.task.revision,
-        "geometry": footprint(result.raster, tile.window),
+        "model": task.model,
+        "revision": task.revision,
+        "geometry": footprint(raster, tile.window),
     }
+
+
+def feature_collection(results: Sequence[SceneResult]) -> dict[str, Any]:
+    """All tiles as GeoJSON, with each scene's record as the member `METADATA`."""
+    scenes = {SCENES: [result.record() for result in results]}
+    return {"type": "FeatureCollection", METADATA: scenes, "features": list(_features(results))}
+
+
+def _features(results: Sequence[SceneResult]) -> Iterator[dict[str, Any]]:
+    """Each tile as GeoJSON. Its property `style` is where ipyleaflet, leafmap and folium look for one."""
+    colors = legend(results)
+    for result, tile in _all_tiles(results):
+        properties = {**_properties(result, tile), "style": tile_style(result.task, tile, colors)}
+        geometry = footprint(result.raster, tile.window)
+        yield {"type": "Feature", "geometry": geometry, "properties": properties}
 
 
 def _all_tiles(results: Sequence[SceneResult]) -> "Iterator[tuple[SceneResult, Tile]]":
@@ -107,12 +134,7 @@ def _write_geojson(results: Sequence[SceneResult], file: Path) -> None:
     with file.open("w", encoding="utf-8") as stream:
         scenes = json.dumps({SCENES: [result.record() for result in results]}, ensure_ascii=False)
         stream.write(f'{{"type": "FeatureCollection", "{METADATA}": {scenes}, "features": [')
-        for index, (result, tile) in enumerate(_all_tiles(results)):
-            feature = {
-                "type": "Feature",
-                "geometry": footprint(result.raster, tile.window),
-                "properties": _properties(result, tile),
-            }
+        for index, feature in enumerate(_features(results)):
             stream.write((",\n" if index else "\n") + json.dumps(feature, ensure_ascii=False))
         stream.write("\n]}\n")
 

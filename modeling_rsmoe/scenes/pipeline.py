@@ -1,7 +1,7 @@
 """From rasters to described scenes: open, cut, describe, put together, write. The command line only calls this."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 from ..utils.files import only_writer
 from ..utils.progress import Progress, no_progress
 from .answers import combine
-from .describe import TileDescriber, tile_log
+from .describe import Tile, TileDescriber, tile_log
 from .files import is_stac
 from .grid import OVERLAP, TILE, Grid
 from .outputs import check_format, write
@@ -40,9 +40,17 @@ def describe_scene(
 ) -> SceneResult:
     """Caption a scene tile by tile and as a whole, or ask it a question.
 
+    ```python
+    checkpoint = load("rs-moe-nano")
+    result = describe_scene("scene.tif", Predictor(checkpoint.model, checkpoint.processor), tile=512)
+    result.text  # of the whole
+    result.tiles[0].window, result.tiles[0].text
+    result.geojson()  # for ipyleaflet, leafmap, folium and geopandas
+    ```
+
     Args:
         scene: a GeoTIFF or whatever else `open_raster` reads, a STAC item, or an open raster.
-        predictor: of the checkpoint.
+        predictor: of the checkpoint; how texts are generated are its settings.
         instruction: for every tile.
         question: in place of the instruction: every tile is asked, and the answers become one (`answers`).
         tile: the side of a tile in pixels.
@@ -54,7 +62,7 @@ def describe_scene(
         progress: told how many tiles are done.
 
     Returns:
-        A `SceneResult`: its `text`, its `tiles`, and all of it as JSON by `record()`.
+        A `SceneResult`: its `text`, its `tiles`, the whole as JSON by `record()`, the tiles by `geojson()`.
 
     Raises:
         RSMoEError: the raster cannot be read or has no data, sizes that cannot be, a special token in the instruction,
@@ -82,6 +90,7 @@ def describe_scenes(
     batch_size: int = 8,
     progress: Progress = no_progress,
     problems: list[str] | None = None,
+    on_tile: Callable[[Raster, Tile], None] | None = None,
 ) -> list[SceneResult]:
     """Describe several scenes, of `open_scenes`, into one output; all else is as of `describe_scene`.
 
@@ -91,6 +100,7 @@ def describe_scenes(
     Args:
         problems: where a scene that cannot be described is told, in one line; the others are described and written,
             and finished tiles are kept. By default the first such scene ends the run.
+        on_tile: called with each tile when it is described; not with those of a run that was stopped.
 
     Raises:
         RSMoEError: as of `describe_scene`; with `problems` only if no scene can be described.
@@ -101,7 +111,7 @@ def describe_scenes(
     results = []
     with nullcontext() if output is None else only_writer(output):
         log = tile_log(output, _settings(rasters, predictor, task, tile, overlap))
-        describer = TileDescriber(predictor, task.instruction, log, batch_size, progress)
+        describer = TileDescriber(predictor, task.instruction, log, batch_size, progress, on_tile)
         for number, raster in enumerate(rasters):
             try:
                 grid = Grid(raster.width, raster.height, tile, overlap)

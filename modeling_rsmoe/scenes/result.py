@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .answers import CombinedAnswer
 from .grid import Grid
+from .style import legend
 from .summary import Summary
 
 
@@ -40,6 +41,11 @@ class SceneTask:
         """The question, or else the instruction: what the user wrote."""
         return self.instruction if self.question is None else self.question
 
+    def texts(self, text: str) -> dict[str, str]:
+        """A text as outputs hold it, under its name; an answer beside its question."""
+        question = {} if self.question is None else {"question": self.question}
+        return {**question, self.kind: text}
+
 
 @dataclass(frozen=True)
 class SceneResult:
@@ -68,6 +74,16 @@ class SceneResult:
     def num_skipped(self) -> int:
         """Tiles that are mostly without data."""
         return len(self.grid) - len(self.tiles)
+
+    def geojson(self) -> dict[str, Any]:
+        """The tiles as a GeoJSON `FeatureCollection`, as `outputs` writes it: each with a Leaflet style for maps."""
+        from .outputs import feature_collection  # not at the top: it imports this file
+
+        return feature_collection([self])
+
+    def legend(self) -> dict[str, str]:
+        """What the colors of `geojson` stand for: hex colors by answer, or by the first noun of a caption."""
+        return legend([self])
 
     def record(self) -> dict[str, Any]:
         """The scene as plain JSON."""

@@ -3,6 +3,7 @@
 import json
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def test_every_format_says_the_same(tmp_path: Path, placed: dict[str, Any]) -> N
     tiles = geopandas.read_file(tmp_path / "out.geojson")
     packed = geopandas.read_file(tmp_path / "out.gpkg", layer="tiles")
     table = geopandas.read_parquet(tmp_path / "out.parquet")
-    assert list(tiles.columns) == list(packed.columns) == list(table.columns) == [*NAMES, "geometry"]
+    assert list(packed.columns) == list(table.columns) == [*NAMES, "geometry"]
+    assert list(tiles.columns) == [*NAMES, "style", "geometry"]
     assert tiles.crs == "EPSG:4326" and packed.crs == table.crs == "EPSG:32633"
     for frame in (tiles, packed, table):
         assert list(frame["tile"]) == [0, 1, 3, 4, 5]
@@ -106,7 +108,8 @@ def test_every_format_says_the_same(tmp_path: Path, placed: dict[str, Any]) -> N
 def test_answers_have_answers(tmp_path: Path) -> None:
     write([result(tmp_path / "a.tif", "answer", **UTM)], tmp_path / "out.geojson")
     collection = json.loads((tmp_path / "out.geojson").read_text())
-    assert "answer" in collection["features"][0]["properties"]
+    first = collection["features"][0]["properties"]
+    assert first["question"] == "Say it." and first["answer"] == "caption 0 é\ufffd"
     record = collection["rsmoe"]["scenes"][0]
     assert (record["answer"], record["how"], record["question"]) == ("7", "the sum", "Say it.")
 
@@ -171,3 +174,21 @@ def test_a_disk_that_is_really_full(tmp_path: Path, suffix: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "arge" in str(raised.value) or "cannot be written" in str(raised.value)
     assert [file.name for file in tmp_path.iterdir()] == ["a.tif"]
+
+
+def test_a_score_is_a_column_where_there_is_one(tmp_path: Path) -> None:
+    found = result(tmp_path / "a.tif", **UTM)
+    found = replace(found, tiles=[replace(tile, score=tile.number / 4) for tile in found.tiles])
+    for suffix in (".geojson", ".gpkg", ".parquet", ".jsonl"):
+        write([found], tmp_path / f"out{suffix}")
+    frames = [geopandas.read_file(tmp_path / name, layer=0) for name in ("out.geojson", "out.gpkg")]
+    for frame in (*frames, geopandas.read_parquet(tmp_path / "out.parquet")):
+        assert list(frame["score"]) == [0, 0.25, 0.75, 1, 1.25]
+    first, *_ = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert json.loads(first)["score"] == 0
+
+
+def test_geojson_from_python_is_that_of_the_file(tmp_path: Path) -> None:
+    found = result(tmp_path / "a.tif", **UTM)
+    write([found], tmp_path / "out.geojson")
+    assert json.loads(json.dumps(found.geojson())) == json.loads((tmp_path / "out.geojson").read_text())

@@ -1,0 +1,41 @@
+"""Colors of tiles on a web map: for each tile a Leaflet style, as ipyleaflet, leafmap and folium read it.
+
+[our decision] Tiles are colored by their answer, or by the first noun of their caption. The most frequent of these
+have a color each, which the color-blind can tell apart too; all others are grey.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..data.lexicon import mentions
+
+
+if TYPE_CHECKING:
+    from .describe import Tile
+    from .result import SceneResult, SceneTask
+
+COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")  # of Okabe and Ito
+OTHER, GREY = "other", "#999999"
+
+
+def legend(results: "Sequence[SceneResult]") -> dict[str, str]:
+    """The color of each answer or noun, the most frequent first; of all others under `OTHER`."""
+    counts = Counter(_topic(result.task, tile) for result in results for tile in result.tiles)
+    counts.pop(OTHER, None)
+    topics = [topic for topic, _ in counts.most_common(len(COLORS))]
+    return dict(zip(topics, COLORS)) | {OTHER: GREY}
+
+
+def tile_style(task: "SceneTask", tile: "Tile", colors: dict[str, str]) -> dict[str, Any]:
+    """Leaflet's path options for a tile; `colors` as of `legend`."""
+    color = colors.get(_topic(task, tile), GREY)
+    return {"color": color, "weight": 1, "fillColor": color, "fillOpacity": 0.35}
+
+
+def _topic(task: "SceneTask", tile: "Tile") -> str:
+    if task.question is not None:
+        return tile.text.strip().rstrip(".").lower() or OTHER
+    found = mentions(re.findall(r"[a-z]+", tile.text.lower()))
+    return found[0].noun.singular if found else OTHER
