@@ -145,12 +145,12 @@ def _read_questions(steps: terminal.Steps) -> Iterator[str]:
     Raises:
         RSMoEError: standard input holds none.
     """
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         return filter(None, map(str.strip, _type_questions(steps)))
     steps("reading questions from standard input")
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
-    questions = filter(None, map(str.strip, sys.stdin))
+    questions = filter(None, map(str.strip, sys.stdin or ()))  # None: it is closed
     first = next(questions, None)
     if first is None:
         raise RSMoEError("there is no question: give one in quotes, or lines of questions on standard input")

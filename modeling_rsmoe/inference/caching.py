@@ -9,7 +9,7 @@ from ..utils.images import ImageInput, read_image
 from .predict import Predictor
 
 
-MAX_BYTES = 256 << 20  # of kept features: 650 images of rs-moe-nano [our decision]
+MAX_BYTES = 256 << 20  # of kept features: 680 images of rs-moe-nano [our decision]
 
 
 class CachingPredictor(Predictor):

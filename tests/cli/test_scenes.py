@@ -93,6 +93,24 @@ def test_tiles_on_stdout(scene: Path, checkpoint: Path) -> None:
     assert "15,0" in shown and "tiles" in shown
 
 
+def test_tiles_are_printed_as_they_come(scene: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modeling_rsmoe.inference import Predictor
+
+    predict, calls = Predictor.predict, []
+
+    def stops(predictor: Predictor, images: Any, *arguments: Any) -> Any:
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predict(predictor, images, *arguments)
+
+    monkeypatch.setattr(Predictor, "predict", stops)
+    command = ("caption", scene, "--tile", 20, "--model", checkpoint, "--router", "none", "--batch-size", 1, "--json")
+    stopped = run(*command)
+    assert stopped.exit_code == 130
+    assert [json.loads(line)["tile"] for line in stopped.stdout.splitlines()] == [1, 2]
+
+
 def test_ask_a_scene(scene: Path, checkpoint: Path) -> None:
     command = ("ask", scene, "How many ships are there?", "--tile", 20, "--model", checkpoint, "--router", "none")
     record = json.loads(run(*command, "--json").stdout.splitlines()[-1])

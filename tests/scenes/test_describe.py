@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,18 @@ def test_the_base_lm_reads_expert_texts_as_in_generate() -> None:
     assert prompt["input_ids"].tolist() == [expected]
     assert prompt["qformer_input_ids"].tolist() == generated["qformer_input_ids"].tolist()
     assert Predictor(model, processor, {"router_mode": "none"}).rewrite(image, "Describe it.", expert_texts)
+
+
+def test_a_score_is_kept_with_its_tile(tmp_path: Path) -> None:
+    class Reranked(Brightness):
+        def predict(self, images: Sequence[Image.Image], instruction: str) -> list[Prediction]:
+            found = super().predict(images, instruction)
+            return [replace(one, scores={"reranker": float(one.text) / 1000}) for one in found]
+
+    path, log = scene(tmp_path / "a.tif", empty=2), tile_log(tmp_path / "out.jsonl", {})
+    told: list[Tile] = []
+    tiles = run(path, Reranked(), log, on_tile=lambda raster, tile: told.append(tile))
+    assert [tile.score for tile in tiles] == [number / 100 for number in range(3, 26)] and told == tiles
+    again = run(path, Brightness(stops_after=0), tile_log(tmp_path / "out.jsonl", {}))
+    assert again == tiles, "read from the log"
+    assert run(path, Brightness(), tile_log(None, {}))[0].score is None
