@@ -73,7 +73,7 @@ def convert(
         if name.lower() in OWN:
             with disk_errors("cannot read", "Check its permissions."):
                 own = read_own(source, scratch, only=split, val=val, test=test, seed=seed, progress=steps)
-            counts = write_folder(own.records, own.folder, out, source.resolve().name, link=link, progress=steps)
+            counts = write_folder(own.records, own.folder, out, own.name, link=link, progress=steps)
             notes = own.notes
         else:
             benchmark = find(name)

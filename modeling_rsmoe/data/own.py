@@ -73,11 +73,13 @@ class OwnData:
     Attributes:
         records: with the splits that they are to have.
         folder: that all images are in.
+        name: of the source's folder.
         notes: for the user, a line each: what was left out, which splits were made.
     """
 
     records: Sequence[Record]
     folder: Path
+    name: str
     notes: Sequence[str]
 
 
@@ -130,9 +132,8 @@ def read_own(
     known = {record.split for record in records}
     if unknown := [name for name in only or () if name not in known]:
         raise RSMoEError(f'unknown split "{unknown[0]}" in {source}; known: {", ".join(sorted(known))}')
-    return OwnData(
-        [record for record in records if record.split in (only or known)], reader.folder, [*reader.notes, *notes]
-    )
+    records = [record for record in records if record.split in (only or known)]
+    return OwnData(records, reader.folder, reader.name, [*reader.notes, *notes])
 
 
 def _drawn(
@@ -159,8 +160,8 @@ def _crossing(records: Iterable[Record], groups: Iterable[Sequence[Path]]) -> li
         return []
     example = " and ".join(str(image) for image in crossing[0][:2])
     return [
-        f"warning: {count_of(len(crossing), 'image')} in several splits, with near duplicates, such as {example}: "
-        "scores will be better than they should be"
+        f"near duplicates in several splits: {count_of(len(crossing), 'group')}, such as {example}; scores will be "
+        "better than they should be"
     ]
 
 
@@ -172,6 +173,7 @@ class _Reader:
             raise RSMoEError(f"{source} does not exist; give the folder with your images and captions")
         self.root = (source if source.is_dir() else source.parent).absolute()
         self.tables = _tables(self.root) if source.is_dir() else [source.absolute()]
+        self.name = self.root.resolve().name
         self.folder = self.root  # the scratch folder once an image came out of a table
         self.notes: list[str] = []
         self._scratch = scratch.absolute()
@@ -215,7 +217,7 @@ class _Reader:
                 self._left_out["about no image, or several" if records else "without a text"] += 1
                 continue
             split = named or split_in(image.relative_to(self.folder).parts[0]) or of_file
-            dataset = "".join(_list(entry, "dataset")) or self.root.resolve().name
+            dataset = "".join(_list(entry, "dataset")) or self.name
             yield from (replace(record, image=image, dataset=dataset, split=split) for record in records)
 
     # ---- images

@@ -175,7 +175,7 @@ def test_folders_of_datasets(tmp_path):
     assert notes[0].startswith("splits made by image: train 1, test 1 (--val 0 --test 0.5 --seed 0)")
     found, notes = read(tmp_path / "splits")
     assert [split for _, split, _ in found] == ["train"] * 3 + ["val"]
-    assert notes[0].startswith("warning: 1 image in several splits")
+    assert notes[0].startswith("near duplicates in several splits: 1 group")
     assert {split for _, split, _ in read(tmp_path / "parquet")[0]} == {"test"}
     saved = next((tmp_path / "splits-scratch").iterdir())
     assert Image.open(saved).tobytes() in [one.tobytes() for one in pixels]
