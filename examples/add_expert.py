@@ -12,6 +12,7 @@ from pathlib import Path
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.data.records import QuestionRecord, read_questions
+from modeling_rsmoe.hub.records import carry_records
 from modeling_rsmoe.prompting_rsmoe import Prompt, question_instruction
 from modeling_rsmoe.training import Recipe, TrainArguments, train_stage
 
@@ -26,6 +27,8 @@ def with_expert(checkpoint: Path, output: Path) -> None:
     model.add_expert(NAME, processor.add_expert(NAME, INSTRUCTION))
     model.save_pretrained(output, save_original_format=False)
     processor.save_pretrained(output)
+    if checkpoint.is_dir():  # not of a name on the Hub; config.json keeps what matters of both
+        carry_records(checkpoint, output, output.name)
 
 
 def write_examples(questions: list[QuestionRecord], data: Path, file: Path) -> None:
@@ -69,7 +72,6 @@ def main(argv: list[str] | None = None) -> dict:
             router_share=0,
             expert_share=0,  # captions are for the other experts
             extra_examples=str(extra_examples),
-            one_stage=True,  # the checkpoint is trained, though it may have come without its training.json
         )
         arguments = TrainArguments(
             output_dir=str(trained),

@@ -43,6 +43,16 @@ def collator(processor) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
     return collate
 
 
+def add_record(config, given: argparse.Namespace) -> None:
+    """What was learned here, beside what was before: config.json keeps it at every save, for `rsmoe card`."""
+    step = {"name": "fine-tuning", "learned": "queries, Q-Former, projection", "amount": f"{given.epochs:g} epochs"}
+    step |= {"batch": given.batch, "learning_rate": given.learning_rate}
+    data = {"name": Path(given.dataset).name, "url": "", "learned": "captions (train)", "license": "not recorded"}
+    known = getattr(config, "provenance", {})
+    added = {"training": [*(known.get("training") or ()), step], "data": [*known.get("data", ()), data]}
+    config.provenance = {**known, **added}
+
+
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a folder or a name on the Hub")
@@ -81,6 +91,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=dataset, data_collator=collator(processor))
     trainer.train()
+    add_record(model.config, given)
     # Names as the model has them: saved under DINOv2's old names, a plain load_state_dict would miss them.
     model.save_pretrained(given.output, save_original_format=False)
     processor.save_pretrained(given.output)

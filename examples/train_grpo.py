@@ -30,6 +30,20 @@ def word_overlap(completions: list, text: list[str], **_) -> list[float]:
     return rewards
 
 
+def add_record(config, given: argparse.Namespace) -> None:
+    """What was learned here, beside what was before: config.json keeps it at every save, for `rsmoe card`."""
+    step = {
+        "name": "GRPO",
+        "learned": "queries, Q-Former, projection",
+        "amount": f"{given.steps * given.images:,} images",
+    }
+    step |= {"batch": given.images * given.captions, "learning_rate": given.learning_rate}
+    data = {"name": Path(given.dataset).name, "url": "", "learned": "captions (train)", "license": "not recorded"}
+    known = getattr(config, "provenance", {})
+    added = {"training": [*(known.get("training") or ()), step], "data": [*known.get("data", ()), data]}
+    config.provenance = {**known, **added}
+
+
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a folder or a name on the Hub")
@@ -74,6 +88,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     )
     trainer = GRPOTrainer(model, word_overlap, arguments, train_dataset=dataset, processing_class=processor)
     trainer.train()
+    add_record(model.config, given)
     model.save_pretrained(given.output, save_original_format=False)
     processor.save_pretrained(given.output)
     for line in trainer.state.log_history:

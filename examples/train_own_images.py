@@ -5,17 +5,18 @@
 
 IMAGES is an ImageFolder of Hugging Face datasets: images and a metadata.jsonl with lines such as
 {"file_name": "a.png", "text": "many boats are in a harbor ."}; or a data folder with captions.jsonl. Where it has no
-splits, every tenth image is held out. Stage 1 trains the encoder and the base LM, stage 2 the router and the
-experts. The same command goes on after a stop; OUTPUT/stage2 is an ordinary checkpoint, OUTPUT/*/loss.png its curves.
+splits, a tenth of the images is held out, near duplicates together. Stage 1 trains the encoder and the base LM,
+stage 2 the router and the experts. The same command goes on after a stop; OUTPUT/stage2 is an ordinary checkpoint,
+OUTPUT/*/loss.png its curves.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from transformers import logging
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
+from modeling_rsmoe.data import splits
 from modeling_rsmoe.data.aspects import ASPECTS, split_aspects
 from modeling_rsmoe.data.folder import write_folder
 from modeling_rsmoe.data.records import CAPTIONS_FILE, METADATA_FILE, read_captions
@@ -29,8 +30,7 @@ def with_splits(images: Path, copy: Path) -> Path:
     records = read_captions(images)
     if any(record.split != "test" for record in records):  # that of lines which name none
         return images
-    split = (replace(record, split="val" if i % 10 == 9 else "train") for i, record in enumerate(records))
-    write_folder(split, images, copy, images.resolve().name)
+    write_folder(splits.with_splits(records, val=0.1, test=0), images, copy, images.resolve().name)
     return copy
 
 
@@ -82,7 +82,8 @@ def main(argv: list[str] | None = None) -> dict:
         trained = train(arguments.checkpoint, data, arguments.output, arguments.epochs, arguments.batch)
     except RSMoEError as error:
         raise SystemExit(f"error: {error}") from error
-    image = read_captions(data)[-1].image  # a held-out one, where there is one
+    captions = read_captions(data)
+    image = max(captions, key=lambda record: record.split).image  # a held-out one, where there is one
     model, processor = RSMoEForConditionalGeneration.from_pretrained(trained), RSMoEProcessor.from_pretrained(trained)
     inputs = processor(images=image, text="Describe the image.", return_tensors="pt")
     outputs = model.generate(**inputs, return_dict_in_generate=True)

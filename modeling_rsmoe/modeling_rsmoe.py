@@ -418,6 +418,8 @@ class RSMoEForConditionalGeneration(RSMoEPreTrainedModel, RSMoEGenerationMixin):
         check_float(self.model.language_model)
         config = copy.deepcopy(self.config.text_config)
         config.tie_word_embeddings = self.config.tie_word_embeddings
+        if provenance := getattr(self.config, "provenance", None):  # licences travel along
+            config.provenance = provenance
         llm = AutoModelForCausalLM.from_config(config, dtype=self.lm_head.weight.dtype)
         llm.base_model.load_state_dict(self.model.language_model.state_dict())
         llm.get_output_embeddings().load_state_dict(self.lm_head.state_dict())

@@ -17,6 +17,7 @@ from transformers import logging
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.data.records import read_captions
+from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.prompting_rsmoe import Prompt, question_instruction
 from modeling_rsmoe.training.examples import ExampleCollator
 from modeling_rsmoe.training.modules import module_of
@@ -154,7 +155,7 @@ def test_train_own_images(checkpoint, image_folder, tmp_path, capsys):
     records = [json.loads((stage / "training.json").read_text()) for stage in (stage1, stage2)]
     assert [record["finished"] for record in records] == [True, True] and records[1]["before"]["stage"] == "stage1"
     assert records[0]["data"]["captioned_images"] == 9 and records[0]["data"]["questions"] == 0
-    assert [record.split for record in read_captions(tmp_path / "out" / "data")] == ["train"] * 9 + ["val"]
+    assert sorted(record.split for record in read_captions(tmp_path / "out" / "data")) == ["train"] * 9 + ["val"]
     assert "eval_loss" in (stage1 / "trainer_state.json").read_text()
     old, new = load_file(stage1 / "model.safetensors"), load_file(stage2 / "model.safetensors")
     assert {module_of(name) for name in new if not torch.equal(old[name], new[name])} == {"router", "experts"}
@@ -181,6 +182,8 @@ def test_finetune_with_trainer(checkpoint, image_folder, tmp_path):
     losses = [float(loss) for loss in re.findall(r"'loss': '?([0-9.]+)", said)]
     assert len(losses) == 4 and losses[-1] < 0.95 * losses[0]
     assert moved(checkpoint, output) == {"qformer", "projection"}
+    (step,) = read_facts(output).steps
+    assert (step.name, step.amount, read_facts(output).data[0].name) == ("fine-tuning", "20 epochs", image_folder.name)
     names = {file.name for file in output.rglob("*")}
     assert "modeling_rsmoe.py" in names and not [
         name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))
@@ -231,6 +234,7 @@ def test_train_grpo(checkpoint, image_folder, tmp_path):
     said = without_package(code, script, checkpoint, image_folder, output, *options)
     assert re.findall(r"step (\d): reward [01]\.\d{3}", said) == ["1", "2"]
     assert moved(checkpoint, output) <= {"qformer", "projection"}
+    assert [step.name for step in read_facts(output).steps] == ["GRPO"]
     names = {file.name for file in output.rglob("*")}
     assert "modeling_rsmoe.py" in names and not [
         name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))
@@ -250,6 +254,7 @@ def test_add_expert(checkpoint, data, tmp_path, capsys):
     output = tmp_path / "out"
     result = example("add_expert").main([str(checkpoint), str(data), str(output), "--epochs", "2", "--batch", "3"])
     assert list(result["expert_texts"]) == ["theme", "object", "relation", "counting"]
+    assert [step.learned for step in read_facts(output / "trained").steps] == ["experts counting"]
     assert f"counting: {result['expert_texts']['counting']}" in capsys.readouterr().out
     rows = [json.loads(line) for line in (output / "examples.jsonl").read_text().splitlines()]
     prompt = f"<counting> {question_instruction('How many planes?')}"

@@ -110,4 +110,13 @@ def tiny_checkpoint(folder: Path, **changes) -> Path:
     return folder
 
 
-__all__ = ["speaking_model", "tiny_checkpoint", "tiny_config", "tiny_model", "tiny_processor"]
+def tiny_start(folder: Path, **changes) -> Path:
+    """A checkpoint whose router and experts are the base LM, as before a training."""
+    model = tiny_model(config=tiny_config(**changes))
+    model.model.reset_adapters()
+    model.save_pretrained(folder, save_original_format=False)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+__all__ = ["speaking_model", "tiny_checkpoint", "tiny_start", "tiny_config", "tiny_model", "tiny_processor"]

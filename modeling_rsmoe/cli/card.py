@@ -41,7 +41,7 @@ def card(
         typer.Option(
             metavar="FILE",
             help="Where the STAC item of a trained checkpoint goes.",
-            show_default="stac_item.json of the folder",
+            show_default="stac_item.json of the folder, with --output none",
         ),
     ] = None,
     tables: Annotated[
@@ -98,7 +98,9 @@ def card(
             summary = summary_table(reports)
             done = write_card(facts, output or facts.folder / CARD, reports, summary, table, benchmark_ids)
             done += [write_changed(file, text) for file, text in texts.items()]
-            if item is None:
+            if stac is None and output is not None:
+                pass  # only what was asked for, where it was asked for
+            elif item is None:
                 done.append("no STAC item: catalogs are for trained models")
             else:
                 done.append(write_changed(stac or facts.folder / STAC_ITEM, item))

@@ -1,18 +1,17 @@
 """`rsmoe data`: public datasets, read from their published files and written as one data folder."""
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from ..errors_rsmoe import RSMoEError
 from .terminal import Steps
 
 
-if TYPE_CHECKING:
-    from ..data.records import CaptionRecord, QuestionRecord
-
-IMAGE_FOLDER = "imagefolder"
+OWN = ("own", "imagefolder")  # two names of one reader: the second one stands in scripts of before
 
 data = typer.Typer(add_completion=False, help="Data folders from public datasets, or from your own images.")
 
@@ -29,7 +28,7 @@ def list_benchmarks() -> None:
     from ..data.benchmarks import BENCHMARKS
 
     rows = [(key, ", ".join(one.tasks), ", ".join(one.splits), one.url) for key, one in BENCHMARKS.items()]
-    rows.append((IMAGE_FOLDER, "captioning, vqa", "yours", "your own images with metadata.jsonl"))
+    rows.append((OWN[0], "captioning, vqa", "yours", "your own images and texts: tables, COCO, LLaVA, datasets"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -37,7 +36,9 @@ def list_benchmarks() -> None:
 
 @data.command()
 def convert(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset of `rsmoe data list`, such as rsicd.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A dataset of `rsmoe data list`, such as rsicd; or own.")
+    ],
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder with its published files, unpacked.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The data folder to write, or to add to.")],
     split: Annotated[
@@ -47,24 +48,48 @@ def convert(
     link: Annotated[
         bool, typer.Option("--link", help="Hard links instead of copies of the images (on the same disk).")
     ] = False,
+    val: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="own: share of val, without splits.", show_default="0.1")
+    ] = None,
+    test: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="own: share of test, without splits.", show_default="0.1")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="own: of the splits that are made.", show_default="0")
+    ] = None,
 ) -> None:
-    """Write a dataset's images, captions and questions into a data folder, beside what it holds of others."""
+    """Write a dataset's images, captions and questions into a data folder, beside what it holds of others.
+
+    NAME own reads your own images and texts (ImageFolder, CSV, COCO, LLaVA, datasets) and makes splits where none are.
+    """
     from ..data.benchmarks import find
     from ..data.folder import write_folder
-    from ..data.records import QUESTIONS_FILE, read_image_folder
+    from ..data.own import read_own
+    from ..utils.files import disk_errors
 
-    with Steps() as steps:
+    with Steps() as steps, tempfile.TemporaryDirectory(prefix="rsmoe-") as scratch:
         steps(f"reading {name}")
-        records: Iterable[CaptionRecord | QuestionRecord]
-        if name.lower() == IMAGE_FOLDER:
-            records, title = read_image_folder(source, split), source.resolve().name
-            questions_file, remedy = QUESTIONS_FILE, "copy them there or drop their lines"
+        notes: Sequence[str] = ()
+        if name.lower() in OWN:
+            with disk_errors("cannot read", "Check its permissions."):
+                own = read_own(source, scratch, only=split, val=val, test=test, seed=seed, progress=steps)
+            counts = write_folder(own.records, own.folder, out, own.name, link=link, progress=steps)
+            notes = own.notes
         else:
             benchmark = find(name)
-            records, title = benchmark.records(source, split), benchmark.name
-            questions_file, remedy = benchmark.questions_file, benchmark.remedy
-        counts = write_folder(
-            records, source, out, title, questions_file=questions_file, link=link, remedy=remedy, progress=steps
-        )
+            if any(option is not None for option in (val, test, seed)):
+                raise RSMoEError(f"--val, --test and --seed are for NAME own; {benchmark.name} has its own splits")
+            counts = write_folder(
+                benchmark.records(source, split),
+                source,
+                out,
+                benchmark.name,
+                questions_file=benchmark.questions_file,
+                link=link,
+                remedy=benchmark.remedy,
+                progress=steps,
+            )
         for (file, dataset, of_split), count in counts.items():
             steps.print(f"{out / file}: {dataset} {of_split}, {count} records")
+        for note in notes:
+            steps.note(note)

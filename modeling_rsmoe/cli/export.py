@@ -56,5 +56,5 @@ def _export(function: str, model: str, output: Path, dtype: str) -> None:
         loaded.model.to("cpu")  # type: ignore[arg-type]  # transformers annotates `to` for a model in place of self
         steps(f"writing {folder}")
         with quiet_libraries():
-            result = getattr(adapters, function)(loaded.model, loaded.processor, folder)
+            result = getattr(adapters, function)(loaded.model, loaded.processor, folder, loaded.folder)
         steps.print(result if isinstance(result, str) else "\n".join(result))

@@ -31,5 +31,5 @@ def quantize(
         loaded = load(model, dtype, progress=steps)
         steps(f"writing {folder}")
         with quiet_libraries():
-            save_checkpoint(loaded.model, loaded.processor, folder, overwrite)
+            save_checkpoint(loaded.model, loaded.processor, folder, overwrite, loaded.folder)
         steps.print(folder_line(folder))

@@ -6,6 +6,8 @@ Knows names, shapes and scalings of low-rank weights; an adapter that cannot be 
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +21,7 @@ from ..experts_rsmoe import LowRank, RSMoEExpert
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
 from .folders import reading, whole_folder
+from .records import copy_records
 
 
 ROUTER = "router"
@@ -129,35 +132,54 @@ def save_llm(
     processor.llm_tokenizer().save_pretrained(folder)
 
 
-def export_peft(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> list[str]:
-    """`output`/base: the base LM; `output`/NAME: router and experts as adapters of it. Returns the folders."""
+@contextmanager
+def _exported(output: Path, start: Path | None) -> Iterator[Path]:
+    """A new folder; `output`/origin has card, sources and records of the checkpoint in `start`."""
     with whole_folder(output) as folder:
+        yield folder
+        if start is not None:
+            copy_records(start, folder / "origin")
+
+
+def export_peft(
+    model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path, start: Path | None = None
+) -> list[str]:
+    """`output`/base: the base LM; `output`/NAME: router and experts as adapters of it. Returns the folders.
+
+    With `start`, the folder of the checkpoint, `output`/origin gets its card, sources and records of training.
+    """
+    with _exported(output, start) as folder:
         for name in adapters_of(model):
             save_peft(model, name, folder / name, base=str(output / "base"))
         save_llm(model, processor, None, folder / "base")
     return [str(output / name) for name in ("base", *adapters_of(model))]
 
 
-def export_llm(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> list[str]:
-    """`output`/NAME: the router and each expert as a plain LLM of its own. Returns the folders."""
-    with whole_folder(output) as folder:
+def export_llm(
+    model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path, start: Path | None = None
+) -> list[str]:
+    """`output`/NAME: router and each expert as a plain LLM of its own. Returns the folders; `start`: as above."""
+    with _exported(output, start) as folder:
         for name in adapters_of(model):
             save_llm(model, processor, name, folder / name)
     return [str(output / name) for name in adapters_of(model)]
 
 
-def export_vllm(model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path) -> str:
+def export_vllm(
+    model: RSMoEForConditionalGeneration, processor: RSMoEProcessor, output: Path, start: Path | None = None
+) -> str:
     """What a server of one LLM and many adapters needs, and what makes its inputs of images and texts.
 
     `output`/base and `output`/adapters/NAME for the server; `output`/encoder, `output`/processor and
-    `output`/vllm_client.py for the client, which puts the image's features before the text's embeddings.
+    `output`/vllm_client.py for the client, which puts the image's features before the text's embeddings. `start` as of
+    `export_peft`.
 
     Returns:
         The line that starts the server; it stands in `output`/serve.sh too.
     """
     adapters = adapters_of(model)
     line = serve_line(output, {name: adapter.config.r for name, adapter in adapters.items()})
-    with whole_folder(output) as folder:
+    with _exported(output, start) as folder:
         for name in adapters:
             save_peft(model, name, folder / "adapters" / name, base=str(output / "base"))
         save_llm(model, processor, None, folder / "base")

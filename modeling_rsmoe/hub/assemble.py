@@ -33,6 +33,7 @@ from .download import hub_files, wheel_files
 from .facts import CARD_FACTS, SETTINGS, read_facts
 from .folders import check_space, reading, whole_folder
 from .pretrained import StateDict
+from .records import set_provenance
 from .sources import PRETRAINED, SOURCES_FILE, Source, Sources, pinned_sources
 
 
@@ -144,9 +145,10 @@ def _describe(folder: Path, configs: Path, trained: bool | str | Path, source: S
     for file in (SOURCES_FILE, *((CARD, CARD_FACTS, SETTINGS, STAC_ITEM) if shipped else ())):
         if (configs / file).is_file():
             shutil.copyfile(configs / file, folder / file)
+    config = RSMoEConfig.from_pretrained(folder)  # trained weights may have no reranker
+    facts = read_facts(configs, trained=bool(trained), shipped=trained is True, source=source, config=config)
+    set_provenance(folder, facts.provenance)
     if not (folder / CARD).is_file():
-        config = RSMoEConfig.from_pretrained(folder)  # trained weights may have no reranker
-        facts = read_facts(configs, trained=bool(trained), shipped=trained is True, source=source, config=config)
         (folder / CARD).write_text(card_text(facts), encoding="utf-8")
 
 

@@ -33,9 +33,11 @@ from ..processing_rsmoe import RSMoEProcessor
 from ..utils.progress import Progress, no_progress
 from .assemble import SEED, processor_arguments
 from .card import CARD
+from .facts import CARD_FACTS, read_facts
 from .folders import check_space, check_target, reading, whole_folder
 from .pretrained import add_tokens
-from .sources import settings_folder
+from .records import set_provenance
+from .sources import SOURCES_FILE, settings_folder
 
 
 SHARD_BYTES = 2 * 10**9
@@ -113,9 +115,12 @@ def convert(
         check_space(sum(tensor.numel() * config.dtype.itemsize for tensor in needed.values()), output)
         with whole_folder(output, overwrite) as folder:
             _write_shards(folder, {key: tensors[key] for key in needed}, config.dtype, shard_bytes, progress)
-            if (card := settings / CARD).is_file():
-                shutil.copyfile(card, folder / CARD)
+            facts = read_facts(settings, trained=False, config=config)
+            for file in (CARD, SOURCES_FILE, *(() if facts.texts.training else (CARD_FACTS,))):
+                if (settings / file).is_file():
+                    shutil.copyfile(settings / file, folder / file)
             _save_settings(folder, model, generation_config, processor)
+            set_provenance(folder, facts.provenance)
     return output
 
 

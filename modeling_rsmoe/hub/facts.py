@@ -3,15 +3,22 @@
 A folder is one under hub_configs or a checkpoint's own. Its config.json, generation_config.json and
 processor_config.json must be there. Optional are sources.yaml (where pretrained modules come from), training.json or
 trained.json (how it was trained), and card.yaml (what none of these can say: uses, limits, risks, licences of data).
+
+Every save of transformers (`save_pretrained`, `push_to_hub`, trainers) leaves these files behind. What must not be
+lost of them stands in config.json too, as `provenance`, which transformers keeps without any code of ours: licences
+and origins of modules and data, and the steps of the training. Where files are missing, it says what they said.
 """
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoImageProcessor, GenerationConfig
 
@@ -26,6 +33,9 @@ from .sources import SOURCES_FILE, Source, read_sources, settings_folder
 
 CARD_FACTS, SETTINGS = "card.yaml", "training.yaml"
 RECORDS = (TRAINING_RECORD, "trained.json")  # of a checkpoint, and of the trained weights under hub_configs
+PROVENANCE = "provenance"  # the entry of config.json
+_LICENSE = ("license", "license_name", "license_link", "license_notes")  # fields of Texts, in their order
+_ADAPTER_WEIGHT = re.compile(r"model\.(?:router|experts\.\w+)\.(layers\..+)")
 # Fields of a training's recipe -> names of the modules that they let learn.
 _LEARNABLE = {"vision": "image encoder", "qformer": "Q-Former", "projection": "projection"}
 _LEARNABLE |= {"language_model": "base LM", "router": "router", "experts": "experts"}
@@ -113,18 +123,31 @@ class Facts:
     parameters: int
     steps: tuple[Step, ...]
     record: Mapping[str, Any] | None  # training.json or trained.json
+    data: tuple[Dataset, ...] = ()
+    unrecorded: str = ""  # what is not known of the training, as a sentence
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What config.json keeps of all this, as JSON values."""
+        licences = {name: getattr(self.texts, name) for name in _LICENSE if getattr(self.texts, name)}
+        return {
+            **licences,
+            "base_models": list(self.base_models),
+            "modules": {module.name: [module.origin, module.license] for module in self.modules},
+            "data": [asdict(dataset) for dataset in self.data],
+            "training": [asdict(step) for step in self.steps] or (None if self.trained else []),  # None: not recorded
+        }
 
     @property
     def datasets(self) -> list[str]:
-        """Names of what was learned from, as card.yaml lists them or training.json names them; each once."""
-        if self.texts.training:
-            return [dataset.name for dataset in self.texts.training.data]
-        if not self.record:
-            return []
+        """Names of what was learned from, as card.yaml or config.json list them or training.json names them."""
+        known = [dataset.name for dataset in self.data]
+        if self.texts.training or not self.record:
+            return known
         recipe, data = self.record["recipe"], self.record["data"]
         captions = recipe.get("datasets") or () if data["captioned_images"] else ()
         questions = recipe.get("question_datasets") or () if data["questions"] else ()
-        return list(dict.fromkeys((*captions, *questions)))
+        return list(dict.fromkeys((*known, *captions, *questions)))
 
     @property
     def minutes(self) -> int:
@@ -144,7 +167,8 @@ def read_facts(
 
     Args:
         name: a name under hub_configs such as ``rs-moe-nano``, or a checkpoint's folder.
-        trained: whether it is; by default true where card.yaml or a record says how it was trained.
+        trained: whether it is; by default not where no file of weights is there and no record of a training, or where
+            config.json says that nothing was trained and router and experts are the base LM.
         shipped: whether these are the trained weights that card.yaml is about; if not, only what it says of licences
             and modules holds.
         source: from which of the two places in sources.yaml the pretrained modules were fetched.
@@ -159,15 +183,19 @@ def read_facts(
         generation = GenerationConfig.from_pretrained(folder)
         image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     texts, record = read_texts(folder / CARD_FACTS), _record(folder)
+    known = _Provenance.of(config, folder)
+    unrecorded = "" if record or texts.training or trained is not None else _unrecorded(folder, known)
     if trained is None:
-        trained = texts.training is not None or record is not None
+        trained = bool(texts.training or record or unrecorded)
     shipped = shipped and (trained or texts.training is None)
     if not shipped:  # licences and modules hold for other weights too
-        license_of_any = (texts.license, texts.license_name, texts.license_link, texts.license_notes)
-        texts = Texts(*license_of_any, modules=texts.modules)
+        texts = Texts(**{name: getattr(texts, name) for name in (*_LICENSE, "modules")})
+    if not texts.license:
+        texts = replace(texts, **known.licences)
     with torch.device("meta"):
         model = RSMoEForConditionalGeneration(config)
     origins = _origins(folder, source)
+    steps = steps_of(record) if record and trained and shipped else ()
     return Facts(
         name=folder.resolve().name,
         folder=folder,
@@ -176,12 +204,85 @@ def read_facts(
         generation=generation,
         image_processor=image_processor,
         texts=texts,
-        base_models=tuple(dict.fromkeys(model_id for model_id, _, _ in origins.values())),
-        modules=_modules(model, origins, texts),
+        base_models=tuple(dict.fromkeys(model_id for model_id, _, _ in origins.values())) or known.base_models,
+        modules=tuple(known.complete(module) for module in _modules(model, origins, texts)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        steps=_steps(record) if record and trained and shipped else (),
+        steps=known.steps if len(known.steps) > len(steps) else steps,
         record=record if trained and shipped else None,
+        data=texts.training.data if texts.training else known.data,
+        unrecorded=unrecorded,
     )
+
+
+# ---- config.json
+
+
+@dataclass(frozen=True)
+class _Provenance:
+    """What config.json says of licences, origins and the training; nothing, in checkpoints of before."""
+
+    licences: Mapping[str, Any] = field(default_factory=dict)
+    base_models: tuple[str, ...] = ()
+    modules: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # name -> origin, licence
+    data: tuple[Dataset, ...] = ()
+    steps: tuple[Step, ...] = ()
+    is_start: bool = False  # it says that nothing was trained
+
+    @classmethod
+    def of(cls, config: RSMoEConfig, folder: Path) -> "_Provenance":
+        values = getattr(config, PROVENANCE, None)
+        if values is None:
+            return cls()
+        try:
+            steps = tuple(_dataclass(Step, step) for step in values.get("training") or ())
+            return cls(
+                {name: str(values[name]) for name in _LICENSE if name in values},
+                tuple(map(str, values.get("base_models", ()))),
+                {name: (str(origin), str(licence)) for name, (origin, licence) in values.get("modules", {}).items()},
+                tuple(_dataclass(Dataset, dataset) for dataset in values.get("data", ())),
+                steps,
+                is_start=values.get("training") == [],
+            )
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            problem = f"{folder}/config.json: {PROVENANCE} is not what `rsmoe` writes ({error!r})"
+            raise RSMoEError(f"{problem}: restore it, or remove it.") from error
+
+    def complete(self, module: Module) -> Module:
+        """The module, or what is known of it where no file says where it is from."""
+        if module.origin or module.name not in self.modules:
+            return module
+        origin, licence = self.modules[module.name]
+        return replace(module, origin=origin, license=licence)
+
+
+def has_learned(folder: Path) -> bool:
+    """Whether router or experts differ from the base LM: their low-rank B is not zero, or their layers are others."""
+    with ExitStack() as stack, reading(f"the weights in {folder} cannot be read"):
+        files = [stack.enter_context(safe_open(file, framework="pt")) for file in sorted(folder.glob("*.safetensors"))]
+        weights = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        for name, file in weights.items():
+            match = _ADAPTER_WEIGHT.fullmatch(name)
+            base = f"model.language_model.{match[1]}" if match else ""
+            if match and name.endswith("lora_B") and file.get_tensor(name).any():
+                return True
+            if base in weights and not torch.equal(file.get_tensor(name), weights[base].get_tensor(base)):
+                return True
+    return False
+
+
+def _unrecorded(folder: Path, known: _Provenance) -> str:
+    """What a folder of weights without a record of its training does not say; nothing of the start of a training."""
+    if known.steps:
+        return "The steps are those that config.json keeps; whether the weights learned after them is not recorded."
+    if not any(folder.glob("*.safetensors")):
+        return ""
+    if has_learned(folder):
+        return (
+            "Router and experts have learned: they differ from the base LM. How, and from which data, is not recorded."
+        )
+    if known.is_start:
+        return ""
+    return "Router and experts are exactly the base LM; whether the other modules were trained is not recorded."
 
 
 # ---- card.yaml
@@ -283,8 +384,8 @@ def _record(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _steps(last: Mapping[str, Any]) -> tuple[Step, ...]:
-    """Of training.json, which holds the stage before in itself."""
+def steps_of(last: Mapping[str, Any]) -> tuple[Step, ...]:
+    """The steps of a training.json, which holds the stage before in itself."""
     stages = [last]
     while before := stages[0].get("before"):
         stages.insert(0, before)
@@ -299,10 +400,14 @@ def _steps(last: Mapping[str, Any]) -> tuple[Step, ...]:
         amount = f"{count * batch:,} examples" if count > 0 else f"{settings['num_train_epochs']:g} epochs"
         name = f"stage {record['stage'].removeprefix('stage')}"
         steps.append(Step(name, _learned(settings), amount, batch, settings["learning_rate"]))
-    if reranker := last.get("reranker"):
-        amount = f"{reranker['data']['captioned_images']:,} images"
-        steps.append(Step("reranker", "reranker, in closed form", amount))
+        if reranker := record.get("reranker"):
+            steps.append(reranker_step(reranker))
     return tuple(steps)
+
+
+def reranker_step(fitted: Mapping[str, Any]) -> Step:
+    """The entry `reranker` of training.json as a step."""
+    return Step("reranker", "reranker, in closed form", f"{fitted['data']['captioned_images']:,} images")
 
 
 def _learned(recipe: Mapping[str, Any]) -> str:

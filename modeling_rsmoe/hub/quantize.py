@@ -118,7 +118,11 @@ def weight_bytes(config: "RSMoEConfig", dtype: str, compute_dtype: str = "bfloat
 
 
 def save_checkpoint(
-    model: "RSMoEForConditionalGeneration", processor: "RSMoEProcessor", output: Path, overwrite: bool = False
+    model: "RSMoEForConditionalGeneration",
+    processor: "RSMoEProcessor",
+    output: Path,
+    overwrite: bool = False,
+    start: Path | None = None,
 ) -> Path:
     """Write model and processor as one checkpoint folder, whole or not at all; weights as safetensors in their dtype.
 
@@ -127,6 +131,7 @@ def save_checkpoint(
         processor: of the model.
         output: the folder to make.
         overwrite: replace `output` if it is an RS-MoE checkpoint already.
+        start: the folder that both were loaded from: its card, sources and records of training come along.
 
     Returns:
         The folder.
@@ -134,11 +139,15 @@ def save_checkpoint(
     Raises:
         RSMoEError: `output` holds something else, or the disk is full.
     """
+    from .records import carry_records  # with torch
+
     check_target(output, overwrite)
     check_space(model.get_memory_footprint(), output)
     with whole_folder(output, overwrite) as folder, _short_metadata(getattr(model, "hf_quantizer", None)):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        if start is not None:
+            carry_records(start, folder, output.name)
     return output
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ..processing_rsmoe import RSMoEProcessor
 
 DEFAULT_MODEL = "rs-moe-nano"
-_HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "qformer_tokenizer/*"]
+# Weights, settings, and what describes them (`hub.records`).
+_HUB_FILES = ["*.yaml", "README.md", "*.json", "*.jinja", "*.safetensors", "qformer_tokenizer/*"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ import torch
 from ..data.cleaning import clean_caption
 from ..data.records import CaptionRecord, read_captions, records_sha256
 from ..errors_rsmoe import RSMoEError
+from ..hub.facts import reranker_step
 from ..hub.folders import check_target, whole_folder
+from ..hub.records import carry_records
 from ..inference.loading import open_config
 from ..processing_rsmoe import RSMoEProcessor
 from ..reranker_rsmoe import RSMoEReranker, hashed_ngrams, pool_image_features
@@ -95,6 +97,7 @@ def train_reranker(
         learned = {f"model.reranker.{name}": value for name, value in reranker.state_dict().items()}
         save_tensors(learned, unfinished / STATE / LEARNED)
         write_whole(unfinished / TRAINING_RECORD, json.dumps(record, indent=2) + "\n")
+        carry_records(start, unfinished, output.name, [reranker_step(fitted)])
     return output
 
 

@@ -25,6 +25,8 @@ from transformers.trainer_utils import IntervalStrategy
 from .. import RSMoEForConditionalGeneration, RSMoEProcessor
 from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
+from ..hub.facts import has_learned, read_facts, steps_of
+from ..hub.records import carry_records
 from ..inference.loading import open_config, open_model, open_processor
 from ..utils.files import cache_folder, disk_errors, only_writer, parse_json, write_whole
 from ..utils.progress import Progress, no_progress
@@ -71,7 +73,7 @@ def train_stage(
         data: a data folder; its train split is learned, its val split only measured.
         output: the folder of the new checkpoint, and of the training's state.
         checkpoint: the folder that is trained from; by default `recipe.model`. That of stage 2 must have a finished
-            stage 1 behind it, unless `recipe.one_stage`.
+            stage 1 behind it, by its records or because its experts have learned, unless `recipe.one_stage`.
         resume: go on from the last checkpoint of a training in `output`, or begin if there is none yet.
         features: folder of image features, by default in the cache.
         progress: what happens before the first step and after the last one.
@@ -84,10 +86,10 @@ def train_stage(
     """
     start, output = _start_folder(stage, checkpoint or recipe.model), Path(output).absolute()
     before = history(start)
-    if stage == "stage2" and not recipe.one_stage and not _has_stage1(before):
+    if stage == "stage2" and not recipe.one_stage and not _has_stage1(start, before):
         raise RSMoEError(
-            f"{start} has no finished stage 1 ({TRAINING_RECORD} does not say so): give the output of `rsmoe train "
-            "stage1`, or set one_stage to true for the one-stage ablation"
+            f"{start} has no finished stage 1 (neither its records nor its weights say so): give the output of `rsmoe "
+            "train stage1`, or set one_stage to true for the one-stage ablation"
         )
     progress("reading the data")
     training = read_data(Path(data).absolute(), recipe)
@@ -197,10 +199,13 @@ def history(start: Path) -> dict[str, Any] | None:
         raise RSMoEError(f"{file} cannot be read ({error}); restore it or train stage 1 again") from error
 
 
-def _has_stage1(record: dict[str, Any] | None) -> bool:
+def _has_stage1(start: Path, record: dict[str, Any] | None) -> bool:
+    """By training.json; without it by what config.json keeps, or because router and experts have learned."""
     if record is None:
-        return False
-    return bool(record.get("stage") == "stage1" and record.get("finished")) or _has_stage1(record.get("before"))
+        return any(step.name == "stage 1" for step in read_facts(start).steps) or has_learned(start)
+    while record and not (record.get("stage") == "stage1" and record.get("finished")):
+        record = record.get("before")
+    return record is not None
 
 
 def _record(job: _Job) -> dict[str, Any]:
@@ -409,14 +414,16 @@ def _finish(job: _Job, weights: dict[str, torch.Tensor], record: dict[str, Any])
     # Names as the model has them: saved under DINOv2's old names, a plain load_state_dict would miss them.
     merged.to(dtype).save_pretrained(unfinished, save_original_format=False)
     processor.save_pretrained(unfinished)
+    write_whole(unfinished / TRAINING_RECORD, json.dumps(record, indent=2) + "\n")
+    carry_records(job.start, unfinished, output.name, steps_of({**record, "before": None}))
     last = last_checkpoint(job.state)
     if last is not None:
         shutil.copyfile(last / TRAINER_STATE_NAME, unfinished / TRAINER_STATE_NAME)
     write_whole(unfinished / "training_args.json", json.dumps(job.arguments.to_dict(), indent=2, default=str) + "\n")
-    for new in unfinished.iterdir():
+    # The record is last: it says that all is there.
+    for new in sorted(unfinished.iterdir(), key=lambda new: new.name == TRAINING_RECORD):
         old = output / new.name
         if old.is_dir():
             shutil.rmtree(old)
         new.replace(old)
     unfinished.rmdir()
-    write_whole(output / TRAINING_RECORD, json.dumps(record, indent=2) + "\n")  # last: it says that all is there

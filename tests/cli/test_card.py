@@ -128,3 +128,8 @@ def test_a_whole_card_and_a_stac_item(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "pystac", None)  # which only reads and validates items
     assert run("mine", "--output", "other.md", "--stac", "item.json").stdout.splitlines()[-1] == "item.json: written"
     assert (folder / "item.json").read_text() == (folder / "mine" / "stac_item.json").read_text()
+    (folder / "mine" / "stac_item.json").unlink()
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert [line.split(":")[0] for line in run("mine", "--output", "new.md").stdout.splitlines()][0] == "new.md"
+    (folder / "new.md").unlink()
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before  # nothing else

@@ -30,7 +30,7 @@ def test_list_names_every_benchmark() -> None:
     result = run("data", "list")
     assert result.exit_code == 0
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert [line[0] for line in lines] == [*BENCHMARKS, "imagefolder"]
+    assert [line[0] for line in lines] == [*BENCHMARKS, "own"]
     assert lines[0][-1] == BENCHMARKS["rsicd"].url
 
 
@@ -80,12 +80,34 @@ def test_convert_an_image_folder(tmp_path: Path) -> None:
     ]
     assert (tmp_path / "out/images/harbors/train/a.png").is_file()
     refused = run("data", "convert", "imagefolder", source, tmp_path / "out", "--split", "val")
-    assert error(refused) == f'unknown split "val" in {source}/metadata.jsonl; known: test, train'
+    assert error(refused) == f'unknown split "val" in {source}; known: test, train'
+
+
+def test_convert_own_images_without_splits(tmp_path: Path) -> None:
+    source = tmp_path / "mine"
+    for number in range(10):
+        image(source / f"{number}.png")
+    rows = [f"{number}.png;field {number}" for number in range(10)]
+    (source / "captions.csv").write_text("\n".join(["image;caption", *rows]))
+    result = run("data", "convert", "own", source, tmp_path / "out", "--test", "0.2", "--seed", "5")
+    assert result.exit_code == 0, result.stderr
+    counts = [line.split(": ")[1] for line in result.stdout.splitlines()]
+    assert sorted(counts) == ["mine test, 2 records", "mine train, 7 records", "mine val, 1 records"]
+    note = " ".join(result.stderr.split())
+    assert "splits made by image: train 7, val 1, test 2 (--val 0.1 --test 0.2 --seed 5)" in note
+    assert len(read_captions(tmp_path / "out", "test")) == 2
+    refused = run("data", "convert", "rsicd", source, tmp_path / "out", "--val", "0.2")
+    assert error(refused) == "--val, --test and --seed are for NAME own; RSICD has its own splits"
+    (source / "3.png").write_bytes(b"no image")
+    assert "1 of 10 images cannot be read" in error(run("data", "convert", "own", source, tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_convert_refuses_in_one_line(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
-    assert error(run("data", "convert", "coco", source, out)).startswith('there is no benchmark "coco"; known: rsicd')
+    assert error(run("data", "convert", "flickr", source, out)).startswith(
+        'there is no benchmark "flickr"; known: rsicd'
+    )
     assert "source does not exist or is not a folder" in error(run("data", "convert", "rsicd", source, out))
     PUBLISHED["rsicd"](source)
     refused = run("data", "convert", "rsicd", source, out, "--split", "dev")

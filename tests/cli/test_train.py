@@ -8,6 +8,7 @@ import pytest
 from modeling_rsmoe.cli import main
 from modeling_rsmoe.hub import assemble as hub_assemble
 
+from ..tiny import tiny_start
 from ..training.conftest import data, features, settings_file, start  # noqa: F401
 
 
@@ -63,6 +64,8 @@ def test_a_name_is_assembled_untrained(rsmoe, start, data, features, settings_fi
 )
 def test_bad_input(rsmoe, start, data, features, settings_file, tmp_path, stage, change, said):  # noqa: F811
     given = {"--config": settings_file, "--data": data, "--features": features, "--model": start}
+    if stage == "stage2":
+        given["--model"] = tiny_start(tmp_path / "untrained")
     given |= {"--output": tmp_path / "out"} | dict(zip(change[::2], change[1::2]))
     code, out, err = rsmoe("train", stage, *[word for pair in given.items() for word in pair])
     lines = [line for line in err.splitlines() if line.startswith("rsmoe: error")]

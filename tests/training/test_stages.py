@@ -11,13 +11,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
+from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
 from modeling_rsmoe.training import Recipe, modules, read_settings, stages, train_stage
 from modeling_rsmoe.training.checkpoints import save_tensors
 from modeling_rsmoe.training.examples import ExampleCollator, read_data, training_examples
 from modeling_rsmoe.training.trainer import ExampleTrainer
 
-from ..tiny import INSTRUCTIONS, tiny_config, tiny_model, tiny_processor
+from ..tiny import INSTRUCTIONS, tiny_config, tiny_model, tiny_processor, tiny_start
 
 
 def train(stage, start, data, features, settings_file, output, **changes):
@@ -92,8 +93,9 @@ def test_stage2(start, stage1, data, features, settings_file, tmp_path):
 
 
 def test_stage2_wants_stage1(start, stage1, data, features, settings_file, tmp_path):
+    untrained = tiny_start(tmp_path / "untrained")
     with pytest.raises(RSMoEError, match="has no finished stage 1.*one_stage"):
-        train("stage2", start, data, features, settings_file, tmp_path / "a")
+        train("stage2", untrained, data, features, settings_file, tmp_path / "a")
     shares = {"caption_share": 0.4, "router_share": 0.2, "expert_share": 0.4}
     learning = {"qformer": "queries", "projection": "full", "language_model": "lora", "lora_r": 2}
     output = train(
@@ -104,6 +106,18 @@ def test_stage2_wants_stage1(start, stage1, data, features, settings_file, tmp_p
         train("stage2", None, data, features, settings_file, tmp_path / "c")
     with pytest.raises(RSMoEError, match="holds a finished training"):
         train("stage2", stage1, data, features, settings_file, output)
+
+
+def test_stage2_takes_what_was_saved_by_other_means(stage1, data, features, settings_file, tmp_path):
+    """Without training.json: config.json says that stage 1 was trained. Its record and the card's go on from there."""
+    saved = tmp_path / "saved"
+    RSMoEForConditionalGeneration.from_pretrained(stage1).save_pretrained(saved, save_original_format=False)
+    RSMoEProcessor.from_pretrained(stage1).save_pretrained(saved)
+    assert not (saved / "training.json").exists()
+    output = train("stage2", saved, data, features, settings_file, tmp_path / "stage2", max_steps=1)
+    names = [step.name for step in read_facts(stage1).steps]
+    assert names[-1] == "stage 1" and [step.name for step in read_facts(output).steps] == [*names, "stage 2"]
+    assert json.loads((output / "config.json").read_text())["provenance"]["training"][-1]["name"] == "stage 2"
 
 
 def test_one_expert_without_router(stage1, data, features, settings_file, tmp_path):
@@ -133,7 +147,7 @@ def test_shipped_weights_have_a_stage1_behind_them(tmp_path):
     """So that a stage 2 can begin at an assembled nano; the record has the settings that are shipped."""
     folder = HUB_CONFIGS / "rs-moe-nano"
     record = json.loads((folder / "trained.json").read_text())
-    assert stages._has_stage1(record) and not stages._has_stage1({**record, "before": None})
+    assert stages._has_stage1(folder, record) and not stages._has_stage1(folder, {**record, "before": None})
     for stage, told in (("stage2", record), ("stage1", record["before"])):
         recipe, arguments = read_settings(folder / "training.yaml", stage, tmp_path)
         assert told["stage"] == stage and {**asdict(recipe), **told["recipe"]} == asdict(recipe)
