@@ -21,11 +21,12 @@ from ..scenes.result import SceneResult, SceneTask
 from ..scenes.summary import Summary
 from ..utils.files import check_outputs, disk_errors
 from ..utils.quiet import quiet_libraries
-from . import terminal
+from . import change, terminal
 
 
 if TYPE_CHECKING:
     from ..inference import Predictor
+    from ..scenes.outputs import Result
     from ..scenes.raster import Raster
 
 LEFT_OUT = 1  # exit code: a scene of several could not be described
@@ -59,6 +60,13 @@ OutputOption = Annotated[
     ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace output files.")]
+ChangeOption = Annotated[
+    bool,
+    typer.Option(
+        "--change",
+        help="Two scenes of one place, the earlier first: describe both dates and compare the descriptions.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class SceneOptions:
     remote: bool = False
     output: Path | None = None
     overwrite: bool = False
+    change: bool = False
 
     @property
     def is_given(self) -> bool:
@@ -81,7 +90,7 @@ class SceneOptions:
     @property
     def cuts(self) -> bool:
         """Whether any of them says how a scene is read."""
-        return any(option is not None for option in (self.tile, self.overlap, self.bands, self.asset))
+        return self.change or any(option is not None for option in (self.tile, self.overlap, self.bands, self.asset))
 
     def check(self) -> None:
         """Refuse what can be refused before an input is read."""
@@ -115,6 +124,8 @@ def open_rasters(paths: Sequence[str], scene_options: SceneOptions, steps: termi
     steps(f"opening {terminal.count_of(len(paths), 'scene')}")
     bands = None if scene_options.bands is None else parse_bands(scene_options.bands)
     rasters = open_scenes(paths, *scene_options.sizes(), bands, scene_options.asset, scene_options.remote)
+    if scene_options.change:
+        rasters = change.align(rasters, steps)
     for raster in rasters:
         for note in raster.notes:
             steps.note(note)
@@ -128,7 +139,7 @@ def describe(
     scene_options: SceneOptions,
     batch_size: int,
     steps: terminal.Steps,
-) -> tuple[list[SceneResult], list[str]]:
+) -> "tuple[list[Result], list[str]]":
     """Describe every tile of every raster, and write `--output`. Also returns a line for each raster left out."""
     from ..scenes.describe import log_path
     from ..scenes.pipeline import describe_scenes
@@ -139,8 +150,10 @@ def describe(
     try:
         with disk_errors("cannot write", remedy), quiet_libraries():
             problems: list[str] = []
-            sizes = scene_options.sizes()
-            return describe_scenes(rasters, predictor, task, *sizes, output, batch_size, steps, problems), problems
+            settings = (predictor, task, *scene_options.sizes(), output, batch_size, steps)
+            if scene_options.change:
+                return [change.describe(rasters, *settings)], problems
+            return [*describe_scenes(rasters, *settings, problems)], problems
     except KeyboardInterrupt:
         if log is not None and log.exists():
             steps.note(f"finished tiles are kept in {log}: the same command goes on from there")
@@ -157,7 +170,7 @@ def report(problems: Sequence[str], scene_options: SceneOptions) -> None:
         raise typer.Exit(LEFT_OUT)
 
 
-def show(results: Sequence[SceneResult], output: Path | None, as_json: bool, steps: terminal.Steps) -> None:
+def show(results: "Sequence[Result]", output: Path | None, as_json: bool, steps: terminal.Steps) -> None:
     """Each scene on stdout: a JSON object (without `--output` after one for each tile), or a panel."""
     from ..scenes.outputs import tile_record
 
@@ -167,7 +180,7 @@ def show(results: Sequence[SceneResult], output: Path | None, as_json: bool, ste
                 steps.print(json.dumps(tile_record(result, tile)))
             steps.print(json.dumps(result.record()))
         else:
-            steps.print(_panel(result, output is None))
+            steps.print(_panel(result, output is None) if isinstance(result, SceneResult) else change.panel(result))
     if output is not None and not as_json:
         tiles = terminal.count_of(sum(len(result.tiles) for result in results), "tile")
         num_skipped = sum(result.num_skipped for result in results)

@@ -1,7 +1,7 @@
 """From rasters to described scenes: open, cut, describe, put together, write. The command line only calls this."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +67,7 @@ def describe_scene(
         raise RSMoEError(f"{scene} has {len(rasters)} scenes: give them to describe_scenes, by open_scenes")
     if question is not None:
         instruction = question_instruction(question)
-    task = SceneTask(instruction, question, *_model_and_revision(predictor))
+    task = SceneTask(instruction, question, *model_and_revision(predictor))
     path = None if output is None else Path(output)
     return describe_scenes(rasters, predictor, task, tile, overlap, path, batch_size, progress)[0]
 
@@ -82,6 +82,7 @@ def describe_scenes(
     batch_size: int = 8,
     progress: Progress = no_progress,
     problems: list[str] | None = None,
+    save: Callable[[Sequence[SceneResult], Path], None] | None = None,
 ) -> list[SceneResult]:
     """Describe several scenes, of `open_scenes`, into one output; all else is as of `describe_scene`.
 
@@ -91,6 +92,7 @@ def describe_scenes(
     Args:
         problems: where a scene that cannot be described is told, in one line; the others are described and written,
             and finished tiles are kept. By default the first such scene ends the run.
+        save: what writes the results to the output; by default `outputs.write`.
 
     Raises:
         RSMoEError: as of `describe_scene`; with `problems` only if no scene can be described.
@@ -116,7 +118,7 @@ def describe_scenes(
             raise RSMoEError("\n".join(problems))
         if output is not None:
             progress(f"writing {output}")
-            write(results, output)
+            (save or write)(results, output)
             if not problems:
                 log.remove()
     return results
@@ -170,7 +172,7 @@ def open_scenes(
     return rasters
 
 
-def _model_and_revision(predictor: "Predictor") -> tuple[str, str]:
+def model_and_revision(predictor: "Predictor") -> tuple[str, str]:
     """The checkpoint's name and revision, as far as its model knows them."""
     name = predictor.model.name_or_path or ""
     if name and Path(name).is_dir():
