@@ -37,6 +37,7 @@ def caption(
     map_page: views.MapOption = None,
     figure: views.FigureOption = None,
     overwrite: scenes.OverwriteOption = False,
+    change: scenes.ChangeOption = False,
     router: options.RouterOption = None,
     fusion: options.FusionOption = None,
     max_new_tokens: options.MaxNewTokensOption = None,
@@ -60,7 +61,7 @@ def caption(
         raise RSMoEError("the instruction is empty: leave --instruction out, or say what to do with the image")
     generation = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model)
     chosen_engine = collection.make_engine(engine, workers, address)
-    scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
+    scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite, change)
     text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
     has_scene_options = scene_options.cuts or bool(map_page or figure)
     if collection.are_collection(images or [], engine, as_json, has_scene_options):

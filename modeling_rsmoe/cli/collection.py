@@ -69,7 +69,7 @@ def are_collection(images: list[str], engine: EngineName | None, as_json: bool, 
     if engine is None and not any(map(is_collection, images)):
         return False
     if has_scene_options or as_json:
-        wrong = "--json" if as_json else "--tile, --overlap, --bands, --asset, --map and --figure"
+        wrong = "--json" if as_json else "--tile, --overlap, --bands, --asset, --change, --map and --figure"
         raise RSMoEError(f"{wrong} cannot be combined with a folder, a list or --engine: leave it out")
     return True
 

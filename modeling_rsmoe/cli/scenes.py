@@ -22,12 +22,13 @@ from ..scenes.result import SceneResult, SceneTask
 from ..scenes.summary import Summary
 from ..utils.files import check_outputs, disk_errors
 from ..utils.quiet import quiet_libraries
-from . import terminal
+from . import change, terminal
 
 
 if TYPE_CHECKING:
     from ..inference import Predictor
     from ..scenes.describe import Tile
+    from ..scenes.outputs import Result
     from ..scenes.raster import Raster
 
 LEFT_OUT = 1  # exit code: a scene of several could not be described
@@ -61,6 +62,13 @@ OutputOption = Annotated[
     ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace output files.")]
+ChangeOption = Annotated[
+    bool,
+    typer.Option(
+        "--change",
+        help="Two scenes of one place, the earlier first: describe both dates and compare the descriptions.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ class SceneOptions:
     remote: bool = False
     output: Path | None = None
     overwrite: bool = False
+    change: bool = False
 
     @property
     def is_given(self) -> bool:
@@ -83,7 +92,7 @@ class SceneOptions:
     @property
     def cuts(self) -> bool:
         """Whether any of them says how a scene is read."""
-        return any(option is not None for option in (self.tile, self.overlap, self.bands, self.asset))
+        return self.change or any(option is not None for option in (self.tile, self.overlap, self.bands, self.asset))
 
     def check(self) -> None:
         """Refuse what can be refused before an input is read."""
@@ -117,6 +126,8 @@ def open_rasters(paths: Sequence[str], scene_options: SceneOptions, steps: termi
     steps(f"opening {terminal.count_of(len(paths), 'scene')}")
     bands = None if scene_options.bands is None else parse_bands(scene_options.bands)
     rasters = open_scenes(paths, *scene_options.sizes(), bands, scene_options.asset, scene_options.remote)
+    if scene_options.change:
+        rasters = change.align(rasters, steps)
     for raster in rasters:
         for note in raster.notes:
             steps.note(note)
@@ -131,11 +142,11 @@ def describe(
     batch_size: int,
     as_json: bool,
     steps: terminal.Steps,
-) -> tuple[list[SceneResult], list[str]]:
+) -> "tuple[list[Result], list[str]]":
     """Describe every tile of every raster, and write `--output`; without it, print each tile's JSON as it comes.
 
     Returns:
-        The scenes, and a line for each raster left out.
+        The scenes, or the two dates as one, and a line for each raster left out.
     """
     from ..scenes.describe import log_path
     from ..scenes.outputs import record_tile
@@ -152,11 +163,10 @@ def describe(
         # Without an output, what cannot be written is stdout: no remedy of ours.
         with disk_errors("cannot write", remedy) if output is not None else nullcontext(), quiet_libraries():
             problems: list[str] = []
-            sizes = scene_options.sizes()
-            results = describe_scenes(
-                rasters, predictor, task, *sizes, output, batch_size, steps, problems, print_tile
-            )
-            return results, problems
+            settings = (predictor, task, *scene_options.sizes(), output, batch_size, steps)
+            if scene_options.change:
+                return [change.describe(rasters, *settings)], problems
+            return [*describe_scenes(rasters, *settings, problems, print_tile)], problems
     except KeyboardInterrupt:
         if log is not None and log.exists():
             steps.note(f"finished tiles are kept in {log}: the same command goes on from there")
@@ -173,13 +183,18 @@ def report(problems: Sequence[str], scene_options: SceneOptions) -> None:
         raise typer.Exit(LEFT_OUT)
 
 
-def show(results: Sequence[SceneResult], output: Path | None, as_json: bool, steps: terminal.Steps) -> None:
-    """Each scene on stdout: a JSON object, or a panel."""
+def show(results: "Sequence[Result]", output: Path | None, as_json: bool, steps: terminal.Steps) -> None:
+    """Each scene on stdout: a JSON object (for two dates without `--output` after one for each tile), or a panel."""
+    from ..scenes.outputs import tile_record
+
     for result in results:
         if as_json:
+            if output is None and not isinstance(result, SceneResult):
+                for tile in result.tiles:
+                    steps.print(json.dumps(tile_record(result, tile)))
             steps.print(json.dumps(result.record()))
         else:
-            steps.print(_panel(result, output is None))
+            steps.print(_panel(result, output is None) if isinstance(result, SceneResult) else change.panel(result))
     if output is not None and not as_json:
         tiles = terminal.count_of(sum(len(result.tiles) for result in results), "tile")
         num_skipped = sum(result.num_skipped for result in results)

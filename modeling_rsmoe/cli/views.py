@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..inference import Prediction
+    from ..scenes.outputs import Result
     from ..scenes.raster import Raster
-    from ..scenes.result import SceneResult
     from ..scenes.view import View
 
 _FEW = 4  # views, whose images may be large
@@ -76,14 +76,18 @@ class Views:
 
             self._views.append(view_image(name, image, prediction, instruction, model, self._side))
 
-    def add_scenes(self, results: "Sequence[SceneResult]", steps: terminal.Steps) -> None:
+    def add_scenes(self, results: "Sequence[Result]", steps: terminal.Steps) -> None:
         """Add the views of scenes; their rasters are read again."""
         if self._is_needed:
-            from ..scenes.view import view_scene
+            from ..scenes.change_result import ChangeResult
+            from ..scenes.view import view_change, view_scene
 
             for result in results:
                 steps(f"drawing {result.raster.name}")
-                self._views.append(view_scene(result, self._side))
+                if isinstance(result, ChangeResult):
+                    self._views.append(view_change(result, self._side))
+                else:
+                    self._views.append(view_scene(result, self._side))
 
     def write(self, as_json: bool, steps: terminal.Steps) -> None:
         """Write the page and the figure, and print their names."""

@@ -11,7 +11,8 @@ caption = describe_scene("scene.tif", Predictor(checkpoint.model, checkpoint.pro
 `files` says what kind of file a path names, `sources` what else it makes GDAL open, `raster` reads, `grid` cuts,
 `footprint` locates, `describe` runs the model over tiles, `summary` and `answers` make one text of them, `outputs`
 writes, `style` colors, `map` and `figure` show, `stac` finds rasters in items; `pipeline` does these one after the
-other. What needs rasterio, geopandas or pystac is imported where it is used (`extras.require`).
+other. `change` is two dates on one grid (`change_align`), compared by their texts (`change_words`). What needs
+rasterio, geopandas or pystac is imported where it is used (`extras.require`).
 """
 
 import importlib

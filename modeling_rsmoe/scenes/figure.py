@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import whole_file
 from ..utils.html import COLORS
+from .change_words import NOTE, summarize_differences
 from .view import View
 
 
@@ -42,7 +43,7 @@ def write_figure(views: Sequence[View], output: str | Path) -> None:
     for view in views:
         column = _TextColumn()
         _add_texts(view, column)
-        drawings.append((_outlined(view), column.image()))
+        drawings.append((_images(view), column.image()))
     height = _MARGIN + sum(max(image.height, texts.height) + _MARGIN for image, texts in drawings)
     figure = Image.new("RGB", (SIDE + _GAP + _TEXT_WIDTH + 2 * _MARGIN, height), "white")
     top = _MARGIN
@@ -52,6 +53,19 @@ def write_figure(views: Sequence[View], output: str | Path) -> None:
         top += max(image.height, texts.height) + _MARGIN
     with whole_file(output) as file:
         figure.save(file, "PNG")
+
+
+def _images(view: View) -> "Image.Image":
+    """The image; of two dates the later one under the earlier one."""
+    from PIL import Image
+
+    before = _outlined(view)
+    if view.after is None:
+        return before
+    images = Image.new("RGB", (before.width, 2 * before.height + _GAP), "white")
+    images.paste(before, (0, 0))
+    images.paste(_outlined(view.after), (0, before.height + _GAP))
+    return images
 
 
 def _outlined(view: View) -> "Image.Image":
@@ -75,6 +89,9 @@ def _outlined(view: View) -> "Image.Image":
 
 
 def _add_texts(view: View, column: "_TextColumn") -> None:
+    if view.after is not None:
+        _add_change(view, view.after, column)
+        return
     column.add(view.name, 15, _QUIET)
     column.add(view.text or "(nothing)", 24, _TEXT, after=14)
     if len(view.tiles) == 1:
@@ -92,6 +109,18 @@ def _add_texts(view: View, column: "_TextColumn") -> None:
         if view.num_skipped:
             column.add(f"{view.num_skipped} tiles are mostly without data", 16, _QUIET)
     column.add(f"{view.model}: {view.instruction}", 14, _QUIET, before=8)
+
+
+def _add_change(before: View, after: View, column: "_TextColumn") -> None:
+    for when, view in (("before", before), ("after", after)):
+        column.add(f"{when}: {view.name}", 15, _QUIET)
+        column.add(view.text or "(nothing)", 24, _TEXT, after=14)
+    column.add(summarize_differences(before.differences), 19, _TEXT, after=14)
+    for tile, difference in list(zip(before.tiles, before.differences, strict=True))[:MAX_LISTED]:
+        column.add(f"{tile.number}: {difference.text}", 16, _TEXT, after=4)
+    if len(before.tiles) > MAX_LISTED:
+        column.add(f"and {len(before.tiles) - MAX_LISTED} more tiles; a map (--map) shows them all", 16, _QUIET)
+    column.add(f"{before.model}: {before.instruction} Note: {NOTE}.", 14, _QUIET, before=8)
 
 
 class _TextColumn:

@@ -11,6 +11,8 @@ from typing import Any
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import write_whole
 from ..utils.html import COLORS, data_url, render
+from .change_words import NOTE, summarize_differences
+from .describe import Tile
 from .view import View
 
 
@@ -43,7 +45,7 @@ def write_map(views: Sequence[View], output: str | Path) -> None:
 def _data(view: View) -> dict[str, Any]:
     """A view for the page's script."""
     experts = list(dict.fromkeys(name for tile in view.tiles for name in tile.expert_texts))
-    return {
+    data: dict[str, Any] = {
         "name": _text(view.name),
         "instruction": _text(view.instruction),
         "text": _text(view.text),
@@ -55,14 +57,28 @@ def _data(view: View) -> dict[str, Any]:
             {
                 "number": tile.number,
                 "window": list(tile.window),
-                "text": _text(tile.text),
                 "place": None if place is None else f"{place[1]:.5f}, {place[0]:.5f}",
-                "steps": [
-                    [name, experts.index(name) % len(COLORS), _text(tile.router_prompts.get(name, "")), _text(text)]
-                    for name, text in tile.expert_texts.items()
-                ],
+                **_texts(tile, experts),
             }
             for tile, place in zip(view.tiles, view.places, strict=True)
+        ],
+    }
+    if view.after is not None:
+        data["after"] = {name: value for name, value in _data(view.after).items() if name in ("name", "text", "image")}
+        data |= {"difference": summarize_differences(view.differences), "note": NOTE}
+        pairs = zip(data["tiles"], view.after.tiles, view.differences, strict=True)
+        for shown, after, difference in pairs:
+            shown["after"] = _texts(after, experts)
+            shown |= {"difference": difference.text, "differs": difference.differs}
+    return data
+
+
+def _texts(tile: Tile, experts: list[str]) -> dict[str, Any]:
+    return {
+        "text": _text(tile.text),
+        "steps": [
+            [name, experts.index(name) % len(COLORS), _text(tile.router_prompts.get(name, "")), _text(text)]
+            for name, text in tile.expert_texts.items()
         ],
     }
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
 from ..utils.files import whole_file
+from .change_result import ChangeResult
 from .footprint import footprint, outline
 from .grid import Window
 from .raster import EXTRA, Raster
@@ -26,6 +27,8 @@ from .style import legend, tile_style
 
 if TYPE_CHECKING:
     from .describe import Tile
+
+Result = SceneResult | ChangeResult
 
 METADATA = "rsmoe"  # what the scenes' records are called in GeoJSON and Parquet
 TILES, SCENES = "tiles", "scenes"  # layers of a GeoPackage
@@ -39,7 +42,7 @@ def check_format(output: Path) -> None:
         require(module, EXTRA)
 
 
-def write(results: Sequence[SceneResult], output: Path) -> None:
+def write(results: Sequence[Result], output: Path) -> None:
     """Write a file, whose ending names the format, whole or not at all.
 
     Raises:
@@ -55,8 +58,10 @@ def write(results: Sequence[SceneResult], output: Path) -> None:
             raise RSMoEError(f"{problem}: free some space, or give another place") from error
 
 
-def _properties(result: SceneResult, tile: "Tile") -> dict[str, Any]:
+def _properties(result: Result, tile: Any) -> dict[str, Any]:
     """A tile's columns, flat, as GIS programs show them."""
+    if isinstance(result, ChangeResult):
+        return result.columns(tile, _properties(result.before, tile.before), _properties(result.after, tile.after))
     columns: dict[str, Any] = {
         "scene": result.raster.name,
         "tile": tile.number,
@@ -79,13 +84,15 @@ def _score(tile: "Tile") -> dict[str, float]:
     return {} if tile.score is None else {"score": tile.score}
 
 
-def tile_record(result: SceneResult, tile: "Tile") -> dict[str, Any]:
-    """A tile as `rsmoe caption --json` prints an image, with its place."""
+def tile_record(result: Result, tile: Any) -> dict[str, Any]:
+    """A tile (of a `ChangeResult` a `TileChange`) as `rsmoe caption --json` prints an image, with its place."""
+    if isinstance(result, ChangeResult):
+        return result.tile_record(tile, tile_record(result.before, tile.before), tile_record(result.after, tile.after))
     return record_tile(result.task, result.raster, tile)
 
 
 def record_tile(task: SceneTask, raster: Raster, tile: "Tile") -> dict[str, Any]:
-    """`tile_record` while the others are not described yet."""
+    """`tile_record` of a scene while its other tiles are not described yet."""
     return {
         "scene": raster.name,
         "tile": tile.number,
@@ -101,28 +108,28 @@ def record_tile(task: SceneTask, raster: Raster, tile: "Tile") -> dict[str, Any]
     }
 
 
-def feature_collection(results: Sequence[SceneResult]) -> dict[str, Any]:
+def feature_collection(results: Sequence[Result]) -> dict[str, Any]:
     """All tiles as GeoJSON, with each scene's record as the member `METADATA`."""
     scenes = {SCENES: [result.record() for result in results]}
     return {"type": "FeatureCollection", METADATA: scenes, "features": list(_features(results))}
 
 
-def _features(results: Sequence[SceneResult]) -> Iterator[dict[str, Any]]:
+def _features(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
     """Each tile as GeoJSON. Its property `style` is where ipyleaflet, leafmap and folium look for one."""
     colors = legend(results)
     for result, tile in _all_tiles(results):
-        properties = {**_properties(result, tile), "style": tile_style(result.task, tile, colors)}
+        properties = {**_properties(result, tile), "style": tile_style(result.topic(tile), colors)}
         geometry = footprint(result.raster, tile.window)
         yield {"type": "Feature", "geometry": geometry, "properties": properties}
 
 
-def _all_tiles(results: Sequence[SceneResult]) -> "Iterator[tuple[SceneResult, Tile]]":
+def _all_tiles(results: Sequence[Result]) -> Iterator[tuple[Result, Any]]:
     for result in results:
         for tile in result.tiles:
             yield result, tile
 
 
-def _write_lines(results: Sequence[SceneResult], file: Path) -> None:
+def _write_lines(results: Sequence[Result], file: Path) -> None:
     with file.open("w", encoding="utf-8") as stream:
         for result, tile in _all_tiles(results):
             stream.write(json.dumps(tile_record(result, tile), ensure_ascii=False) + "\n")
@@ -130,7 +137,7 @@ def _write_lines(results: Sequence[SceneResult], file: Path) -> None:
             stream.write(json.dumps(result.record(), ensure_ascii=False) + "\n")
 
 
-def _write_geojson(results: Sequence[SceneResult], file: Path) -> None:
+def _write_geojson(results: Sequence[Result], file: Path) -> None:
     with file.open("w", encoding="utf-8") as stream:
         scenes = json.dumps({SCENES: [result.record() for result in results]}, ensure_ascii=False)
         stream.write(f'{{"type": "FeatureCollection", "{METADATA}": {scenes}, "features": [')
@@ -139,7 +146,7 @@ def _write_geojson(results: Sequence[SceneResult], file: Path) -> None:
         stream.write("\n]}\n")
 
 
-def _write_geopackage(results: Sequence[SceneResult], file: Path) -> None:
+def _write_geopackage(results: Sequence[Result], file: Path) -> None:
     records = []
     for result in results:
         columns = result.record().items()
@@ -151,7 +158,7 @@ def _write_geopackage(results: Sequence[SceneResult], file: Path) -> None:
         frame.to_file(file, layer=layer, driver="GPKG", engine="pyogrio")
 
 
-def _write_parquet(results: Sequence[SceneResult], file: Path) -> None:
+def _write_parquet(results: Sequence[Result], file: Path) -> None:
     parquet = require("pyarrow.parquet", EXTRA)
     _tile_frame(results).to_parquet(file)
     table = parquet.read_table(file)
@@ -159,14 +166,12 @@ def _write_parquet(results: Sequence[SceneResult], file: Path) -> None:
     parquet.write_table(table.replace_schema_metadata({**table.schema.metadata, METADATA: scenes}), file)
 
 
-def _tile_frame(results: Sequence[SceneResult]) -> Any:
+def _tile_frame(results: Sequence[Result]) -> Any:
     properties = [_properties(result, tile) for result, tile in _all_tiles(results)]
     return _frame(results, properties, [(result, tile.window) for result, tile in _all_tiles(results)])
 
 
-def _frame(
-    results: Sequence[SceneResult], rows: list[dict[str, Any]], windows: Sequence[tuple[SceneResult, Window]]
-) -> Any:
+def _frame(results: Sequence[Result], rows: list[dict[str, Any]], windows: Sequence[tuple[Result, Window]]) -> Any:
     """A GeoDataFrame of rows and their windows' outlines."""
     geopandas, shapely = require("geopandas", EXTRA), require("shapely.geometry", EXTRA)
     rasters = [result.raster for result in results]
@@ -181,7 +186,7 @@ def _frame(
     return geopandas.GeoDataFrame(rows, geometry=shapes, crs=system)
 
 
-_WRITERS: dict[str, Callable[[Sequence[SceneResult], Path], None]] = {
+_WRITERS: dict[str, Callable[[Sequence[Result], Path], None]] = {
     ".geojson": _write_geojson,
     ".gpkg": _write_geopackage,
     ".parquet": _write_parquet,

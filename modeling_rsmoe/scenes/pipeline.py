@@ -75,7 +75,7 @@ def describe_scene(
         raise RSMoEError(f"{scene} has {len(rasters)} scenes: give them to describe_scenes, by open_scenes")
     if question is not None:
         instruction = question_instruction(question)
-    task = SceneTask(instruction, question, *_model_and_revision(predictor))
+    task = SceneTask(instruction, question, *model_and_revision(predictor))
     path = None if output is None else Path(output)
     return describe_scenes(rasters, predictor, task, tile, overlap, path, batch_size, progress)[0]
 
@@ -91,6 +91,7 @@ def describe_scenes(
     progress: Progress = no_progress,
     problems: list[str] | None = None,
     on_tile: Callable[[Raster, Tile], None] | None = None,
+    save: Callable[[Sequence[SceneResult], Path], None] | None = None,
 ) -> list[SceneResult]:
     """Describe several scenes, of `open_scenes`, into one output; all else is as of `describe_scene`.
 
@@ -101,6 +102,7 @@ def describe_scenes(
         problems: where a scene that cannot be described is told, in one line; the others are described and written,
             and finished tiles are kept. By default the first such scene ends the run.
         on_tile: called with each tile when it is described; not with those of a run that was stopped.
+        save: what writes the results to the output; by default `outputs.write`.
 
     Raises:
         RSMoEError: as of `describe_scene`; with `problems` only if no scene can be described.
@@ -126,7 +128,7 @@ def describe_scenes(
             raise RSMoEError("\n".join(problems))
         if output is not None:
             progress(f"writing {output}")
-            write(results, output)
+            (save or write)(results, output)
             if not problems:
                 log.remove()
     return results
@@ -180,7 +182,7 @@ def open_scenes(
     return rasters
 
 
-def _model_and_revision(predictor: "Predictor") -> tuple[str, str]:
+def model_and_revision(predictor: "Predictor") -> tuple[str, str]:
     """The checkpoint's name and revision, as far as its model knows them."""
     name = predictor.model.name_or_path or ""
     if name and Path(name).is_dir():

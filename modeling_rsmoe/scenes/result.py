@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .answers import CombinedAnswer
 from .grid import Grid
-from .style import legend
+from .style import legend, tile_topic
 from .summary import Summary
 
 
@@ -74,6 +74,10 @@ class SceneResult:
     def num_skipped(self) -> int:
         """Tiles that are mostly without data."""
         return len(self.grid) - len(self.tiles)
+
+    def topic(self, tile: Any) -> str:
+        """What a tile is colored by: its answer, or the first noun of its caption."""
+        return tile_topic(self.task, tile)
 
     def geojson(self) -> dict[str, Any]:
         """The tiles as a GeoJSON `FeatureCollection`, as `outputs` writes it: each with a Leaflet style for maps."""

@@ -13,6 +13,7 @@ from ..data.lexicon import mentions
 
 
 if TYPE_CHECKING:
+    from .change_result import ChangeResult
     from .describe import Tile
     from .result import SceneResult, SceneTask
 
@@ -20,21 +21,22 @@ COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc
 OTHER, GREY = "other", "#999999"
 
 
-def legend(results: "Sequence[SceneResult]") -> dict[str, str]:
+def legend(results: "Sequence[SceneResult | ChangeResult]") -> dict[str, str]:
     """The color of each answer or noun, the most frequent first; of all others under `OTHER`."""
-    counts = Counter(_topic(result.task, tile) for result in results for tile in result.tiles)
+    counts = Counter(result.topic(tile) for result in results for tile in result.tiles)
     counts.pop(OTHER, None)
     topics = [topic for topic, _ in counts.most_common(len(COLORS))]
     return dict(zip(topics, COLORS)) | {OTHER: GREY}
 
 
-def tile_style(task: "SceneTask", tile: "Tile", colors: dict[str, str]) -> dict[str, Any]:
-    """Leaflet's path options for a tile; `colors` as of `legend`."""
-    color = colors.get(_topic(task, tile), GREY)
+def tile_style(topic: str, colors: dict[str, str]) -> dict[str, Any]:
+    """Leaflet's path options for a tile of a topic; `colors` as of `legend`."""
+    color = colors.get(topic, GREY)
     return {"color": color, "weight": 1, "fillColor": color, "fillOpacity": 0.35}
 
 
-def _topic(task: "SceneTask", tile: "Tile") -> str:
+def tile_topic(task: "SceneTask", tile: "Tile") -> str:
+    """A tile's answer, or the first noun of its caption."""
     if task.question is not None:
         return tile.text.strip().rstrip(".").lower() or OTHER
     found = mentions(re.findall(r"[a-z]+", tile.text.lower()))

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .describe import Tile
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..inference import Prediction
+    from .change_result import ChangeResult
+    from .change_words import Difference
     from .raster import Raster
     from .result import SceneResult
 
@@ -35,6 +37,8 @@ class View:
         tiles: with windows in pixels of the raster.
         places: each tile's center as (longitude, latitude), or None where the raster is not placed on the earth.
         num_skipped: tiles that are mostly without data.
+        after: of two dates the later one, with the same tiles; the view itself is the earlier one.
+        differences: of two dates, of each tile.
     """
 
     name: str
@@ -47,6 +51,14 @@ class View:
     tiles: Sequence[Tile]
     places: Sequence[tuple[float, float] | None]
     num_skipped: int = 0
+    after: "View | None" = None
+    differences: "Sequence[Difference]" = ()
+
+
+def view_change(result: "ChangeResult", side: int) -> View:
+    """The view of two dates."""
+    before, after = view_scene(result.before, side), view_scene(result.after, side)
+    return replace(before, after=after, differences=[tile.difference for tile in result.tiles])
 
 
 def view_scene(result: "SceneResult", side: int) -> View:

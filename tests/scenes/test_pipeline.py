@@ -35,6 +35,8 @@ def scene(tmp_path: Path) -> Path:
 def test_the_documented_lines(tmp_path: Path, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny_checkpoint(tmp_path / "rs-moe-nano")  # a folder goes before the name of a checkpoint
+    for name in ("before.tif", "after.tif"):
+        write_raster(tmp_path / name, noise(3, 40, 60), **UTM)
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL):
         exec(block, names)
