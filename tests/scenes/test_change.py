@@ -90,7 +90,7 @@ def test_tiles_of_both_dates(dates: tuple[Path, Path], predictor: Predictor) -> 
 def test_every_format_has_both_dates(dates: tuple[Path, Path], predictor: Predictor, tmp_path: Path) -> None:
     files = [tmp_path / f"out.{suffix}" for suffix in ("geojson", "gpkg", "parquet", "jsonl")]
     result = [describe_change(*dates, predictor, tile=20, output=file) for file in files][0]
-    frames = [geopandas.read_file(files[0]), geopandas.read_file(files[1], layer="tiles")]
+    frames = [geopandas.read_file(files[0]).drop(columns="style"), geopandas.read_file(files[1], layer="tiles")]
     frames.append(geopandas.read_parquet(files[2]))
     columns = ["tile", "differs", "difference"]
     columns += [name for kind in ("appears", "disappears") for name in (kind, *(f"{kind}_{one}" for one in EXPERTS))]
