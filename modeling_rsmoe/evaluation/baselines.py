@@ -75,10 +75,7 @@ def nearest_captions(train: Sequence[CaptionRecord], train_looks: np.ndarray, lo
         for _, vector, share in offers:
             for gram, weight in vector.items():
                 together[gram] += share * weight
-        agreement = [  # with the others: its own share of what they say together is taken off
-            sum(weight * (together[gram] - share * weight) for gram, weight in vector.items())
-            for _, vector, share in offers
-        ]
+        agreement = [sum(weight * together[gram] for gram, weight in vector.items()) for _, vector, _ in offers]
         texts.append(offers[int(np.argmax(agreement))][0])
     return texts
 

@@ -439,19 +439,20 @@ def _evaluate(
 
 
 def _finish(report: Report, start: Path, checkpoint: Path, output: Path) -> None:
-    """Give the checkpoint its card, move it into `output`, and remove the state. Each step may be done already."""
+    """Write the card, move the checkpoint into `output`, and remove the state. Each step may be done already."""
     state = output / STATE
-    if not (checkpoint / CARD).is_file() and not (output / CARD).is_file():
-        if (start / SOURCES_FILE).is_file():
-            shutil.copyfile(start / SOURCES_FILE, checkpoint / SOURCES_FILE)
+    if (start / SOURCES_FILE).is_file():
+        shutil.copyfile(start / SOURCES_FILE, checkpoint / SOURCES_FILE)
+    if not (output / CARD).is_file():
         facts = replace(read_facts(checkpoint), name=output.name)
-        write_card(facts, checkpoint / CARD, [report], summary_table([report]), score_tables([report]))
+        write_card(facts, output / CARD, [report], summary_table([report]), score_tables([report]))
     for stage in STAGES:
         if (state / stage / "loss.png").is_file():
             (state / stage / "loss.png").replace(output / f"{stage}.png")
     for name in (REPORT, PREDICTIONS):
         shutil.copyfile(state / name, output / name)
-    whole = [file for file in checkpoint.iterdir() if file.name not in (STATE, "tensorboard", TRAINING_RECORD)]
+    stays = (STATE, "tensorboard", CARD, TRAINING_RECORD)
+    whole = [file for file in checkpoint.iterdir() if file.name not in stays]
     for file in (*whole, checkpoint / TRAINING_RECORD):  # the last says that all is there
         if (output / file.name).is_dir():
             shutil.rmtree(output / file.name)

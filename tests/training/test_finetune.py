@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 from modeling_rsmoe.evaluation.baselines import nearest_captions
+from modeling_rsmoe.evaluation.markdown import summary_table
 from modeling_rsmoe.training import finetune
 from modeling_rsmoe.training.modules import module_of
 
@@ -63,6 +64,8 @@ def test_from_images_to_a_card(rsmoe, start, features, tmp_path):  # noqa: F811
     assert (result["dataset"], result["split"], result["items"]) == ("my chips", "test", 6)
     assert {"constant", "nearest", "start"} == set(result["baselines"])
     assert report["checkpoint"]["name"] == "out" and report["against"][0]["name"] == start.name
+    blind = summary_table([report]).splitlines()[-1].split("|")[-2]  # nearest and start do see the image
+    assert f" {result['baselines']['constant']['CIDEr-D']['value']:.1f} [" in blind
     card = (output / "README.md").read_text()
     assert (
         "# out\n" in card and "24 captioned images" in card and f"{result['scores']['CIDEr-D']['value']:.1f}" in card
@@ -175,6 +178,15 @@ def test_the_plan_fits_the_number_of_images(start, tmp_path, monkeypatch, images
     made = finetune._decide(records, [], start, None)
     assert (made.steps["stage1"], made.steps["stage2"], made.examples_per_step) == (*steps, batch)
     assert made.test_images == min(images // 5, 100) and made.train_images == images * 4 // 5
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="about processors")
+def test_bfloat16_is_for_processors_that_have_it(start, tmp_path, monkeypatch):  # noqa: F811
+    records, _ = finetune.own_records(own_images(tmp_path / "own"))
+    for known in ({"avx2": True}, {"avx2": True, "avx512_bf16": True}, {"amx_bf16": True}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known)
+        made = finetune._decide(records, [], start, None)
+        assert made.bf16 == finetune.settings(made, "stage2")[1].bf16 == (known != {"avx2": True})
 
 
 def test_minutes(start, tmp_path, monkeypatch):  # noqa: F811
