@@ -43,8 +43,8 @@ _OWN = "own"
 train = typer.Typer(
     cls=_Steps,
     add_completion=False,
-    help="`rsmoe train DATA --output DIR` trains on your own images and captions, all steps in order; `rsmoe train "
-    "DATA --help` says more. The steps by themselves:",
+    help="Train on your own images and captions: `rsmoe train DATA --output DIR`. Or step by step.\n\n"
+    "`rsmoe train DATA --help` says more of the first; the second are the commands below.",
 )
 # Further options are settings of the recipe and the trainer: `--max_steps 100`.
 _WITH_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -47,17 +47,26 @@ from .stages import STATE, load_start, train_stage
 
 PLAN, REPORT, PREDICTIONS, IMAGES = "plan.json", "report.json", "predictions.jsonl", "images"
 SEED = 17
+
+# The captions.
 MIN_IMAGES = 10  # fewer are too few to learn from and to score on
-TEST_SHARE, MAX_TEST_IMAGES = 0.2, 100  # of images without splits are held out; so many are scored
+TEST_SHARE = 0.2  # of images without splits are held out
+MAX_TEST_IMAGES = 100  # of a dataset are scored
 MIN_ASPECT_SHARE = 0.1  # of the images must have a sentence for an expert, or it is left out
-MIN_ENGLISH_SHARE = 0.2  # of the captions must have a known noun or a frequent English word
+MIN_ENGLISH_SHARE = 0.2  # of the captions must have a known noun or one of these words
 ENGLISH = {"the", "are", "and", "with", "there", "this", "some", "many"}
-PASSES, MAX_EXAMPLES = {"stage1": 10, "stage2": 5}, {"stage1": 9600, "stage2": 4800}  # the fewer examples of the two
-SMALL, MIN_STEPS = 500, 10  # images up to which steps are of 8 examples, not 16; steps of a stage, for `minutes`
-# For the estimate: tokens of prompts, letters of a token; products of each token and weight of the base LM: forward
-# and backward, where its weights are frozen; of a caption by the full model (the tokens that it would be as one read).
-PROMPT_TOKENS, LETTERS, TRAINED_PRODUCTS, CAPTION_TOKENS = 24, 4.5, 2, 500
+
+# The length of both stages, the shorter of the two.
+PASSES = {"stage1": 10, "stage2": 5}  # over the images
+MAX_EXAMPLES = {"stage1": 9600, "stage2": 4800}  # a quarter of nano's own
+SMALL = 500  # images up to which a step has 8 examples, not 16
+MIN_STEPS = 10
 RERANKER_RANK = 256
+
+# The estimate, in products (multiplications with additions) of the base LM's weights.
+PROMPT_TOKENS, LETTERS = 24, 4.5  # of an example; of a token
+TRAINED_PRODUCTS = 2  # of each weight and token: forward, and backward to what learns
+CAPTION_TOKENS = 500  # read at once, the work of one caption by the full model
 SECONDS_A_PART = 20  # reading, hashing and writing weights
 
 
