@@ -429,7 +429,9 @@ def _evaluate(
     features: str | Path | None,
     progress: Progress,
 ) -> Report:
-    selection = run.select(data, "captioning", plan.test_split, limit=MAX_TEST_IMAGES)
+    selection = run.select(data, "captioning", plan.test_split)
+    if any(len(records) > MAX_TEST_IMAGES for records in selection.records.values()):
+        selection = run.select(data, "captioning", plan.test_split, limit=MAX_TEST_IMAGES)
     ours = run.predictions_by_model(selection, str(checkpoint), data.parent / PREDICTIONS, progress=progress)
     before = run.predictions_by_model(selection, str(start), data.parent / f"start-{PREDICTIONS}", progress=progress)
     images = [record.image for record in (*selection.train, *selection.all())]
