@@ -67,11 +67,11 @@ def parse(words: list[str], whole: bool) -> None:
     while hasattr(command, "get_command"):
         if not words or words[0].startswith("-"):
             return
-        context = command.make_context(name, [], resilient_parsing=True)
-        found = command.get_command(context, words[0])
+        context = command.make_context(name, list(words), resilient_parsing=True)
+        name, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         if found is None:
             raise typer.BadParameter(f"no command {words[0]!r}")
-        command, name, words = found, words[0], words[1:]
+        command, words = found, rest
     if whole:
         try:
             command.make_context(name, list(words))
@@ -102,7 +102,13 @@ def test_command(command, whole):
 
 def test_commands_are_found():
     assert len(CASES) > 150
-    for wrong in ("rsmoe captoin a.png", "rsmoe caption --tiles 3 a.png", "rsmoe train stage1", "rsmoe ask"):
+    for wrong in (
+        "rsmoe captoin a.png",
+        "rsmoe caption --tiles 3 a.png",
+        "rsmoe train stage1",
+        "rsmoe train a",
+        "rsmoe ask",
+    ):
         with pytest.raises(typer.TyperException):
             parse(words_of(wrong), True)
 

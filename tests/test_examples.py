@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from transformers import logging
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
-from modeling_rsmoe.data.records import read_captions
 from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.prompting_rsmoe import Prompt, question_instruction
 from modeling_rsmoe.training.examples import ExampleCollator
@@ -143,35 +142,6 @@ def test_sizes_in_the_documents_are_counted(capsys):
     example("compare_weights").main(["--sizes"])
     document = (EXAMPLES.parent / "docs" / "quantization.md").read_text()
     assert all(line in document for line in capsys.readouterr().out.splitlines())
-
-
-def test_train_own_images(checkpoint, image_folder, tmp_path, capsys):
-    main = example("train_own_images").main
-    command = [str(checkpoint), str(image_folder), str(tmp_path / "out"), "--epochs", "1", "--batch", "4"]
-    result = main(command)
-    assert capsys.readouterr().out.strip().endswith(str(result["expert_texts"]))
-    assert list(result["expert_texts"]) == ["theme", "object"]  # no caption speaks of a relation
-    stage1, stage2 = (tmp_path / "out" / stage for stage in ("stage1", "stage2"))
-    records = [json.loads((stage / "training.json").read_text()) for stage in (stage1, stage2)]
-    assert [record["finished"] for record in records] == [True, True] and records[1]["before"]["stage"] == "stage1"
-    assert records[0]["data"]["captioned_images"] == 9 and records[0]["data"]["questions"] == 0
-    assert sorted(record.split for record in read_captions(tmp_path / "out" / "data")) == ["train"] * 9 + ["val"]
-    assert "eval_loss" in (stage1 / "trainer_state.json").read_text()
-    old, new = load_file(stage1 / "model.safetensors"), load_file(stage2 / "model.safetensors")
-    assert {module_of(name) for name in new if not torch.equal(old[name], new[name])} == {"router", "experts"}
-    assert moved(checkpoint, stage1) == {"qformer", "projection", "language_model"}
-    weights = (stage2 / "model.safetensors").stat().st_mtime_ns
-    assert main(command)["text"] == result["text"]
-    assert (stage2 / "model.safetensors").stat().st_mtime_ns == weights  # what is finished is not trained again
-
-
-def test_train_own_images_says_what_is_wrong(checkpoint, image_folder, data, tmp_path):
-    main = example("train_own_images").main
-    with pytest.raises(SystemExit, match=r"^error: data folder .*nowhere does not exist"):
-        main([str(checkpoint), str(tmp_path / "nowhere"), str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match=r"^error: .*own\d+ is no checkpoint folder"):
-        main([str(image_folder), str(data), str(tmp_path / "out")])
-    assert example("train_own_images").with_splits(data, tmp_path / "copy") == data
 
 
 def test_finetune_with_trainer(checkpoint, image_folder, tmp_path):

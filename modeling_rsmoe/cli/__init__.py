@@ -36,7 +36,7 @@ COMMANDS = {
     "bench": "Benchmark speed and memory; verify that all decoding paths give the same text.",
     "serve": "Serve OpenAI's chat completions API; requests share batches.",
     "data": "Data folders from public datasets, or from your own images.",
-    "train": "Train a checkpoint in two stages; a stopped run goes on with --resume.",
+    "train": "Train on your own images and captions: `rsmoe train DATA --output DIR`. Or step by step.",
     "export": "Export router and experts as PEFT adapters, merged LLMs or a vLLM bundle.",
 }
 BAD_INPUT, INTERRUPTED = 2, 130

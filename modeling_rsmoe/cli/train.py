@@ -1,17 +1,19 @@
-"""`rsmoe train`: from a checkpoint and a data folder to a trained checkpoint, in two stages and in several runs."""
+"""`rsmoe train DATA`: from a checkpoint and captions to a better one. Its commands are the steps, one by one."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich import box
 from rich.table import Table
+from typer.core import TyperGroup
 
 from ..errors_rsmoe import RSMoEError
-from ..inference.checkpoint import find_checkpoint
+from ..inference.checkpoint import DEFAULT_MODEL, find_checkpoint
 from ..utils.files import check_outputs, parse_json
+from ..utils.progress import no_progress
 from ..utils.quiet import quiet_libraries
 from ..utils.tables import markdown_table
 from . import terminal
@@ -22,8 +24,27 @@ if TYPE_CHECKING:
     from ..training.settings import Stage
     from ..utils.progress import Progress
 
+
+class _Steps(TyperGroup):
+    """What is no step by name begins the arguments of the hidden command. A folder of a step's name is `./stage1`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        steps = [name for name, command in self.commands.items() if not command.hidden]
+        if args and args[0] not in (*steps, *ctx.help_option_names):
+            args = [_OWN, *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return "" if name == _OWN else name, command, rest  # `rsmoe train` in its usage
+
+
+_OWN = "own"
 train = typer.Typer(
-    add_completion=False, help="Train a checkpoint in two stages; a stopped run goes on with --resume."
+    cls=_Steps,
+    add_completion=False,
+    help="Train on your own images and captions: `rsmoe train DATA --output DIR`. Or step by step.\n\n"
+    "`rsmoe train DATA --help` says more of the first; the second are the commands below.",
 )
 # Further options are settings of the recipe and the trainer: `--max_steps 100`.
 _WITH_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -53,6 +74,56 @@ FeaturesOption = Annotated[
 def _help_without_command(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+@train.command(_OWN, hidden=True)
+def own(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="Your images and captions: an ImageFolder (images and metadata.jsonl), or a folder with "
+            "captions.jsonl. Without splits a fifth of the images is held out for the scores.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="The new checkpoint, its scores and card; holds the state meanwhile.")
+    ],
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="The trained checkpoint to begin with: a folder or a name.")
+    ] = DEFAULT_MODEL,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="N", help="About so long at most.", show_default="as the images need"),
+    ] = None,
+    features: FeaturesOption = None,
+) -> None:
+    """Train on your own captions: both stages, the reranker, then scores beside the checkpoint it began with.
+
+    How long it takes is said first. After a stop the same command goes on. See docs/training.md for the steps.
+    """
+    with terminal.Steps() as steps, quiet_libraries():
+        steps("reading the settings")
+        from ..evaluation.markdown import score_tables
+        from ..training import finetune
+
+        plan = finetune.plan(data, output, model, minutes=minutes, progress=steps)
+        for line in str(plan).splitlines():
+            steps.note(line)
+        report = finetune.fine_tune(plan, output, features=features, progress=_before_the_bar(steps))
+        steps.print(score_tables([report]).rstrip())
+        steps.print(f"{output} (trained on {plan.train_images} images)")
+
+
+def _before_the_bar(steps: terminal.Steps) -> "Progress":
+    def progress(message: str, done: float = 0, total: float | None = None, unit: str = "") -> None:
+        if message == "training":
+            steps.clear()  # the bar of the examples
+        else:
+            steps(message, done, total, unit)
+
+    return progress
 
 
 def _stage(
@@ -90,13 +161,7 @@ def _stage(
 
         recipe, arguments = read_settings(config, stage, output / STATE, context.args)
         start = _start(stage, model or recipe.model, output / STATE / "start", steps)
-
-        def progress(message: str, done: float = 0, total: float | None = None, unit: str = "") -> None:
-            if message == "training":
-                steps.clear()  # the bar of the examples
-            elif first:
-                steps(message, done, total, unit)
-
+        progress = _before_the_bar(steps) if first else no_progress
         train_stage(stage, recipe, arguments, data, output, start, resume=resume, features=features, progress=progress)
         if first:
             steps.print(f"{output} ({stage} finished)")

@@ -1,11 +1,15 @@
-"""What can be said without an image: one caption for all of them, and answers guessed from the question.
+"""What can be said without a model that writes: one caption for all images, the caption of similar images, and answers
+guessed from the question.
 
 A score means something only beside these. They learn from training records alone and are deterministic.
 """
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
 
 from ..data.records import CaptionRecord, QuestionRecord
 from ..errors_rsmoe import RSMoEError
@@ -14,6 +18,9 @@ from .vqa import comparable_answer
 
 Records = Sequence[QuestionRecord]
 Votes = Counter[tuple[str, str]]  # of an answer as it is compared, and as it was published
+
+NEIGHBORS = 15  # training images whose captions are compared
+MAX_NGRAM = 4  # words, as in CIDEr
 
 
 def constant_caption(train: Sequence[CaptionRecord]) -> str:
@@ -33,6 +40,44 @@ def constant_caption(train: Sequence[CaptionRecord]) -> str:
     if not train:
         raise RSMoEError("no training caption to take as the constant one; the data folder needs a train split")
     return _winner(Counter((" ".join(_words(text)), text) for record in train for text in record.captions))
+
+
+def nearest_captions(train: Sequence[CaptionRecord], train_looks: np.ndarray, looks: np.ndarray) -> list[str]:
+    """For each image the caption, out of those of the training images that look most like it, on which these agree.
+
+    Captions agree as far as they share n-grams, rare ones above all (tf-idf); those of more similar images count more.
+    [our decision] Of the `NEIGHBORS` nearest: their consensus scores higher than the nearest image's own caption.
+
+    Args:
+        train: captioned images.
+        train_looks: [training images, width], frozen features of each, in the order of `train`.
+        looks: [images, width], of the images to caption.
+
+    Raises:
+        RSMoEError: when there is no training record.
+    """
+    if not train:
+        raise RSMoEError("no training caption to take; the data folder needs a train split")
+    mean, spread = train_looks.mean(0), train_looks.std(0) + 1e-6
+    known, asked = (_unit((values - mean) / spread) for values in (train_looks, looks))
+    grams = [[_ngrams(caption) for caption in record.captions] for record in train]
+    frequency = Counter(gram for of_image in grams for gram in {gram for counts in of_image for gram in counts})
+    vectors = [[_weighed(counts, frequency, len(train)) for counts in of_image] for of_image in grams]
+    texts = []
+    for row in asked @ known.T:
+        nearest = np.argsort(-row, kind="stable")[:NEIGHBORS]
+        offers = [
+            (caption, vector, max(float(row[place]), 0.0) ** 2 / len(vectors[place]))
+            for place in nearest
+            for caption, vector in zip(train[place].captions, vectors[place], strict=True)
+        ]
+        together: defaultdict[Hashable, float] = defaultdict(float)
+        for _, vector, share in offers:
+            for gram, weight in vector.items():
+                together[gram] += share * weight
+        agreement = [sum(weight * together[gram] for gram, weight in vector.items()) for _, vector, _ in offers]
+        texts.append(offers[int(np.argmax(agreement))][0])
+    return texts
 
 
 def constant_answers(train: Records, questions: Records) -> list[str]:
@@ -89,6 +134,22 @@ def question_only_answers(train: Records, questions: Records) -> list[str]:
             nearest = _nearest(_features(question), words_of[kind])
             answers[kind, text] = _winner(sum((by_text[other] for other in nearest), Votes()))
     return [answers[_type(question), _text(question)] for question in questions]
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+
+
+def _ngrams(text: str) -> Counter[Hashable]:
+    split = _words(text)
+    return Counter(tuple(split[i : i + n]) for n in range(1, MAX_NGRAM + 1) for i in range(max(0, len(split) - n + 1)))
+
+
+def _weighed(counts: Counter[Hashable], frequency: Counter[Hashable], images: int) -> dict[Hashable, float]:
+    """The tf-idf weights of a caption's n-grams, of length 1 together."""
+    weights = {gram: count * math.log((1 + images) / frequency[gram]) for gram, count in counts.items()}
+    length = math.sqrt(sum(weight**2 for weight in weights.values())) or 1.0
+    return {gram: weight / length for gram, weight in weights.items()}
 
 
 def _votes(train: Records, key: Callable[[QuestionRecord], Hashable]) -> dict[Hashable, Votes]:

@@ -17,8 +17,11 @@ from .report import HEADLINE_SCORE, NO_IMAGE, Report, Result, ScoreEntry, checkp
 # Scores that stand in the report but not in tables: between their neighbors, or printed by hardly any paper.
 _LEFT_OUT = ("BLEU-2", "BLEU-3", "CIDEr")
 _SYSTEMS = {"full": "full model", "base": "base LM alone"}
+_SEE_THE_IMAGE = ("nearest", "start")  # of the baselines
 _BASELINES = {
     ("constant", "captioning"): "the most frequent training caption",
+    ("nearest", "captioning"): "captions of the most similar training images",
+    ("start", "captioning"): "the checkpoint before this training",
     ("constant", "vqa"): "the most frequent training answer to the type",
     ("question-only", "vqa"): "guessed from the question alone",
 }
@@ -67,7 +70,12 @@ def summary_table(reports: Sequence[Report]) -> str:
         task = group[0][0]["task"]
         name = HEADLINE_SCORE[task]
         measured = {report["system"]: result["scores"].get(name) for report, result in group}
-        blind = [scores for _, result in group for scores in result["baselines"].values()]
+        blind = [
+            scores
+            for _, result in group
+            for baseline, scores in result["baselines"].items()
+            if baseline not in _SEE_THE_IMAGE
+        ]
         blind += [result["scores"] for report, result in group if _is_baseline(report)]
         best = max(
             (scores[name] for scores in blind if name in scores), key=lambda score: score["value"], default=None

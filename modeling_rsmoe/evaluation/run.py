@@ -17,7 +17,7 @@ from ..utils.extras import require
 from ..utils.files import only_writer
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import folder_sha256, peak_memory, weights_sha256
-from .baselines import constant_answers, constant_caption, question_only_answers
+from .baselines import constant_answers, constant_caption, nearest_captions, question_only_answers
 from .captions import score_captions
 from .intervals import paired_difference
 from .page import ScoredItem
@@ -40,6 +40,8 @@ from .vqa import score_answers
 
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..inference import GenerationSettings
 
 Task = Literal["captioning", "vqa"]
@@ -47,6 +49,8 @@ TRAIN = "train"
 # Baselines that need no model: the same caption for every image (or answer for every question of a type); the answer
 # that training questions of the same words have.
 CONSTANT, QUESTION_ONLY = "constant", "question-only"
+NEAREST = "nearest"  # the captions of the training images that look most alike: needs their features
+START = "start"  # the checkpoint that a training began with
 # Scores that are means over items. BLEU and METEOR are not: they are made from sums over all items.
 PAIRED = ("ROUGE-L", "CIDEr-D", "accuracy")
 TEXT_BASELINES: dict[Task, tuple[str, ...]] = {"captioning": (CONSTANT,), "vqa": (CONSTANT, QUESTION_ONLY)}
@@ -245,6 +249,28 @@ def predictions_by_baseline(selection: Selection, name: str) -> Predictions:
         for record, text in zip(records, baseline_texts(selection, name, records), strict=True):
             lines[key_of(record, selection.folder)] = {text_field(record): text}
     return Predictions(name, lines)
+
+
+def predictions_by_nearest(selection: Selection, looks: Mapping[Path, "np.ndarray"]) -> Predictions:
+    """The captions on which the training images that look most alike agree, of the same dataset where it has a train
+    split.
+
+    Args:
+        selection: captioned images.
+        looks: [width] for each image of the selection and of its training records.
+
+    Raises:
+        RSMoEError: there are no training records.
+    """
+    import numpy as np
+
+    lines: dict[Key, Line] = {}
+    for dataset, records in selection.records.items():
+        train = [record for record in selection.train if record.dataset == dataset] or selection.train
+        known, asked = (np.array([looks[record.image] for record in some]) for some in (train, records))
+        for record, text in zip(records, nearest_captions(train, known, asked), strict=True):
+            lines[key_of(record, selection.folder)] = {text_field(record): text}
+    return Predictions(NEAREST, lines)
 
 
 def baseline_texts(selection: Selection, name: str, records: Sequence[Any]) -> list[str]:

@@ -81,7 +81,7 @@ def train_reranker(
     model.eval()
     reranker = model.model.add_reranker(rank, buckets)
     cache = FeatureCache(features or cache_folder() / "features", model, processor)
-    pooled = _pooled_features(cache, [record.image for record in records], progress)
+    pooled = pooled_features(cache, [record.image for record in records], progress)
     progress(f"fitting to {len(records)} images")
     similarity = fit_reranker(reranker, pooled, _token_ids(records, processor))
     progress(f"writing {output}")
@@ -134,8 +134,8 @@ def fit_reranker(
     return {str(ridge): round(value, 4) for ridge, value in similarity.items()}
 
 
-def _pooled_features(cache: FeatureCache, images: Sequence[Path], progress: Progress) -> torch.Tensor:
-    """[images, 3 x vision width]"""
+def pooled_features(cache: FeatureCache, images: Sequence[Path], progress: Progress = no_progress) -> torch.Tensor:
+    """What the frozen ViT says of whole images, [images, 3 x vision width]: of `pool_image_features`."""
     cache.add(images, progress)
     pooled = []
     for first in range(0, len(images), FEATURE_BATCH):

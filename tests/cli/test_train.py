@@ -94,3 +94,15 @@ def test_reranker(rsmoe, start, data, features, tmp_path):  # noqa: F811
     assert (code, out) == (0, f"{tmp_path / 'out'} (reranker fitted)\n"), err
     assert "fitting to 24 images" in err and "Warning" not in err and "Loading weights" not in err
     assert json.loads((tmp_path / "out" / "config.json").read_text())["reranker_rank"] == 4
+
+
+def test_data_or_a_step(rsmoe, tmp_path, monkeypatch):
+    """What is no step is a folder of one's own; options may stand before it. How it trains: training/test_finetune."""
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["./stage1", "--output", "out"], ["--output", "out", "chips"]):
+        code, _, err = rsmoe("train", *arguments)
+        assert code == 2 and "data folder" in err and "does not exist" in err
+    code, _, err = rsmoe("train", "stage1", "--output", "out")
+    assert code == 2 and "Missing option '--config'" in err
+    code, out, _ = rsmoe("train", "chips", "--help")
+    assert code == 0 and "How long it takes is said first." in out and "--minutes" in out
