@@ -4,7 +4,7 @@
 
 Each scene is described as it is, and again moved by two pixels, brightened, and with noise: an unchanged place on
 another date looks no more alike. What `rsmoe caption before.tif after.tif --change` tells is to be read beside these
-shares. "By two experts": a noun counts only if the texts of two experts name it.
+shares: of tiles with a noun that two experts name on one date alone, which it tells, or one expert, which it does not.
 """
 
 import argparse
@@ -17,14 +17,15 @@ import rasterio
 
 from modeling_rsmoe.inference import Predictor, load
 from modeling_rsmoe.scenes.bands import parse_bands
-from modeling_rsmoe.scenes.change_words import CAPTION, Difference, compare
+from modeling_rsmoe.scenes.change_words import compare
+from modeling_rsmoe.scenes.describe import Tile
 from modeling_rsmoe.scenes.pipeline import describe_scene
 
 
 CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of [bands, H, W], 0 to 255
     "moved by 2 pixels": lambda values: np.roll(values, 2, axis=(1, 2)),
     "15 % brighter": lambda values: values * 1.15,
-    "noise of 5 grey levels": lambda values: values + np.random.default_rng(0).normal(0, 5, values.shape),
+    "noise of 5 gray levels": lambda values: values + np.random.default_rng(0).normal(0, 5, values.shape),
 }
 
 
@@ -39,11 +40,6 @@ def write_changed(scene: Path, change: Callable[[np.ndarray], np.ndarray], outpu
     return output
 
 
-def has_two_experts(difference: Difference) -> bool:
-    named = [*difference.appears.values(), *difference.disappears.values()]
-    return any(len(set(names) - {CAPTION}) > 1 for names in named)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -53,27 +49,20 @@ def main() -> None:
     arguments = parser.parse_args()
     checkpoint = load(arguments.model)
     predictor = Predictor(checkpoint.model, checkpoint.processor)
-    found: dict[str, list[Difference]] = {name: [] for name in CHANGES}
+    found: dict[str, list[tuple[Tile, Tile]]] = {name: [] for name in CHANGES}
     with tempfile.TemporaryDirectory() as folder:
         for scene in arguments.scenes:
             cut = {"tile": arguments.tile, "bands": arguments.bands}
             tiles = describe_scene(scene, predictor, **cut).tiles
             for name, change in CHANGES.items():
                 changed = describe_scene(write_changed(scene, change, Path(folder) / "changed.tif"), predictor, **cut)
-                found[name] += map(compare, tiles, changed.tiles)
-    print(
-        "| change of the pixels | tiles | name other things | by two experts | same words |\n|---|---:|---:|---:|---:|"
-    )
-    for name, differences in found.items():
-        shares = [
-            np.mean(values)
-            for values in (
-                [one.differs for one in differences],
-                [has_two_experts(one) for one in differences],
-                [one.is_verbatim for one in differences],
-            )
-        ]
-        print(f"| {name} | {len(differences)} | {' | '.join(f'{share:.0%}' for share in shares)} |")
+                found[name] += zip(tiles, changed.tiles, strict=True)
+    print("| what was done | tiles | two experts | one expert | the same words |\n|---|---:|---:|---:|---:|")
+    for name, pairs in found.items():
+        two, one = ([compare(*pair, min_experts=number) for pair in pairs] for number in (2, 1))
+        counts = [sum(difference.differs for difference in differences) for differences in (two, one)]
+        counts.append(sum(difference.is_verbatim for difference in one))
+        print(f"| {name} | {len(pairs)} | {' | '.join(f'{count / len(pairs):.0%}' for count in counts)} |")
 
 
 if __name__ == "__main__":

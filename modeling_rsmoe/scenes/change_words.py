@@ -1,9 +1,9 @@
 """What the texts of two dates name differently: nouns, by the word list of `data.lexicon`.
 
-[our decision] A noun appears if a text of the later date names it and no text of the earlier one does, neither an
-expert's nor the caption; it disappears the other way round. So a thing that another expert speaks of this time is no
-difference, nor are number, order and wording. How things lie is shown in the texts and not compared: its words change
-with every wording.
+[our decision] A noun appears if two experts name it on the later date and no text of the earlier one does, neither an
+expert's nor the caption; it disappears the other way round. One expert is not enough: where nothing has changed that
+would be a difference in two of three tiles (docs/scenes.md). Number, order and wording are no difference. How things
+lie is shown in the texts and not compared: its words change with every wording.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from ..data.lexicon import mentions
 if TYPE_CHECKING:
     from .describe import Tile
 
-CAPTION = "caption"  # beside the experts' names
+MIN_EXPERTS = 2  # that name a noun, where there are so many
 NUM_SHOWN = 8  # nouns in a sentence about a scene
 NOTE = "two descriptions compared, not a change model: they also differ where nothing has changed"
 
@@ -28,7 +28,7 @@ class Difference:
     """What the texts of a tile name on one date alone.
 
     Attributes:
-        appears: nouns of the later date, and whose texts name each: experts, or `caption`.
+        appears: nouns of the later date, and the experts that name each.
         disappears: nouns of the earlier date, likewise.
         is_verbatim: whether all texts are equal.
     """
@@ -46,17 +46,16 @@ class Difference:
     def text(self) -> str:
         """In a sentence or two."""
         if not self.differs:
-            return "The same words on both dates." if self.is_verbatim else "The same things in other words."
+            return "The same words on both dates." if self.is_verbatim else "No difference that two experts name."
         return sentences(self.appears, self.disappears)
 
 
-def compare(before: "Tile", after: "Tile") -> Difference:
-    """The difference of a tile's texts on two dates."""
-    texts_before, texts_after = _texts(before), _texts(after)
+def compare(before: "Tile", after: "Tile", min_experts: int = MIN_EXPERTS) -> Difference:
+    """The difference of a tile's texts on two dates, by nouns that so many experts name."""
     return Difference(
-        appears=_named_alone(texts_after, texts_before),
-        disappears=_named_alone(texts_before, texts_after),
-        is_verbatim=texts_before == texts_after,
+        appears=_named_alone(after, before, min_experts),
+        disappears=_named_alone(before, after, min_experts),
+        is_verbatim=(before.text, before.expert_texts) == (after.text, after.expert_texts),
     )
 
 
@@ -80,18 +79,16 @@ def count_nouns(named: Iterable[Iterable[str]]) -> dict[str, int]:
     return dict(Counter(noun for nouns in named for noun in nouns).most_common())
 
 
-def _texts(tile: "Tile") -> dict[str, str]:
-    return {**tile.expert_texts, CAPTION: tile.text}
-
-
-def _named_alone(texts: dict[str, str], others: dict[str, str]) -> dict[str, list[str]]:
-    known = {noun for text in others.values() for noun in _nouns(text)}
+def _named_alone(tile: "Tile", other: "Tile", min_experts: int) -> dict[str, list[str]]:
+    """Nouns of one date alone, and the experts that name each; of a base LM alone those of its caption."""
+    known = {noun for text in (*other.expert_texts.values(), other.text) for noun in _nouns(text)}
     named: dict[str, list[str]] = {}
-    for name, text in texts.items():
+    for expert, text in (tile.expert_texts or {"caption": tile.text}).items():
         for noun in _nouns(text):
             if noun not in known:
-                named.setdefault(noun, []).append(name)
-    return named
+                named.setdefault(noun, []).append(expert)
+    enough = min(min_experts, max(1, len(tile.expert_texts)))
+    return {noun: experts for noun, experts in named.items() if len(experts) >= enough}
 
 
 def _nouns(text: str) -> list[str]:

@@ -40,30 +40,38 @@ def dates(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def tile(theme: str, thing: str, caption: str) -> Tile:
-    return Tile(0, Window(0, 0, 9, 9), 1.0, caption, {}, {"theme": theme, "object": thing})
+    texts = {"theme": theme, "object": thing, "relation": "A ship."}
+    return Tile(0, Window(0, 0, 9, 9), 1.0, caption, {}, texts)
 
 
-def test_a_noun_that_one_date_alone_names() -> None:
-    before = tile("This is a forest.", "Many trees.", "Many trees in a forest.")
-    after = tile("A residential area with a tree.", "Some buildings and a road.", "Buildings near a road.")
+def test_a_noun_that_two_experts_name_on_one_date_alone() -> None:
+    before = tile("This is a forest.", "Many trees in a forest.", "Many trees.")
+    after = tile(
+        "Buildings with a tree and a road.", "Some buildings and a road at a river.", "Buildings near a river."
+    )
     difference = compare(before, after)
-    assert difference.appears == {
-        "residential area": ["theme"],
-        "building": ["object", "caption"],
-        "road": ["object", "caption"],
-    }
-    assert difference.disappears == {"forest": ["theme", "caption"]}, "a tree is named on both dates"
-    expected = "Named after, not before: residential area, building, road. Named before, not after: forest."
+    assert difference.appears == {"building": ["theme", "object"], "road": ["theme", "object"]}
+    assert difference.disappears == {"forest": ["theme", "object"]}, "a tree is named on both dates"
+    expected = "Named after, not before: building, road. Named before, not after: forest."
     assert difference.differs and difference.text == expected
     back = compare(after, before)
     assert (back.appears, back.disappears) == (difference.disappears, difference.appears)
+    by_one = compare(before, after, min_experts=1)
+    assert by_one.appears == {**difference.appears, "river": ["object"]}
+
+
+def test_a_base_lm_alone_has_its_caption() -> None:
+    before, after = (Tile(0, Window(0, 0, 9, 9), 1.0, text, {}, {}) for text in ("A river.", "A road."))
+    assert compare(before, after).appears == {"road": ["caption"]}
 
 
 def test_other_words_are_no_difference() -> None:
     first, second = tile("A river.", "A tree.", "A river."), tile("A wide river.", "Some trees.", "Trees at a river.")
-    assert compare(first, second).text == "The same things in other words."
+    assert compare(first, second).text == "No difference that two experts name."
     assert compare(first, first).text == "The same words on both dates."
     assert not compare(first, second).differs and not compare(first, first).differs
+    captioned = tile("A river.", "A tree.", "A road.")
+    assert compare(captioned, tile("A road.", "A road.", "A road.")).appears == {}, "the caption names it on both"
 
 
 def test_a_whole_of_many_tiles() -> None:

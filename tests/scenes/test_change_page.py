@@ -24,7 +24,8 @@ RED, BLUE = (200, 30, 30), (30, 30, 200)
 def two_dates() -> View:
     """Six tiles; the fifth is another on the later date. The earlier image is red, the later one blue."""
     before = replace(scene("before.tif"), image=Image.new("RGB", (450, 300), RED))
-    tiles = [replace(tile, text="A road.") if tile.number == 4 else tile for tile in before.tiles]
+    roads = {"theme": "A road.", "object": "A road.", "relation": "A road."}
+    tiles = [replace(tile, text="A road.", expert_texts=roads) if tile.number == 4 else tile for tile in before.tiles]
     after = replace(before, name=f"after{ATTACK}.tif", text="the later scene", tiles=tiles)
     after = replace(after, image=Image.new("RGB", (450, 300), BLUE))
     return replace(before, after=after, differences=[compare(*pair) for pair in zip(before.tiles, tiles)])
@@ -82,7 +83,7 @@ def test_both_dates_of_a_tile(reader: Person) -> None:
     assert page.locator("#count").inner_text() == "1 of 7 tiles"
     page.locator("#list button").click()
     found = page.locator("#tile .final").all_inner_texts()
-    assert found == ["Named after, not before: road.", texts(4)["text"], "A road."]
+    assert found == ["Named after, not before: road. Named before, not after: river.", texts(4)["text"], "A road."]
     assert page.locator("#tile .step").first.locator("dt").all_inner_texts() == [
         "asked before",
         "found before",
