@@ -5,7 +5,8 @@ counts, settings): GeoJSON under the member `rsmoe`, GeoPackage as the layer `sc
 under `rsmoe`, JSON lines as lines without `tile` after the tiles.
 
 [our decision] GeoJSON and JSON lines hold footprints in WGS84 (null for a raster that is not placed on the earth).
-GeoPackage and Parquet hold exact outlines in the rasters' own coordinate system, if all scenes share one, else WGS84.
+GeoPackage and Parquet hold exact outlines in the rasters' own coordinate system, if all scenes share one, else WGS84
+(also of rasters that ground control points place).
 """
 
 import json
@@ -149,7 +150,8 @@ def _frame(
     geopandas, shapely = require("geopandas", EXTRA), require("shapely.geometry", EXTRA)
     rasters = [result.raster for result in results]
     systems = {raster.crs.to_wkt() if raster.crs is not None else None for raster in rasters}
-    if len(systems) == 1 and len({raster.transform is None for raster in rasters}) == 1:
+    by_points = any(raster.ground_points for raster in rasters)
+    if not by_points and len(systems) == 1 and len({raster.transform is None for raster in rasters}) == 1:
         system = rasters[0].crs if rasters[0].transform is not None else None
         shapes = [outline(result.raster, window) for result, window in windows]
     else:
