@@ -10,6 +10,6 @@ caption = describe_scene("scene.tif", Predictor(checkpoint.model, checkpoint.pro
 
 `files` says what kind of file a path names, `sources` what else it makes GDAL open, `raster` reads, `grid` cuts,
 `footprint` locates, `describe` runs the model over tiles, `summary` and `answers` make one text of them, `outputs`
-writes, `map` and `figure` show, `stac` finds rasters in items; `pipeline` does these one after the other. What needs
-rasterio, geopandas or pystac is imported where it is used (`extras.require`).
+writes, `map` and `figure` show, `stac` finds rasters in items, `archives` in a `.zip`; `pipeline` does these one after
+the other. What needs rasterio, geopandas or pystac is imported where it is used (`extras.require`).
 """

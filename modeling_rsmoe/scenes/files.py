@@ -19,6 +19,7 @@ from ..utils.tiff import TIFF_MAGIC
 from .grid import TILE
 
 
+EXTRA = "geo"  # what reads rasters and STAC items
 KINDS = "GeoTIFF, JPEG 2000, PNG, JPEG, WebP, Erdas Imagine, NITF or, by its name, .vrt"
 _MAGIC = {
     **dict.fromkeys(TIFF_MAGIC, "GTiff"),

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..utils.extras import require
+from .files import EXTRA
 from .grid import Window
-from .raster import EXTRA
 
 
 if TYPE_CHECKING:

@@ -27,8 +27,9 @@ from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
 from .archives import in_zip
 from .bands import bands_of, choose_bands, describe_choice
-from .files import driver_of, is_gdal_path, is_remote
+from .files import EXTRA, driver_of, is_gdal_path, is_remote
 from .grid import MIN_SIDE, Window
+from .ground_points import approximate_transform, turn_points
 from .radar import RadarRendering, polarization
 from .sources import OFFLINE, SourceCheck
 from .stretch import Stretch, percentile_stretch
@@ -37,7 +38,6 @@ from .stretch import Stretch, percentile_stretch
 if TYPE_CHECKING:
     from PIL import Image
 
-EXTRA = "geo"
 MAX_BLOCK_BYTES = 256 * 2**20
 # GDAL keeps unpacked blocks up to 5 % of the machine's memory; it reads this limit (MB) once, at its first block, and
 # an option of a rasterio.Env does not hold between reads.
@@ -112,8 +112,8 @@ class Raster:
         band_names: their descriptions, "" where the file has none.
         dtype: numpy's, of the chosen bands as they are shown.
         crs: rasterio's CRS, or None.
-        transform: affine, from pixels to `crs`; None if the file has none that can be used. Rows run from the top of
-            the map: a file that is stored the other way round is turned.
+        transform: affine, from pixels to `crs`; None if the file has none that can be used. A raster that is stored
+            mirrored is turned: then pixels are counted from the other side, here and everywhere.
         ground_points: where there is no transform: rasterio's ground control points and their coordinate system.
         stretch: how values become 8 bits; None for 8-bit bands.
         notes: what the user should know, such as a missing coordinate system; one sentence each.
@@ -132,7 +132,7 @@ class Raster:
         self._warnings = _Warnings()
         self._palette: np.ndarray | None = None
         self._radar: RadarRendering | None = None
-        self._is_turned = False
+        self._turned_axis = 0  # of [bands, H, W]: 1 if rows are read from the bottom, 2 if columns from the right
         self.stretch: Stretch | None = None
 
     def __enter__(self) -> Self:
@@ -275,11 +275,10 @@ class Raster:
         if self.ground_points:
             points = f"{len(self.ground_points[0])} ground control points"
             self.notes.append(f"{self.name} has no geotransform: its tiles are placed by its {points}")
+            self._turn(approximate_transform(*self.ground_points))
             return
-        if is_usable and self.crs is not None and transform.determinant > 0:  # shown as it is, it would be mirrored
-            self._is_turned = True
-            self.transform = transform * type(transform)(1, 0, 0, 0, -1, self.height)
-            self.notes.append(f"{self.name} is stored upside down: it is turned, and rows are counted from the top")
+        if is_usable and self.crs is not None:
+            self._turn(transform)
         if is_usable and self.crs is not None:
             return
         problem, remedy = "no coordinate system" if is_usable else "no geotransform", "gdal_edit.py can add it"
@@ -287,6 +286,22 @@ class Raster:
             points = "ground control points" if dataset.gcps[0] else "rational polynomials (RPC)"
             problem, remedy = f"{points} but no geotransform", "gdalwarp puts it on a map"
         self.notes.append(f"{self.name} has {problem}: its tiles are not placed on the earth ({remedy})")
+
+    def _turn(self, transform: Any) -> None:
+        """Of what is stored mirrored, the rows are read from the bottom if they run north, else the columns."""
+        if transform is None or transform.determinant <= 0:
+            return
+        self._turned_axis = 1 if transform.e > 0 else 2
+        sides = (1, 0, 0, 0, -1, self.height) if self._turned_axis == 1 else (-1, 0, self.width, 0, 1, 0)
+        turned = type(transform)(*sides)
+        if self.ground_points is None:
+            self.transform *= turned
+        else:
+            self.ground_points = turn_points(self.ground_points[0], turned), self.ground_points[1]
+        counted = (
+            "rows count from the file's bottom" if self._turned_axis == 1 else "columns count from the file's right"
+        )
+        self.notes.append(f"{self.name} is stored mirrored: it is turned, and its {counted}")
 
     def _color_table(self) -> np.ndarray | None:
         """uint8 `[values, 4]` of a band of color indices."""
@@ -324,8 +339,9 @@ class Raster:
 
         scale = 1.0 if max_side is None else min(1.0, max_side / max(window.width, window.height))
         size = max(1, round(window.height * scale)), max(1, round(window.width * scale))
-        row = self.height - window.row - window.height if self._is_turned else window.row
-        place = Place(window.column, row, window.width, window.height)  # type: ignore[call-arg]
+        row = self.height - window.row - window.height if self._turned_axis == 1 else window.row
+        column = self.width - window.column - window.width if self._turned_axis == 2 else window.column
+        place = Place(column, row, window.width, window.height)  # type: ignore[call-arg]
         resampling = Resampling.average if average and scale < 1 and self._palette is None else Resampling.nearest
         values, masks = [], []
         for file, bands in itertools.groupby(self._chosen, lambda band: band.file):  # what one file has together
@@ -337,8 +353,8 @@ class Raster:
                 masks.append(dataset.read_masks(indexes, **arguments) > 0)
         pixels = np.concatenate(values)
         valid = np.concatenate(masks) & np.isfinite(pixels)
-        if self._is_turned:
-            pixels, valid = pixels[:, ::-1], valid[:, ::-1]
+        if self._turned_axis:
+            pixels, valid = np.flip(pixels, self._turned_axis), np.flip(valid, self._turned_axis)
         return (pixels, valid) if self._radar is None else self._radar(pixels, valid)
 
     def _colors(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -18,9 +18,8 @@ from urllib.request import url2pathname
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
-from .files import is_gdal_path, is_remote
+from .files import EXTRA, is_gdal_path, is_remote
 from .radar import find_pair
-from .raster import EXTRA
 
 
 VISUAL = "visual"

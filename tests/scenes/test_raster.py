@@ -11,8 +11,10 @@ import rasterio
 from rasterio.control import GroundControlPoint
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
+from shapely.geometry import shape
 
 from modeling_rsmoe import RSMoEError
+from modeling_rsmoe.scenes.footprint import footprint
 from modeling_rsmoe.scenes.grid import Window
 from modeling_rsmoe.scenes.raster import open_raster
 from tests.scenes.rasters import UTM, noise, patch_tags, write_raster
@@ -196,17 +198,31 @@ def test_a_note_of_ground_control_points(tmp_path: Path) -> None:
         assert raster.notes == [f"{path} has no geotransform: its tiles are placed by its 4 ground control points"]
 
 
-def test_a_raster_whose_rows_run_north(tmp_path: Path) -> None:
-    """It is shown, cut and placed as the same raster stored from the top."""
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("placed", ["transform", "points"])
+def test_a_raster_that_is_stored_mirrored(tmp_path: Path, axis: int, placed: str) -> None:
+    """It is shown, cut and placed as the same raster stored from the north-west."""
     values = noise(3, 30, 40, "uint8", 255)
     values[:, :9] = 0
-    down = UTM["transform"] @ Affine(1, 0, 0, 0, -1, 30)
-    turned = write_raster(tmp_path / "a.tif", values[:, ::-1], crs=UTM["crs"], transform=down, nodata=0)
-    with open_raster(turned) as one, open_raster(write_raster(tmp_path / "b.tif", values, **UTM, nodata=0)) as other:
-        assert one.transform == other.transform and "stored upside down" in one.notes[0] and not other.notes
-        for window in (None, Window(4, 5, 20, 10)):
+    turn = Affine(1, 0, 0, 0, -1, 30) if axis == 1 else Affine(-1, 0, 40, 0, 1, 0)
+
+    def place(transform: Affine) -> dict:
+        if placed == "transform":
+            return {"transform": transform, "crs": UTM["crs"]}
+        corners = [(column, row) for column in (0, 20, 40) for row in (0, 15, 30)]
+        points = [GroundControlPoint(row, column, *(transform @ (column, row))) for column, row in corners]
+        return {"gcps": points, "crs": UTM["crs"]}
+
+    stored = np.flip(values, axis)
+    turned = write_raster(tmp_path / "a.tif", stored, nodata=0, **place(UTM["transform"] @ turn))
+    straight = write_raster(tmp_path / "b.tif", values, nodata=0, **place(UTM["transform"]))
+    with open_raster(turned) as one, open_raster(straight) as other:
+        assert "stored mirrored" in one.notes[-1] and not any("mirrored" in note for note in other.notes)
+        for window in (Window(0, 0, 40, 30), Window(4, 5, 20, 10)):
             mine, theirs = one.read(window), other.read(window)
             assert mine.image == theirs.image and (mine.valid == theirs.valid).all()
+            found, expected = shape(footprint(one, window)), shape(footprint(other, window))
+            assert found.symmetric_difference(expected).area < 1e-3 * expected.area
 
 
 def test_the_raster_in_a_zip(tmp_path: Path) -> None:
