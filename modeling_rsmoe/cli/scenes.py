@@ -45,7 +45,7 @@ BandsOption = Annotated[
     str | None,
     typer.Option(
         metavar="BANDS",
-        help="One band, or three as red,green,blue, by number or description: 4,3,2.",
+        help="One band, three as red,green,blue, or a radar's two, by number or name: 4,3,2.",
         show_default="red, green and blue",
     ),
 ]

@@ -1,7 +1,8 @@
-"""The bands of a raster and the choice of the one or three that are shown.
+"""The bands of a raster and the choice of those that are shown: one, three, or two of a radar (`radar`).
 
 [our decision] Those that are asked for, by number, description or color interpretation; else those that the file calls
-red, green and blue; else the only one, or the three there are, without alpha; of more, a choice is asked for.
+red, green and blue, or VV and VH (HH and HV); else the only one, or the three there are, without alpha; of two without
+such names the first, and of more a choice is asked for.
 """
 
 from collections.abc import Sequence
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors_rsmoe import RSMoEError
+from .radar import RadarRendering, find_pair
 
 
+CHOICE = "choose one, three for red, green and blue, or a radar's two (VV,VH)"
 _RED_GREEN_BLUE = ("red", "green", "blue")
 _MAX_LISTED = 16
 
@@ -38,44 +41,70 @@ def bands_of(datasets: Sequence[Any]) -> list[Band]:
 
 
 def parse_bands(text: str) -> tuple[int | str, ...]:
-    """`4,3,2` or `red,green,blue` as numbers and names; an error if one is empty, or there are not one or three."""
+    """`4,3,2` or `red,green,blue` as numbers and names; an error if one is empty, or there are more than three."""
     names = [name.strip() for name in text.split(",")]
-    if not all(names) or len(names) not in (1, 3):
-        raise RSMoEError(
-            f"--bands {text!r}: choose one band, or three for red, green and blue, for example --bands 4,3,2"
-        )
+    if not all(names) or len(names) > 3:
+        raise RSMoEError(f"--bands {text!r}: {CHOICE}, for example --bands 4,3,2")
     return tuple(int(name) if name.isdecimal() else name for name in names)
 
 
-def choose_bands(raster: str, bands: Sequence[Band], chosen: Sequence[int | str] | None) -> tuple[int, ...]:
-    """Numbers, from 1, of the one or three bands that are shown.
+def choose_bands(
+    raster: str, bands: Sequence[Band], chosen: Sequence[int | str | tuple[int, int]] | None
+) -> tuple[int, ...]:
+    """Numbers, from 1, of the one to three bands that are shown.
 
     Args:
         raster: its name, for errors.
         bands: all it has (`bands_of`).
-        chosen: numbers, descriptions or colors; None leaves the choice to the file.
+        chosen: numbers, descriptions or colors, or a file's number (from 0) and the band's number there (from 1); None
+            leaves the choice to the raster.
 
     Raises:
-        RSMoEError: no such band, not one or three, or no choice where one is needed.
+        RSMoEError: no such band, none or more than three, or no choice where one is needed.
     """
     if chosen is not None:
-        if len(chosen) not in (1, 3):
-            raise RSMoEError(f"{len(chosen)} bands were chosen: choose one, or three for red, green and blue")
+        if not 1 <= len(chosen) <= 3:
+            raise RSMoEError(f"{len(chosen)} bands were chosen: {CHOICE}")
         return tuple(_find(raster, bands, band) for band in chosen)
+    descriptions, colors = _names(bands)
     # Descriptions first: GDAL calls the bands of many files red, green and blue by their order alone.
-    for names in _names(bands):
-        if all(names.count(color) == 1 for color in _RED_GREEN_BLUE):
-            return tuple(names.index(color) + 1 for color in _RED_GREEN_BLUE)
+    if all(descriptions.count(color) == 1 for color in _RED_GREEN_BLUE):
+        return tuple(descriptions.index(color) + 1 for color in _RED_GREEN_BLUE)
+    if pair := find_pair(descriptions):
+        return pair[0] + 1, pair[1] + 1
+    if all(colors.count(color) == 1 for color in _RED_GREEN_BLUE):
+        return tuple(colors.index(color) + 1 for color in _RED_GREEN_BLUE)
     shown = [number for number, band in enumerate(bands, start=1) if band.color != "alpha"]
     if len(shown) in (1, 3):
         return tuple(shown)
+    if len(shown) == 2:
+        return (shown[0],)
     raise RSMoEError(
-        f"{raster} has {len(shown)} bands ({_listed(bands)}): choose one, or three for red, green and blue, with "
-        "--bands, for example --bands 3,2,1"
+        f"{raster} has {len(shown)} bands ({_listed(bands)}): {CHOICE}, with --bands, for example --bands 3,2,1 where "
+        "blue comes first, as from most satellites, or --bands 1,2,3, as of most aerial images"
     )
 
 
-def _find(raster: str, bands: Sequence[Band], band: int | str) -> int:
+def describe_choice(
+    raster: str, bands: Sequence[Band], numbers: Sequence[int], is_default: bool, radar: RadarRendering | None
+) -> str | None:
+    """A sentence where more is done than to show one or three bands, or the first of two is shown by default."""
+    names = [bands[number - 1].description or f"band {number}" for number in numbers]
+    unit = ", in decibels" if radar and radar.to_db else ""
+    if len(numbers) == 2:
+        return f"{raster} is shown as {names[0]} in red, {names[1]} in green and their ratio in blue{unit}"
+    if is_default and len(numbers) == 1 and sum(band.color != "alpha" for band in bands) == 2:
+        others = "--bands 2 shows the other, --bands 1,2 both with their ratio, as is usual for radar"
+        return f"{raster} has 2 bands without names; the first is shown{unit}: {others}"
+    return f"{raster} is shown as {names[0]}{unit}" if unit and len(numbers) == 1 else None
+
+
+def _find(raster: str, bands: Sequence[Band], band: int | str | tuple[int, int]) -> int:
+    if isinstance(band, tuple):
+        for number, one in enumerate(bands, start=1):
+            if (one.file, one.number) == band:
+                return number
+        raise RSMoEError(f"{raster} has no band {band[1]} in its file {band[0] + 1}; it has {_listed(bands)}")
     text = str(band).strip().lower()
     for names in ([str(number + 1) for number in range(len(bands))], *_names(bands)):
         if names.count(text) == 1:

@@ -4,8 +4,8 @@ The format is found by the file's first bytes, so that text which GDAL would tak
 requests to servers, is not followed because of a raster's name.
 
 [our decision] By itself an input is a scene if it is a STAC document, a path of GDAL's (`/vsi...`, `s3://...`), a
-`.vrt`, `.img` or `.ntf`, or a TIFF that is no single image: georeferenced and larger than a tile, of other than 1, 3
-or 4 bands, or over Pillow's limit of pixels. Everything else is an image.
+`.vrt`, `.img`, `.ntf` or `.zip`, or a TIFF that is no single image: georeferenced and larger than a tile, of other
+than 1, 3 or 4 bands, or over Pillow's limit of pixels. Everything else is an image.
 """
 
 import re
@@ -19,6 +19,7 @@ from ..utils.tiff import TIFF_MAGIC
 from .grid import TILE
 
 
+EXTRA = "geo"  # what reads rasters and STAC items
 KINDS = "GeoTIFF, JPEG 2000, PNG, JPEG, WebP, Erdas Imagine, NITF or, by its name, .vrt"
 _MAGIC = {
     **dict.fromkeys(TIFF_MAGIC, "GTiff"),
@@ -37,7 +38,7 @@ _REMOTE = re.compile(
 )
 _SCHEME = re.compile(r"/vsi|[a-zA-Z][a-zA-Z0-9+.]+://")
 _ARCHIVES = {"zip", "tar", "gzip", "7z", "rar"}  # /vsizip/ ...
-_SCENE_SUFFIXES = (".vrt", ".img", ".ntf")
+_SCENE_SUFFIXES = (".vrt", ".img", ".ntf", ".zip")
 _WIDTH, _HEIGHT, _SAMPLES_PER_PIXEL, _GEO_KEYS = 256, 257, 277, 34735  # TIFF tags
 
 

@@ -5,7 +5,8 @@ counts, settings): GeoJSON under the member `rsmoe`, GeoPackage as the layer `sc
 under `rsmoe`, JSON lines as lines without `tile` after the tiles. In GeoJSON every tile has a `style` for web maps.
 
 [our decision] GeoJSON and JSON lines hold footprints in WGS84 (null for a raster that is not placed on the earth).
-GeoPackage and Parquet hold exact outlines in the rasters' own coordinate system, if all scenes share one, else WGS84.
+GeoPackage and Parquet hold exact outlines in the rasters' own coordinate system, if all scenes share one, else WGS84
+(also of rasters that ground control points place).
 """
 
 import json
@@ -18,9 +19,10 @@ from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
 from ..utils.files import whole_file
 from .change_result import ChangeResult
+from .files import EXTRA
 from .footprint import footprint, outline
 from .grid import Window
-from .raster import EXTRA, Raster
+from .raster import Raster
 from .result import SceneResult, SceneTask
 from .style import legend, tile_style
 
@@ -176,7 +178,8 @@ def _frame(results: Sequence[Result], rows: list[dict[str, Any]], windows: Seque
     geopandas, shapely = require("geopandas", EXTRA), require("shapely.geometry", EXTRA)
     rasters = [result.raster for result in results]
     systems = {raster.crs.to_wkt() if raster.crs is not None else None for raster in rasters}
-    if len(systems) == 1 and len({raster.transform is None for raster in rasters}) == 1:
+    by_points = any(raster.ground_points for raster in rasters)
+    if not by_points and len(systems) == 1 and len({raster.transform is None for raster in rasters}) == 1:
         system = rasters[0].crs if rasters[0].transform is not None else None
         shapes = [outline(result.raster, window) for result, window in windows]
     else:

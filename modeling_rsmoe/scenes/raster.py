@@ -25,9 +25,12 @@ import numpy as np
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
-from .bands import bands_of, choose_bands
-from .files import driver_of, is_gdal_path, is_remote
+from .archives import in_zip
+from .bands import bands_of, choose_bands, describe_choice
+from .files import EXTRA, driver_of, is_gdal_path, is_remote
 from .grid import MIN_SIDE, Window
+from .ground_points import approximate_transform, turn_points
+from .radar import RadarRendering, polarization
 from .sources import OFFLINE, SourceCheck
 from .stretch import Stretch, percentile_stretch
 
@@ -35,7 +38,6 @@ from .stretch import Stretch, percentile_stretch
 if TYPE_CHECKING:
     from PIL import Image
 
-EXTRA = "geo"
 MAX_BLOCK_BYTES = 256 * 2**20
 # GDAL keeps unpacked blocks up to 5 % of the machine's memory; it reads this limit (MB) once, at its first block, and
 # an option of a rasterio.Env does not hold between reads.
@@ -62,7 +64,7 @@ class RasterImage:
 
 def open_raster(
     path: str | os.PathLike | Sequence[str],
-    bands: Sequence[int | str] | None = None,
+    bands: Sequence[int | str | tuple[int, int]] | None = None,
     name: str | None = None,
     remote: bool = False,
 ) -> "Raster":
@@ -70,8 +72,9 @@ def open_raster(
 
     Args:
         path: a file, whatever rasterio reads (`/vsizip/...`, `s3://...`, `https://...`), or several of the same grid
-            whose bands are stacked in this order. Of a `file://` URL the file.
-        bands: one (gray) or three (red, green, blue), by number from 1, or by description or color interpretation.
+            whose bands are stacked in this order. Of a `file://` URL the file, of a `.zip` the one raster in it.
+        bands: one (gray), three (red, green, blue) or two (of a radar: red, green and their ratio), by number from 1,
+            by description or color interpretation, or as the file's number from 0 and the band's number there.
         name: what errors and results call it; by default its path.
         remote: whether a local file may name files on a network, or what else GDAL opens (`sources`). Else a network
             is used only for a path that names one.
@@ -81,12 +84,12 @@ def open_raster(
 
     Raises:
         RSMoEError: no such file, no raster, truncated or lying about its size, complex values, no data, too small,
-            blocks too large, no such band, more than three bands and no choice, or a file that names others which
-            may not be opened.
+            blocks too large, no such band, more than three bands and no choice, a file that names others which
+            may not be opened, or a `.zip` of several rasters.
     """
     paths = [os.fspath(path)] if isinstance(path, (str, os.PathLike)) else list(path)
     paths = [url2pathname(urlsplit(path).path) if path.startswith("file://") else path for path in paths]
-    raster = Raster(paths, name or paths[0], remote)
+    raster = Raster([in_zip(path) for path in paths], name or paths[0], remote)
     try:
         raster._prepare(bands)
     except Exception as error:  # outside of a read: a color interpretation that GDAL does not know, for example
@@ -105,11 +108,13 @@ class Raster:
         paths: of its files.
         width: in pixels.
         height: in pixels.
-        bands: numbers (from 1) of the one or three chosen bands.
+        bands: numbers (from 1) of the chosen bands; two are shown with their ratio.
         band_names: their descriptions, "" where the file has none.
-        dtype: numpy's, of the chosen bands.
+        dtype: numpy's, of the chosen bands as they are shown.
         crs: rasterio's CRS, or None.
-        transform: affine, from pixels to `crs`; None if the file has none that can be used.
+        transform: affine, from pixels to `crs`; None if the file has none that can be used. A raster that is stored
+            mirrored is turned: then pixels are counted from the other side, here and everywhere.
+        ground_points: where there is no transform: rasterio's ground control points and their coordinate system.
         stretch: how values become 8 bits; None for 8-bit bands.
         notes: what the user should know, such as a missing coordinate system; one sentence each.
     """
@@ -126,6 +131,8 @@ class Raster:
         self._opened: list[Any] = []
         self._warnings = _Warnings()
         self._palette: np.ndarray | None = None
+        self._radar: RadarRendering | None = None
+        self._turned_axis = 0  # of [bands, H, W]: 1 if rows are read from the bottom, 2 if columns from the right
         self.stretch: Stretch | None = None
 
     def __enter__(self) -> Self:
@@ -174,7 +181,7 @@ class Raster:
                 self._opened = [self._rasterio.open(path, driver=driver_of(path)) for path in self.paths]
         return self._opened
 
-    def _prepare(self, bands: Sequence[int | str] | None) -> None:
+    def _prepare(self, bands: Sequence[int | str | tuple[int, int]] | None) -> None:
         if not self._remote:
             with self._gdal("be opened"):
                 check = SourceCheck(self._rasterio.open)
@@ -195,11 +202,20 @@ class Raster:
             raise RSMoEError(f"{problem}: write their amplitude to a file first")
         self.dtype = np.result_type(*dtypes)
         self._palette = self._color_table()
+        self._prepare_radar()
+        if note := describe_choice(self.name, all_bands, self.bands, bands is None, self._radar):
+            self.notes.append(note)
         self._read(Window(self.width - 1, self.height - 1, 1, 1))  # a header may promise more than there is
         if not self._is_8_bit():
             self.stretch = percentile_stretch(self._sample(), self.dtype)
         elif self._has_masks():
             self._sample()  # a scene without any data is refused now
+
+    def _prepare_radar(self) -> None:
+        """How radar bands are shown: polarizations by their names, or any two bands that were chosen."""
+        if len(self.bands) == 2 or all(map(polarization, self.band_names)):
+            self._radar = RadarRendering.of(self._sample())
+            self.dtype = np.dtype(np.float32)
 
     def _check(self, path: str, dataset: Any) -> None:
         width, height = dataset.width, dataset.height
@@ -247,7 +263,7 @@ class Raster:
                 raise _damaged(path, f"its header says {dataset.width} x {dataset.height} px, {data}")
 
     def _locate(self, dataset: Any) -> None:
-        """`crs` and `transform`, with a note if either cannot be used."""
+        """`crs`, `transform` and `ground_points`, with a note if the raster is not placed by the first two."""
         try:
             self.crs = dataset.crs or None
         except self._rasterio.errors.CRSError:
@@ -255,6 +271,14 @@ class Raster:
         transform = dataset.transform
         is_usable = all(map(math.isfinite, transform)) and transform.determinant != 0 and not transform.is_identity
         self.transform = transform if is_usable else None
+        self.ground_points = None if is_usable or not dataset.gcps[1] or len(dataset.gcps[0]) < 3 else dataset.gcps
+        if self.ground_points:
+            points = f"{len(self.ground_points[0])} ground control points"
+            self.notes.append(f"{self.name} has no geotransform: its tiles are placed by its {points}")
+            self._turn(approximate_transform(*self.ground_points))
+            return
+        if is_usable and self.crs is not None:
+            self._turn(transform)
         if is_usable and self.crs is not None:
             return
         problem, remedy = "no coordinate system" if is_usable else "no geotransform", "gdal_edit.py can add it"
@@ -262,6 +286,22 @@ class Raster:
             points = "ground control points" if dataset.gcps[0] else "rational polynomials (RPC)"
             problem, remedy = f"{points} but no geotransform", "gdalwarp puts it on a map"
         self.notes.append(f"{self.name} has {problem}: its tiles are not placed on the earth ({remedy})")
+
+    def _turn(self, transform: Any) -> None:
+        """Of what is stored mirrored, the rows are read from the bottom if they run north, else the columns."""
+        if transform is None or transform.determinant <= 0:
+            return
+        self._turned_axis = 1 if transform.e > 0 else 2
+        sides = (1, 0, 0, 0, -1, self.height) if self._turned_axis == 1 else (-1, 0, self.width, 0, 1, 0)
+        turned = type(transform)(*sides)
+        if self.ground_points is None:
+            self.transform *= turned
+        else:
+            self.ground_points = turn_points(self.ground_points[0], turned), self.ground_points[1]
+        counted = (
+            "rows count from the file's bottom" if self._turned_axis == 1 else "columns count from the file's right"
+        )
+        self.notes.append(f"{self.name} is stored mirrored: it is turned, and its {counted}")
 
     def _color_table(self) -> np.ndarray | None:
         """uint8 `[values, 4]` of a band of color indices."""
@@ -299,7 +339,9 @@ class Raster:
 
         scale = 1.0 if max_side is None else min(1.0, max_side / max(window.width, window.height))
         size = max(1, round(window.height * scale)), max(1, round(window.width * scale))
-        place = Place(window.column, window.row, window.width, window.height)  # type: ignore[call-arg]
+        row = self.height - window.row - window.height if self._turned_axis == 1 else window.row
+        column = self.width - window.column - window.width if self._turned_axis == 2 else window.column
+        place = Place(column, row, window.width, window.height)  # type: ignore[call-arg]
         resampling = Resampling.average if average and scale < 1 and self._palette is None else Resampling.nearest
         values, masks = [], []
         for file, bands in itertools.groupby(self._chosen, lambda band: band.file):  # what one file has together
@@ -310,7 +352,10 @@ class Raster:
                 values.append(dataset.read(indexes, **arguments))
                 masks.append(dataset.read_masks(indexes, **arguments) > 0)
         pixels = np.concatenate(values)
-        return pixels, np.concatenate(masks) & np.isfinite(pixels)
+        valid = np.concatenate(masks) & np.isfinite(pixels)
+        if self._turned_axis:
+            pixels, valid = np.flip(pixels, self._turned_axis), np.flip(valid, self._turned_axis)
+        return (pixels, valid) if self._radar is None else self._radar(pixels, valid)
 
     def _colors(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """uint8 `[3, H, W]`."""

@@ -1,23 +1,25 @@
 """STAC items and item collections as lists of rasters. Reads their JSON with pystac; opens no raster.
 
-[our decision] Of an item's assets the one is taken that is named; else the bands that are asked for, if they are all
-names of assets (one file a band); else the asset `visual`, one with the role "visual", or the only raster. Relative
-names are relative to where the JSON lies, not to its link to itself. A local item may name files on a network: they
-are read only with `remote`, so that a file cannot cause requests by itself.
+[our decision] Of an item's assets the one is taken that is named; else those of the bands that are asked for, by the
+assets' names or by names and common names of their bands (`bands`, `eo:bands`), an asset with fewer bands first; else
+the asset `visual`, one with the role "visual", the only raster, or a radar's pair (`vv` and `vh`). Relative names are
+relative to where the JSON lies, not to its link to itself. A local item may name files on a network: they are read
+only with `remote`, so that a file cannot cause requests by itself.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
-from .files import is_remote
-from .raster import EXTRA
+from .files import EXTRA, is_gdal_path, is_remote
+from .radar import find_pair
 
 
 VISUAL = "visual"
@@ -33,7 +35,7 @@ class Scene:
 
     name: str
     paths: tuple[str, ...]
-    bands: Sequence[int | str] | None
+    bands: Sequence[int | str | tuple[int, int]] | None
 
 
 def find_scenes(
@@ -43,13 +45,13 @@ def find_scenes(
 
     Args:
         path: of the JSON; a URL is fetched, because it was named.
-        bands: names of assets, or what `open_raster` takes.
+        bands: names of assets or of their bands, or what `open_raster` takes.
         asset: the asset to take from every item.
         remote: whether assets of a local document may be read over a network.
 
     Raises:
-        RSMoEError: no STAC item or collection of items, no such asset, several rasters and no choice, or a remote
-            asset without `remote`.
+        RSMoEError: no STAC item or collection of items, no such asset or band, several rasters and no choice, an
+            asset's file that is not there, or a remote asset without `remote`.
     """
     pystac = require("pystac", EXTRA)
     remote = remote or is_remote(path)
@@ -98,32 +100,98 @@ def _items(pystac: Any, path: str, content: dict[str, Any]) -> list[Any]:
 
 
 def _scene(item: Any, path: str, bands: Sequence[int | str] | None, asset: str | None, remote: bool) -> Scene:
+    keys, shown = _choice(item, path, bands, asset)
+    hrefs = tuple(_href(item, key, path, remote) for key in keys)
+    return Scene(f"{item.id}", hrefs, shown)
+
+
+def _choice(
+    item: Any, path: str, bands: Sequence[int | str] | None, asset: str | None
+) -> tuple[list[str], Sequence[int | str | tuple[int, int]] | None]:
+    """The assets to stack, and which of their bands."""
     names = [str(band) for band in bands or ()]
     if asset is not None:
+        if asset not in item.assets:
+            raise RSMoEError(f"item {item.id} of {path} has no asset {asset!r}; it has {', '.join(item.assets)}")
         keys = [asset]
     elif names and all(name in item.assets for name in names):
-        keys, bands = names, None
+        return names, None
     else:
-        keys = [_default_asset(item)]
-    for key in keys:
-        if key not in item.assets:
-            raise RSMoEError(f"item {item.id} of {path} has no asset {key!r}; it has {', '.join(item.assets)}")
-    hrefs = tuple(_href(item, key, path, remote) for key in keys)
-    return Scene(f"{item.id}", hrefs, bands)
+        keys = [key for key, one in item.assets.items() if _is_raster(one)]
+    declared = {(key, number): names_ for key in keys for number, names_ in enumerate(_band_names(item, key), start=1)}
+    found = [_find(item, path, name, declared) for name in names]
+    if not any(found):  # numbers, or names that only the file knows
+        if asset is None:
+            keys, pair = _default_assets(item, path)
+            return keys, bands or pair
+        return keys, bands
+    if None in found:
+        raise RSMoEError(
+            f"item {item.id} of {path} has no band {names[found.index(None)]!r}; it has {_listed(declared)}"
+        )
+    places = [place for place in found if place is not None]
+    keys = list(dict.fromkeys(key for key, _ in places))
+    return keys, [(keys.index(key), number) for key, number in places]
 
 
-def _default_asset(item: Any) -> str:
+def _band_names(item: Any, key: str) -> list[list[str]]:
+    """What each band of an asset is called, lower case: its own name last."""
+    fields = item.assets[key].extra_fields
+    listed: list[Any] = next(
+        (fields[name] for name in ("bands", "eo:bands") if isinstance(fields.get(name), list)), []
+    )
+    bands = [band if isinstance(band, dict) else {} for band in listed] or [fields]  # one band may go without a list
+    names = [[band.get(name) for name in ("eo:common_name", "common_name", "name")] for band in bands]
+    if len(bands) == 1:
+        names[0].append(key)
+    return [[name.lower() for name in one if isinstance(name, str)] for one in names]
+
+
+def _find(item: Any, path: str, name: str, declared: dict[tuple[str, int], list[str]]) -> tuple[str, int] | None:
+    """The asset and number of a band; of several the one in the asset with the fewest bands."""
+    found = [place for place, names in declared.items() if name.lower() in names]
+    sizes = [sum(key == place[0] for key, _ in declared) for place in found]
+    nearest = [place for place, size in zip(found, sizes, strict=True) if size == min(sizes)]
+    if len(nearest) > 1:
+        places = ", ".join(f"{number} of asset {key}" for key, number in nearest)
+        raise RSMoEError(
+            f"item {item.id} of {path} has several bands {name!r} ({places}): name an asset of one band in its place, "
+            f"or the asset of all, for example --asset {nearest[0][0]}"
+        )
+    return nearest[0] if nearest else None
+
+
+def _listed(declared: dict[tuple[str, int], list[str]]) -> str:
+    names = dict.fromkeys(names[0] for names in declared.values() if names)
+    return ", ".join(list(names)[:16]) + (", ..." if len(names) > 16 else "")
+
+
+def _default_assets(item: Any, path: str) -> tuple[list[str], list[int | str | tuple[int, int]] | None]:
+    """The asset that is shown without a choice; or the two of a radar, and which of their bands."""
     if VISUAL in item.assets:
-        return VISUAL
+        return [VISUAL], None
     rasters = {key: asset for key, asset in item.assets.items() if _is_raster(asset)}
     visual = [key for key, asset in rasters.items() if VISUAL in (asset.roles or ())]
     for keys in (visual, list(rasters)):
         if len(keys) == 1:
-            return keys[0]
+            return keys, None
+    if pair := find_pair(list(rasters)):
+        return [list(rasters)[place] for place in pair], [(0, 1), (1, 1)]
     raise RSMoEError(
-        f"item {item.id} has {len(rasters)} rasters ({', '.join(rasters) or 'none'}) and none called {VISUAL!r}: name "
-        "one with --asset, or three as --bands, for example --bands red,green,blue"
+        f"item {item.id} of {path} has {len(rasters)} rasters ({', '.join(rasters) or 'none'}) and none called "
+        f"{VISUAL!r}{_example(item, list(rasters))}"
     )
+
+
+def _example(item: Any, rasters: list[str]) -> str:
+    """What may be asked for instead, by names that the item has."""
+    if not rasters:
+        return ": give another item"
+    known = {name for key in rasters for names in _band_names(item, key) for name in names}
+    colors = [color for color in ("red", "green", "blue") if color in known]
+    names = colors if len(colors) == 3 else rasters[:3]
+    example = f": name one, for example --asset {rasters[0]}"
+    return example + (f", or three bands, for example --bands {','.join(names)}" if len(names) == 3 else "")
 
 
 def _is_raster(asset: Any) -> bool:
@@ -134,11 +202,17 @@ def _is_raster(asset: Any) -> bool:
 
 
 def _href(item: Any, key: str, path: str, remote: bool) -> str:
-    href = item.assets[key].get_absolute_href() or item.assets[key].href
+    asset = item.assets[key]
+    href = asset.get_absolute_href() or asset.href
     if href.startswith("file://"):
         href = url2pathname(urlsplit(href).path)
+    elif not is_gdal_path(href) and not os.path.exists(href):  # a file's name may hold a % of its own
+        asset.href = unquote(asset.href)
+        href = asset.get_absolute_href() or asset.href
     if is_remote(href) and not remote:
         raise RSMoEError(
             f"asset {key!r} of item {item.id} in {path} is {href}, which is read over a network: allow it by --remote"
         )
+    if not is_gdal_path(href) and not os.path.exists(href):
+        raise RSMoEError(f"asset {key!r} of item {item.id} in {path} is {href}, which is not there: check the item")
     return href

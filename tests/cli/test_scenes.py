@@ -50,6 +50,7 @@ def test_which_inputs_are_scenes(tmp_path: Path) -> None:
         "s3://bucket/a.png",
         "item.json",
         "mosaic.vrt",
+        "scene.zip",
     ]
     assert scenes.split([*images, *found], scenes.SceneOptions()) == (images, found)
     assert scenes.split(images, scenes.SceneOptions(tile=100)) == ([], images)
@@ -170,7 +171,7 @@ def test_a_full_disk(scene: Path, checkpoint: Path, tmp_path: Path, monkeypatch:
     [
         (("--tile", 0), "a tile of 0 px shows nothing: --tile takes at least 8"),
         (("--overlap", 512), "an overlap of 512 px does not fit tiles of 512 px"),
-        (("--bands", "1,2"), "--bands '1,2': choose one band, or three"),
+        (("--bands", "1,2,3,1"), "--bands '1,2,3,1': choose one, three for red, green and blue, or a radar's two"),
         (("--bands", "7"), "has no band '7'; it has 1 red, 2 green, 3 blue"),
         (("--output", "out.shp"), "out.shp ends in none of .geojson, .gpkg, .parquet, .jsonl"),
     ],

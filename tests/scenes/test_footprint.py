@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.transform import Affine, from_origin
 from shapely.geometry import Point, shape
@@ -17,7 +18,7 @@ WHOLE = Window(0, 0, 100, 100)
 
 
 def raster(crs: str | None, transform: Affine | None) -> Any:
-    return SimpleNamespace(crs=None if crs is None else CRS.from_string(crs), transform=transform)
+    return SimpleNamespace(crs=None if crs is None else CRS.from_string(crs), transform=transform, ground_points=None)
 
 
 def rings(geometry: dict[str, Any]) -> list[list[list[float]]]:
@@ -83,6 +84,58 @@ def test_what_is_not_on_the_earth_has_no_footprint() -> None:
     for place in [(None, None), ("EPSG:32633", None), (None, from_origin(0, 0, 1, 1))]:
         assert footprint(raster(*place), WHOLE) is None
     assert footprint(raster("EPSG:32618", from_origin(5e9, 4e9, 10, 10)), WHOLE) is None  # nowhere in its projection
+
+
+class Hashable(SimpleNamespace):
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+def by_points(crs: str, transform: Affine, side: int = 100, step: int = 25) -> Any:
+    """A raster that ground control points place where `transform` would."""
+    places = [(column, row) for row in range(0, side + 1, step) for column in range(0, side + 1, step)]
+    points = [GroundControlPoint(row, column, *(transform @ (column, row))) for column, row in places]
+    return Hashable(crs=None, transform=None, ground_points=(points, CRS.from_string(crs)))
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:4326", from_origin(7, 50, 0.01, 0.02)),
+        ("EPSG:4326", Affine(0.01, 0.003, 7, 0.002, -0.01, 50)),  # as an orbit lies
+        ("EPSG:32633", rotated(30)),
+        PLACES["antimeridian"],
+        PLACES["north pole"],
+        PLACES["south pole"],
+    ],
+)
+def test_ground_control_points_place_a_raster(crs: str, transform: Affine) -> None:
+    for window in (WHOLE, Window(10, 20, 30, 40)):
+        exact, found = (footprint(one, window) for one in (raster(crs, transform), by_points(crs, transform)))
+        assert exact is not None and found is not None and shape(found).is_valid
+        assert exact["type"] == found["type"]
+        assert shape(exact).symmetric_difference(shape(found)).area < 0.01 * shape(exact).area
+
+
+def test_ground_control_points_from_both_sides_of_the_antimeridian() -> None:
+    """Longitudes from 179 to -179 are two degrees, not 358."""
+    placed = by_points("EPSG:4326", from_origin(179, 10, 0.02, 0.02))
+    for point in placed.ground_points[0]:
+        point.x = (point.x + 180) % 360 - 180
+    geometry = footprint(placed, WHOLE)
+    assert geometry is not None and geometry["type"] == "MultiPolygon"
+    assert sorted(part.bounds for part in shape(geometry).geoms) == [
+        pytest.approx((-180, 8, -179, 10), abs=0.01),
+        pytest.approx((179, 8, 180, 10), abs=0.01),
+    ]
+
+
+def test_ground_control_points_that_place_nothing() -> None:
+    for crs, transform in [
+        ("EPSG:4326", Affine(0, 0, 7, 0, 0, 50)),  # all in one place
+        ("EPSG:4326", Affine(0, 0, 7000, 0, 0, 500)),
+        ('LOCAL_CS["a site",UNIT["metre",1]]', from_origin(7, 50, 1, 1)),
+    ]:
+        assert footprint(by_points(crs, transform), WHOLE) is None
 
 
 def test_outlines_are_exact_in_the_raster_s_own_coordinates() -> None:

@@ -2,14 +2,19 @@
 
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+from rasterio.control import GroundControlPoint
 from rasterio.enums import Resampling
+from rasterio.transform import Affine
+from shapely.geometry import shape
 
 from modeling_rsmoe import RSMoEError
+from modeling_rsmoe.scenes.footprint import footprint
 from modeling_rsmoe.scenes.grid import Window
 from modeling_rsmoe.scenes.raster import open_raster
 from tests.scenes.rasters import UTM, noise, patch_tags, write_raster
@@ -156,9 +161,13 @@ def test_which_bands_are_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("count", "bands", "message"),
     [
-        (13, None, "has 13 bands .*choose one, or three for red, green and blue, with --bands"),
-        (2, None, "has 2 bands"),
-        (3, (1, 2), "2 bands were chosen"),
+        (
+            13,
+            None,
+            "has 13 bands .*choose one, three for red, green and blue, or a radar's two .*--bands 1,2,3, as of",
+        ),
+        (4, (1, 2, 3, 4), "4 bands were chosen"),
+        (3, (), "0 bands were chosen"),
         (3, (1, 2, 4), "has no band '4'; it has 1 B1, 2 B2, 3 B3"),
         (3, (0,), "has no band '0'"),
         (3, ("nir",), "has no band 'nir'"),
@@ -168,6 +177,74 @@ def test_a_choice_is_asked_for(tmp_path: Path, count: int, bands: tuple | None, 
     path = write_raster(tmp_path / "a.tif", noise(count, 10, 10), [f"B{number + 1}" for number in range(count)])
     with pytest.raises(RSMoEError, match=message):
         open_raster(path, bands)
+
+
+def test_two_bands_without_names(tmp_path: Path) -> None:
+    values = noise(2, 20, 20, "uint8", 255)
+    path = write_raster(tmp_path / "a.tif", values)
+    with open_raster(path) as raster:
+        assert (np.asarray(raster.read().image) == values[0][..., None]).all()
+        assert "the first is shown: --bands 2 shows the other, --bands 1,2 both with their ratio" in raster.notes[-1]
+    with open_raster(path, bands=(2,)) as raster:
+        assert (np.asarray(raster.read().image) == values[1][..., None]).all() and len(raster.notes) == 1
+    with open_raster(write_raster(tmp_path / "b.tif", values, alpha="yes")) as raster:
+        assert not any("2 bands" in note for note in raster.notes)
+
+
+def test_a_note_of_ground_control_points(tmp_path: Path) -> None:
+    points = [GroundControlPoint(row, column, column, -row) for row in (0, 10) for column in (0, 10)]
+    path = write_raster(tmp_path / "a.tif", noise(1, 10, 10, "uint8", 255), gcps=points, crs="EPSG:4326")
+    with open_raster(path) as raster:
+        assert raster.notes == [f"{path} has no geotransform: its tiles are placed by its 4 ground control points"]
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("placed", ["transform", "points"])
+def test_a_raster_that_is_stored_mirrored(tmp_path: Path, axis: int, placed: str) -> None:
+    """It is shown, cut and placed as the same raster stored from the north-west."""
+    values = noise(3, 30, 40, "uint8", 255)
+    values[:, :9] = 0
+    turn = Affine(1, 0, 0, 0, -1, 30) if axis == 1 else Affine(-1, 0, 40, 0, 1, 0)
+
+    def place(transform: Affine) -> dict:
+        if placed == "transform":
+            return {"transform": transform, "crs": UTM["crs"]}
+        corners = [(column, row) for column in (0, 20, 40) for row in (0, 15, 30)]
+        points = [GroundControlPoint(row, column, *(transform @ (column, row))) for column, row in corners]
+        return {"gcps": points, "crs": UTM["crs"]}
+
+    stored = np.flip(values, axis)
+    turned = write_raster(tmp_path / "a.tif", stored, nodata=0, **place(UTM["transform"] @ turn))
+    straight = write_raster(tmp_path / "b.tif", values, nodata=0, **place(UTM["transform"]))
+    with open_raster(turned) as one, open_raster(straight) as other:
+        assert "stored mirrored" in one.notes[-1] and not any("mirrored" in note for note in other.notes)
+        for window in (Window(0, 0, 40, 30), Window(4, 5, 20, 10)):
+            mine, theirs = one.read(window), other.read(window)
+            assert mine.image == theirs.image and (mine.valid == theirs.valid).all()
+            found, expected = shape(footprint(one, window)), shape(footprint(other, window))
+            assert found.symmetric_difference(expected).area < 1e-3 * expected.area
+
+
+def test_the_raster_in_a_zip(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", noise(1, 20, 30, "uint8", 255), **UTM)
+    with zipfile.ZipFile(tmp_path / "One.ZIP", "w") as archive:
+        archive.write(path, "deep folder/a.tif")
+        archive.writestr("readme.txt", "")
+    with open_raster(tmp_path / "One.ZIP") as raster, open_raster(path) as unpacked:
+        assert raster.name == f"{tmp_path}/One.ZIP" and raster.read().image == unpacked.read().image
+    for name, members, message in (
+        ("two.zip", ("b.tif", "c.tif"), f"holds 2 rasters: name those that you want, as /vsizip/{tmp_path}/two.zip/b"),
+        ("none.zip", ("a.txt",), "holds no raster"),
+        ("remote.zip", ("vsicurl/http://127.0.0.1/a.tif",), "holds no raster"),
+    ):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for member in members:
+                archive.write(path, member)
+        with pytest.raises(RSMoEError, match=message):
+            open_raster(tmp_path / name)
+    (tmp_path / "text.zip").write_text("no archive")
+    with pytest.raises(RSMoEError, match="is no .zip that can be read"):
+        open_raster(tmp_path / "text.zip")
 
 
 def test_files_of_one_grid_are_stacked(tmp_path: Path) -> None:
@@ -210,7 +287,7 @@ def test_notes_of_rasters_that_are_not_on_the_earth(tmp_path: Path) -> None:
     for options, note in [
         ({}, "has no geotransform"),
         ({"transform": UTM["transform"]}, "has no coordinate system"),
-        ({"gcps": [rasterio.control.GroundControlPoint(0, 0, 1, 1)], "crs": "EPSG:4326"}, "ground control points"),
+        ({"gcps": [GroundControlPoint(0, 0, 1, 1)], "crs": "EPSG:4326"}, "ground control points but no geotransform"),
     ]:
         with open_raster(write_raster(tmp_path / "a.tif", values, **options)) as raster:
             assert len(raster.notes) == 1 and note in raster.notes[0] and "not placed on the earth" in raster.notes[0]
