@@ -14,19 +14,19 @@ import typer
 from rich.panel import Panel
 from rich.text import Text
 
-from ..scenes.bands import parse_bands
 from ..scenes.files import is_scene
 from ..scenes.grid import OVERLAP, TILE, check_tile
 from ..scenes.result import SceneResult, SceneTask
 from ..scenes.summary import Summary
 from ..utils.files import check_outputs, disk_errors
 from ..utils.quiet import quiet_libraries
+from ..utils.rasters.bands import parse_bands
 from . import terminal
 
 
 if TYPE_CHECKING:
     from ..inference import Predictor
-    from ..scenes.raster import Raster
+    from ..utils.rasters.raster import Raster
 
 LEFT_OUT = 1  # exit code: a scene of several could not be described
 _MAX_SHOWN_TILES = 12

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..inference import Prediction
-    from ..scenes.raster import Raster
     from ..scenes.result import SceneResult
     from ..scenes.view import View
+    from ..utils.rasters.raster import Raster
 
 _FEW = 4  # views, whose images may be large
 _SMALL_SIDE = 768  # pixels of the images of more views

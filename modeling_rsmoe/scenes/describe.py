@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..inference.resume import KeyedLog
 from ..utils.progress import Progress, no_progress
+from ..utils.rasters.raster import no_data
 from .grid import Grid, Window
-from .raster import no_data
 
 
 if TYPE_CHECKING:
     from ..inference import Predictor
-    from .raster import Raster, RasterImage
+    from ..utils.rasters.raster import Raster, RasterImage
 
 # A tile with less data than this is skipped, "mostly no data". Of a scene without a tile that has so much, those with
 # at least half as much as its best tile are described [our decision].

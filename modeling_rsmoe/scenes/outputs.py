@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
 from ..utils.files import whole_file
+from ..utils.rasters.raster import EXTRA
 from .footprint import footprint, outline
 from .grid import Window
-from .raster import EXTRA
 from .result import SceneResult
 
 

@@ -11,12 +11,12 @@ from ..inference.checkpoint import revision_of
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 from ..utils.files import only_writer
 from ..utils.progress import Progress, no_progress
+from ..utils.rasters.raster import Raster, open_raster
 from .answers import combine
 from .describe import TileDescriber, tile_log
 from .files import is_stac
 from .grid import OVERLAP, TILE, Grid
 from .outputs import check_format, write
-from .raster import Raster, open_raster
 from .result import SceneResult, SceneTask
 from .stac import Scene, find_scenes
 from .summary import summarize

@@ -16,8 +16,8 @@ from urllib.request import url2pathname
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
-from .files import is_remote
-from .raster import EXTRA
+from ..utils.rasters.drivers import is_remote
+from ..utils.rasters.raster import EXTRA
 
 
 VISUAL = "visual"

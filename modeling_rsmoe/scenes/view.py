@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..inference import Prediction
-    from .raster import Raster
+    from ..utils.rasters.raster import Raster
     from .result import SceneResult
 
 

@@ -14,7 +14,7 @@ from modeling_rsmoe.inference import Prediction, Predictor
 from modeling_rsmoe.inference.resume import KeyedLog
 from modeling_rsmoe.scenes.describe import Tile, TileDescriber, read_side, tile_log
 from modeling_rsmoe.scenes.grid import Grid
-from modeling_rsmoe.scenes.raster import open_raster
+from modeling_rsmoe.utils.rasters.raster import open_raster
 from tests.scenes.rasters import write_raster
 
 

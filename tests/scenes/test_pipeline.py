@@ -12,8 +12,8 @@ from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION
 from modeling_rsmoe.scenes.answers import CombinedAnswer
 from modeling_rsmoe.scenes.describe import log_path
 from modeling_rsmoe.scenes.pipeline import describe_scene, describe_scenes, open_scenes
-from modeling_rsmoe.scenes.raster import open_raster
 from modeling_rsmoe.scenes.result import SceneTask
+from modeling_rsmoe.utils.rasters.raster import open_raster
 from tests.scenes.rasters import UTM, noise, write_raster
 from tests.scenes.test_stac import asset, collection, item, save
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_processor

@@ -11,7 +11,7 @@ from rasterio.enums import Resampling
 
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.scenes.grid import Window
-from modeling_rsmoe.scenes.raster import open_raster
+from modeling_rsmoe.utils.rasters.raster import open_raster
 from tests.scenes.rasters import UTM, noise, patch_tags, write_raster
 
 

@@ -4,7 +4,7 @@ A `.vrt` names other rasters. Files beside a raster (`.ovr`, `.msk`, world files
 may name a file of overviews.
 
 [our decision] Without consent (`--remote`) all of these must be local, regular files, and rasters of the kinds that
-`files.driver_of` knows. Beneath this check `OFFLINE` keeps GDAL from every server.
+`drivers.driver_of` knows. Beneath this check `OFFLINE` keeps GDAL from every server.
 """
 
 import os
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ..errors_rsmoe import RSMoEError
-from ..utils.files import check_input
-from .files import driver_of
+from ...errors_rsmoe import RSMoEError
+from ..files import check_input
+from .drivers import driver_of
 
 
 # Options of GDAL under which /vsicurl/ and its kin open nothing, other requests fail at a proxy that does not exist,

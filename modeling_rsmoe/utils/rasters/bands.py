@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors_rsmoe import RSMoEError
+from ...errors_rsmoe import RSMoEError
 
 
 _RED_GREEN_BLUE = ("red", "green", "blue")

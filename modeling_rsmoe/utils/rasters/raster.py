@@ -23,13 +23,13 @@ from urllib.request import url2pathname
 
 import numpy as np
 
-from ..errors_rsmoe import RSMoEError
-from ..utils.extras import require
+from ...errors_rsmoe import RSMoEError
+from ..extras import require
 from .bands import bands_of, choose_bands
-from .files import driver_of, is_gdal_path, is_remote
-from .grid import MIN_SIDE, Window
+from .drivers import driver_of, is_gdal_path, is_remote
 from .sources import OFFLINE, SourceCheck
 from .stretch import Stretch, percentile_stretch
+from .window import MIN_SIDE, Window
 
 
 if TYPE_CHECKING:
