@@ -26,6 +26,7 @@ def ask(
     tile: scenes.TileOption = None,
     overlap: scenes.OverlapOption = None,
     bands: scenes.BandsOption = None,
+    nodata: scenes.NodataOption = None,
     asset: scenes.AssetOption = None,
     remote: scenes.RemoteOption = False,
     output: scenes.OutputOption = None,
@@ -48,7 +49,7 @@ def ask(
     if not question:
         raise RSMoEError('the question is empty: ask for example "Is there a road?"')
     generation = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model)
-    scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
+    scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite, nodata)
     with terminal.Steps() as steps:
         if not holds_features(image):
             scene_options.check()
@@ -56,8 +57,8 @@ def ask(
             describe_inputs([image], task, generation, dtype, scene_options, no_views, as_json, steps)
         elif scene_options.is_given:
             raise RSMoEError(
-                "--tile, --overlap, --bands, --asset and --output are of scenes; answers about features are printed: "
-                "leave them out, and add --json for programs"
+                "--tile, --overlap, --bands, --nodata, --asset and --output are of scenes; answers about features are "
+                "printed: leave them out, and add --json for programs"
             )
         else:
             collection.ask_features(image, question, generation, dtype, as_json, steps)

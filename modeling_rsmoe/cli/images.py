@@ -32,7 +32,8 @@ def describe_inputs(
 ) -> None:
     """Describe images and scenes, and print and write what was found; the task gets its checkpoint here."""
     names, scene_names = scenes.split(inputs, scene_options)
-    rasters = scenes.open_rasters(scene_names, scene_options, steps)
+    problems: list[str] = []
+    rasters = scenes.open_rasters(scene_names, scene_options, steps, problems)
     views.expect(len(names), rasters, scene_options.sizes())
     kept = check_images(names, generation.batch_size, steps)
     checkpoint = load(generation.model, dtype, progress=steps)
@@ -52,10 +53,10 @@ def describe_inputs(
             texts[task.kind] = prediction.text
             terminal.show(name, prediction, texts, checkpoint.name, as_json, steps)
             views.add_image(name, image, prediction, task.instruction, checkpoint.name)
-    problems: list[str] = []
     if rasters:
         task = replace(task, model=checkpoint.name, revision=checkpoint.revision())
-        results, problems = scenes.describe(rasters, predictor, task, scene_options, generation.batch_size, steps)
+        batch_size = generation.batch_size
+        results = scenes.describe(rasters, predictor, task, scene_options, batch_size, steps, problems)
         scenes.show(results, scene_options.output, as_json, steps)
         views.add_scenes(results, steps)
     views.write(as_json, steps)
@@ -78,6 +79,8 @@ def check_images(images: list[str], batch_size: int, steps: Steps) -> "list[Imag
             steps(f"reading {count_of(len(images), 'image')}", index, len(images) if len(images) > 1 else None)
             try:
                 kept.append(read_image(name))
+                for note in kept[-1].info.get("notes", ()):
+                    steps.note(note)
             except RSMoEError as error:
                 problems.append(str(error))
             if len(images) > batch_size:

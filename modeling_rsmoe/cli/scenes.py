@@ -1,7 +1,7 @@
 """What `caption` and `ask` share about scenes: their options, and how results are shown.
 
 [our decision] An input is a scene, cut into tiles, if an option of scenes is given (`--tile`, `--overlap`, `--bands`,
-`--asset`, `--output`), or by itself (`scenes.files.is_scene`).
+`--nodata`, `--asset`, `--output`), or by itself (`scenes.files.is_scene`).
 """
 
 import json
@@ -46,6 +46,14 @@ BandsOption = Annotated[
         show_default="red, green and blue",
     ),
 ]
+NodataOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="VALUE",
+        help="A value that is no data, beside what the file declares; nan: none.",
+        show_default="what looks like one",
+    ),
+]
 AssetOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="The asset of STAC items.", show_default="visual")
 ]
@@ -72,6 +80,7 @@ class SceneOptions:
     remote: bool = False
     output: Path | None = None
     overwrite: bool = False
+    nodata: float | None = None
 
     @property
     def is_given(self) -> bool:
@@ -81,7 +90,16 @@ class SceneOptions:
     @property
     def cuts(self) -> bool:
         """Whether any of them says how a scene is read."""
-        return any(option is not None for option in (self.tile, self.overlap, self.bands, self.asset))
+        return self.is_of_scenes or self.bands is not None or self.nodata is not None
+
+    @property
+    def is_of_scenes(self) -> bool:
+        """Whether any of them says what folders of images do not know."""
+        return any(option is not None for option in (self.tile, self.overlap, self.asset))
+
+    @property
+    def parsed_bands(self) -> tuple[int | str, ...] | None:
+        return None if self.bands is None else parse_bands(self.bands)
 
     def check(self) -> None:
         """Refuse what can be refused before an input is read."""
@@ -106,15 +124,21 @@ def split(images: Sequence[str], scene_options: SceneOptions) -> tuple[list[str]
     return [image for image in images if image not in scenes], scenes
 
 
-def open_rasters(paths: Sequence[str], scene_options: SceneOptions, steps: terminal.Steps) -> "list[Raster]":
-    """Open and check every raster before a model is loaded, and print what the user should know about it."""
+def open_rasters(
+    paths: Sequence[str], scene_options: SceneOptions, steps: terminal.Steps, problems: list[str]
+) -> "list[Raster]":
+    """Open and check every raster before a model is loaded, and print what the user should know about it. Of a bad one
+    beside good ones `problems` gets a line."""
     if not paths:
         return []
     from ..scenes.pipeline import open_scenes
 
     steps(f"opening {terminal.count_of(len(paths), 'scene')}")
-    bands = None if scene_options.bands is None else parse_bands(scene_options.bands)
-    rasters = open_scenes(paths, *scene_options.sizes(), bands, scene_options.asset, scene_options.remote)
+    bands, asset, remote = scene_options.parsed_bands, scene_options.asset, scene_options.remote
+    sizes, nodata = scene_options.sizes(), scene_options.nodata
+    rasters = open_scenes(paths, *sizes, bands, asset, remote, nodata, problems)
+    for problem in problems:
+        steps.note(f"left out: {problem}")
     for raster in rasters:
         for note in raster.notes:
             steps.note(note)
@@ -128,8 +152,9 @@ def describe(
     scene_options: SceneOptions,
     batch_size: int,
     steps: terminal.Steps,
-) -> tuple[list[SceneResult], list[str]]:
-    """Describe every tile of every raster, and write `--output`. Also returns a line for each raster left out."""
+    problems: list[str],
+) -> list[SceneResult]:
+    """Describe every tile of every raster, and write `--output`; `problems` gets a line for each raster left out."""
     from ..scenes.describe import log_path
     from ..scenes.pipeline import describe_scenes
 
@@ -138,9 +163,8 @@ def describe(
     remedy = f"Finished tiles are kept in {log}: free some space and run the same command to go on."
     try:
         with disk_errors("cannot write", remedy), quiet_libraries():
-            problems: list[str] = []
             sizes = scene_options.sizes()
-            return describe_scenes(rasters, predictor, task, *sizes, output, batch_size, steps, problems), problems
+            return describe_scenes(rasters, predictor, task, *sizes, output, batch_size, steps, problems)
     except KeyboardInterrupt:
         if log is not None and log.exists():
             steps.note(f"finished tiles are kept in {log}: the same command goes on from there")

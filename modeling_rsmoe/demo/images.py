@@ -57,5 +57,5 @@ def _read(file: Path, bands: str) -> tuple["Image.Image", tuple[int, int]]:
     from ..utils.rasters.bands import parse_bands
     from ..utils.rasters.raster import open_raster
 
-    with open_raster(file, parse_bands(bands) if bands.strip() else None, name=file.name) as raster:
+    with open_raster(file, parse_bands(bands) if bands.strip() else None, name=file.name, alone=True) as raster:
         return raster.overview(MAX_PREVIEW_SIDE).image, (raster.width, raster.height)

@@ -71,7 +71,7 @@ def choose_bands(raster: str, bands: Sequence[Band], chosen: Sequence[int | str]
         return tuple(shown)
     raise RSMoEError(
         f"{raster} has {len(shown)} bands ({_listed(bands)}): choose one, or three for red, green and blue, with "
-        "--bands, for example --bands 3,2,1"
+        "--bands, for example --bands 3,2,1 (or write them to a file: gdal_translate -b 3 -b 2 -b 1)"
     )
 
 

@@ -6,13 +6,15 @@ whatever is wanted smaller is read smaller (from the file's overviews where it h
 models.
 
 [our decision] A pixel is data if any of the chosen bands says so (GDAL's own rule): no-data values, alpha, mask files
-and NaN are obeyed, and what is no data is black.
+and NaN are obeyed, and what is no data is black. A value that only looks like one (`stretch.find_fill`) is taken for
+it, with a note.
 """
 
 import itertools
 import logging
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ from ..extras import require
 from .bands import bands_of, choose_bands
 from .drivers import driver_of, is_gdal_path, is_remote
 from .sources import OFFLINE, SourceCheck
-from .stretch import Stretch, percentile_stretch
+from .stretch import Stretch, find_fill, percentile_stretch
 from .window import MIN_SIDE, Window
 
 
@@ -65,6 +67,10 @@ def open_raster(
     bands: Sequence[int | str] | None = None,
     name: str | None = None,
     remote: bool = False,
+    nodata: float | None = None,
+    stretch: Stretch | None = None,
+    as_image: bool = False,
+    alone: bool = False,
 ) -> "Raster":
     """Open a raster and validate it: no model needs to be loaded to learn that it cannot be read.
 
@@ -75,6 +81,11 @@ def open_raster(
         name: what errors and results call it; by default its path.
         remote: whether a local file may name files on a network, or what else GDAL opens (`sources`). Else a network
             is used only for a path that names one.
+        nodata: a value that is no data, beside those that the file declares; by default one that is noticed. NaN is
+            none.
+        stretch: how values become 8 bits, in place of the raster's own; 8-bit bands are taken as they are.
+        as_image: it will be read as a whole: Pillow's limit of pixels holds, and it needs no place on the earth.
+        alone: the file is of somebody else: nothing beside it is read, and it may name no file.
 
     Returns:
         An open `Raster`: close it, or use it in a `with` block.
@@ -86,9 +97,9 @@ def open_raster(
     """
     paths = [os.fspath(path)] if isinstance(path, (str, os.PathLike)) else list(path)
     paths = [url2pathname(urlsplit(path).path) if path.startswith("file://") else path for path in paths]
-    raster = Raster(paths, name or paths[0], remote)
+    raster = Raster(paths, name or paths[0], remote, nodata, as_image, alone)
     try:
-        raster._prepare(bands)
+        raster._prepare(bands, stretch)
     except Exception as error:  # outside of a read: a color interpretation that GDAL does not know, for example
         raster.close()
         if isinstance(error, RSMoEError) or not isinstance(error, raster._errors):
@@ -111,11 +122,23 @@ class Raster:
         crs: rasterio's CRS, or None.
         transform: affine, from pixels to `crs`; None if the file has none that can be used.
         stretch: how values become 8 bits; None for 8-bit bands.
+        nodata: the value that is no data beside those that the file declares, or None.
         notes: what the user should know, such as a missing coordinate system; one sentence each.
     """
 
-    def __init__(self, paths: list[str], name: str, remote: bool = False):
+    def __init__(
+        self,
+        paths: list[str],
+        name: str,
+        remote: bool = False,
+        nodata: float | None = None,
+        as_image: bool = False,
+        alone: bool = False,
+    ):
         self.name, self.paths, self._remote = name, paths, remote
+        self._as_image, self._alone = as_image, alone
+        self.nodata = None if nodata is None or math.isnan(nodata) else nodata
+        self._notices_fill = nodata is None
         self.notes: list[str] = []
         os.environ.setdefault("GDAL_CACHEMAX", _CACHE_MB)
         self._rasterio = require("rasterio", EXTRA)
@@ -174,17 +197,18 @@ class Raster:
                 self._opened = [self._rasterio.open(path, driver=driver_of(path)) for path in self.paths]
         return self._opened
 
-    def _prepare(self, bands: Sequence[int | str] | None) -> None:
+    def _prepare(self, bands: Sequence[int | str] | None, stretch: Stretch | None) -> None:
         if not self._remote:
             with self._gdal("be opened"):
-                check = SourceCheck(self._rasterio.open)
+                check = SourceCheck(self._rasterio.open, self._alone)
                 for path in itertools.filterfalse(is_gdal_path, self.paths):
                     check.check(path)
         first = self._datasets[0]
         self.width, self.height = first.width, first.height
         for path, dataset in zip(self.paths, self._datasets, strict=True):
             self._check(path, dataset)
-        self._locate(first)
+        if not self._as_image:
+            self._locate(first)
         all_bands = bands_of(self._datasets)
         self.bands = choose_bands(self.name, all_bands, bands)
         self._chosen = [all_bands[number - 1] for number in self.bands]
@@ -197,12 +221,16 @@ class Raster:
         self._palette = self._color_table()
         self._read(Window(self.width - 1, self.height - 1, 1, 1))  # a header may promise more than there is
         if not self._is_8_bit():
-            self.stretch = percentile_stretch(self._sample(), self.dtype)
-        elif self._has_masks():
-            self._sample()  # a scene without any data is refused now
+            self.stretch = self._make_stretch(stretch)
+        elif self._has_masks() or self.nodata is not None:
+            self.sample()  # a scene without any data is refused now
 
     def _check(self, path: str, dataset: Any) -> None:
         width, height = dataset.width, dataset.height
+        if self._as_image:
+            from ...images_rsmoe import check_size
+
+            check_size(width, height, path)
         if not dataset.count:
             names = ", ".join(dataset.subdatasets[:3])
             raise RSMoEError(f"{path} has no bands of its own; name one of its subdatasets: {names or '(none)'}")
@@ -255,13 +283,28 @@ class Raster:
         transform = dataset.transform
         is_usable = all(map(math.isfinite, transform)) and transform.determinant != 0 and not transform.is_identity
         self.transform = transform if is_usable else None
-        if is_usable and self.crs is not None:
-            return
         problem, remedy = "no coordinate system" if is_usable else "no geotransform", "gdal_edit.py can add it"
+        if is_usable and self.crs is not None:
+            if self._is_of_the_earth(self.crs):
+                return
+            problem = f"a coordinate system without longitude and latitude ({_name_of(self.crs)})"
+            remedy = "gdal_edit.py -a_srs gives it another"
         if not is_usable and (dataset.gcps[0] or dataset.rpcs):
             points = "ground control points" if dataset.gcps[0] else "rational polynomials (RPC)"
             problem, remedy = f"{points} but no geotransform", "gdalwarp puts it on a map"
         self.notes.append(f"{self.name} has {problem}: its tiles are not placed on the earth ({remedy})")
+
+    def _is_of_the_earth(self, crs: Any) -> bool:
+        """Whether there is a way to longitude and latitude: not from a local grid, or that of another planet."""
+        transform = require("rasterio.warp", EXTRA).transform
+        with self._gdal("be placed"):
+            try:
+                transform(crs, "EPSG:4326", [0.0], [0.0])
+            except self._rasterio._err.CPLE_NotSupportedError:
+                return False
+            except self._errors:  # of this point
+                pass
+        return True
 
     def _color_table(self) -> np.ndarray | None:
         """uint8 `[values, 4]` of a band of color indices."""
@@ -298,9 +341,13 @@ class Raster:
         from rasterio.windows import Window as Place
 
         scale = 1.0 if max_side is None else min(1.0, max_side / max(window.width, window.height))
-        size = max(1, round(window.height * scale)), max(1, round(window.width * scale))
+        # The short side of a narrow one stays long enough to be an image [our decision].
+        height, width = (min(side, max(MIN_SIDE, round(side * scale))) for side in (window.height, window.width))
+        size = height, width
         place = Place(window.column, window.row, window.width, window.height)  # type: ignore[call-arg]
-        resampling = Resampling.average if average and scale < 1 and self._palette is None else Resampling.nearest
+        # GDAL does not know our own no-data value: it would mix it with data.
+        average = average and scale < 1 and self._palette is None and self.nodata is None
+        resampling = Resampling.average if average else Resampling.nearest
         values, masks = [], []
         for file, bands in itertools.groupby(self._chosen, lambda band: band.file):  # what one file has together
             indexes = [band.number for band in bands]
@@ -310,7 +357,11 @@ class Raster:
                 values.append(dataset.read(indexes, **arguments))
                 masks.append(dataset.read_masks(indexes, **arguments) > 0)
         pixels = np.concatenate(values)
-        return pixels, np.concatenate(masks) & np.isfinite(pixels)
+        valid = np.concatenate(masks) & np.isfinite(pixels)
+        if self.nodata is not None:
+            with np.errstate(over="ignore"):  # of a value that the bands cannot hold
+                valid &= pixels != self.nodata
+        return pixels, valid
 
     def _colors(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """uint8 `[3, H, W]`."""
@@ -323,7 +374,26 @@ class Raster:
         colors = np.where(valid, colors, np.uint8(0))
         return np.broadcast_to(colors, (3, *colors.shape[1:]))
 
-    def _sample(self) -> list[np.ndarray]:
+    def _make_stretch(self, given: Stretch | None) -> Stretch:
+        """The one that is given, or the raster's own; a value that looks like no data is noticed first."""
+        samples = self.sample()
+        if self._notices_fill and (fill := find_fill(samples)) is not None:
+            self.nodata = fill.value
+            samples = [kept if len(kept := sample[sample != fill.value]) else np.zeros(1) for sample in samples]
+            what = f"{fill.value:g} in {fill.share:.0%} of its pixels"
+            rest = f"far outside the rest ({fill.low:.4g} to {fill.high:.4g})"
+            remedy = "taken as no data (--nodata nan takes it as a value)"
+            self.notes.append(f"{self.name} holds {what}, {rest}: {remedy}")
+        if given is None:
+            return percentile_stretch(samples, self.dtype)
+        if len(given.low) != len(samples):
+            raise RSMoEError(
+                f"{self.name} is shown by {len(samples)} bands, and the stretch is of {len(given.low)}: choose bands "
+                "with --bands"
+            )
+        return given
+
+    def sample(self) -> list[np.ndarray]:
         """Valid values of each chosen band, from all over the scene."""
         has_overviews = all(self._datasets[band.file].overviews(band.number) for band in self._chosen)
         if not has_overviews and self.width * self.height > _MAX_OVERVIEW_PIXELS:
@@ -351,9 +421,9 @@ class Raster:
     def _gdal(self, doing: str) -> Iterator[None]:
         """GDAL with bounded memory; its errors as ours, its warnings collected and not printed."""
         options = {"GDAL_HTTP_TIMEOUT": "60", "GDAL_HTTP_MAX_RETRY": "3"}
-        if any(map(is_remote, self.paths)):
+        if self._alone or any(map(is_remote, self.paths)):
             options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"  # no listing of a whole bucket
-        elif not self._remote:
+        if not self._remote and not any(map(is_remote, self.paths)):
             options |= OFFLINE
         with self._warnings, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a missing geotransform: it has its own note
@@ -378,6 +448,11 @@ class Raster:
 def no_data(name: str) -> RSMoEError:
     """The error of a scene without data."""
     return RSMoEError(f"{name} holds no data: every pixel is NaN, infinite, masked or the declared no-data value")
+
+
+def _name_of(crs: Any) -> str:
+    name = re.search(r'"([^"]*)"', crs.to_wkt())
+    return name[1] if name else "unnamed"
 
 
 def _damaged(path: str, reason: str) -> RSMoEError:

@@ -42,10 +42,11 @@ class SourceCheck:
 
     Args:
         open_dataset: `rasterio.open`.
+        alone: whether no file may be named at all.
     """
 
-    def __init__(self, open_dataset: Callable[..., Any]) -> None:
-        self._open = open_dataset
+    def __init__(self, open_dataset: Callable[..., Any], alone: bool = False) -> None:
+        self._open, self._alone = open_dataset, alone
         self._checked: set[str] = set()
         self._folders: dict[str, dict[str, list[str]]] = {}
 
@@ -71,6 +72,8 @@ class SourceCheck:
                 self._check_named(name, path, (*above, file))
 
     def _check_named(self, name: str, path: str, above: tuple[str, ...]) -> None:
+        if self._alone:
+            raise RSMoEError(f"{path} names another file, which is not read: write it again without (gdal_translate)")
         if _NO_FILE.match(name):
             shown = name if len(name) <= 160 else f"{name[:157]}..."
             raise RSMoEError(
