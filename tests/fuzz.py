@@ -24,9 +24,9 @@ from PIL import Image
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.scenes.footprint import footprint, outline
 from modeling_rsmoe.scenes.grid import Grid, Window
-from modeling_rsmoe.scenes.raster import open_raster
 from modeling_rsmoe.scenes.stac import find_scenes
 from modeling_rsmoe.utils.images import read_image
+from modeling_rsmoe.utils.rasters.raster import open_raster
 from tests.scenes.rasters import UTM, noise, write_raster
 
 

@@ -42,6 +42,7 @@ def ask(
     tile: scenes.TileOption = None,
     overlap: scenes.OverlapOption = None,
     bands: scenes.BandsOption = None,
+    nodata: scenes.NodataOption = None,
     asset: scenes.AssetOption = None,
     remote: scenes.RemoteOption = False,
     output: scenes.OutputOption = None,
@@ -62,14 +63,14 @@ def ask(
     """
     images, asked = _split(arguments, questions or [])
     generation = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model)
-    scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite)
+    scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite, nodata=nodata)
     of_features = [image for image in images if holds_features(image)]
     if of_features and len(images) > 1:
         raise RSMoEError(f"{of_features[0]} holds features of images: ask it by itself")
     if of_features and scene_options.is_given:
         raise RSMoEError(
-            "--tile, --overlap, --bands, --asset and --output are of scenes; answers about features are printed: "
-            "leave them out, and add --json for programs"
+            "--tile, --overlap, --bands, --nodata, --asset and --output are of scenes; answers about features are "
+            "printed: leave them out, and add --json for programs"
         )
     if output is not None and len(asked) != 1:
         raise RSMoEError("--output holds the answers to one question: give one, or leave it out and add --json")
@@ -100,25 +101,6 @@ def _split(arguments: list[str], questions: list[str]) -> tuple[list[str], list[
     if not all(questions):
         raise RSMoEError('the question is empty: ask for example "Is there a road?"')
     return arguments, questions
-
-
-def _check(
-    images: list[str], questions: list[str], of_features: list[str], scene_options: scenes.SceneOptions
-) -> None:
-    """Refuse what can be refused before an input is read."""
-    if not of_features:
-        if scene_options.output is not None and len(questions) != 1:
-            raise RSMoEError(
-                "--output holds the answers to one question: give one, or leave --output out and take --json"
-            )
-        scene_options.check()
-    elif len(images) > 1:
-        raise RSMoEError(f"{of_features[0]} holds features of images: ask it by itself")
-    elif scene_options.is_given:
-        raise RSMoEError(
-            "--tile, --overlap, --bands, --asset and --output are of scenes; answers about features are printed: "
-            "leave them out, and add --json for programs"
-        )
 
 
 def _task(question: str) -> SceneTask:

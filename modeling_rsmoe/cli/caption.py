@@ -7,6 +7,7 @@ import typer
 from ..errors_rsmoe import RSMoEError
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 from ..scenes.result import SceneTask
+from ..utils.rasters.options import RasterOptions
 from . import collection, options, scenes, terminal, views
 from .images import Inputs
 
@@ -31,6 +32,8 @@ def caption(
     tile: scenes.TileOption = None,
     overlap: scenes.OverlapOption = None,
     bands: scenes.BandsOption = None,
+    nodata: scenes.NodataOption = None,
+    stretch: collection.StretchOption = None,
     asset: scenes.AssetOption = None,
     remote: scenes.RemoteOption = False,
     output: scenes.OutputOption = None,
@@ -61,18 +64,23 @@ def caption(
         raise RSMoEError("the instruction is empty: leave --instruction out, or say what to do with the image")
     generation = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model)
     chosen_engine = collection.make_engine(engine, workers, address)
-    scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite, change)
+    scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite, change, nodata)
     text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
-    has_scene_options = scene_options.cuts or bool(map_page or figure)
+    has_scene_options = scene_options.is_of_scenes or bool(map_page or figure)
     if collection.are_collection(images or [], engine, as_json, has_scene_options):
         if dtype is not None:
             raise RSMoEError(
                 "--dtype is not for an image collection: write such a checkpoint by rsmoe quantize, and give it as "
                 "--model"
             )
+        raster_options = RasterOptions(scene_options.parsed_bands, nodata)
         with terminal.Steps() as steps:
-            collection.caption_collection(images or [], text, output, overwrite, generation, chosen_engine, steps)
+            collection.caption_collection(
+                images or [], text, output, overwrite, generation, chosen_engine, steps, raster_options, stretch
+            )
         return
+    if stretch is not None:
+        raise RSMoEError("--stretch is of a folder or list of images: leave it out")
     scene_options.check()
     shown = views.Views(map_page, figure, overwrite)
     with terminal.Steps() as steps:

@@ -4,6 +4,7 @@ for every worker, the run."""
 import functools
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,18 +13,20 @@ import typer
 from ..collection import engines
 from ..collection.describers import Captioner, CheckpointSource, Describer
 from ..collection.features import FeatureFile
-from ..collection.images import CollectionImage, find_images, is_collection
+from ..collection.images import CollectionImage, find_images, is_collection, is_url
 from ..collection.pipeline import describe_collection
-from ..collection.store import refuse_existing
+from ..collection.store import begun_with, refuse_existing
 from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import DEFAULT_MODEL, find_checkpoint, load, revision_of
 from ..scenes.result import SceneTask
 from ..utils.files import check_outputs, disk_errors
 from ..utils.provenance import folder_sha256
 from ..utils.quiet import quiet_libraries
+from ..utils.rasters.options import RasterOptions
 from . import options, terminal
 
 
+NONE_READ = 1  # exit code: every row has an error
 EngineName = Literal["local", "ray"]
 EngineOption = Annotated[
     EngineName | None,
@@ -52,6 +55,17 @@ AddressOption = Annotated[
 ]
 
 
+StretchOption = Annotated[
+    Literal["image", "collection"] | None,
+    typer.Option(
+        metavar="NAME",
+        help="What 16-bit and float images are stretched by. image: each by its own numbers; collection: all by those "
+        "of the whole collection.",
+        show_default="image",
+    ),
+]
+
+
 def make_engine(name: EngineName | None, workers: int | None, address: str | None) -> engines.Engine:
     """The engine that the options name."""
     for option, value in (("--workers", workers), ("--address", address)):
@@ -69,7 +83,7 @@ def are_collection(images: list[str], engine: EngineName | None, as_json: bool, 
     if engine is None and not any(map(is_collection, images)):
         return False
     if has_scene_options or as_json:
-        wrong = "--json" if as_json else "--tile, --overlap, --bands, --asset, --change, --map and --figure"
+        wrong = "--json" if as_json else "--tile, --overlap, --asset, --change, --map and --figure"
         raise RSMoEError(f"{wrong} cannot be combined with a folder, a list or --engine: leave it out")
     return True
 
@@ -116,6 +130,8 @@ def caption_collection(
     generation: options.Generation,
     engine: engines.Engine,
     steps: terminal.Steps,
+    raster_options: RasterOptions,
+    stretch: str | None,
 ) -> None:
     """Captions of many images into one Parquet."""
     if output is None or output.suffix != ".parquet":
@@ -126,12 +142,13 @@ def caption_collection(
             f"NAME.parquet{actual}"
         )
     found = find_new(images, output, overwrite, steps)
+    raster_options = with_stretch(raster_options, stretch, found, output, steps)
     source = make_source(generation.model, steps)
     with quiet_libraries():
         from ..inference.loading import open_processor
 
         open_processor(source.find()).refuse_special_tokens(instruction)
-        describer = Captioner(source, instruction, generation.settings())
+        describer = Captioner(source, instruction, generation.settings(), raster_options)
     describe(describer, found, output, engine, generation.batch_size, steps, overwrite)
 
 
@@ -141,6 +158,26 @@ def find_new(images: list[str], output: Path, overwrite: bool, steps: terminal.S
     check_outputs(output)
     steps("finding the images")
     return find_images(images)
+
+
+def with_stretch(
+    raster_options: RasterOptions,
+    stretch: str | None,
+    images: list[CollectionImage],
+    output: Path,
+    steps: terminal.Steps,
+) -> RasterOptions:
+    """The options with the stretch that `--stretch` names; a run that goes on keeps the one it was begun with."""
+    if stretch != "collection":
+        return raster_options
+    from ..utils.rasters.image import measure_stretch
+    from ..utils.rasters.stretch import Stretch
+
+    if begun := begun_with(output).get("stretch"):
+        return replace(raster_options, stretch=Stretch(tuple(begun["low"]), tuple(begun["high"])))
+    steps("measuring the stretch of the collection")
+    paths = [image.path for image in images if not is_url(image.path)]
+    return replace(raster_options, stretch=measure_stretch(paths, raster_options))
 
 
 def describe(
@@ -170,6 +207,10 @@ def describe(
         f"{result.num_repeated} shards begun again, whose worker ended" if result.num_repeated else "",
     ]
     steps.print(terminal.printable(f"{output} ({', '.join(filter(None, facts))})"))
+    if result.commonest_error is not None and result.num_errors == result.num_rows:
+        error, count = result.commonest_error
+        terminal.print_error(f"no image could be read; of {count:,}: {error}")
+        raise typer.Exit(NONE_READ)
 
 
 class Features:

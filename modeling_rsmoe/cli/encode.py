@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 import typer
 
 from ..collection.describers import FeatureEncoder
-from . import collection, options, terminal
+from ..utils.rasters.bands import parse_bands
+from ..utils.rasters.options import RasterOptions
+from . import collection, options, scenes, terminal
 
 
 def encode(
@@ -25,6 +27,9 @@ def encode(
     dtype: Annotated[
         Literal["float16", "float32"], typer.Option(metavar="TYPE", help="Dtype of the stored features.")
     ] = "float16",
+    bands: scenes.BandsOption = None,
+    nodata: scenes.NodataOption = None,
+    stretch: collection.StretchOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
     batch_size: options.BatchSizeOption = 32,
     model: options.ModelOption = None,
@@ -39,8 +44,10 @@ def encode(
     with terminal.Steps() as steps:
         chosen_engine = collection.make_engine(engine, workers, address)
         found = collection.find_new(images, output, overwrite, steps)
+        raster_options = RasterOptions(None if bands is None else parse_bands(bands), nodata)
+        raster_options = collection.with_stretch(raster_options, stretch, found, output, steps)
         source = collection.make_source(model, steps, collection.load_encoder_alone)
         from ..inference.encoder import encoder_sha256
 
-        describer = FeatureEncoder(source, encoder_sha256(*source.load(source.find())), dtype)
+        describer = FeatureEncoder(source, encoder_sha256(*source.load(source.find())), dtype, raster_options)
         collection.describe(describer, found, output, chosen_engine, batch_size, steps, overwrite)

@@ -44,7 +44,8 @@ class Inputs:
         self._generation, self._scene_options, self._views = generation, scene_options, views
         self._as_json, self._steps = as_json, steps
         self._names, scene_names = scenes.split(names, scene_options)
-        self._rasters = scenes.open_rasters(scene_names, scene_options, steps)
+        self._unopened: list[str] = []
+        self._rasters = scenes.open_rasters(scene_names, scene_options, steps, self._unopened)
         views.expect(len(self._names), self._rasters, scene_options.sizes())
         self._kept = check_images(self._names, generation.batch_size, steps)
         self._checkpoint = load(generation.model, dtype, progress=steps)
@@ -64,12 +65,13 @@ class Inputs:
         for task in tasks:
             self._predictor.check(task.instruction)
         self._describe_images(tasks)
-        problems: list[str] = []
+        problems = list(self._unopened)
         for task in tasks if self._rasters else ():
             task = replace(task, model=self._checkpoint.name, revision=self._revision)
             size, options = self._generation.batch_size, self._scene_options
-            how = (options, size, self._as_json, self._steps)
-            results, left_out = scenes.describe(self._rasters, self._predictor, task, *how)
+            left_out: list[str] = []
+            how = (options, size, self._as_json, self._steps, left_out)
+            results = scenes.describe(self._rasters, self._predictor, task, *how)
             problems += [problem for problem in left_out if problem not in problems]
             scenes.show(results, options.output, self._as_json, self._steps)
             self._views.add_scenes(results, self._steps)
@@ -113,6 +115,8 @@ def check_images(images: list[str], batch_size: int, steps: Steps) -> "list[Imag
             steps(f"reading {count_of(len(images), 'image')}", index, len(images) if len(images) > 1 else None)
             try:
                 kept.append(read_image(name))
+                for note in kept[-1].info.get("notes", ()):
+                    steps.note(note)
             except RSMoEError as error:
                 problems.append(str(error))
             if len(images) > batch_size:

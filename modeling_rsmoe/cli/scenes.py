@@ -1,7 +1,7 @@
 """What `caption` and `ask` share about scenes: their options, and how results are shown.
 
 [our decision] An input is a scene, cut into tiles, if an option of scenes is given (`--tile`, `--overlap`, `--bands`,
-`--asset`, `--output`), or by itself (`scenes.files.is_scene`).
+`--nodata`, `--asset`, `--output`), or by itself (`scenes.files.is_scene`).
 """
 
 import json
@@ -15,13 +15,13 @@ import typer
 from rich.panel import Panel
 from rich.text import Text
 
-from ..scenes.bands import parse_bands
 from ..scenes.files import is_scene
 from ..scenes.grid import OVERLAP, TILE, check_tile
 from ..scenes.result import SceneResult, SceneTask
 from ..scenes.summary import Summary
 from ..utils.files import check_outputs, disk_errors
 from ..utils.quiet import quiet_libraries
+from ..utils.rasters.bands import parse_bands
 from . import change, terminal
 
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..inference import Predictor
     from ..scenes.describe import Tile
     from ..scenes.outputs import Result
-    from ..scenes.raster import Raster
+    from ..utils.rasters.raster import Raster
 
 LEFT_OUT = 1  # exit code: a scene of several could not be described
 _MAX_SHOWN_TILES = 12
@@ -47,6 +47,14 @@ BandsOption = Annotated[
         metavar="BANDS",
         help="One band, three as red,green,blue, or a radar's two, by number or name: 4,3,2.",
         show_default="red, green and blue",
+    ),
+]
+NodataOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="VALUE",
+        help="A value that is no data, beside what the file declares; nan: none.",
+        show_default="what looks like one",
     ),
 ]
 AssetOption = Annotated[
@@ -83,6 +91,7 @@ class SceneOptions:
     output: Path | None = None
     overwrite: bool = False
     change: bool = False
+    nodata: float | None = None
 
     @property
     def is_given(self) -> bool:
@@ -92,7 +101,16 @@ class SceneOptions:
     @property
     def cuts(self) -> bool:
         """Whether any of them says how a scene is read."""
-        return self.change or any(option is not None for option in (self.tile, self.overlap, self.bands, self.asset))
+        return self.is_of_scenes or self.bands is not None or self.nodata is not None
+
+    @property
+    def is_of_scenes(self) -> bool:
+        """Whether any of them says what folders of images do not know."""
+        return self.change or any(option is not None for option in (self.tile, self.overlap, self.asset))
+
+    @property
+    def parsed_bands(self) -> tuple[int | str, ...] | None:
+        return None if self.bands is None else parse_bands(self.bands)
 
     def check(self) -> None:
         """Refuse what can be refused before an input is read."""
@@ -117,15 +135,22 @@ def split(images: Sequence[str], scene_options: SceneOptions) -> tuple[list[str]
     return [image for image in images if image not in scenes], scenes
 
 
-def open_rasters(paths: Sequence[str], scene_options: SceneOptions, steps: terminal.Steps) -> "list[Raster]":
-    """Open and check every raster before a model is loaded, and print what the user should know about it."""
+def open_rasters(
+    paths: Sequence[str], scene_options: SceneOptions, steps: terminal.Steps, problems: list[str]
+) -> "list[Raster]":
+    """Open and check every raster before a model is loaded, and print what the user should know about it. Of a bad one
+    beside good ones `problems` gets a line."""
     if not paths:
         return []
     from ..scenes.pipeline import open_scenes
 
     steps(f"opening {terminal.count_of(len(paths), 'scene')}")
-    bands = None if scene_options.bands is None else parse_bands(scene_options.bands)
-    rasters = open_scenes(paths, *scene_options.sizes(), bands, scene_options.asset, scene_options.remote)
+    bands, asset, remote = scene_options.parsed_bands, scene_options.asset, scene_options.remote
+    sizes, nodata = scene_options.sizes(), scene_options.nodata
+    left_out = None if scene_options.change else problems  # of two dates both are needed
+    rasters = open_scenes(paths, *sizes, bands, asset, remote, nodata, left_out)
+    for problem in problems:
+        steps.note(f"left out: {problem}")
     if scene_options.change:
         rasters = change.align(rasters, steps)
     for raster in rasters:
@@ -142,11 +167,14 @@ def describe(
     batch_size: int,
     as_json: bool,
     steps: terminal.Steps,
-) -> "tuple[list[Result], list[str]]":
+    problems: list[str],
+) -> "list[Result]":
     """Describe every tile of every raster, and write `--output`; without it, print each tile's JSON as it comes.
 
+    `problems` gets a line for each raster left out.
+
     Returns:
-        The scenes, or the two dates as one, and a line for each raster left out.
+        The scenes, or the two dates as one.
     """
     from ..scenes.describe import log_path
     from ..scenes.outputs import record_tile
@@ -162,11 +190,10 @@ def describe(
     try:
         # Without an output, what cannot be written is stdout: no remedy of ours.
         with disk_errors("cannot write", remedy) if output is not None else nullcontext(), quiet_libraries():
-            problems: list[str] = []
             settings = (predictor, task, *scene_options.sizes(), output, batch_size, steps)
             if scene_options.change:
-                return [change.describe(rasters, *settings)], problems
-            return [*describe_scenes(rasters, *settings, problems, print_tile)], problems
+                return [change.describe(rasters, *settings)]
+            return [*describe_scenes(rasters, *settings, problems, print_tile)]
     except KeyboardInterrupt:
         if log is not None and log.exists():
             steps.note(f"finished tiles are kept in {log}: the same command goes on from there")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from ..inference import Prediction
     from ..scenes.outputs import Result
-    from ..scenes.raster import Raster
     from ..scenes.view import View
+    from ..utils.rasters.raster import Raster
 
 _FEW = 4  # views, whose images may be large
 _SMALL_SIDE = 768  # pixels of the images of more views

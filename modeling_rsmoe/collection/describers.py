@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.provenance import folder_sha256
+from ..utils.rasters.options import AS_IN_THE_FILE, RasterOptions
 from .store import FEATURES
 
 
@@ -46,12 +47,17 @@ class CheckpointSource:
 
 
 class Describer(ABC):
-    """Runs a checkpoint over images and gives, for each, the values of its own columns."""
+    """Runs a checkpoint over images and gives, for each, the values of its own columns.
+
+    Args:
+        checkpoint: that it runs.
+        raster_options: how the worker reads the rasters among the images.
+    """
 
     kind: ClassVar[str]
 
-    def __init__(self, checkpoint: CheckpointSource):
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: CheckpointSource, raster_options: RasterOptions = AS_IN_THE_FILE):
+        self.checkpoint, self.raster_options = checkpoint, raster_options
         self._loaded: tuple[Any, Any] | None = None
 
     @property
@@ -104,14 +110,21 @@ class Captioner(Describer):
 
     kind = "captions"
 
-    def __init__(self, checkpoint: CheckpointSource, instruction: str, generation: "GenerationSettings"):
-        super().__init__(checkpoint)
+    def __init__(
+        self,
+        checkpoint: CheckpointSource,
+        instruction: str,
+        generation: "GenerationSettings",
+        raster_options: RasterOptions = AS_IN_THE_FILE,
+    ):
+        super().__init__(checkpoint, raster_options)
         self.instruction, self.generation = instruction, generation
 
     @property
     def settings(self) -> dict[str, Any]:
         model = {"model": self.checkpoint.name, "revision": self.checkpoint.revision}
-        return {**model, "instruction": self.instruction, "generation": self.generation.arguments()}
+        task = {"instruction": self.instruction, "generation": self.generation.arguments()}
+        return {**model, **task, **self.raster_options.settings}
 
     def describe(self, images: "Sequence[Image.Image]") -> list[Row]:
         from ..inference import Predictor
@@ -141,19 +154,26 @@ class FeatureEncoder(Describer):
             the small part of the work [our decision].
         encoder_sha256: of `inference.encoder`: what the features can be used with.
         dtype: in which they are stored.
+        raster_options: how the worker reads the rasters among the images.
     """
 
     kind = "features"
 
-    def __init__(self, checkpoint: CheckpointSource, encoder_sha256: str, dtype: FeatureType = "float16"):
-        super().__init__(checkpoint)
+    def __init__(
+        self,
+        checkpoint: CheckpointSource,
+        encoder_sha256: str,
+        dtype: FeatureType = "float16",
+        raster_options: RasterOptions = AS_IN_THE_FILE,
+    ):
+        super().__init__(checkpoint, raster_options)
         self.encoder_sha256, self.dtype = encoder_sha256, dtype
         self._shape: tuple[int, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
         # Of the checkpoint only the encoder counts: any that shares it can use the features.
-        return {"encoder_sha256": self.encoder_sha256, "dtype": self.dtype}
+        return {"encoder_sha256": self.encoder_sha256, "dtype": self.dtype, **self.raster_options.settings}
 
     def open(self, check: bool = False) -> None:
         super().open(check)

@@ -30,7 +30,8 @@ def find_images(sources: Sequence[str]) -> list[CollectionImage]:
     """The images, in the order that their rows will have.
 
     Args:
-        sources: one folder (all images in it and below, by their names; what is hidden is left out); one list: `.txt`,
+        sources: one folder (all images in it and below, in linked folders too, by their names; what is hidden is left
+            out); one list: `.txt`,
             a path or URL on each line, or `.jsonl`, each line an object with `image`, relative paths being relative to
             the list's folder; or images and URLs.
 
@@ -54,15 +55,19 @@ def find_images(sources: Sequence[str]) -> list[CollectionImage]:
     return images
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:  # left alone, os.walk would skip the folder and its images
+def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Links are followed, but not into a folder that holds them (`above`)."""
+    above = (*above, os.path.realpath(folder))
+    try:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:  # passed over, its images would be missing without a word
         raise RSMoEError(f"{error.filename} cannot be read ({error.strerror}): check its permissions") from error
-
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                yield Path(parent, name)
+    for entry in entries:
+        if entry.is_dir():
+            if os.path.realpath(entry) not in above:
+                yield from _walk(entry, above)
+        elif entry.suffix.lower() in IMAGE_SUFFIXES:
+            yield entry
 
 
 def _in_list(file: Path) -> list[CollectionImage]:

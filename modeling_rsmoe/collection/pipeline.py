@@ -20,13 +20,15 @@ _MIN_SHARDS = 64  # of a small collection, so that every worker has some and the
 @dataclass(frozen=True)
 class CollectionResult:
     """What a run did: rows of the output and those with an error, images described by this run and how many of them a
-    second (None if there was one shard), shards begun more than once because their worker ended."""
+    second (None if fewer than two shards came after the first), shards begun more than once because their worker
+    ended, and the commonest error with the number of its rows."""
 
     num_rows: int
     num_errors: int
     num_described: int
     rate: float | None
     num_repeated: int
+    commonest_error: tuple[str, int] | None = None
 
 
 def describe_collection(
@@ -70,7 +72,10 @@ def describe_collection(
                 done += result.num_rows
                 ticks.append((time.monotonic(), done))
                 progress(message, done, total, "images")
-        return CollectionResult(len(images), store.finish(images), done - done_before, _rate(ticks), num_repeated)
+        errors = store.finish(images)
+        described = done - done_before
+        commonest = next(iter(errors.most_common(1)), None)
+        return CollectionResult(len(images), errors.total(), described, _rate(ticks), num_repeated, commonest)
 
 
 def _shards(images: Sequence[CollectionImage], batch_size: int, session: int) -> list[Shard]:
@@ -84,8 +89,8 @@ def _shards(images: Sequence[CollectionImage], batch_size: int, session: int) ->
 
 
 def _rate(ticks: Sequence[tuple[float, int]]) -> float | None:
-    """Images per second since the first shard was ready: before it, models were loaded."""
-    if len(ticks) < 2:
+    """Images per second since the first shard was ready: before it, models were loaded. One shard is no rate."""
+    if len(ticks) < 3:
         return None
     (first, done_first), (last, done_last) = ticks[0], ticks[-1]
     return (done_last - done_first) / (last - first) if last > first else None

@@ -9,6 +9,7 @@ then the folder goes. Memory holds the names of the images and a few shards.
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
@@ -80,21 +81,31 @@ class Store:
             self._rows[name] = (file, row)  # the last one counts: an earlier one may be of other content
             self._sha256[name] = columns["sha256"][row].as_py()
 
-    def finish(self, images: Sequence[CollectionImage]) -> int:
-        """Write the output, a row for each image in this order, remove the shards, and count rows with an error."""
+    def finish(self, images: Sequence[CollectionImage]) -> Counter[str]:
+        """Write the output, a row for each image in this order, and remove the shards.
+
+        Returns:
+            How many rows have which error, in which the image's name is "...".
+        """
         joined = self.folder / "joined"
         shutil.rmtree(joined, ignore_errors=True)
         joined.mkdir()
         is_folder = self.output.suffix != ".parquet"
         writer = _Writer(joined, self._manifest, is_folder)
+        paths = (printable_name(image.path) for image in images)
+        errors: Counter[str] = Counter()
         try:
             for table in self._in_order([printable_name(image.name) for image in images]):
                 writer.add(table)
+                for error in table["error"].to_pylist():
+                    path = next(paths)
+                    if error is not None:
+                        errors[error.replace(path, "...")] += 1
         finally:
             writer.close()
         os.replace(joined if is_folder else joined / writer.files[0], self.output)
         shutil.rmtree(self.folder, ignore_errors=True)
-        return writer.num_errors
+        return errors
 
     def next_session(self) -> int:
         """The number of this session, from 0: its shards do not get the names of an earlier one's."""
@@ -158,6 +169,15 @@ def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
     return {"format": manifest["format"], "kind": manifest["kind"], **manifest["settings"]}
 
 
+def begun_with(output: Path) -> dict[str, Any]:
+    """The settings of the unfinished run that an output has; none if there is no such run."""
+    file = output.with_name(f"{output.name}.shards") / "manifest.json"
+    try:
+        return dict(parse_json(file.read_bytes())["settings"])
+    except (OSError, ValueError, KeyError, TypeError):  # the run itself says what is wrong
+        return {}
+
+
 def refuse_existing(output: Path, overwrite: bool = False) -> None:
     """Refuse an output that exists, which may be hours of work, unless it is a file and may be replaced."""
     require("pyarrow", "geo")
@@ -168,11 +188,10 @@ def refuse_existing(output: Path, overwrite: bool = False) -> None:
 
 
 class _Writer:
-    """Tables into one Parquet file of row groups of about one size, or several files; counts rows with an error."""
+    """Tables into one Parquet file of row groups of about one size, or several files."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], splits: bool):
         self.files: list[str] = []
-        self.num_errors = 0
         self._folder, self._splits = folder, splits
         self._metadata = {METADATA: json.dumps(manifest).encode()}
         self._tables: list[pa.Table] = []
@@ -180,7 +199,6 @@ class _Writer:
         self._written = 0  # bytes of the open file, as they are in memory
 
     def add(self, table: "pa.Table") -> None:
-        self.num_errors += len(table) - table["error"].null_count
         self._tables.append(table)
         if sum(table.nbytes for table in self._tables) >= _ROW_GROUP_BYTES:
             self._flush()

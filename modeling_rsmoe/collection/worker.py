@@ -85,7 +85,7 @@ def _rows(describer: "Describer", images: Sequence[CollectionImage]) -> "list[Ro
         try:
             source, row["sha256"] = _read(image.path)
             with disk_errors("cannot read", "Copy it again."):  # gone meanwhile
-                decoded = read_image(source, name=image.path)
+                decoded = read_image(source, image.path, describer.raster_options)
         except RSMoEError as error:
             row["error"] = printable_name(str(error))
             continue

@@ -54,8 +54,8 @@ def _read(file: Path, bands: str) -> tuple["Image.Image", tuple[int, int]]:
     if not is_tiff or not importlib.util.find_spec("rasterio"):
         image = read_image(file)
         return image, image.size
-    from ..scenes.bands import parse_bands
-    from ..scenes.raster import open_raster
+    from ..utils.rasters.bands import parse_bands
+    from ..utils.rasters.raster import open_raster
 
-    with open_raster(file, parse_bands(bands) if bands.strip() else None, name=file.name) as raster:
+    with open_raster(file, parse_bands(bands) if bands.strip() else None, name=file.name, alone=True) as raster:
         return raster.overview(MAX_PREVIEW_SIDE).image, (raster.width, raster.height)

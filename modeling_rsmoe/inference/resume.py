@@ -4,6 +4,7 @@ JSON lines: the run's settings, then one line for each finished piece of work, w
 """
 
 import json
+import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ..utils.files import check_input, parse_json
 
 
 Line = dict[str, Any]
+_MAX_SHOWN = 80  # characters of a setting in an error
 
 
 class KeyedLog:
@@ -69,14 +71,19 @@ class KeyedLog:
         settings, lines = read_log(path, self._key_of)
         if settings is None:
             raise RSMoEError(f"{path} is no unfinished run of this program; delete it, or write elsewhere")
-        for name in [*self._settings, *settings]:
-            now, before = self._settings.get(name), settings.get(name)
-            if now != before:
-                raise RSMoEError(
-                    f"{path} is a run with other settings ({name}: {_short(before)}, now {_short(now)}); give those "
-                    "again to continue it, delete it to start anew, or write elsewhere"
-                )
+        self.refuse_other(settings, self._settings)
         self.lines = lines
+
+    def refuse_other(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Raise RSMoEError for the first setting that is not what it was."""
+        before, now = json.loads(json.dumps([before, now]))
+        for name in [*now, *before]:
+            if now.get(name) != before.get(name):
+                difference = _difference(name, before.get(name), now.get(name))
+                raise RSMoEError(
+                    f"{self.path} is a run with other settings ({difference}); "
+                    "give those again to continue it, delete it to start anew, or write elsewhere"
+                )
 
 
 def read_log(path: Path, key_of: Callable[[Line], Hashable]) -> tuple[Line | None, dict[Any, Line]]:
@@ -98,6 +105,18 @@ def read_log(path: Path, key_of: Callable[[Line], Hashable]) -> tuple[Line | Non
     return settings, lines
 
 
-def _short(value: Any, length: int = 80) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+def _difference(name: str, before: Any, now: Any) -> str:
+    """A setting with both its values; of long ones the part that differs."""
+    texts = [json.dumps(value, ensure_ascii=False) for value in (before, now)]
+    if max(map(len, texts)) > _MAX_SHOWN:
+        if isinstance(before, dict) and isinstance(now, dict):
+            key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+            return _difference(f"{name}.{key}", before.get(key), now.get(key))
+        start = max(0, len(os.path.commonprefix(texts)) - _MAX_SHOWN // 4)
+        texts = [_excerpt(text, start) for text in texts]
+    return f"{name}: {texts[0]}, now {texts[1]}"
+
+
+def _excerpt(text: str, start: int) -> str:
+    end = start + _MAX_SHOWN
+    return "..." * (start > 0) + text[start:end] + "..." * (end < len(text))

@@ -16,9 +16,10 @@ import numpy as np
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
+from ..utils.rasters.drivers import EXTRA
+from ..utils.rasters.raster import Raster, RasterImage
+from ..utils.rasters.stretch import percentile_stretch
 from .grid import MIN_SIDE, Window
-from .raster import EXTRA, Raster, RasterImage
-from .stretch import percentile_stretch
 
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class AlignedRaster(Raster):
     def __init__(self, source: Raster, other: Raster, grid: "Mapping[str, Any]"):
         self.__dict__ |= vars(source)
         self._source, self._grid, self._opened = source, grid, []
+        self._turned_axis = 0  # the grid runs as maps do
         self.crs, self.transform, self.width, self.height = (grid[name] for name in grid)
         # It reads both: a run that continues must be of the same two, in this order.
         self.paths, self.notes = [*source.paths, *other.paths], list(source.notes)
@@ -94,7 +96,7 @@ class AlignedRaster(Raster):
     def measure_stretch(self) -> None:
         """Stretch by the values of the common area."""
         if self.stretch is not None:
-            self.stretch = percentile_stretch(self._sample(), self.dtype)
+            self.stretch = percentile_stretch(self.sample(), self.dtype)
 
     def read(self, window: Window | None = None, max_side: int | None = None, average: bool = True) -> RasterImage:
         """As of `Raster`; data is what is data on both dates."""
@@ -116,14 +118,14 @@ class AlignedRaster(Raster):
             datasets = self._source._datasets
             with self._gdal("be aligned"):
                 resampling = "nearest" if self._palette is not None else "bilinear"
-                self._opened = [_Warped(dataset, resampling, self._grid) for dataset in datasets]
+                self._opened = [_Warped(dataset, resampling, self._grid, self.nodata) for dataset in datasets]
         return self._opened
 
 
 class _Warped:
     """A dataset on another grid: rasterio's WarpedVRT, with masks from its alpha band for all types of values."""
 
-    def __init__(self, dataset: Any, resampling: str, grid: "Mapping[str, Any]"):
+    def __init__(self, dataset: Any, resampling: str, grid: "Mapping[str, Any]", nodata: float | None):
         from rasterio.enums import ColorInterp, Resampling
         from rasterio.vrt import WarpedVRT
 
@@ -134,7 +136,9 @@ class _Warped:
         else:
             self._alpha = dataset.count + 1
             options["add_alpha"] = True
-        if dataset.nodata is None and np.issubdtype(np.dtype(dataset.dtypes[0]), np.floating):
+        if nodata is not None:  # or it would be mixed with data
+            options["src_nodata"] = nodata
+        elif dataset.nodata is None and np.issubdtype(np.dtype(dataset.dtypes[0]), np.floating):
             options["src_nodata"] = math.nan
         self._vrt = WarpedVRT(dataset, **options)
 

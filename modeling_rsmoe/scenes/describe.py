@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..inference.resume import KeyedLog
 from ..utils.progress import Progress, no_progress
+from ..utils.rasters.raster import no_data
 from .grid import Grid, Window
-from .raster import no_data
 
 
 if TYPE_CHECKING:
     from ..inference import Predictor
-    from .raster import Raster, RasterImage
+    from ..utils.rasters.raster import Raster, RasterImage
 
 # A tile with less data than this is skipped, "mostly no data". Of a scene without a tile that has so much, those with
 # at least half as much as its best tile are described [our decision].
@@ -52,9 +52,26 @@ def log_path(output: Path) -> Path:
 
 
 def tile_log(output: Path | None, settings: Mapping[str, Any]) -> KeyedLog:
-    """The finished tiles of a run, by the numbers of scene and tile; skipped ones have a line without `text`."""
+    """The finished tiles of a run, by scene and number; skipped ones have a line without `text`. A scene's settings
+    have a line of their own, under the number None."""
     path = None if output is None else log_path(output)
-    return KeyedLog(path, settings, lambda line: (int(line["scene"]), int(line["tile"])))
+    return KeyedLog(path, settings, lambda line: (str(line["scene"]), None if "read" in line else int(line["tile"])))
+
+
+def name_in_log(raster: "Raster") -> str:
+    """What the lines of a scene are found by, whichever scenes stand beside it in a command."""
+    return ", ".join(raster.paths)
+
+
+def check_scene(log: KeyedLog, raster: "Raster") -> None:
+    """Refuse, by name, a scene that is read in another way than the tiles of it that are finished."""
+    stretch = raster.stretch and [raster.stretch.low, raster.stretch.high]
+    size, scene = [raster.width, raster.height], name_in_log(raster)
+    read = {"size": size, "bands": raster.bands, "nodata": raster.nodata, "stretch": stretch}
+    if (scene, None) not in log.lines:
+        log.add([{"scene": scene, "read": read}])
+    before = log.lines[scene, None]["read"]
+    log.refuse_other(*({f"{raster.name}, {name}": one[name] for name in one} for one in (before, read)))
 
 
 @dataclass(frozen=True)
@@ -68,15 +85,13 @@ class TileDescriber:
     progress: Progress = no_progress
     on_tile: "Callable[[Raster, Tile], None] | None" = None
 
-    def describe(self, raster: "Raster", grid: Grid, scene: int = 0) -> list[Tile]:
+    def describe(self, raster: "Raster", grid: Grid) -> list[Tile]:
         """Describe every tile that is not mostly without data, and give them in the grid's order.
-
-        `scene` is the raster's number in the log.
 
         Raises:
             RSMoEError: the raster is damaged, or no tile has any data.
         """
-        message, num_tiles = f"describing {raster.name}", len(grid)
+        message, num_tiles, scene = f"describing {raster.name}", len(grid), name_in_log(raster)
         keys = [(scene, number) for number in range(num_tiles)]
         num_done = sum(key in self.log.lines for key in keys)
         self.progress(message, num_done, num_tiles, "tiles")
@@ -101,7 +116,7 @@ class TileDescriber:
         return tiles
 
     def _batches(
-        self, raster: "Raster", grid: Grid, scene: int, min_valid: float
+        self, raster: "Raster", grid: Grid, scene: str, min_valid: float
     ) -> "Iterator[list[tuple[int, Window, RasterImage]]]":
         """Tiles that are not done, until `batch_size` of them have data; read no larger than the model can use."""
         batch: list[tuple[int, Window, RasterImage]] = []
@@ -121,7 +136,7 @@ class TileDescriber:
             yield batch
 
     def _describe_batch(
-        self, batch: "Sequence[tuple[int, Window, RasterImage]]", scene: int, min_valid: float
+        self, batch: "Sequence[tuple[int, Window, RasterImage]]", scene: str, min_valid: float
     ) -> None:
         lines: list[dict[str, Any]] = []
         images, described = [], []

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..utils.extras import require
-from .files import EXTRA
+from ..utils.rasters.drivers import EXTRA
 from .grid import Window
 
 
 if TYPE_CHECKING:
-    from .raster import Raster
+    from ..utils.rasters.raster import Raster
 
 _NUM_POINTS = 64  # of a ring; the error of a chord falls with its square
 _DIGITS = 7  # decimals of a degree: about a centimeter

@@ -1,25 +1,15 @@
-"""Windows of a raster and how tiles cover it. Knows nothing about files or models."""
+"""How tiles cover a raster. Knows nothing about files or models."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
 from ..errors_rsmoe import RSMoEError
+from ..utils.rasters.window import MIN_SIDE, Window
 
 
 TILE, OVERLAP = 512, 0  # pixels; 512 is a whole number of the usual blocks (256, 512) [our decision]
-MIN_SIDE = 8  # as of `images_rsmoe`: fewer pixels show nothing that could be described
 MAX_TILES = 1_000_000  # more are a mistyped tile size rather than a wish [our decision]
-
-
-class Window(NamedTuple):
-    """A rectangle of pixels, from its upper left corner."""
-
-    column: int
-    row: int
-    width: int
-    height: int
 
 
 class Grid:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
 from ..utils.files import whole_file
+from ..utils.rasters.drivers import EXTRA
+from ..utils.rasters.raster import Raster
 from .change_result import ChangeResult
-from .files import EXTRA
 from .footprint import footprint, outline
 from .grid import Window
-from .raster import Raster
 from .result import SceneResult, SceneTask
 from .style import legend, tile_style
 

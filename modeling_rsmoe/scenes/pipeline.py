@@ -11,12 +11,12 @@ from ..inference.checkpoint import revision_of
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 from ..utils.files import only_writer
 from ..utils.progress import Progress, no_progress
+from ..utils.rasters.raster import Raster, open_raster
 from .answers import combine
-from .describe import Tile, TileDescriber, tile_log
+from .describe import Tile, TileDescriber, check_scene, tile_log
 from .files import is_stac
 from .grid import OVERLAP, TILE, Grid
 from .outputs import check_format, write
-from .raster import Raster, open_raster
 from .result import SceneResult, SceneTask
 from .stac import Scene, find_scenes
 from .summary import summarize
@@ -37,6 +37,7 @@ def describe_scene(
     output: str | os.PathLike | None = None,
     batch_size: int = 8,
     progress: Progress = no_progress,
+    nodata: float | None = None,
 ) -> SceneResult:
     """Caption a scene tile by tile and as a whole, or ask it a question.
 
@@ -60,6 +61,7 @@ def describe_scene(
             run of the same output and settings continues.
         batch_size: tiles that are described together; memory grows with it, not with the scene.
         progress: told how many tiles are done.
+        nodata: as of `open_raster`, for a path.
 
     Returns:
         A `SceneResult`: its `text`, its `tiles`, the whole as JSON by `record()`, the tiles by `geojson()`.
@@ -70,7 +72,10 @@ def describe_scene(
             writing it.
         OSError: the output cannot be written.
     """
-    rasters = [scene] if isinstance(scene, Raster) else open_scenes([os.fspath(scene)], tile, overlap, bands)
+    if isinstance(scene, Raster):
+        rasters = [scene]
+    else:
+        rasters = open_scenes([os.fspath(scene)], tile, overlap, bands, nodata=nodata)
     if len(rasters) != 1:
         raise RSMoEError(f"{scene} has {len(rasters)} scenes: give them to describe_scenes, by open_scenes")
     if question is not None:
@@ -112,12 +117,14 @@ def describe_scenes(
     predictor.processor.refuse_special_tokens(task.instruction)
     results = []
     with nullcontext() if output is None else only_writer(output):
-        log = tile_log(output, _settings(rasters, predictor, task, tile, overlap))
+        log = tile_log(output, _settings(predictor, task, tile, overlap))
+        for raster in rasters:
+            check_scene(log, raster)
         describer = TileDescriber(predictor, task.instruction, log, batch_size, progress, on_tile)
-        for number, raster in enumerate(rasters):
+        for raster in rasters:
             try:
                 grid = Grid(raster.width, raster.height, tile, overlap)
-                results.append(_describe(raster, describer, grid, task, number))
+                results.append(_describe(raster, describer, grid, task))
             except RSMoEError as error:
                 if problems is None:
                     raise
@@ -134,8 +141,8 @@ def describe_scenes(
     return results
 
 
-def _describe(raster: Raster, describer: TileDescriber, grid: Grid, task: SceneTask, number: int) -> SceneResult:
-    tiles = describer.describe(raster, grid, number)
+def _describe(raster: Raster, describer: TileDescriber, grid: Grid, task: SceneTask) -> SceneResult:
+    tiles = describer.describe(raster, grid)
     if task.question is None:
         describer.progress(f"summarizing {raster.name}")
         outcome: Any = summarize(tiles, raster, describer.predictor, task.instruction)
@@ -152,6 +159,8 @@ def open_scenes(
     bands: Sequence[int | str] | None = None,
     asset: str | None = None,
     remote: bool = False,
+    nodata: float | None = None,
+    problems: list[str] | None = None,
 ) -> list[Raster]:
     """Open and check every raster, those of STAC items too, before a model is loaded; they are closed again.
 
@@ -162,23 +171,28 @@ def open_scenes(
         bands: as of `open_raster`; of STAC items also names of assets.
         asset: the asset to take from every STAC item.
         remote: whether local STAC items and rasters may name files on a network.
+        nodata: as of `open_raster`.
+        problems: where a bad one is told, in one line, beside good ones. By default it ends the run.
 
     Raises:
-        RSMoEError: with a line for each bad one.
+        RSMoEError: with a line for each bad one; with `problems` only if there is no good one.
     """
-    rasters, problems = [], []
+    rasters: list[Raster] = []
+    told: list[str] = []
     for path in paths:
         try:
             is_item = is_stac(path)
             scenes = find_scenes(path, bands, asset, remote) if is_item else [Scene(path, (path,), bands)]
             for scene in scenes:
-                with open_raster(scene.paths, scene.bands, scene.name, remote) as raster:
+                with open_raster(scene.paths, scene.bands, scene.name, remote, nodata) as raster:
                     Grid(raster.width, raster.height, tile, overlap)
                     rasters.append(raster)
         except RSMoEError as error:
-            problems.append(str(error))
-    if problems:
-        raise RSMoEError("\n".join(problems))
+            told.append(str(error))
+    if told and (problems is None or not rasters):
+        raise RSMoEError("\n".join(told))
+    if problems is not None:
+        problems += told
     return rasters
 
 
@@ -190,15 +204,8 @@ def model_and_revision(predictor: "Predictor") -> tuple[str, str]:
     return name, getattr(predictor.model.config, "_commit_hash", None) or ""
 
 
-def _settings(
-    rasters: Sequence[Raster], predictor: "Predictor", task: SceneTask, tile: int, overlap: int
-) -> dict[str, Any]:
-    """All that a tile's text depends on."""
-    scenes = []
-    for raster in rasters:
-        stretch = raster.stretch and [raster.stretch.low, raster.stretch.high]
-        size = [raster.width, raster.height]
-        scenes.append({"paths": raster.paths, "size": size, "bands": raster.bands, "stretch": stretch})
+def _settings(predictor: "Predictor", task: SceneTask, tile: int, overlap: int) -> dict[str, Any]:
+    """All that a tile's text depends on, beside its scene."""
     task_settings = {task.kind: task.user_text, "model": task.model, "revision": task.revision}
     generation = {"system": predictor.system, **predictor.generation}
-    return {"tile": tile, "overlap": overlap, **task_settings, **generation, "scenes": scenes}
+    return {"tile": tile, "overlap": overlap, **task_settings, **generation}

@@ -11,8 +11,8 @@ from .summary import Summary
 
 
 if TYPE_CHECKING:
+    from ..utils.rasters.raster import Raster
     from .describe import Tile
-    from .raster import Raster
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from urllib.request import url2pathname
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
-from .files import EXTRA, is_gdal_path, is_remote
-from .radar import find_pair
+from ..utils.rasters.drivers import EXTRA, is_gdal_path, is_remote
+from ..utils.rasters.radar import find_pair
 
 
 VISUAL = "visual"

@@ -17,8 +17,8 @@ from ..data.lexicon import mentions
 
 if TYPE_CHECKING:
     from ..inference import Predictor
+    from ..utils.rasters.raster import Raster
     from .describe import Tile
-    from .raster import Raster
 
 NUM_MENTIONED = 8  # nouns
 _OVERVIEW_SIDE = 1024

@@ -3,6 +3,7 @@
 `map` makes a page of views, `figure` a PNG. An ordinary image is a view of one tile.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..inference import Prediction
+    from ..utils.rasters.raster import Raster
     from .change_result import ChangeResult
     from .change_words import Difference
-    from .raster import Raster
     from .result import SceneResult
 
 
@@ -27,7 +28,7 @@ class View:
     """An image or a scene to show.
 
     Attributes:
-        name: of the image or scene, as the user gave it.
+        name: of the image's or scene's file, without its folders: a page is shown to others.
         model: the checkpoint's name.
         instruction: the user's instruction or question.
         text: of the whole.
@@ -66,8 +67,8 @@ def view_scene(result: "SceneResult", side: int) -> View:
     with result.raster as raster:
         image = raster.overview(side).image
     return View(
-        name=raster.name,
-        model=result.task.model,
+        name=_file_name(raster.name),
+        model=_model_name(result.task.model),
         instruction=result.task.user_text,
         text=result.text,
         image=image,
@@ -88,7 +89,17 @@ def view_image(
     small.thumbnail((side, side))
     texts = (prediction.text, prediction.router_prompts, prediction.expert_texts)
     tile = Tile(0, Window(0, 0, width, height), 1.0, *texts)
-    return View(name, model, instruction, prediction.text, small, width, height, [tile], [None])
+    names = _file_name(name), _model_name(model)
+    return View(*names, instruction, prediction.text, small, width, height, [tile], [None])
+
+
+def _file_name(name: str) -> str:
+    return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or name
+
+
+def _model_name(model: str) -> str:
+    """A folder's name without its place; a name on the Hub as it is."""
+    return os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model
 
 
 def _center(raster: "Raster", window: Window) -> tuple[float, float] | None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
+from io import BytesIO
 from typing import Any, TypeVar, cast
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -174,7 +175,7 @@ class Service:
         self.batcher.check(image_request)
         return image_request
 
-    async def _open_image(self, request: chat.ImageRequest, deadline: float) -> Image.Image:
+    async def _open_image(self, request: chat.ImageRequest, deadline: float) -> Image.Image | BytesIO:
         field = request.image_field
         try:
             async with asyncio.timeout_at(deadline):

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any, TypeVar
 
 import torch
@@ -36,7 +37,7 @@ class PendingRequest:
     """A request in the queue. Its events are pieces of the text if it is streamed, then the prediction or an error."""
 
     request: ImageRequest
-    image: Image.Image  # opened, not yet decoded
+    image: Image.Image | BytesIO  # opened, not yet decoded
     cancelled: threading.Event = field(default_factory=threading.Event)  # set when the client no longer waits
     events: asyncio.Queue[str | Prediction | Exception] = field(default_factory=asyncio.Queue)
     streamed: str = ""  # the text that `events` has brought so far

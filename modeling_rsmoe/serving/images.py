@@ -8,8 +8,8 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors_rsmoe import RSMoEError
 from ..images_rsmoe import FORMATS, open_header
-from ..utils.images import bytes_of_data_url, read_image
-from ..utils.tiff import TIFF_MAGIC
+from ..utils.images import bytes_of_data_url
+from ..utils.tiff import HEIGHT, TIFF_MAGIC, WIDTH, read_tags
 from .body import Arrivals
 from .chat import shorten
 from .errors import ApiError
@@ -53,22 +53,37 @@ async def _fetch(url: str, field: str, limits: Limits, arrivals: Arrivals) -> by
         raise ApiError(400, reason, "invalid_image_url", field) from error
 
 
-def open_image(data: bytes | bytearray, field: str, limits: Limits) -> Image.Image:
-    """The image with only its header read; `read_image` decodes it. 413 for more pixels than `limits.pixels`."""
+def open_image(data: bytes | bytearray, field: str, limits: Limits) -> Image.Image | BytesIO:
+    """The image with only its header read, or a raster that Pillow does not know; `read_image` decodes it. 413 for
+    more pixels than `limits.pixels`."""
     try:
         image = open_header(BytesIO(data))
     except Image.DecompressionBombError as error:
         raise _too_large(f"{field} has more than {limits.pixels} pixels", field) from error
     except UnidentifiedImageError as error:
         if data[:4] in TIFF_MAGIC:
-            return read_image(bytes(data), name=field)  # knows what to do about bands that Pillow does not read
+            return _checked_tiff(BytesIO(data), field, limits)
         raise RSMoEError(f"{field} is not an image of a kind that is taken here: {', '.join(FORMATS)}") from error
     except Exception as error:  # a damaged header makes Pillow raise OSError, SyntaxError, struct.error, ...
         raise RSMoEError(f"{field} is truncated or damaged: encode and send it again") from error
-    if image.width * image.height > limits.pixels:
-        size = f"{image.width} x {image.height} pixels, more than {limits.pixels}"
-        raise _too_large(f"{field} has {size}: scale it down or cut it into tiles", field)
+    _check_size(image.width, image.height, field, limits)
     return image
+
+
+def _checked_tiff(file: BytesIO, field: str, limits: Limits) -> BytesIO:
+    try:
+        tags = read_tags(file)
+        width, height = int(tags[WIDTH]), int(tags[HEIGHT])
+    except Exception as error:  # as above
+        raise RSMoEError(f"{field} is a TIFF that is truncated or damaged: encode and send it again") from error
+    _check_size(width, height, field, limits)
+    return file
+
+
+def _check_size(width: int, height: int, field: str, limits: Limits) -> None:
+    if width * height > limits.pixels:
+        size = f"{width} x {height} pixels, more than {limits.pixels}"
+        raise _too_large(f"{field} has {size}: scale it down or cut it into tiles", field)
 
 
 def _too_large(message: str, field: str) -> ApiError:

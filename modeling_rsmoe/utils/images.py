@@ -1,12 +1,18 @@
-"""Images from wherever they lie: files, URLs, base64, bytes, and 16-bit colors that Pillow would cut to 8.
+"""Images from wherever they lie: files, URLs, base64, bytes; rasters, and PNGs whose 16-bit colors Pillow would cut.
 
 A `PIL.Image` of mode "RGB" comes out, or an `RSMoEError` that names the image, what is wrong with it and what to do.
-How pixels become 8-bit RGB stands in `images_rsmoe`. Nothing here knows of rasters, tiles or coordinates.
+How pixels become 8-bit RGB stands in `images_rsmoe`.
+
+[our decision] A TIFF or JPEG 2000 of other than 8 bits, or that Pillow does not know, is a raster, and is read and
+stretched as a scene is (`rasters`), which needs rasterio. So is every file for which bands or a no-data value are
+chosen.
 """
 
 import base64
+import functools
 import os
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +24,6 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors_rsmoe import RSMoEError, first_line
 from ..images_rsmoe import (
-    BANDS_REMEDY,
     FORMATS,
     URL_TIMEOUT_SECONDS,
     Box,
@@ -26,7 +31,6 @@ from ..images_rsmoe import (
     decode,
     is_wide,
     map_images,
-    missing_value,
     open_header,
     pillow_errors,
     raw_mode,
@@ -34,36 +38,44 @@ from ..images_rsmoe import (
     to_rgb,
 )
 from .files import check_input
+from .rasters.image import is_raster, is_raster_file, read_raster
+from .rasters.options import AS_IN_THE_FILE, RasterOptions
 from .tiff import TIFF_MAGIC
 
 
 MAX_URL_BYTES = 512 * 2**20
 
-_PLANAR_TAG = 284  # 2: the bands are stored one after the other
-
-ImageInput = str | os.PathLike | bytes | Image.Image | np.ndarray | torch.Tensor
+ImageInput = str | os.PathLike | bytes | BytesIO | Image.Image | np.ndarray | torch.Tensor
 
 
-def read_image(image: ImageInput, name: str | None = None) -> Image.Image:
+def read_image(
+    image: ImageInput, name: str | None = None, raster_options: RasterOptions = AS_IN_THE_FILE
+) -> Image.Image:
     """One image, whatever it is given as, as an upright RGB image of 8 bits a channel.
 
     Args:
         image: a path or `file://` URL, an `http(s)://` URL, a `data:image/...` URL or bare base64 string (as
             transformers' `load_image` takes them), a file's bytes, or what `images_rsmoe.to_rgb` takes.
         name: what errors call an image that has no path of its own.
+        raster_options: bands, no-data value and stretch of rasters; of what is no file they say nothing.
+
+    Returns:
+        The image; of a raster that holds a surprise, `info["notes"]` says so.
 
     Raises:
-        RSMoEError: missing, empty, truncated, not an image, smaller than `MIN_SIDE` pixels on a side, over Pillow's
-            limit against decompression bombs (it is not decoded then), or an array of another shape or dtype.
+        RSMoEError: missing, empty, truncated, not an image, a raster while rasterio is not installed, smaller than
+            `MIN_SIDE` pixels on a side, over Pillow's limit against decompression bombs (it is not decoded then), or
+            an array of another shape or dtype.
     """
     if isinstance(image, (str, os.PathLike)):
-        return _read_source(*_locate(image, name))
-    if isinstance(image, bytes):
-        return _read_source(BytesIO(image), name or f"the image of {len(image)} bytes")
-    if isinstance(image, Image.Image) and is_wide(image):
+        return _read_source(*_locate(image, name), raster_options)
+    if isinstance(image, (bytes, BytesIO)):
+        source = BytesIO(image) if isinstance(image, bytes) else image
+        return _read_source(source, name or f"the image of {len(source.getbuffer())} bytes", raster_options)
+    if isinstance(image, Image.Image) and (is_wide(image) or is_raster(image)):
         # Not decoded yet: Pillow would keep the upper 8 bits only. Its own bytes can still be read in full.
         shown = name or f"the PIL image ({image.mode}, {image.width} x {image.height})"
-        return _read_source(_bytes_behind(image, shown), shown)
+        return _read_source(_bytes_behind(image, shown), shown, raster_options)
     return to_rgb(image, name)
 
 
@@ -98,13 +110,18 @@ def _locate(image: str | os.PathLike, name: str | None) -> tuple[str | BytesIO, 
     return text, _shorten(text)
 
 
-def _read_source(source: str | BytesIO, shown: str) -> Image.Image:
+def _read_source(source: str | BytesIO, shown: str, options: RasterOptions) -> Image.Image:
     if not isinstance(source, BytesIO):
         check_input(source, "an image", shown)
     elif not source.getvalue():
         raise RSMoEError(f"{shown} is empty (0 bytes): copy or download it again")
+    read = functools.partial(read_raster, source, shown, options)
+    if options.bands is not None or options.nodata is not None:
+        return read()
     with _open(source, shown) as opened:
-        return _read_wide_color(opened, source, shown) if is_wide(opened) else to_rgb(opened, shown)
+        if opened is not None and not is_raster(opened):
+            return _read_wide_color(opened, source, shown) if is_wide(opened) else to_rgb(opened, shown)
+    return read()
 
 
 def download(url: str) -> bytes:
@@ -174,28 +191,27 @@ def _bytes_behind(image: Any, shown: str) -> BytesIO:
 # ---- decoding
 
 
-def _open(source: str | BytesIO, shown: str) -> Any:
-    """Reads the header only."""
+@contextmanager
+def _open(source: str | BytesIO, shown: str) -> Iterator[Any]:
+    """The image of which the header is read; None for a raster that Pillow does not know."""
     with pillow_errors(shown):
         try:
-            return open_header(source)
+            opened = open_header(source)
         except UnidentifiedImageError as error:
-            problem = f"is not an image that can be read here: give one of {', '.join(FORMATS)}"
-            if _magic(source) in TIFF_MAGIC:
-                problem = f"is a TIFF with bands or numbers that Pillow cannot read: {BANDS_REMEDY}"
-            raise RSMoEError(f"{shown} {problem}") from error
+            is_known = _magic(source) in TIFF_MAGIC or (isinstance(source, str) and is_raster_file(source))
+            if not is_known:
+                problem = f"is not an image that can be read here: give one of {', '.join(FORMATS)}"
+                raise RSMoEError(f"{shown} {problem}") from error
+            opened = None
+    with nullcontext() if opened is None else opened:
+        yield opened
 
 
 def _read_wide_color(opened: Any, source: str | BytesIO, shown: str) -> Image.Image:
-    """Several bands of 16 bits: Pillow decodes the upper 8 bits of each, and in the other byte order the lower 8."""
+    """A PNG of several bands of 16 bits: Pillow decodes the upper 8 bits of each, and in the other byte order the
+    lower 8."""
     check_size(opened.width, opened.height, shown)
-    layout = raw_mode(opened)
-    kind, _, suffix = layout.partition(";16")
-    by_band = getattr(opened, "tag_v2", {}).get(_PLANAR_TAG) == 2
-    if by_band or kind not in ("RGB", "RGBX", "RGBA", "LA") or suffix not in ("L", "B", "N"):
-        layout = "one band after the other" if by_band else layout
-        raise RSMoEError(f"{shown} has 16-bit colors in a layout that Pillow misreads ({layout}): {BANDS_REMEDY}")
-    missing = missing_value(opened)
+    kind = raw_mode(opened).partition(";16")[0]
     if kind == "LA":  # four bytes a pixel, and Pillow knows no other byte order: take them as they are
         pixels = decode(_with_raw_mode(opened, "RGBA"), shown)
 
@@ -203,20 +219,19 @@ def _read_wide_color(opened: Any, source: str | BytesIO, shown: str) -> Image.Im
             four = np.asarray(pixels.crop(box)).astype(np.uint16)  # [h, W, 4]
             return four[..., 0::2] << 8 | four[..., 1::2]  # [h, W, 2]
     else:
-        other = "B" if suffix == "L" or (suffix == "N" and sys.byteorder == "little") else "L"
         pixels = decode(opened, shown)
         with _open(source, shown) as again:
-            lower = decode(_with_raw_mode(again, f"{kind};16{other}"), shown)
+            lower = decode(_with_raw_mode(again, f"{kind};16L"), shown)
 
         def read(box: Box) -> np.ndarray:  # [h, W, 3 or 4]
             return np.asarray(pixels.crop(box)).astype(np.uint16) << 8 | np.asarray(lower.crop(box))
 
     if kind == "RGB":
-        return stretch(read, pixels.size, missing, shown)
+        return stretch(read, pixels.size, None, shown)
     return stretch(
         lambda box: read(box)[..., :-1],
         pixels.size,
-        missing,
+        None,
         shown,
         alpha=lambda box: (read(box)[..., -1] >> 8).astype(np.uint8),
     )

@@ -16,8 +16,8 @@ pytest.importorskip("rasterio", reason='no rasterio here: pip install "rsmoe[geo
 import rasterio
 
 from modeling_rsmoe import RSMoEError
-from modeling_rsmoe.scenes.raster import open_raster
-from modeling_rsmoe.scenes.sources import OFFLINE, SourceCheck
+from modeling_rsmoe.utils.rasters.raster import open_raster
+from modeling_rsmoe.utils.rasters.sources import OFFLINE, SourceCheck
 
 from ..scenes.rasters import UTM, noise, patch_tags, write_raster
 from .conftest import NO_FILES, refusal

@@ -12,6 +12,7 @@ from PIL import Image
 from modeling_rsmoe.collection import pipeline
 from modeling_rsmoe.inference.checkpoint import revision_of
 from tests.cli.test_cli import errors, refuse_to_load, run
+from tests.scenes.rasters import UTM, noise, write_raster
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_processor
 
 
@@ -38,7 +39,9 @@ def test_captions_of_a_folder_and_of_a_list(tiles: Path, checkpoint: Path, tmp_p
     options = ("--model", checkpoint, "--router", "template", "--max-new-tokens", 6, "--instruction", "Say it.")
     result = run("caption", tiles, *options, "--output", tmp_path / "new" / "out.parquet", "--batch-size", 2)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith(f"{tmp_path / 'new' / 'out.parquet'} (4 rows, 1 with an error, ")
+    assert result.stdout.startswith(
+        f"{tmp_path / 'new' / 'out.parquet'} (4 rows, 1 with an error)"
+    )  # two shards: no rate
     rows = rows_of(tmp_path / "new" / "out.parquet")
     assert list(rows) == ["a.png", "b.png", "bad.jpg", "c.png"] and "is not an image" in rows["bad.jpg"]["error"]
     alone = json.loads(run("caption", tiles / "b.png", *options, "--json").stdout)
@@ -82,7 +85,7 @@ def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path)
         (["caption", "TILES", "--output", "OUT/x.geojson"], "give --output NAME.parquet, not x.geojson"),
         (
             ["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64"],
-            "--tile, --overlap, --bands, --asset, --map",
+            "--tile, --overlap, --asset, --map",
         ),
         (["caption", "TILES", "--output", "OUT/x.parquet", "--json"], "--json cannot be combined with a folder"),
         (
@@ -135,3 +138,33 @@ def test_special_tokens(tiles: Path, checkpoint: Path, tmp_path: Path) -> None:
     command = ("caption", tiles, "--model", checkpoint, "--output", tmp_path / "x.parquet")
     (line,) = errors(run(*command, "--instruction", "Ask <theme>."))
     assert "holds <theme>, which only the model's own sequences may" in line
+
+
+def test_chips_of_many_bands_in_a_folder(checkpoint: Path, tmp_path: Path) -> None:
+    """Refused without a choice: exit code 1 and the commonest reason; with one, described as each is alone."""
+    (tmp_path / "chips").mkdir()
+    for number in range(3):
+        write_raster(tmp_path / "chips" / f"{number}.tif", noise(13, 40, 40, seed=number) + 500 * number, **UTM)
+    (tmp_path / "chips" / "text.tif").write_text("no image")
+    options = (
+        "--model",
+        checkpoint,
+        "--router",
+        "template",
+        "--max-new-tokens",
+        4,
+        "--output",
+        tmp_path / "o.parquet",
+    )
+    refused = run("caption", tmp_path / "chips", *options)
+    assert refused.exit_code == 1 and "(4 rows, 4 with an error)" in refused.stdout
+    assert "no image could be read; of 3: ... has 13 bands" in errors(refused)[0]
+    for stretch in ("image", "collection"):
+        chosen = ("--bands", "4,3,2", "--nodata", 0, "--stretch", stretch, "--overwrite")
+        assert run("caption", tmp_path / "chips", *options, *chosen).exit_code == 0
+        rows = rows_of(tmp_path / "o.parquet")
+        assert [name for name, row in rows.items() if row["error"] is None] == ["0.tif", "1.tif", "2.tif"]
+    settings = json.loads(pq.read_schema(tmp_path / "o.parquet").metadata[b"rsmoe"])["settings"]
+    assert settings["bands"] == [4, 3, 2] and settings["nodata"] == 0 and len(settings["stretch"]["low"]) == 3
+    (line,) = errors(run("caption", tmp_path / "chips" / "text.tif", "--stretch", "image"))
+    assert "--stretch is of a folder or list" in line

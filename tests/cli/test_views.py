@@ -36,7 +36,7 @@ def test_an_image(photo: Path, checkpoint: Path, tmp_path: Path) -> None:
     result = run("caption", photo, *options, "--json")
     told = json.loads(result.stdout)
     (view,) = data_of(page)
-    assert (view["name"], view["text"], view["width"], view["height"]) == (str(photo), told["caption"], 50, 40)
+    assert (view["name"], view["text"], view["width"], view["height"]) == ("photo.png", told["caption"], 50, 40)
     (tile,) = view["tiles"]
     assert tile["window"] == [0, 0, 50, 40] and tile["place"] is None
     for place, (name, prompt) in enumerate(told["router_prompts"].items()):

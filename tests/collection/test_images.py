@@ -59,3 +59,11 @@ def test_what_is_no_collection(tiles: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(RSMoEError, match=message):
             find_images([str(path) for path in where])
+
+
+def test_linked_folders_are_followed_and_loops_are_not(tiles: Path, tmp_path: Path) -> None:
+    (tmp_path / "root" / "deep").mkdir(parents=True)
+    (tmp_path / "root" / "link").symlink_to(tiles)
+    (tmp_path / "root" / "deep" / "up").symlink_to(tmp_path / "root")
+    names = [image.name for image in find_images([str(tmp_path / "root")])]
+    assert names and all(name.startswith("link/") for name in names)

@@ -1,6 +1,7 @@
 """A log of finished work: what a stopped run has written is there for the next, and only for the same settings."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,12 @@ def test_without_a_file_lines_are_kept_in_memory():
     memory.add([{"tile": 7}])
     memory.remove()
     assert memory.lines == {7: {"tile": 7}}
+
+
+def test_a_long_setting_is_shown_where_it_differs(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    before = {"generation": {"prompt": "same " * 50 + "old", "beams": 1}}
+    KeyedLog(path, before, lambda line: line["key"]).add([{"key": 1}])
+    now = {"generation": {"prompt": "same " * 50 + "new", "beams": 1}}
+    with pytest.raises(RSMoEError, match=r"\(generation.prompt: \.\.\..*same old\", now \.\.\..*same new\"\)"):
+        KeyedLog(path, now, lambda line: line["key"])

@@ -15,7 +15,7 @@ from modeling_rsmoe.inference import Prediction, Predictor
 from modeling_rsmoe.inference.resume import KeyedLog
 from modeling_rsmoe.scenes.describe import Tile, TileDescriber, read_side, tile_log
 from modeling_rsmoe.scenes.grid import Grid
-from modeling_rsmoe.scenes.raster import open_raster
+from modeling_rsmoe.utils.rasters.raster import open_raster
 from tests.scenes.rasters import write_raster
 
 
@@ -72,7 +72,8 @@ def test_tiles_that_are_mostly_no_data_are_skipped(tmp_path: Path) -> None:
     tiles = run(scene(tmp_path / "a.tif", empty=13), predictor, log, batch_size=4)
     assert [tile.number for tile in tiles] == list(range(13, 25))
     assert [len(batch) for batch in predictor.batches] == [4, 4, 4], "empty tiles take no place in a batch"
-    assert log.lines[0, 3] == {"scene": 0, "tile": 3, "valid": 0.0}
+    name = str(tmp_path / "a.tif")
+    assert log.lines[name, 3] == {"scene": name, "tile": 3, "valid": 0.0}
 
 
 def test_a_scene_with_little_data_everywhere(tmp_path: Path) -> None:
@@ -126,8 +127,8 @@ def test_a_stopped_run_continues(tmp_path: Path) -> None:
 
 def test_other_settings_do_not_continue(tmp_path: Path) -> None:
     output = tmp_path / "out.geojson"
-    tile_log(output, {"tile": 512, "model": "a"}).add([{"scene": 0, "tile": 0}])
-    assert tile_log(output, {"model": "a", "tile": 512}).lines == {(0, 0): {"scene": 0, "tile": 0}}
+    tile_log(output, {"tile": 512, "model": "a"}).add([{"scene": "a", "tile": 0}])
+    assert tile_log(output, {"model": "a", "tile": 512}).lines == {("a", 0): {"scene": "a", "tile": 0}}
     with pytest.raises(RSMoEError, match=r"out.geojson.partial is a run with other settings \(tile: 512, now 256\)"):
         tile_log(output, {"tile": 256, "model": "a"})
     with pytest.raises(RSMoEError, match=r"\(num_beams: null, now 3\)"):

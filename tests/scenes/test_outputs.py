@@ -17,9 +17,9 @@ from modeling_rsmoe.scenes.answers import CombinedAnswer
 from modeling_rsmoe.scenes.describe import Tile
 from modeling_rsmoe.scenes.grid import Grid
 from modeling_rsmoe.scenes.outputs import check_format, write
-from modeling_rsmoe.scenes.raster import open_raster
 from modeling_rsmoe.scenes.result import SceneResult, SceneTask
 from modeling_rsmoe.scenes.summary import Summary
+from modeling_rsmoe.utils.rasters.raster import open_raster
 from tests.scenes.rasters import UTM, noise, rotated, write_raster
 
 

@@ -12,8 +12,8 @@ from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION
 from modeling_rsmoe.scenes.answers import CombinedAnswer
 from modeling_rsmoe.scenes.describe import log_path
 from modeling_rsmoe.scenes.pipeline import describe_scene, describe_scenes, open_scenes
-from modeling_rsmoe.scenes.raster import open_raster
 from modeling_rsmoe.scenes.result import SceneTask
+from modeling_rsmoe.utils.rasters.raster import open_raster
 from tests.scenes.rasters import UTM, noise, write_raster
 from tests.scenes.test_stac import asset, collection, item, save
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_processor
@@ -105,3 +105,45 @@ def test_a_stopped_run_continues(scene: Path, predictor: Predictor, tmp_path: Pa
     result = describe_scene(scene, predictor, tile=20, output=output)
     assert result.text == describe_scene(scene, predictor, tile=20).text
     assert output.exists() and not log_path(output).exists()
+
+
+def test_a_narrow_scene_is_described(predictor: Predictor, tmp_path: Path) -> None:
+    """Its overview of 1,024 px would be 7 px high."""
+    path = write_raster(tmp_path / "narrow.tif", noise(3, 40, 6000, "uint8", 255), **UTM)
+    assert len(describe_scene(path, predictor, tile=2000).tiles) == 3
+
+
+def test_another_choice_of_scenes_continues_and_another_way_to_read_does_not(
+    scene: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, other = tmp_path / "out.jsonl", write_raster(tmp_path / "other.tif", noise(3, 30, 30), **UTM)
+    task = SceneTask(DEFAULT_INSTRUCTION, None, "tiny", "")
+    problems: list[str] = []
+    monkeypatch.setattr("modeling_rsmoe.scenes.pipeline.summarize", fails_for("other.tif"))
+    rasters = open_scenes([str(other), str(scene)])
+    assert len(describe_scenes(rasters, predictor, task, output=output, problems=problems)) == 1 and problems
+    monkeypatch.undo()
+    with pytest.raises(RSMoEError, match=r"other settings \(.*, bands: \[1, 2, 3\], now \[3, 2, 1\]\)"):
+        describe_scenes(open_scenes([str(scene)], bands=(3, 2, 1)), predictor, task, output=output)
+    monkeypatch.setattr(Predictor, "predict", lambda *arguments: pytest.fail("a finished tile is done again"))
+    assert len(describe_scenes(open_scenes([str(scene)]), predictor, task, output=output)) == 1
+
+
+def fails_for(name: str) -> Any:
+    from modeling_rsmoe.scenes.summary import summarize
+
+    def summarize_or_fail(tiles: Any, raster: Any, *arguments: Any) -> Any:
+        if raster.name.endswith(name):
+            raise RSMoEError("it broke")
+        return summarize(tiles, raster, *arguments)
+
+    return summarize_or_fail
+
+
+def test_a_bad_scene_beside_good_ones_is_told(scene: Path, tmp_path: Path) -> None:
+    problems: list[str] = []
+    paths = [str(tmp_path / "lost.tif"), str(scene)]
+    assert [raster.name for raster in open_scenes(paths, problems=problems)] == [str(scene)]
+    assert len(problems) == 1 and "there is no file" in problems[0]
+    with pytest.raises(RSMoEError, match="there is no file"):
+        open_scenes(paths[:1], problems=[])

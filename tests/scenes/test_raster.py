@@ -16,7 +16,7 @@ from shapely.geometry import shape
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.scenes.footprint import footprint
 from modeling_rsmoe.scenes.grid import Window
-from modeling_rsmoe.scenes.raster import open_raster
+from modeling_rsmoe.utils.rasters.raster import open_raster
 from tests.scenes.rasters import UTM, noise, patch_tags, write_raster
 
 
@@ -278,7 +278,7 @@ def test_a_closed_raster_opens_again(tmp_path: Path) -> None:
     raster = open_raster(write_raster(tmp_path / "a.tif", noise(1, 20, 40)))
     before = raster.overview(10).image
     raster.close()
-    assert before.size == (10, 5) and raster.overview(10).image == before
+    assert before.size == (10, 8) and raster.overview(10).image == before
     raster.close()
 
 
@@ -374,3 +374,17 @@ def test_gdal_s_words_are_not_on_the_terminal(tmp_path: Path, capfd: pytest.Capt
     path = write_raster(tmp_path / "a.tif", noise(1, 256, 256, "uint8", 255), compress="deflate")
     refused(patch_tags(path, tmp_path / "b.tif", {257: 65536}), "truncated or damaged")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_narrow_raster_keeps_a_side(tmp_path: Path) -> None:
+    with open_raster(write_raster(tmp_path / "a.tif", noise(1, 40, 6000))) as raster:
+        assert raster.overview(1024).image.size == (1024, 8)
+        assert raster.read(Window(0, 0, 1, 1), 1).image.size == (1, 1)
+
+
+@pytest.mark.parametrize("crs", ['LOCAL_CS["Site grid",UNIT["metre",1]]', "IAU_2015:49900"])
+def test_a_coordinate_system_that_is_not_of_the_earth_says_so(tmp_path: Path, crs: str) -> None:
+    with open_raster(write_raster(tmp_path / "a.tif", noise(1, 20, 20), **{**UTM, "crs": crs})) as raster:
+        (note,) = raster.notes
+        assert "a coordinate system without longitude and latitude" in note and "not placed on the earth" in note
+        assert footprint(raster, Window(0, 0, 20, 20)) is None

@@ -146,7 +146,20 @@ def test_geotiffs_are_read_as_everywhere(served, tmp_path) -> None:
     with rasterio.open(tmp_path / "bands.tif", "w", driver="GTiff", **shape) as raster:
         raster.write(np.ones((5, 40, 50), np.uint16))
     error = refused(served, {"messages": [user(data_url((tmp_path / "bands.tif").read_bytes(), "TIFF"))]})
-    assert error.status_code == 400 and "read three bands with rasterio" in error.message
+    assert error.status_code == 400 and "has 5 bands" in error.message and str(tmp_path) not in error.message
+    shape |= {"count": 3, "dtype": "float32"}
+    with rasterio.open(tmp_path / "float.tif", "w", driver="GTiff", **shape) as raster:
+        raster.write(np.random.default_rng(6).random((3, 40, 50), np.float32))
+    answer = served.ask(data_url((tmp_path / "float.tif").read_bytes(), "TIFF"))
+    assert answer.choices[0].message.content == served.alone(read_image(tmp_path / "float.tif"))["text"]
+    huge = (
+        (tmp_path / "float.tif")
+        .read_bytes()
+        .replace(struct.pack("<HHIH", 256, 3, 1, 50), struct.pack("<HHIH", 256, 3, 1, 65535))
+    )
+    huge = huge.replace(struct.pack("<HHIH", 257, 3, 1, 40), struct.pack("<HHIH", 257, 3, 1, 65535))
+    error = refused(served, {"messages": [user(data_url(huge, "TIFF"))]})
+    assert error.status_code == 413 and error.code == "image_too_large"
 
 
 # ---- what is refused

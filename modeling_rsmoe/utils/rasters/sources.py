@@ -4,7 +4,7 @@ A `.vrt` names other rasters. Files beside a raster (`.ovr`, `.msk`, world files
 may name a file of overviews.
 
 [our decision] Without consent (`--remote`) all of these must be local, regular files, and rasters of the kinds that
-`files.driver_of` knows. Beneath this check `OFFLINE` keeps GDAL from every server.
+`drivers.driver_of` knows. Beneath this check `OFFLINE` keeps GDAL from every server.
 """
 
 import os
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ..errors_rsmoe import RSMoEError
-from ..utils.files import check_input
-from .files import driver_of
+from ...errors_rsmoe import RSMoEError
+from ..files import check_input
+from .drivers import driver_of
 
 
 # Options of GDAL under which /vsicurl/ and its kin open nothing, other requests fail at a proxy that does not exist,
@@ -42,10 +42,11 @@ class SourceCheck:
 
     Args:
         open_dataset: `rasterio.open`.
+        alone: whether no file may be named at all.
     """
 
-    def __init__(self, open_dataset: Callable[..., Any]) -> None:
-        self._open = open_dataset
+    def __init__(self, open_dataset: Callable[..., Any], alone: bool = False) -> None:
+        self._open, self._alone = open_dataset, alone
         self._checked: set[str] = set()
         self._folders: dict[str, dict[str, list[str]]] = {}
 
@@ -71,6 +72,8 @@ class SourceCheck:
                 self._check_named(name, path, (*above, file))
 
     def _check_named(self, name: str, path: str, above: tuple[str, ...]) -> None:
+        if self._alone:
+            raise RSMoEError(f"{path} names another file, which is not read: write it again without (gdal_translate)")
         if _NO_FILE.match(name):
             shown = name if len(name) <= 160 else f"{name[:157]}..."
             raise RSMoEError(

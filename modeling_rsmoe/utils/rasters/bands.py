@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors_rsmoe import RSMoEError
+from ...errors_rsmoe import RSMoEError
 from .radar import RadarRendering, find_pair
 
 
@@ -81,7 +81,8 @@ def choose_bands(
         return (shown[0],)
     raise RSMoEError(
         f"{raster} has {len(shown)} bands ({_listed(bands)}): {CHOICE}, with --bands, for example --bands 3,2,1 where "
-        "blue comes first, as from most satellites, or --bands 1,2,3, as of most aerial images"
+        "blue comes first, as from most satellites, or --bands 1,2,3, as of most aerial images (or write them to a "
+        "file: gdal_translate -b 3 -b 2 -b 1)"
     )
 
 

@@ -4,14 +4,22 @@
 2nd percentile of the scene's valid values becomes 0 and the 98th 255: the habit of desktop GIS, under which haze in
 one band does not tint the image. Of a band without a range (one value everywhere) integers are scaled by their
 type's largest value and floats by 1.
+
+[our decision] A value is taken for an undeclared no-data value, such as a border of -9999, if it is the smallest or
+largest of a band, that of 1 % of the pixels at least, and farther from the 1st to 99th percentile of all others than
+these are apart.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
 PERCENTILES = (2.0, 98.0)
+_MIN_FILL_SHARE = 0.01
+_REST_PERCENTILES = (1.0, 99.0)  # an overview mixes a few pixels of the border with data
 
 
 @dataclass(frozen=True)
@@ -47,3 +55,26 @@ def _ends(sample: np.ndarray, dtype: np.dtype) -> tuple[float, float]:
     if high <= low:
         return 0.0, 1.0 if np.issubdtype(dtype, np.floating) else float(np.iinfo(dtype).max)
     return low, high
+
+
+class Fill(NamedTuple):
+    """A value that looks like no data, the share of pixels that have it, and where the others lie."""
+
+    value: float
+    share: float
+    low: float
+    high: float
+
+
+def find_fill(samples: Sequence[np.ndarray]) -> Fill | None:
+    """The value that marks pixels without data although the file does not say so, from values of each band."""
+    for sample in samples:
+        for value in map(float, (sample.min(), sample.max())):
+            rest = sample[sample != value]
+            share = 1 - len(rest) / len(sample)
+            if share < _MIN_FILL_SHARE or not len(rest):
+                continue
+            low, high = (float(end) for end in np.percentile(rest.astype(np.float64), _REST_PERCENTILES))
+            if max(low - value, value - high) > high - low > 0:
+                return Fill(value, share, low, high)
+    return None

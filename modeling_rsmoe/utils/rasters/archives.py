@@ -2,9 +2,9 @@
 
 import zipfile
 
-from ..errors_rsmoe import RSMoEError
-from ..utils.files import check_input
-from .files import is_gdal_path, is_remote
+from ...errors_rsmoe import RSMoEError
+from ..files import check_input
+from .drivers import is_gdal_path, is_remote
 
 
 _RASTERS = (".tif", ".tiff", ".jp2", ".img", ".ntf", ".png", ".jpg", ".jpeg", ".webp")

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.extras import require
-from .files import EXTRA
+from ..extras import require
+from .drivers import EXTRA
 
 
 def approximate_transform(points: Sequence[Any], crs: Any) -> Any:
