@@ -16,10 +16,10 @@ import numpy as np
 import rasterio
 
 from modeling_rsmoe.inference import Predictor, load
-from modeling_rsmoe.scenes.bands import parse_bands
 from modeling_rsmoe.scenes.change_words import compare
 from modeling_rsmoe.scenes.describe import Tile
 from modeling_rsmoe.scenes.pipeline import describe_scene
+from modeling_rsmoe.utils.rasters.bands import parse_bands
 
 
 CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of [bands, H, W], 0 to 255

@@ -67,7 +67,8 @@ def check_scene(log: KeyedLog, raster: "Raster") -> None:
     """Refuse, by name, a scene that is read in another way than the tiles of it that are finished."""
     stretch = raster.stretch and [raster.stretch.low, raster.stretch.high]
     size, scene = [raster.width, raster.height], name_in_log(raster)
-    read = {"size": size, "bands": raster.bands, "nodata": raster.nodata, "stretch": stretch}
+    place = raster.transform and list(raster.transform)[:6]
+    read = {"size": size, "place": place, "bands": raster.bands, "nodata": raster.nodata, "stretch": stretch}
     if (scene, None) not in log.lines:
         log.add([{"scene": scene, "read": read}])
     before = log.lines[scene, None]["read"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from modeling_rsmoe.scenes.grid import Window
-from modeling_rsmoe.scenes.radar import find_pair, polarization
 from modeling_rsmoe.scenes.raster import open_raster
+from modeling_rsmoe.utils.rasters.radar import find_pair, polarization
 from tests.scenes.rasters import UTM, write_raster
 
 
