@@ -8,11 +8,11 @@ checkpoint = load("rs-moe-nano")
 caption = describe_scene("scene.tif", Predictor(checkpoint.model, checkpoint.processor)).text
 ```
 
-`files` says what kind of file a path names, `sources` what else it makes GDAL open, `raster` reads, `grid` cuts,
-`footprint` locates, `describe` runs the model over tiles, `summary` and `answers` make one text of them, `outputs`
-writes, `style` colors, `map` and `figure` show, `stac` finds rasters in items, `archives` in a `.zip`; `pipeline` does
-these one after the other. `change` is two dates on one grid (`change_align`), compared by their texts
-(`change_words`). What needs rasterio, geopandas or pystac is imported where it is used (`extras.require`).
+`files` says what is a scene, `raster` reads it (by `utils.rasters`), `grid` cuts, `footprint` locates, `describe` runs
+the model over tiles, `summary` and `answers` make one text of them, `outputs` writes, `style` colors, `map` and
+`figure` show, `stac` finds rasters in items; `pipeline` does these one after the other. `change` is two dates on one
+grid (`change_align`), compared by their texts (`change_words`). What needs rasterio, geopandas or pystac is imported
+where it is used (`extras.require`).
 """
 
 import importlib

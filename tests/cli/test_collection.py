@@ -85,7 +85,7 @@ def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path)
         (["caption", "TILES", "--output", "OUT/x.geojson"], "give --output NAME.parquet, not x.geojson"),
         (
             ["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64"],
-            "--tile, --overlap, --asset, --map",
+            "--tile, --overlap, --asset, --change, --map",
         ),
         (["caption", "TILES", "--output", "OUT/x.parquet", "--json"], "--json cannot be combined with a folder"),
         (
@@ -158,7 +158,7 @@ def test_chips_of_many_bands_in_a_folder(checkpoint: Path, tmp_path: Path) -> No
     )
     refused = run("caption", tmp_path / "chips", *options)
     assert refused.exit_code == 1 and "(4 rows, 4 with an error)" in refused.stdout
-    assert "no image could be read; of 3: ... has 13 bands" in errors(refused)[0]
+    assert "no image could be read; of 3: ... has 13 bands" in refused.stderr
     for stretch in ("image", "collection"):
         chosen = ("--bands", "4,3,2", "--nodata", 0, "--stretch", stretch, "--overwrite")
         assert run("caption", tmp_path / "chips", *options, *chosen).exit_code == 0

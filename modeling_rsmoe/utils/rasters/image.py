@@ -29,7 +29,7 @@ _HEADER_BYTES = 2**16
 # of the box "colr" the color space.
 _JPEG_2000_BANDS = re.compile(rb"ihdr.{8}(..)(.)|\A\xff\x4f\xff\x51.{36}()(.)", re.DOTALL)
 _JPEG_2000_GRAY = re.compile(rb"colr\x01..\0\0\0\x11", re.DOTALL)
-_STRIP_PIXELS, _MAX_STRIPS = 2**20, 16  # more strips would unpack large blocks again and again
+_STRIP_PIXELS, _MAX_STRIPS = 2**18, 16  # more strips would unpack large blocks again and again
 
 
 def is_raster(opened: Any) -> bool:
