@@ -341,14 +341,12 @@ class RSMoEProcessor(ProcessorMixin):
 
     def tokenize_qformer(self, texts: list[str], return_tensors: str | None) -> dict[str, Any]:
         """`qformer_input_ids` and `qformer_attention_mask` (texts, qformer_sequence_length), padded on the right."""
-        encoded = self.qformer_tokenizer(
-            texts,
-            padding=True,
-            truncation=True,
-            max_length=min(self.qformer_tokenizer.model_max_length, MAX_QFORMER_TOKENS),
-            padding_side="right",
-            return_tensors=return_tensors,
-        )
+        arguments = {"padding": True, "padding_side": "right", "return_tensors": return_tensors, "verbose": False}
+        limit = min(self.qformer_tokenizer.model_max_length, MAX_QFORMER_TOKENS)
+        encoded = self.qformer_tokenizer(texts, **arguments)
+        # Truncation and padding are states of a tokenizer that threads share: changed only where they must be.
+        if len(encoded["input_ids"][0]) > limit:
+            encoded = self.qformer_tokenizer(texts, truncation=True, max_length=limit, **arguments)
         return {f"qformer_{name}": encoded[name] for name in ("input_ids", "attention_mask")}
 
     def _expert_inputs(self, instructions: list[str], text_kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from PIL import Image
+
+from modeling_rsmoe.inference.context import check_context
 
 from .test_modeling import rows
 from .tiny import tiny_config, tiny_model, tiny_processor
@@ -158,3 +161,16 @@ def test_copies_and_pickles_stay_right(model, tmp_path):
         with torch.no_grad():
             for parameter in model.model.experts.parameters():
                 parameter.div_(2)
+
+
+def test_a_processor_in_threads():
+    """Padding and truncation are states of a tokenizer: no call may change them under another."""
+    processor, config = tiny_processor(), tiny_config()
+
+    def read(text):
+        inputs = processor(images=[Image.new("RGB", (28, 28))] * 2, text=[text, "a"], return_tensors="pt")
+        counts = check_context([text, "a"], inputs, processor, config, 1, 1)
+        return {name: value.tolist() for name, value in inputs.items()}, counts
+
+    texts = [f"a {'river ' * (number % 5)}" for number in range(80)]
+    assert in_threads(read, texts) == [read(text) for text in texts]

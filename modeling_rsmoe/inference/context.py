@@ -63,7 +63,10 @@ def _check_qformer(instruction: str, tokenizer: Any, positions: int) -> None:
 
 
 def _count(tokenizer: Any, text: str, add_special_tokens: bool = False) -> int:
-    return len(tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
+    # Padded as the processor asks for it: padding is a state of the tokenizer, which threads share.
+    side = "right" if add_special_tokens else "left"
+    arguments = {"padding": True, "padding_side": side, "verbose": False}
+    return len(tokenizer([text], add_special_tokens=add_special_tokens, **arguments)["input_ids"][0])
 
 
 def _longest_sequences(inputs: Mapping[str, torch.Tensor], new_tokens: int, router_tokens: int) -> list[int]:
