@@ -25,6 +25,7 @@ from . import terminal
 
 
 if TYPE_CHECKING:
+    from ..collection.scenes import Cut
     from ..inference import Predictor
     from ..scenes.raster import Raster
 
@@ -91,6 +92,12 @@ class SceneOptions:
 
             check_format(self.output)
             check_outputs(self.output, overwrite=self.overwrite)
+
+    def cut(self) -> "Cut":
+        """How the scenes of a collection are read and cut."""
+        from ..collection.scenes import Cut
+
+        return Cut(*self.sizes(), None if self.bands is None else parse_bands(self.bands), self.asset)
 
     def sizes(self) -> tuple[int, int]:
         """Tile and overlap, in pixels."""

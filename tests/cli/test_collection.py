@@ -77,13 +77,24 @@ def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path)
     [
         (
             ["caption", "TILES"],
-            "tiles: captions of an image collection (a folder, a list) go into a Parquet: give --output NAME.parquet",
+            "tiles: captions of a collection (a folder, a list) go into a Parquet: give --output NAME.parquet",
         ),
         (["caption", "TILES", "--output", "OUT/x.geojson"], "give --output NAME.parquet, not x.geojson"),
         (
-            ["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64"],
-            "--tile, --overlap, --bands, --asset, --map",
+            ["caption", "TILES", "--output", "OUT/x.parquet", "--bands", "3,2,1"],
+            "--bands is for scenes: add --tile to cut the files into tiles, or leave it out",
         ),
+        (
+            ["caption", "TILES", "--output", "OUT/x.geojson", "--tile", "64"],
+            "give --output NAME.parquet, not x.geojson",
+        ),
+        (["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "4"], "a tile of 4 px shows nothing"),
+        (
+            ["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64", "--map", "OUT/x.html", "--json"],
+            "--json, --map cannot be combined with a folder, a list or --engine",
+        ),
+        (["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64", "--dtype", "int8"], "--dtype is not for a"),
+        (["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64"], "TILES holds no images (ending in .img"),
         (["caption", "TILES", "--output", "OUT/x.parquet", "--json"], "--json cannot be combined with a folder"),
         (
             ["caption", "TILES", "--output", "TILES/a.parquet", "--workers", "2"],
