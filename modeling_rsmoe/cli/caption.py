@@ -7,7 +7,6 @@ import typer
 from ..errors_rsmoe import RSMoEError
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 from ..scenes.result import SceneTask
-from ..utils.rasters.options import RasterOptions
 from . import collection, options, scenes, terminal, views
 from .images import Inputs
 
@@ -18,7 +17,7 @@ def caption(
         typer.Argument(
             metavar="IMAGE",
             help="Image files or URLs; GeoTIFF scenes, or STAC items of them; a folder or list (.txt, .jsonl) of "
-            "images.",
+            "images or, with --tile, of scenes.",
             show_default=False,
         ),
     ] = None,
@@ -56,7 +55,7 @@ def caption(
     """Caption images: the router's prompts, what each expert found, the caption.
 
     Large GeoTIFFs are cut into tiles and captioned tile by tile, with a caption of the whole scene. The images of a
-    folder or list go into one Parquet, --output, a row for each.
+    folder or list, or with --tile the tiles of all its scenes, go into one Parquet, --output, a row for each.
     """
     if demo == bool(images):
         raise RSMoEError("name one or more images, or give --demo" if not demo else "give images or --demo, not both")
@@ -66,17 +65,16 @@ def caption(
     chosen_engine = collection.make_engine(engine, workers, address)
     scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite, change, nodata)
     text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
-    has_scene_options = scene_options.is_of_scenes or bool(map_page or figure)
-    if collection.are_collection(images or [], engine, as_json, has_scene_options):
+    if collection.are_collection(images or [], engine):
         if dtype is not None:
             raise RSMoEError(
-                "--dtype is not for an image collection: write such a checkpoint by rsmoe quantize, and give it as "
-                "--model"
+                "--dtype is not for a collection: write such a checkpoint by rsmoe quantize, and give it as --model"
             )
-        raster_options = RasterOptions(scene_options.parsed_bands, nodata)
+        refused = {"json": as_json, "map": map_page, "figure": figure, "change": change}
+        are_scenes = collection.check_options(images or [], scene_options, stretch, **refused)
         with terminal.Steps() as steps:
             collection.caption_collection(
-                images or [], text, output, overwrite, generation, chosen_engine, steps, raster_options, stretch
+                images or [], text, are_scenes, scene_options, stretch, generation, chosen_engine, steps
             )
         return
     if stretch is not None:

@@ -1,30 +1,40 @@
 """What `rsmoe caption DIR_OR_LIST`, `rsmoe encode` and `rsmoe ask FEATURES` share: options of engines, a checkpoint
-for every worker, the run."""
+for every worker, the run.
+
+[our decision] A folder or list is a collection of images, and one of scenes if `--tile`, `--overlap` or `--asset` says
+how they are cut. With `--engine`, so are inputs that are named one by one; STAC documents are always scenes.
+"""
 
 import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..collection import engines
 from ..collection.describers import Captioner, CheckpointSource, Describer
 from ..collection.features import FeatureFile
-from ..collection.images import CollectionImage, find_images, is_collection, is_url
+from ..collection.images import Item, find_images, is_collection, is_url
 from ..collection.pipeline import describe_collection
 from ..collection.store import begun_with, refuse_existing
 from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import DEFAULT_MODEL, find_checkpoint, load, revision_of
+from ..scenes.files import is_stac
+from ..scenes.grid import check_tile
 from ..scenes.result import SceneTask
 from ..utils.files import check_outputs, disk_errors
 from ..utils.provenance import folder_sha256
 from ..utils.quiet import quiet_libraries
 from ..utils.rasters.options import RasterOptions
 from . import options, terminal
+from .scenes import SceneOptions
 
+
+if TYPE_CHECKING:
+    from ..collection.scenes import Cut
 
 NONE_READ = 1  # exit code: every row has an error
 EngineName = Literal["local", "ray"]
@@ -32,7 +42,7 @@ EngineOption = Annotated[
     EngineName | None,
     typer.Option(
         metavar="NAME",
-        help="Execution engine of an image collection. local: this process; ray: workers of a Ray cluster.",
+        help="Execution engine of a collection. local: this process; ray: workers of a Ray cluster.",
         show_default="local",
     ),
 ]
@@ -78,14 +88,29 @@ def make_engine(name: EngineName | None, workers: int | None, address: str | Non
     return engine
 
 
-def are_collection(images: list[str], engine: EngineName | None, as_json: bool, has_scene_options: bool) -> bool:
-    """Whether the images are a collection: a folder or a list, or any images with an engine."""
-    if engine is None and not any(map(is_collection, images)):
-        return False
-    if has_scene_options or as_json:
-        wrong = "--json" if as_json else "--tile, --overlap, --asset, --change, --map and --figure"
-        raise RSMoEError(f"{wrong} cannot be combined with a folder, a list or --engine: leave it out")
-    return True
+def are_collection(images: list[str], engine: EngineName | None) -> bool:
+    """Whether the inputs are a collection: a folder or a list, or anything with an engine."""
+    return engine is not None or any(map(is_collection, images))
+
+
+def check_options(images: list[str], scene_options: SceneOptions, stretch: str | None, **others: object) -> bool:
+    """Refuse options that mean nothing for a collection; `others` by their names.
+
+    Returns:
+        Whether it is a collection of scenes.
+    """
+    given = ", ".join(f"--{name}" for name, value in others.items() if value)
+    if given:
+        raise RSMoEError(f"{given} cannot be combined with a folder, a list or --engine: leave it out")
+    is_cut = any(option is not None for option in (scene_options.tile, scene_options.overlap, scene_options.asset))
+    if is_cut or any(map(is_stac, images)):
+        check_tile(*scene_options.sizes())
+        if stretch is not None:
+            raise RSMoEError("--stretch is of images; every scene has its own: leave it out")
+        return True
+    if scene_options.remote:
+        raise RSMoEError("--remote is for scenes: add --tile to cut the files into tiles, or leave it out")
+    return False
 
 
 def make_source(
@@ -125,37 +150,56 @@ def load_encoder_alone(folder: Path) -> tuple[Any, Any]:
 def caption_collection(
     images: list[str],
     instruction: str,
-    output: Path | None,
-    overwrite: bool,
+    are_scenes: bool,
+    scene_options: SceneOptions,
+    stretch: str | None,
     generation: options.Generation,
     engine: engines.Engine,
     steps: terminal.Steps,
-    raster_options: RasterOptions,
-    stretch: str | None,
 ) -> None:
-    """Captions of many images into one Parquet."""
+    """Captions of many images, or of the tiles of many scenes, into one Parquet."""
+    output, overwrite = scene_options.output, scene_options.overwrite
     if output is None or output.suffix != ".parquet":
         named = ", ".join(image for image in images if is_collection(image)) or "what --engine describes"
         actual = "" if output is None else f", not {output.name}"
         raise RSMoEError(
-            f"{named}: captions of an image collection (a folder, a list) go into a Parquet: give --output "
+            f"{named}: captions of a collection (a folder, a list) go into a Parquet: give --output "
             f"NAME.parquet{actual}"
         )
-    found = find_new(images, output, overwrite, steps)
-    raster_options = with_stretch(raster_options, stretch, found, output, steps)
+    cut = scene_options.cut() if are_scenes else None
+    found = find_new(images, output, overwrite, steps, cut, scene_options.remote)
     source = make_source(generation.model, steps)
     with quiet_libraries():
+        from ..collection.tiles import TileCaptioner
         from ..inference.loading import open_processor
 
         open_processor(source.find()).refuse_special_tokens(instruction)
-        describer = Captioner(source, instruction, generation.settings(), raster_options)
+        settings = generation.settings()
+        if cut is None:
+            raster_options = RasterOptions(scene_options.parsed_bands, scene_options.nodata)
+            raster_options = with_stretch(raster_options, stretch, found, output, steps)
+            describer = Captioner(source, instruction, settings, raster_options)
+        else:
+            describer = TileCaptioner(source, instruction, settings, cut)
     describe(describer, found, output, engine, generation.batch_size, steps, overwrite)
 
 
-def find_new(images: list[str], output: Path, overwrite: bool, steps: terminal.Steps) -> list[CollectionImage]:
-    """The images, once it is sure that the output can be written."""
+def find_new(
+    images: list[str],
+    output: Path,
+    overwrite: bool,
+    steps: terminal.Steps,
+    cut: "Cut | None" = None,
+    remote: bool = False,
+) -> Sequence[Item]:
+    """The images, or the tiles of scenes that are cut, once it is sure that the output can be written."""
     refuse_existing(output, overwrite)
     check_outputs(output)
+    if cut is not None:
+        with quiet_libraries():
+            from ..collection.scenes import find_tiles
+
+            return find_tiles(images, cut, remote, steps)
     steps("finding the images")
     return find_images(images)
 
@@ -163,7 +207,7 @@ def find_new(images: list[str], output: Path, overwrite: bool, steps: terminal.S
 def with_stretch(
     raster_options: RasterOptions,
     stretch: str | None,
-    images: list[CollectionImage],
+    images: Sequence[Item],
     output: Path,
     steps: terminal.Steps,
 ) -> RasterOptions:
@@ -182,7 +226,7 @@ def with_stretch(
 
 def describe(
     describer: Describer,
-    images: list[CollectionImage],
+    items: Sequence[Item],
     output: Path,
     engine: engines.Engine,
     batch_size: int,
@@ -195,21 +239,21 @@ def describe(
             disk_errors("cannot write", "Free some space or give --output another place; finished shards stay."),
             quiet_libraries(),
         ):
-            result = describe_collection(describer, images, output, engine, batch_size, steps, overwrite)
+            result = describe_collection(describer, items, output, engine, batch_size, steps, overwrite)
     except KeyboardInterrupt:
-        steps.note(f"finished images are kept in {output}.shards: the same command goes on from there")
+        steps.note(f"finished {describer.unit} are kept in {output}.shards: the same command goes on from there")
         raise
     facts = [
         f"{result.num_rows:,} rows",
         f"{result.num_errors:,} with an error" if result.num_errors else "",
         f"{result.num_described:,} described now" if result.num_described < result.num_rows else "",
-        f"{result.rate:.2f} images/s" if result.rate else "",
+        f"{result.rate:.2f} {describer.unit}/s" if result.rate else "",
         f"{result.num_repeated} shards begun again, whose worker ended" if result.num_repeated else "",
     ]
     steps.print(terminal.printable(f"{output} ({', '.join(filter(None, facts))})"))
     if result.commonest_error is not None and result.num_errors == result.num_rows:
         error, count = result.commonest_error
-        terminal.print_error(f"no image could be read; of {count:,}: {error}")
+        terminal.print_error(f"none of the {describer.unit} could be read; of {count:,}: {error}")
         raise typer.Exit(NONE_READ)
 
 

@@ -26,6 +26,7 @@ from . import change, terminal
 
 
 if TYPE_CHECKING:
+    from ..collection.scenes import Cut
     from ..inference import Predictor
     from ..scenes.describe import Tile
     from ..scenes.outputs import Result
@@ -120,6 +121,12 @@ class SceneOptions:
 
             check_format(self.output)
             check_outputs(self.output, overwrite=self.overwrite)
+
+    def cut(self) -> "Cut":
+        """How the scenes of a collection are read and cut."""
+        from ..collection.scenes import Cut
+
+        return Cut(*self.sizes(), self.parsed_bands, self.asset, self.nodata)
 
     def sizes(self) -> tuple[int, int]:
         """Tile and overlap, in pixels."""

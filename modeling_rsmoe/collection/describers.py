@@ -1,4 +1,4 @@
-"""What is done to the images of a collection: captions, or features for later questions.
+"""What is done to the items of a collection: captions of images or tiles, or features for later questions.
 
 A describer is made by whoever starts a run and sent to its workers, on other machines too; only there does it open its
 checkpoint. Knows nothing about files and shards.
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ..errors_rsmoe import RSMoEError
 from ..utils.provenance import folder_sha256
 from ..utils.rasters.options import AS_IN_THE_FILE, RasterOptions
-from .store import FEATURES
+from .images import Item, Row
+from .store import FEATURES, Store
 
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ..inference import GenerationSettings
 
 FeatureType = Literal["float16", "float32"]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,16 @@ class Describer(ABC):
     Args:
         checkpoint: that it runs.
         raster_options: how the worker reads the rasters among the images.
+
+    Attributes:
+        kind: what it writes.
+        unit: what it writes it of, in the plural.
+        metadata: of the output's schema, besides the settings.
     """
 
     kind: ClassVar[str]
+    unit: ClassVar[str] = "images"
+    metadata: ClassVar[dict[bytes, bytes]] = {}
 
     def __init__(self, checkpoint: CheckpointSource, raster_options: RasterOptions = AS_IN_THE_FILE):
         self.checkpoint, self.raster_options = checkpoint, raster_options
@@ -68,6 +75,14 @@ class Describer(ABC):
     @abstractmethod
     def describe(self, images: "Sequence[Image.Image]") -> list[Row]:
         """The values of its columns for each image; `error` in place of them where it has none."""
+
+    def revisit(self, items: Sequence[Item], store: Store) -> list[Item]:
+        """Items to be described once more, now that each has a row."""
+        return []
+
+    def summary(self, items: Sequence[Item], store: Store) -> dict[str, Any]:
+        """What the output's metadata says of its rows, as JSON."""
+        return {}
 
     @abstractmethod
     def columns(self, rows: Sequence[Row]) -> "dict[str, pa.Array]":
@@ -85,21 +100,28 @@ class Describer(ABC):
             )
         self._loaded = self.checkpoint.load(folder)
 
+    @property
+    def image_side(self) -> int:
+        """What the checkpoint, which is open, makes of every image: the longer side in pixels."""
+        assert self._loaded is not None
+        return max(dict(self._loaded[1].image_processor.size).values())
+
     def table(self, rows: Sequence[Row]) -> "pa.Table":
         """Rows as `worker` makes them, as a table: what every collection has, and the describer's own columns."""
         import pyarrow as pa
 
         constants = {"model": self.checkpoint.name, "revision": self.checkpoint.revision}
         rows = [{**row, **constants} for row in rows]
-        sizes = {name: _column(rows, name, pa.int32()) for name in ("width", "height")}
+        sizes = {name: column_of(rows, name, pa.int32()) for name in ("width", "height")}
         before, after = (
-            {name: _column(rows, name, pa.string()) for name in names}
+            {name: column_of(rows, name, pa.string()) for name in names}
             for names in (("image", "sha256"), ("error", "model", "revision"))
         )
         return pa.table({**before, **sizes, **self.columns(rows), **after})
 
 
-def _column(rows: Sequence[Row], name: str, dtype: "pa.DataType") -> "pa.Array":
+def column_of(rows: Sequence[Row], name: str, dtype: "pa.DataType") -> "pa.Array":
+    """A column; null where a row has no such value."""
     import pyarrow as pa
 
     return pa.array([row.get(name) for row in rows], dtype)
@@ -143,7 +165,7 @@ class Captioner(Describer):
         assert self._loaded is not None
         by_expert = pa.struct([(name, pa.string()) for name in self._loaded[1].experts])
         dtypes = {"caption": pa.string(), "router_prompts": by_expert, "expert_texts": by_expert}
-        return {name: _column(rows, name, dtype) for name, dtype in dtypes.items()}
+        return {name: column_of(rows, name, dtype) for name, dtype in dtypes.items()}
 
 
 class FeatureEncoder(Describer):

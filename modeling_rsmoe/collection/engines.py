@@ -2,14 +2,15 @@
 
 With Ray, a shard is a row of a `ray.data` dataset, mapped by a pool of actors, one shard at a time; an actor that ends
 is started again, and so is what it had not finished. A worker writes its shard to the store itself, under a name that
-the shard has from the start: writing a shard twice writes the same file twice. Only names and numbers go through Ray.
+the shard has from the start: writing a shard twice writes the same file twice. Through Ray go names, places and
+numbers, as Python objects; pixels and texts do not.
 """
 
 import contextlib
 import io
-import json
 import logging
 import os
+import pickle
 import shutil
 import socket
 import sys
@@ -23,7 +24,6 @@ from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
 from ..utils.files import disk_errors
 from .describers import Describer
-from .images import CollectionImage
 from .worker import Shard, ShardResult, write_shard
 
 
@@ -32,7 +32,7 @@ _MAX_TEMPORARY_PATH = 40  # characters of a folder of sockets: a socket's path h
 
 
 # Writes the shards of a describer into a folder, in any order, and gives the result of each when it is written; the
-# number is that of the images which the model sees together.
+# number is that of the items which the model sees together.
 Engine = Callable[[Describer, Path, Sequence[Shard], int], Iterator[ShardResult]]
 
 
@@ -78,7 +78,7 @@ class RayEngine:
             context.enable_progress_bars = context.print_on_execution_start = False
             gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
             size = min(self.workers or gpus or cpus, len(shards))
-            rows = [{"shard": shard.name, "images": json.dumps(shard.images)} for shard in shards]
+            rows = [{"shard": pickle.dumps(shard)} for shard in shards]  # read by this run's workers alone
             results = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 _Worker,
                 fn_constructor_args=[describer, str(folder), batch_size],
@@ -126,8 +126,7 @@ class _Worker:
         self._describer, self._folder, self._batch_size = describer, Path(folder), batch_size
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        (name,), (images,) = batch["shard"], batch["images"]
-        shard = Shard(str(name), [CollectionImage(*image) for image in json.loads(images)])
+        shard: Shard = pickle.loads(batch["shard"][0])
         result, problem = ShardResult(shard.name, 0, 0), ""
         try:
             self._describer.open(check=True)

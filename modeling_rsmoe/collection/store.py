@@ -1,16 +1,16 @@
-"""The shards of a run that is not finished, and the finished file: one row for each image, in the images' order.
+"""The shards of a run that is not finished, and the finished file: one row for each item (an image, a tile), in order.
 
 Shards lie in a folder beside the output, `OUTPUT.shards`, with a manifest of the settings that made them. A shard is
-written under a temporary name and renamed, so that it is whole or absent, and an image's row counts once, however
+written under a temporary name and renamed, so that it is whole or absent, and an item's row counts once, however
 often it was written. The output is joined out of the shards, one after the other, and gets its name when it is whole;
-then the folder goes. Memory holds the names of the images and a few shards.
+then the folder goes. Memory holds the keys of the items and a few shards.
 """
 
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from itertools import groupby
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
-from ..utils.files import check_input, only_writer, parse_json, sha256_of, write_whole
-from .images import CollectionImage, is_url
+from ..utils.files import only_writer, parse_json, write_whole
+from .images import KEY, VERSION, Item, Row, printable_name
 
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ _FILE_BYTES = 2**30  # of each of a folder's files, about [our decision]
 
 class Store:
     """The state of one run, for as long as the `with` block runs; a second run of the same output is refused, and so
-    are shards of another kind or of other settings, which are all that rows depend on besides their image."""
+    are shards of another kind or of other settings, which are all that rows depend on besides their item."""
 
     def __init__(self, output: Path, kind: str, settings: Mapping[str, Any], overwrite: bool = False):
         self.output, self.folder = output, output.with_name(f"{output.name}.shards")
         self._overwrite = overwrite
         self._manifest = json.loads(json.dumps({"format": FORMAT, "kind": kind, "settings": settings}, default=str))
-        self._rows: dict[str, tuple[Path, int]] = {}  # image -> its shard, and the row in it
-        self._sha256: dict[str, str | None] = {}  # of what the row describes
+        self._rows: dict[str, tuple[Path, int]] = {}  # an item's key -> its shard, and the row in it
+        self._versions: dict[str, str | None] = {}  # of what the row describes
 
     def __enter__(self) -> Self:
         refuse_existing(self.output, self._overwrite)
@@ -57,18 +57,13 @@ class Store:
     def __exit__(self, *exception: object) -> None:
         self._entered.close()
 
-    def missing(self, images: Sequence[CollectionImage]) -> list[CollectionImage]:
-        """The images without a row, each once.
-
-        A row belongs to the content of its file, so that of a file which has changed since goes. URLs are not fetched
-        again, and the row of a file that cannot be read here (any more) stays [our decision].
-        """
-        named = {image.name: image for image in images}
-        for name, image in named.items():
-            row = printable_name(name)
-            if row in self._rows and _has_changed(image.path, self._sha256[row]):
-                del self._rows[row]
-        return [image for name, image in named.items() if printable_name(name) not in self._rows]
+    def missing(self, items: Iterable[Item]) -> list[Item]:
+        """The items without a row, each once; the row of an item that has changed since goes."""
+        unique = {item.key: item for item in items}
+        for key, item in unique.items():
+            if key in self._rows and item.has_changed(self._versions[key]):
+                del self._rows[key]
+        return [item for key, item in unique.items() if key not in self._rows]
 
     def add(self, shard: str) -> None:
         """Count a shard that a worker has written."""
@@ -76,31 +71,43 @@ class Store:
 
         file = self.folder / shard
         with pq.ParquetFile(file) as stored:
-            columns = stored.read(["image", "sha256"])
-        for row, name in enumerate(columns["image"].to_pylist()):
-            self._rows[name] = (file, row)  # the last one counts: an earlier one may be of other content
-            self._sha256[name] = columns["sha256"][row].as_py()
+            columns = stored.read([KEY, VERSION])
+        for row, key in enumerate(columns[KEY].to_pylist()):
+            self._rows[key] = (file, row)  # the last one counts: an earlier one may be of other content
+            self._versions[key] = columns[VERSION][row].as_py()
 
-    def finish(self, images: Sequence[CollectionImage]) -> Counter[str]:
-        """Write the output, a row for each image in this order, and remove the shards.
+    def rows(self, items: Iterable[Item], columns: Sequence[str]) -> Iterator[Row]:
+        """These columns of the rows of items, in their order."""
+        for table in self._in_order(items, columns):
+            yield from table.to_pylist()
+
+    def finish(
+        self, items: Sequence[Item], summary: Mapping[str, Any] = {}, metadata: Mapping[bytes, bytes] = {}
+    ) -> Counter[str]:
+        """Write the output, a row for each item in this order, and remove the shards.
+
+        Args:
+            items: of the collection.
+            summary: what the metadata says besides the settings.
+            metadata: of the schema besides ours.
 
         Returns:
-            How many rows have which error, in which the image's name is "...".
+            How many rows have which error, in which the item's name is "...".
         """
         joined = self.folder / "joined"
         shutil.rmtree(joined, ignore_errors=True)
         joined.mkdir()
         is_folder = self.output.suffix != ".parquet"
-        writer = _Writer(joined, self._manifest, is_folder)
-        paths = (printable_name(image.path) for image in images)
+        ours = {METADATA: json.dumps({**self._manifest, **summary}, ensure_ascii=False).encode()}
+        writer = _Writer(joined, {**ours, **metadata}, is_folder)
+        names = (printable_name(item.path) for item in items)
         errors: Counter[str] = Counter()
         try:
-            for table in self._in_order([printable_name(image.name) for image in images]):
-                writer.add(table)
-                for error in table["error"].to_pylist():
-                    path = next(paths)
+            for table in self._in_order(items):
+                writer.add(table.drop_columns([KEY, VERSION]))
+                for error, name in zip(table["error"].to_pylist(), names):  # in this order: no name may be lost
                     if error is not None:
-                        errors[error.replace(path, "...")] += 1
+                        errors[error.replace(name, "...")] += 1
         finally:
             writer.close()
         os.replace(joined if is_folder else joined / writer.files[0], self.output)
@@ -143,26 +150,16 @@ class Store:
             except (OSError, pa.ArrowInvalid):  # damaged after it was written: its images are described again
                 file.unlink()
 
-    def _in_order(self, names: Sequence[str]) -> "Iterator[pa.Table]":
+    def _in_order(self, items: Iterable[Item], columns: Sequence[str] | None = None) -> "Iterator[pa.Table]":
         import pyarrow.parquet as pq
 
         @lru_cache(maxsize=4)
         def read_shard(file: Path) -> "pa.Table":
             with pq.ParquetFile(file) as stored:
-                return stored.read()
+                return stored.read(columns)
 
-        for file, rows in groupby((self._rows[name] for name in names), key=lambda location: location[0]):
+        for file, rows in groupby((self._rows[item.key] for item in items), key=lambda location: location[0]):
             yield read_shard(file).take([row for _, row in rows])
-
-
-def _has_changed(path: str, sha256: str | None) -> bool:
-    if is_url(path):
-        return False
-    try:
-        check_input(path, "an image")
-        return sha256_of(path) != sha256
-    except (OSError, RSMoEError):
-        return False
 
 
 def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -190,10 +187,10 @@ def refuse_existing(output: Path, overwrite: bool = False) -> None:
 class _Writer:
     """Tables into one Parquet file of row groups of about one size, or several files."""
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], splits: bool):
+    def __init__(self, folder: Path, metadata: Mapping[bytes, bytes], splits: bool):
         self.files: list[str] = []
         self._folder, self._splits = folder, splits
-        self._metadata = {METADATA: json.dumps(manifest).encode()}
+        self._metadata = dict(metadata)
         self._tables: list[pa.Table] = []
         self._open: Any = None
         self._written = 0  # bytes of the open file, as they are in memory
@@ -231,8 +228,3 @@ def open_writer(file: Path, schema: "pa.Schema") -> Any:
 
     text = [name for name in schema.names if name != FEATURES]
     return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=text)
-
-
-def printable_name(name: str) -> str:
-    """A name of a file as text: it may hold bytes that are none."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,12 +1,12 @@
-"""A worker: reads the images of a shard, lets the model describe them batch by batch, and writes the shard.
+"""A worker: reads the items of a shard (images, tiles), lets the model describe them batch by batch, and writes the
+shard.
 
-An image that cannot be read becomes a row with its error. Whatever else goes wrong ends the run, which then continues
-from its shards. What a worker is describing is noted beside the shard, so that an image that ends its worker (a
+An item that cannot be read becomes a row with its error. Whatever else goes wrong ends the run, which then continues
+from its shards. What a worker is describing is noted beside the shard, so that an item that ends its worker (a
 decoder that crashes, memory that runs out) is described alone when the shard is begun again, and becomes a row with an
 error when it has ended `MAX_CRASHES` workers that way; a worker that ended for another reason costs nothing but time.
 """
 
-import hashlib
 import os
 import platform
 from collections import Counter
@@ -16,24 +16,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import check_input, disk_errors, sha256_of, whole_file
-from .images import CollectionImage, is_url
-from .store import open_writer, printable_name
+from ..utils.files import whole_file
+from .images import KEY, VERSION, Item, Row, printable_name
+from .store import open_writer
 
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .describers import Describer, Row
+    from .describers import Describer
 
-MAX_CRASHES = 2  # of workers while they described one image alone [our decision]
+MAX_CRASHES = 2  # of workers while they described one item alone [our decision]
 
 
 class Shard(NamedTuple):
-    """Images whose rows, in this order, are one file of this name."""
+    """Items whose rows, in this order, are one file of this name."""
 
     name: str
-    images: list[CollectionImage]
+    items: list[Item]
 
 
 class ShardResult(NamedTuple):
@@ -45,26 +45,31 @@ class ShardResult(NamedTuple):
 
 
 def write_shard(describer: "Describer", folder: Path, shard: Shard, batch_size: int) -> ShardResult:
-    """Describe the images of a shard and write it into `folder`, a row for each image.
+    """Describe the items of a shard and write it into `folder`, a row for each.
 
     Raises:
         RSMoEError: the model cannot be loaded.
         OSError: the shard cannot be written.
     """
+    import pyarrow as pa
+
     describer.open()
     notes = _Notes(folder / f".{shard.name}.notes")
     size = batch_size if notes.num_attempts == 1 else 1
     rows: list[Row] = []
-    for start in range(0, len(shard.images), size):
-        images = shard.images[start : start + size]
+    for start in range(0, len(shard.items), size):
+        items = shard.items[start : start + size]
         if notes.crashes[start] >= MAX_CRASHES:
-            rows.append({"error": f"{MAX_CRASHES} workers ended while they described it: try the file by itself"})
+            error = f"{MAX_CRASHES} workers ended while they described it: try the file by itself"
+            rows.append({**items[0].known(), "error": error})
             continue
-        notes.write(f"{start} {len(images)}")
-        rows += _rows(describer, images)
-    for image, row in zip(shard.images, rows, strict=True):
-        row["image"] = printable_name(image.name)
+        notes.write(f"{start} {len(items)}")
+        rows += _rows(describer, items)
+    for item in shard.items:
+        item.close()
     table = describer.table(rows)
+    for name, values in ((KEY, [item.key for item in shard.items]), (VERSION, [row.get(VERSION) for row in rows])):
+        table = table.append_column(name, pa.array(values, pa.string()))
     with whole_file(folder / shard.name) as temporary:
         with open_writer(temporary, table.schema) as writer:
             writer.write_table(table)
@@ -74,25 +79,23 @@ def write_shard(describer: "Describer", folder: Path, shard: Shard, batch_size: 
     return ShardResult(shard.name, len(rows), notes.num_attempts)
 
 
-def _rows(describer: "Describer", images: Sequence[CollectionImage]) -> "list[Row]":
-    from ..utils.images import read_image
-
+def _rows(describer: "Describer", items: Sequence[Item]) -> list[Row]:
     rows: list[Row] = []
-    pixels = []
-    for image in images:
-        row: Row = {}
+    described, images = [], []
+    for item in items:
+        row = item.known()
         rows.append(row)
         try:
-            source, row["sha256"] = _read(image.path)
-            with disk_errors("cannot read", "Copy it again."):  # gone meanwhile
-                decoded = read_image(source, image.path, describer.raster_options)
+            image = item.read(row, describer.image_side, describer.raster_options)
         except RSMoEError as error:
             row["error"] = printable_name(str(error))
             continue
-        pixels.append(decoded)
-        row |= {"width": decoded.width, "height": decoded.height}
-    descriptions = iter(_describe(describer, pixels))
-    return [row if "error" in row else {**row, **next(descriptions)} for row in rows]
+        if image is not None:
+            described.append(row)
+            images.append(image)
+    for row, description in zip(described, _describe(describer, images), strict=True):
+        row |= description
+    return rows
 
 
 def _describe(describer: "Describer", images: "list[Image.Image]") -> "list[Row]":
@@ -109,18 +112,6 @@ def _describe(describer: "Describer", images: "list[Image.Image]") -> "list[Row]
     torch.cuda.empty_cache()
     half = len(images) // 2
     return _describe(describer, images[:half]) + _describe(describer, images[half:])
-
-
-def _read(path: str) -> tuple[str | bytes, str]:
-    """What an image is decoded from, and the sha256 of it: a row belongs to what its file held (`Store.missing`)."""
-    from ..utils.images import download
-
-    if is_url(path):
-        content = download(path)
-        return content, hashlib.sha256(content).hexdigest()
-    check_input(path, "an image")
-    with disk_errors("cannot read", "Copy it again."):
-        return path, sha256_of(path)
 
 
 class _Notes:

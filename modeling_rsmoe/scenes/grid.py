@@ -51,6 +51,10 @@ class Grid:
     def __len__(self) -> int:
         return len(self.columns) * len(self.rows)
 
+    def __getitem__(self, number: int) -> Window:
+        row, column = divmod(number, len(self.columns))
+        return Window(self.columns[column], self.rows[row], *self._size)
+
     def __iter__(self) -> Iterator[Window]:
         for row in self.rows:
             for column in self.columns:

@@ -11,7 +11,7 @@ GeoPackage and Parquet hold exact outlines in the rasters' own coordinate system
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,18 +68,24 @@ def _properties(result: Result, tile: Any) -> dict[str, Any]:
         "scene": result.raster.name,
         "tile": tile.number,
         **result.task.texts(tile.text),
-        **{f"expert_text_{name}": text for name, text in tile.expert_texts.items()},
-        **{f"router_prompt_{name}": text for name, text in tile.router_prompts.items()},
+        **flat_texts({"expert_text": tile.expert_texts, "router_prompt": tile.router_prompts}),
         **tile.window._asdict(),
         "valid": tile.valid,
         **_score(tile),
         "model": result.task.model,
         "revision": result.task.revision,
     }
-    for name, value in columns.items():
-        if isinstance(value, str):
-            columns[name] = value.replace("\0", "\ufffd")  # a NUL would end the text in a database
-    return columns
+    return {name: without_nul(value) if isinstance(value, str) else value for name, value in columns.items()}
+
+
+def flat_texts(by_column: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Texts of each expert as columns: `expert_text_theme`, ..."""
+    return {f"{column}_{name}": text for column, texts in by_column.items() for name, text in texts.items()}
+
+
+def without_nul(text: str) -> str:
+    """A NUL would end the text in a database."""
+    return text.replace("\0", "\ufffd")
 
 
 def _score(tile: "Tile") -> dict[str, float]:

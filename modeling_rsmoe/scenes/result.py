@@ -91,8 +91,8 @@ class SceneResult:
 
     def record(self) -> dict[str, Any]:
         """The scene as plain JSON."""
-        raster, stretch, outcome = self.raster, self.raster.stretch, self.outcome
-        record: dict[str, Any] = {"scene": raster.name, self.task.kind: self.text}
+        outcome = self.outcome
+        record: dict[str, Any] = {"scene": self.raster.name, self.task.kind: self.text}
         if isinstance(outcome, Summary):
             record |= {"expert_texts": outcome.expert_texts, "mentioned": outcome.mentioned}
             record |= {"instruction": self.task.instruction}
@@ -103,12 +103,20 @@ class SceneResult:
             "skipped": self.num_skipped,
             "tile_size": self.grid.tile,
             "overlap": self.grid.overlap,
-            "width": raster.width,
-            "height": raster.height,
-            "bands": list(raster.bands),
-            "stretch": stretch and {"low": list(stretch.low), "high": list(stretch.high)},
-            "crs": raster.crs and raster.crs.to_string(),
-            "notes": raster.notes,
+            **raster_record(self.raster),
             "model": self.task.model,
             "revision": self.task.revision,
         }
+
+
+def raster_record(raster: "Raster") -> dict[str, Any]:
+    """How a raster was read, as plain JSON."""
+    stretch = raster.stretch
+    return {
+        "width": raster.width,
+        "height": raster.height,
+        "bands": list(raster.bands),
+        "stretch": stretch and {"low": list(stretch.low), "high": list(stretch.high)},
+        "crs": raster.crs and raster.crs.to_string(),
+        "notes": raster.notes,
+    }

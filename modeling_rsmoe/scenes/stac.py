@@ -1,4 +1,4 @@
-"""STAC items and item collections as lists of rasters. Reads their JSON with pystac; opens no raster.
+"""STAC items, item collections and static catalogs as lists of rasters. Reads their JSON with pystac; opens no raster.
 
 [our decision] Of an item's assets the one is taken that is named; else those of the bands that are asked for, by the
 assets' names or by names and common names of their bands (`bands`, `eo:bands`), an asset with fewer bands first; else
@@ -9,7 +9,8 @@ only with `remote`, so that a file cannot cause requests by itself.
 
 import json
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ MAX_BYTES = 64 * 2**20  # of an item collection's JSON
 _RASTER_TYPES = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2", "image/png", "image/jpeg", "image/webp")
 _RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg", ".webp", ".vrt")
 _NOT_SHOWN = ("thumbnail", "overview", "metadata")  # roles
+_CATALOGS = ("Catalog", "Collection")
 
 
 @dataclass(frozen=True)
@@ -41,24 +43,54 @@ class Scene:
 def find_scenes(
     path: str, bands: Sequence[int | str] | None = None, asset: str | None = None, remote: bool = False
 ) -> list[Scene]:
-    """The rasters of a STAC item or item collection, one for each item, in their order.
+    """The rasters of a STAC item, item collection or static catalog, one for each item, in their order.
 
     Args:
-        path: of the JSON; a URL is fetched, because it was named.
+        path: of the JSON; a URL is fetched, because it was named. Of a catalog or collection the items that it links
+            to are read, and those of the catalogs below it.
         bands: names of assets or of their bands, or what `open_raster` takes.
         asset: the asset to take from every item.
         remote: whether assets of a local document may be read over a network.
 
     Raises:
         RSMoEError: no STAC item or collection of items, no such asset or band, several rasters and no choice, an
-            asset's file that is not there, or a remote asset without `remote`.
+            asset's file that is not there, or a remote asset or link without `remote`.
+    """
+    scenes = []
+    for _, scene in each_scene(path, bands, asset, remote):
+        if not isinstance(scene, Scene):
+            raise scene
+        scenes.append(scene)
+    return scenes
+
+
+def each_scene(
+    path: str, bands: Sequence[int | str] | None = None, asset: str | None = None, remote: bool = False
+) -> Iterator[tuple[str, Scene | RSMoEError]]:
+    """The items' ids (of a document that cannot be read its path) with what `find_scenes` gives, or raises, of each.
+
+    Raises:
+        RSMoEError: the document itself cannot be read, or has no items.
     """
     pystac = require("pystac", EXTRA)
     remote = remote or is_remote(path)
-    items = _items(pystac, path, _read(pystac, path))
-    if not items:
-        raise RSMoEError(f"{path} is an item collection without items")
-    return [_scene(item, path, bands, asset, remote) for item in items]
+    is_empty = True
+    for document, content in _documents(pystac, path, remote):
+        is_empty = False
+        if isinstance(content, RSMoEError):
+            yield document, content
+            continue
+        try:
+            item = _item(pystac, document, content)
+        except RSMoEError as error:
+            yield str(content.get("id", document)) if isinstance(content, dict) else document, error
+            continue
+        try:
+            yield item.id, _scene(item, document, bands, asset, remote)
+        except RSMoEError as error:
+            yield item.id, error
+    if is_empty:
+        raise RSMoEError(f"{path} is a collection or catalog without items")
 
 
 def _read(pystac: Any, path: str) -> dict[str, Any]:
@@ -78,25 +110,61 @@ def _read(pystac: Any, path: str) -> dict[str, Any]:
     return content
 
 
-def _items(pystac: Any, path: str, content: dict[str, Any]) -> list[Any]:
-    features = content.get("features")
-    is_item = content.get("type") == "Feature"
-    if not is_item and not (content.get("type") == "FeatureCollection" and isinstance(features, list)):
-        raise RSMoEError(
-            f"{path} is no STAC item or item collection (its type is {content.get('type')!r}): of a catalog or "
-            "collection, give the items"
-        )
-    items = []
-    for feature in [content] if is_item else features or []:
-        try:
-            links = [link for link in feature.get("links", ()) if link.get("rel") != "self"]
-            item = pystac.Item.from_dict({**feature, "links": links}, migrate=False, preserve_dict=True)
-        except Exception as error:  # pystac raises whatever the JSON provokes
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RSMoEError(f"{path} holds a feature that is no STAC item ({reason})") from error
-        item.set_self_href(path if is_remote(path) else str(Path(path).absolute()))
-        items.append(item)
-    return items
+def _documents(pystac: Any, path: str, remote: bool) -> Iterator[tuple[str, Any]]:
+    """Items as JSON, and where it stands; or why a linked document cannot be read."""
+    content = _read(pystac, path)
+    kind, features = content.get("type"), content.get("features")
+    if kind == "Feature":
+        yield path, content
+    elif kind == "FeatureCollection" and isinstance(features, list):
+        yield from ((path, feature) for feature in features)
+    elif kind in _CATALOGS:
+        yield from _linked(pystac, path, content, remote)
+    else:
+        raise RSMoEError(f"{path} is no STAC item, item collection or catalog (its type is {kind!r})")
+
+
+def _linked(pystac: Any, path: str, content: dict[str, Any], remote: bool) -> Iterator[tuple[str, Any]]:
+    """The items that a catalog links to, then those of the catalogs below it, each document once."""
+    visited, catalogs = {_place(path)}, deque([(path, content)])
+    while catalogs:
+        path, content = catalogs.popleft()
+        links = content.get("links")
+        for link in links if isinstance(links, list) else ():
+            if not isinstance(link, dict) or link.get("rel") not in ("item", "child") or not link.get("href"):
+                continue
+            href = pystac.utils.make_absolute_href(str(link["href"]), _place(path), start_is_dir=False)
+            if href in visited:
+                continue
+            visited.add(href)
+            try:
+                if is_remote(href) and not remote:
+                    raise RSMoEError(f"{path} links to {href}, which is read over a network: allow it by --remote")
+                linked = _read(pystac, href)
+                if linked.get("type") not in (*_CATALOGS, "Feature"):
+                    raise RSMoEError(f"{href} is no STAC item or catalog, though {path} links to it as one")
+            except RSMoEError as error:
+                yield href, error
+                continue
+            if linked["type"] == "Feature":
+                yield href, linked
+            else:
+                catalogs.append((href, linked))
+
+
+def _place(path: str) -> str:
+    return path if is_remote(path) else str(Path(path).absolute())
+
+
+def _item(pystac: Any, path: str, feature: Any) -> Any:
+    try:
+        links = [link for link in feature.get("links", ()) if link.get("rel") != "self"]
+        item = pystac.Item.from_dict({**feature, "links": links}, migrate=False, preserve_dict=True)
+    except Exception as error:  # pystac raises whatever the JSON provokes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RSMoEError(f"{path} holds a feature that is no STAC item ({reason})") from error
+    item.set_self_href(_place(path))
+    return item
 
 
 def _scene(item: Any, path: str, bands: Sequence[int | str] | None, asset: str | None, remote: bool) -> Scene:

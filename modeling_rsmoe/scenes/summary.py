@@ -8,7 +8,7 @@ do, because a caption names only a few things. Of a scene of one tile, the tile'
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,12 +51,14 @@ def most_typical(texts: Sequence[str]) -> str:
     return texts[similarities.index(max(similarities))]
 
 
-def mentioned_nouns(captions: Sequence[str]) -> dict[str, float]:
+def mentioned_nouns(captions: Iterable[str]) -> dict[str, float]:
     """The `NUM_MENTIONED` nouns that most captions mention, and the share of captions that do."""
     counts: Counter[str] = Counter()
+    num_captions = 0
     for caption in captions:
+        num_captions += 1
         counts.update({mention.noun.singular for mention in mentions(_words(caption))})
-    return {noun: round(count / len(captions), 3) for noun, count in counts.most_common(NUM_MENTIONED)}
+    return {noun: round(count / num_captions, 3) for noun, count in counts.most_common(NUM_MENTIONED)}
 
 
 def _words(text: str) -> list[str]:

@@ -80,13 +80,28 @@ def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path)
     [
         (
             ["caption", "TILES"],
-            "tiles: captions of an image collection (a folder, a list) go into a Parquet: give --output NAME.parquet",
+            "tiles: captions of a collection (a folder, a list) go into a Parquet: give --output NAME.parquet",
         ),
         (["caption", "TILES", "--output", "OUT/x.geojson"], "give --output NAME.parquet, not x.geojson"),
         (
-            ["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64"],
-            "--tile, --overlap, --asset, --change, --map",
+            ["caption", "TILES", "--output", "OUT/x.parquet", "--remote"],
+            "--remote is for scenes: add --tile to cut the files into tiles, or leave it out",
         ),
+        (
+            ["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64", "--stretch", "image"],
+            "--stretch is of images; every scene has its own",
+        ),
+        (
+            ["caption", "TILES", "--output", "OUT/x.geojson", "--tile", "64"],
+            "give --output NAME.parquet, not x.geojson",
+        ),
+        (["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "4"], "a tile of 4 px shows nothing"),
+        (
+            ["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64", "--map", "OUT/x.html", "--json"],
+            "--json, --map cannot be combined with a folder, a list or --engine",
+        ),
+        (["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64", "--dtype", "int8"], "--dtype is not for a"),
+        (["caption", "TILES", "--output", "OUT/x.parquet", "--tile", "64"], "TILES holds no images (ending in .img"),
         (["caption", "TILES", "--output", "OUT/x.parquet", "--json"], "--json cannot be combined with a folder"),
         (
             ["caption", "TILES", "--output", "TILES/a.parquet", "--workers", "2"],
@@ -158,7 +173,7 @@ def test_chips_of_many_bands_in_a_folder(checkpoint: Path, tmp_path: Path) -> No
     )
     refused = run("caption", tmp_path / "chips", *options)
     assert refused.exit_code == 1 and "(4 rows, 4 with an error)" in refused.stdout
-    assert "no image could be read; of 3: ... has 13 bands" in refused.stderr
+    assert "none of the images could be read; of 3: ... has 13 bands" in refused.stderr
     for stretch in ("image", "collection"):
         chosen = ("--bands", "4,3,2", "--nodata", 0, "--stretch", stretch, "--overwrite")
         assert run("caption", tmp_path / "chips", *options, *chosen).exit_code == 0

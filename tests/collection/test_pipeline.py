@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from modeling_rsmoe.collection import images as images_module
 from modeling_rsmoe.collection import store, worker
 from modeling_rsmoe.collection.describers import Captioner, CheckpointSource, FeatureEncoder
 from modeling_rsmoe.collection.engines import LocalEngine
@@ -101,8 +102,8 @@ def test_a_stopped_run_continues(captioner: Captioner, tiles: Path, tmp_path: Pa
     # one that has a row is no longer asked for, another is asked for twice
     asked = [images[-1], *images[1:], images[2]]
     seen: list[str] = []
-    read = worker._read
-    monkeypatch.setattr(worker, "_read", lambda path: seen.append(Path(path).name) or read(path))
+    read = images_module.read_source
+    monkeypatch.setattr(images_module, "read_source", lambda path: seen.append(Path(path).name) or read(path))
     made = describe_collection(captioner, asked, output, LocalEngine(), 2)
     assert made.num_described == len(seen) == 5  # 10 images; 7 had rows, of which those of the first two are damaged
     rows, expected = rows_of(output), {row["image"]: row for row in rows_of(whole)}
@@ -190,7 +191,7 @@ def test_a_full_disk_leaves_what_was_made(captioner: Captioner, tiles: Path, tmp
 def test_an_image_that_ends_its_worker(captioner: Captioner, tiles: Path, tmp_path: Path, monkeypatch) -> None:
     """It costs its own row, and a worker that ends once while it describes another image costs none."""
     images = find_images([str(tiles)])[:3]
-    read, deaths = worker._read, []
+    read, deaths = images_module.read_source, []
 
     def deadly(path: str) -> Any:
         if path.endswith("b/1.png") or (path.endswith("a.png") and len(deaths) == 1):
@@ -198,7 +199,7 @@ def test_an_image_that_ends_its_worker(captioner: Captioner, tiles: Path, tmp_pa
             raise Stopped
         return read(path)
 
-    monkeypatch.setattr(worker, "_read", deadly)
+    monkeypatch.setattr(images_module, "read_source", deadly)
     shard = Shard("shard-000-0000000.parquet", images)
     for _ in range(4):
         with pytest.raises(Stopped):
@@ -306,7 +307,7 @@ def test_sizes_of_shards() -> None:
     """Small collections move the bar, large ones make no more files than needed; batches stay whole."""
     for images, batch_size, size in ((10, 8, 8), (2_000, 8, 24), (100_000, 8, 64), (100_000, 48, 48), (5, 100, 100)):
         shards = _shards([CollectionImage(str(number), "") for number in range(images)], batch_size, 3)
-        assert {len(shard.images) for shard in shards[:-1]} <= {size} and sum(
-            len(shard.images) for shard in shards
+        assert {len(shard.items) for shard in shards[:-1]} <= {size} and sum(
+            len(shard.items) for shard in shards
         ) == images
         assert len({shard.name for shard in shards}) == len(shards) and shards[0].name == "shard-003-0000000.parquet"

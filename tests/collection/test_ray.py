@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import signal
 import tempfile
 import time
@@ -13,8 +14,9 @@ import pytest
 from modeling_rsmoe.collection import engines
 from modeling_rsmoe.collection.describers import Captioner, CheckpointSource
 from modeling_rsmoe.collection.engines import LocalEngine, RayEngine
-from modeling_rsmoe.collection.images import find_images
+from modeling_rsmoe.collection.images import CollectionImage, find_images
 from modeling_rsmoe.collection.pipeline import describe_collection
+from modeling_rsmoe.collection.worker import Shard
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 from modeling_rsmoe.inference import GenerationSettings
 
@@ -79,7 +81,7 @@ def test_what_workers_cannot_mend_ends_the_run(captioner: Captioner, tiles: Path
     other = Captioner(
         CheckpointSource(here.name, "abc", "0" * 64, here.find, here.load), "Describe the image.", GenerationSettings()
     )
-    batch = {"shard": ["shard-000-0000000.parquet"], "images": ['[["a.png", "a.png"]]']}
+    batch = {"shard": [pickle.dumps(Shard("shard-000-0000000.parquet", [CollectionImage("a.png", "a.png")]))]}
     said = engines._Worker(other, str(tmp_path), 1)(batch)
     assert "is not the one that the run was started with" in said["problem"][0] and said["num_rows"] == [0]
     said = engines._Worker(captioner, str(tmp_path / "lost"), 1)(batch)

@@ -186,9 +186,10 @@ def test_a_radar_item_is_shown_without_a_choice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"type": "Catalog"}, "is no STAC item or item collection .*of a catalog or collection, give the items"),
+        ({"type": "Catalog"}, "is a collection or catalog without items"),
+        ({"type": "Map"}, "is no STAC item, item collection or catalog .its type is 'Map'"),
         ([], "it holds no JSON object"),
-        (collection(), "is an item collection without items"),
+        (collection(), "is a collection or catalog without items"),
         (collection({"type": "Feature"}), "holds a feature that is no STAC item"),
         ({"type": "FeatureCollection", "features": 3}, "is no STAC item"),
         (collection(3), "holds a feature that is no STAC item"),  # type: ignore[arg-type]

@@ -164,6 +164,14 @@ class Raster:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files: where it is sent, it is read as it was measured here."""
+        return {name: value for name, value in vars(self).items() if name not in ("_rasterio", "_warnings", "_opened")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["paths"], state["name"], state["_remote"])  # type: ignore[misc]
+        vars(self).update(state)
+
     def close(self) -> None:
         """Let go of the files; a later `read` opens them again."""
         for dataset in self._opened:
