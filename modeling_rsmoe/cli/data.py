@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from ..errors_rsmoe import RSMoEError
+from ..utils.rasters.bands import parse_bands
+from ..utils.rasters.options import RasterOptions
+from . import collection, scenes
 from .terminal import Steps
 
 
@@ -57,10 +60,14 @@ def convert(
     seed: Annotated[
         int | None, typer.Option(metavar="NUMBER", help="own: of the splits that are made.", show_default="0")
     ] = None,
+    bands: scenes.BandsOption = None,
+    nodata: scenes.NodataOption = None,
+    stretch: collection.StretchOption = None,
 ) -> None:
     """Write a dataset's images, captions and questions into a data folder, beside what it holds of others.
 
     NAME own reads your own images and texts (ImageFolder, CSV, COCO, LLaVA, datasets) and makes splits where none are.
+    Chips of 16 bits, floats or many bands become RGB PNGs: --bands, --nodata and --stretch are for own.
     """
     from ..data.benchmarks import find
     from ..data.folder import write_folder
@@ -72,13 +79,26 @@ def convert(
         notes: Sequence[str] = ()
         if name.lower() in OWN:
             with disk_errors("cannot read", "Check its permissions."):
-                own = read_own(source, scratch, only=split, val=val, test=test, seed=seed, progress=steps)
-            counts = write_folder(own.records, own.folder, out, own.name, link=link, progress=steps)
+                raster_options = RasterOptions(None if bands is None else parse_bands(bands), nodata)
+                own = read_own(
+                    source,
+                    scratch,
+                    only=split,
+                    val=val,
+                    test=test,
+                    seed=seed,
+                    raster_options=raster_options,
+                    stretch=stretch,
+                    progress=steps,
+                )
+            counts = write_folder(own.records, own.folder, out, own.name, link=link, chips=own.chips, progress=steps)
             notes = own.notes
         else:
             benchmark = find(name)
             if any(option is not None for option in (val, test, seed)):
                 raise RSMoEError(f"--val, --test and --seed are for NAME own; {benchmark.name} has its own splits")
+            if any(option is not None for option in (bands, nodata, stretch)):
+                raise RSMoEError(f"--bands, --nodata and --stretch are for NAME own; {benchmark.name} has no chips")
             counts = write_folder(
                 benchmark.records(source, split),
                 source,

@@ -12,6 +12,7 @@ from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
 from ..utils.files import disk_errors, parse_json, whole_file, write_whole
 from ..utils.progress import Progress, no_progress
+from .chips import NO_CHIPS, Chips
 from .records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
 
 
@@ -31,6 +32,7 @@ def write_folder(
     questions_file: str = QUESTIONS_FILE,
     link: bool = False,
     remedy: str = "copy them there",
+    chips: Chips = NO_CHIPS,
     progress: Progress = no_progress,
 ) -> Counter[tuple[str, str, str]]:
     """Write records and their images into a data folder, beside what it holds of other datasets and splits.
@@ -42,17 +44,19 @@ def write_folder(
         records: their images are in ``source``; consumed once.
         source: the folder of the images.
         out: the data folder, which is made if need be.
-        name: images become ``out/images/NAME/...`` and keep their path within ``source``, and their bytes.
+        name: images become ``out/images/NAME/...`` and keep their path within ``source``, and their bytes; chips get
+            the suffix ``.png``.
         questions_file: where questions are written.
         link: make hard links instead of copies of the images, on the same file system.
         remedy: what to do about missing images.
+        chips: images that are written as RGB PNGs.
         progress: how many records are read and images copied.
 
     Returns:
         The number of records by file, dataset and split.
 
     Raises:
-        RSMoEError: images are missing, or a file cannot be written.
+        RSMoEError: images are missing, two would become one file, or a file cannot be written.
     """
     images: dict[Path, Path] = {}  # in the source -> in the data folder
     lines: dict[str, list[str]] = {CAPTIONS_FILE: [], questions_file: []}
@@ -63,15 +67,24 @@ def write_folder(
             if number % _PROGRESS_EVERY == 0:
                 progress(f"reading {name}", number, unit="records")
             if record.image not in images:
-                images[record.image] = Path("images", name, record.image.relative_to(source.absolute()))
+                target = Path("images", name, record.image.relative_to(source.absolute()))
+                is_png = record.image in chips.files
+                images[record.image] = target.with_name(f"{target.name}.png") if is_png else target
             file = CAPTIONS_FILE if isinstance(record, CaptionRecord) else questions_file
             values = {**vars(record), "image": images[record.image].as_posix()}
             lines[file].append(json.dumps(values, ensure_ascii=False) + "\n")
             counts[file, record.dataset, record.split] += 1
         check_images(images, remedy)
+        for target, count in Counter(images.values()).items():
+            if count > 1:
+                raise RSMoEError(f"a chip would become {target.name}, as another image is called; rename one of them")
         for done, (image, target) in enumerate(images.items()):
             progress(f"{verb} {len(images)} images", done, len(images), "images")
-            _place(image, out / target, link)
+            if image in chips.files:
+                with whole_file(out / target) as unfinished:
+                    chips.read(image).save(unfinished, "PNG")
+            else:
+                _place(image, out / target, link)
         for file, new in lines.items():
             if new:
                 write_whole(out / file, "".join([*new, *_other_lines(out / file, counts)]))

@@ -22,9 +22,11 @@ from ..images_rsmoe import FORMATS
 from ..prompting_rsmoe import ANSWER_SUFFIX, IMAGE_TOKEN, task_of
 from ..utils.files import parse_yaml
 from ..utils.progress import Progress, no_progress
+from ..utils.rasters.options import AS_IN_THE_FILE, RasterOptions
 from ..utils.tables import count_of
 from . import splits
 from .benchmarks.files import tidy
+from .chips import Chips, StretchBy, find_chips
 from .folder import check_images
 from .records import SPLIT_FOLDERS, CaptionRecord, Entry, QuestionRecord, is_text
 from .rows import TABLES, rows
@@ -75,12 +77,14 @@ class OwnData:
         folder: that all images are in.
         name: of the source's folder.
         notes: for the user, a line each: what was left out, which splits were made.
+        chips: the images that are written as RGB PNGs.
     """
 
     records: Sequence[Record]
     folder: Path
     name: str
     notes: Sequence[str]
+    chips: Chips
 
 
 def read_own(
@@ -91,6 +95,8 @@ def read_own(
     val: float | None = None,
     test: float | None = None,
     seed: int | None = None,
+    raster_options: RasterOptions = AS_IN_THE_FILE,
+    stretch: StretchBy | None = None,
     progress: Progress = no_progress,
 ) -> OwnData:
     """Read a folder of one's own, or one table with the images beside it, and give it splits if it has none.
@@ -105,17 +111,27 @@ def read_own(
         val: share of the images that becomes val where no record has a split, by default 0.1.
         test: share of the images that becomes test, by default 0.1.
         seed: of these splits, by default 0.
+        raster_options: bands and no-data value of chips (`chips`).
+        stretch: of chips: "image", each by its own numbers, or "collection".
         progress: what is read.
 
     Raises:
-        RSMoEError: nothing is found, something is not as docs/data.md says, images are missing or cannot be read, or
-            shares were given of records that have splits.
+        RSMoEError: nothing is found, something is not as docs/data.md says, images are missing or cannot be read,
+            shares were given of records that have splits, or options of chips where there are none.
     """
     reader = _Reader(Path(source), Path(scratch))
     records = reader.read(progress)
     images = sorted({record.image for record in records})
     check_images(images, "copy them there or drop their rows")
-    groups = splits.near_duplicates(images, progress)
+    chips = find_chips(images, raster_options, stretch, progress)
+    surprises: list[str] = []
+
+    def read(image: Path) -> Image.Image:
+        decoded = chips.read(image)
+        surprises.extend(decoded.info.get("notes", ()))
+        return decoded
+
+    groups = splits.near_duplicates(images, progress, read)
     named = {record.split for record in records} - {""}
     shares_given = any(value is not None for value in (val, test, seed))
     if not named or (named == {"train"} and shares_given):
@@ -133,7 +149,10 @@ def read_own(
     if unknown := [name for name in only or () if name not in known]:
         raise RSMoEError(f'unknown split "{unknown[0]}" in {source}; known: {", ".join(sorted(known))}')
     records = [record for record in records if record.split in (only or known)]
-    return OwnData(records, reader.folder, reader.name, [*reader.notes, *notes])
+    notes = [*reader.notes, *filter(None, [chips.note]), *notes]
+    if surprises:
+        notes.append(surprises[0] + (f"; {len(surprises) - 1:,} more such notes" if surprises[1:] else ""))
+    return OwnData(records, reader.folder, reader.name, notes, chips)
 
 
 def _drawn(

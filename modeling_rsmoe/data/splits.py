@@ -7,7 +7,7 @@ gray; crops and other photographs of a place are not found. docs/data.md has the
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -82,8 +82,17 @@ def draw_splits(groups: Sequence[Sequence[Path]], val: float, test: float, seed:
     return splits
 
 
-def near_duplicates(images: Sequence[Path], progress: Progress = no_progress) -> list[list[Path]]:
+def near_duplicates(
+    images: Sequence[Path],
+    progress: Progress = no_progress,
+    read: Callable[[Path], Image.Image] = read_image,
+) -> list[list[Path]]:
     """The images in groups of near duplicates; most groups hold one. Each image is decoded, so each is checked.
+
+    Args:
+        images: their paths.
+        progress: how many images are read.
+        read: how one is read.
 
     Raises:
         RSMoEError: images that cannot be read; some are named.
@@ -93,7 +102,7 @@ def near_duplicates(images: Sequence[Path], progress: Progress = no_progress) ->
     for number, image in enumerate(images):
         progress("comparing images", number, len(images), "images")
         try:
-            thumbnails[number] = _thumbnail(image)
+            thumbnails[number] = _thumbnail(read(image))
         except RSMoEError as error:
             broken.append(error)
     if broken:
@@ -115,9 +124,9 @@ def near_duplicates(images: Sequence[Path], progress: Progress = no_progress) ->
     return list(groups.values())
 
 
-def _thumbnail(image: Path) -> np.ndarray:
+def _thumbnail(image: Image.Image) -> np.ndarray:
     """[16, 16], of mean 0 and length 1; of an image of one color all 0, which is like no other."""
-    gray = read_image(image).convert("L").convert("F")  # floats: water and deserts have few grays
+    gray = image.convert("L").convert("F")  # floats: water and deserts have few grays
     values = np.asarray(gray.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), np.float32)
     values = values - values.mean()
     length = float(np.linalg.norm(values))

@@ -44,6 +44,7 @@ from .tiff import TIFF_MAGIC
 
 
 MAX_URL_BYTES = 512 * 2**20
+_NUM_BANDS_TAG = 277  # of a TIFF
 
 ImageInput = str | os.PathLike | bytes | BytesIO | Image.Image | np.ndarray | torch.Tensor
 
@@ -77,6 +78,19 @@ def read_image(
         shown = name or f"the PIL image ({image.mode}, {image.width} x {image.height})"
         return _read_source(_bytes_behind(image, shown), shown, raster_options)
     return to_rgb(image, name)
+
+
+def is_chip(path: str | os.PathLike, options: RasterOptions = AS_IN_THE_FILE) -> bool:
+    """Whether a file is no ordinary 8-bit image, by its header: 16 bits, floats, bands that Pillow does not know, or,
+    where bands are chosen, more than three in a TIFF. What is no image at all is no chip."""
+    try:
+        with _open(os.fspath(path), _shorten(os.fspath(path))) as opened:
+            if opened is None or is_raster(opened) or is_wide(opened) or opened.mode[0] in "IF":
+                return True
+            num_bands = getattr(opened, "tag_v2", {}).get(_NUM_BANDS_TAG, 1)
+            return options.bands is not None and num_bands > 3
+    except (RSMoEError, OSError):
+        return False
 
 
 def read_images(images: Any) -> Any:

@@ -80,9 +80,9 @@ def choose_bands(
     if len(shown) == 2:
         return (shown[0],)
     raise RSMoEError(
-        f"{raster} has {len(shown)} bands ({_listed(bands)}): {CHOICE}, with --bands, for example --bands 3,2,1 where "
-        "blue comes first, as from most satellites, or --bands 1,2,3, as of most aerial images (or write them to a "
-        "file: gdal_translate -b 3 -b 2 -b 1)"
+        f"{raster} has {len(shown)} bands ({_listed(bands)}): {CHOICE}: --bands 3,2,1 where blue comes first (most "
+        "satellites), --bands 1,2,3 for most aerial images; where there is no --bands, as in evaluation and training: "
+        "rsmoe data convert own ... --bands 4,3,2"
     )
 
 
