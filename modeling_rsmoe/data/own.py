@@ -111,15 +111,16 @@ def read_own(
         RSMoEError: nothing is found, something is not as docs/data.md says, images are missing or cannot be read, or
             shares were given of records that have splits.
     """
+    shares_given = any(value is not None for value in (val, test, seed))
+    val, test, seed = (splits.VAL if val is None else val), (splits.TEST if test is None else test), seed or 0
+    splits.check_shares(val, test)
     reader = _Reader(Path(source), Path(scratch))
     records = reader.read(progress)
     images = sorted({record.image for record in records})
     check_images(images, "copy them there or drop their rows")
     groups = splits.near_duplicates(images, progress)
     named = {record.split for record in records} - {""}
-    shares_given = any(value is not None for value in (val, test, seed))
     if not named or (named == {"train"} and shares_given):
-        val, test, seed = (splits.VAL if val is None else val), (splits.TEST if test is None else test), seed or 0
         records, notes = _drawn(records, groups, val, test, seed)
     elif shares_given:
         raise RSMoEError(
@@ -129,6 +130,8 @@ def read_own(
     else:
         records = [record if record.split else replace(record, split="test") for record in records]
         notes = _crossing(records, groups)
+        if named == {"train"} and not only and all(record.split == "train" for record in records):
+            notes.append("all images are train, and none is left to evaluate on: --val 0.1 --test 0.1 splits them")
     known = {record.split for record in records}
     if unknown := [name for name in only or () if name not in known]:
         raise RSMoEError(f'unknown split "{unknown[0]}" in {source}; known: {", ".join(sorted(known))}')
@@ -140,7 +143,6 @@ def _drawn(
     records: Iterable[Record], groups: Sequence[Sequence[Path]], val: float, test: float, seed: int
 ) -> tuple[list[Record], list[str]]:
     """The records with splits that are drawn, and a line about these."""
-    splits.check_shares(val, test)
     split_of = splits.draw_splits(groups, val, test, seed)
     together = [group for group in groups if len(group) > 1]
     note = (
