@@ -38,8 +38,8 @@ def panel(result: "ChangeResult") -> Panel:
 
     rows: list[tuple[Text, ...]] = []
     for tile in result.tiles[:_MAX_SHOWN_TILES]:
-        place = Text(f"{tile.window.column},{tile.window.row}", "dim")
-        rows.append((place, Text("before", "dim"), terminal.shown(tile.before.text)))
+        number = Text(f"tile {tile.number}", "dim")
+        rows.append((number, Text("before", "dim"), terminal.shown(tile.before.text)))
         rows.append((Text(), Text("after", "dim"), terminal.shown(tile.after.text)))
         rows.append((Text(), Text("differs" if tile.difference.differs else "", "yellow"), Text(tile.difference.text)))
     if len(result.tiles) > _MAX_SHOWN_TILES:

@@ -239,7 +239,7 @@ def _panel(result: SceneResult, with_tiles: bool) -> Panel:
     rows: list[tuple[Text, ...]] = []
     if with_tiles:
         for tile in result.tiles[:_MAX_SHOWN_TILES]:
-            rows.append((Text(f"{tile.window.column},{tile.window.row}", "dim"), terminal.shown(tile.text)))
+            rows.append((Text(f"tile {tile.number}", "dim"), terminal.shown(tile.text)))
         if len(result.tiles) > _MAX_SHOWN_TILES:
             rest = terminal.count_of(len(result.tiles) - _MAX_SHOWN_TILES, "more tile")
             rows.append((Text("...", "dim"), Text(f"{rest}: --output keeps them all", "dim")))

@@ -119,6 +119,9 @@ def read_own(
         RSMoEError: nothing is found, something is not as docs/data.md says, images are missing or cannot be read,
             shares were given of records that have splits, or options of chips where there are none.
     """
+    shares_given = any(value is not None for value in (val, test, seed))
+    val, test, seed = (splits.VAL if val is None else val), (splits.TEST if test is None else test), seed or 0
+    splits.check_shares(val, test)
     reader = _Reader(Path(source), Path(scratch))
     records = reader.read(progress)
     images = sorted({record.image for record in records})
@@ -133,9 +136,7 @@ def read_own(
 
     groups = splits.near_duplicates(images, progress, read)
     named = {record.split for record in records} - {""}
-    shares_given = any(value is not None for value in (val, test, seed))
     if not named or (named == {"train"} and shares_given):
-        val, test, seed = (splits.VAL if val is None else val), (splits.TEST if test is None else test), seed or 0
         records, notes = _drawn(records, groups, val, test, seed)
     elif shares_given:
         raise RSMoEError(
@@ -145,6 +146,8 @@ def read_own(
     else:
         records = [record if record.split else replace(record, split="test") for record in records]
         notes = _crossing(records, groups)
+        if named == {"train"} and not only and all(record.split == "train" for record in records):
+            notes.append("all images are train, and none is left to evaluate on: --val 0.1 --test 0.1 splits them")
     known = {record.split for record in records}
     if unknown := [name for name in only or () if name not in known]:
         raise RSMoEError(f'unknown split "{unknown[0]}" in {source}; known: {", ".join(sorted(known))}')
@@ -159,7 +162,6 @@ def _drawn(
     records: Iterable[Record], groups: Sequence[Sequence[Path]], val: float, test: float, seed: int
 ) -> tuple[list[Record], list[str]]:
     """The records with splits that are drawn, and a line about these."""
-    splits.check_shares(val, test)
     split_of = splits.draw_splits(groups, val, test, seed)
     together = [group for group in groups if len(group) > 1]
     note = (

@@ -56,7 +56,7 @@ def with_splits(
 def check_shares(val: float, test: float) -> None:
     """Raises RSMoEError unless these can be shares of the images."""
     if not (0 <= val <= 1 and 0 <= test <= 1 and val + test <= 1):
-        raise RSMoEError(f"val {val:g} and test {test:g} are no shares of the images; give 0 to 1, together too")
+        raise RSMoEError(f"val {val:g} and test {test:g} are no shares of the images; give 0 to 1, at most 1 together")
 
 
 def draw_splits(groups: Sequence[Sequence[Path]], val: float, test: float, seed: int) -> dict[Path, str]:

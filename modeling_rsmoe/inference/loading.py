@@ -166,7 +166,7 @@ def open_processor(folder: str | Path) -> "RSMoEProcessor":
     """
     from PIL import Image
 
-    from ..processing_rsmoe import RSMoEProcessor
+    from .. import RSMoEProcessor  # registered: else its tokenizer asks whether the folder's own code may run
     from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 
     check_folder(folder)

@@ -16,6 +16,9 @@ from modeling_rsmoe.errors_rsmoe import RSMoEError
 from .published import image, write_json
 
 
+ALL_TRAIN = "all images are train, and none is left to evaluate on: --val 0.1 --test 0.1 splits them"
+
+
 def read(source: Path, **options):
     """The records as (name, split, texts), and the notes."""
     scratch = source.with_name(f"{source.name}-scratch")
@@ -137,7 +140,7 @@ def test_conversations(tmp_path):
         ("images/b.png", "train", ("A pier.",)),
         ("images/a.png", "train", ("How many ships?", "2")),
     ]
-    assert read(source) == (expected, ["left out: 2 rows about no image, or several"])
+    assert read(source) == (expected, ["left out: 2 rows about no image, or several", ALL_TRAIN])
 
 
 @pytest.mark.parametrize(
@@ -217,6 +220,10 @@ def test_splits_that_are_there_are_kept(tmp_path):
         read_own(tmp_path / "own", tmp_path, val=0.2)
     own_images(tmp_path / "train", 4, split="train")
     assert {split for _, split, _ in read(tmp_path / "train", val=0.25, test=0)[0]} == {"train", "val"}
+    (tmp_path / "train-scratch").rmdir()
+    found, notes = read(tmp_path / "train")
+    assert {split for _, split, _ in found} == {"train"}
+    assert notes == [ALL_TRAIN]
 
 
 def test_a_name_says_its_split():

@@ -1,5 +1,8 @@
 """What the loading of a checkpoint runs into."""
 
+import subprocess
+import sys
+
 import pytest
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,6 +22,13 @@ def test_a_lost_weight_is_named(tmp_path):
         RSMoEError, match="tiny lacks 1 weights, such as query_tokens.weight: assemble or download it again"
     ):
         load_encoder(folder)
+
+
+def test_a_processor_alone_does_not_ask_to_run_the_folders_code(tmp_path):
+    code = "import sys\nfrom modeling_rsmoe.inference.loading import open_processor\nopen_processor(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(tiny_checkpoint(tmp_path / "tiny"))]
+    fresh = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    assert (fresh.returncode, fresh.stdout) == (0, ""), fresh.stderr
 
 
 @pytest.mark.parametrize(
