@@ -11,9 +11,7 @@ from . import terminal
 
 if TYPE_CHECKING:
     from ..scenes.change_result import ChangeResult
-    from ..scenes.raster import Raster
-
-_MAX_SHOWN_TILES = 12
+    from ..utils.rasters.raster import Raster
 
 
 def align(rasters: "Sequence[Raster]", steps: terminal.Steps) -> "list[Raster]":
@@ -37,14 +35,12 @@ def panel(result: "ChangeResult") -> Panel:
     from ..scenes.change_words import NOTE
 
     rows: list[tuple[Text, ...]] = []
-    for tile in result.tiles[:_MAX_SHOWN_TILES]:
+    for tile in result.tiles[: terminal.MAX_SHOWN_TILES]:
         number = Text(f"tile {tile.number}", "dim")
         rows.append((number, Text("before", "dim"), terminal.shown(tile.before.text)))
         rows.append((Text(), Text("after", "dim"), terminal.shown(tile.after.text)))
         rows.append((Text(), Text("differs" if tile.difference.differs else "", "yellow"), Text(tile.difference.text)))
-    if len(result.tiles) > _MAX_SHOWN_TILES:
-        rest = terminal.count_of(len(result.tiles) - _MAX_SHOWN_TILES, "more tile")
-        rows.append((Text("...", "dim"), Text(), Text(f"{rest}: --output keeps them all", "dim")))
+    rows += [(dots, Text(), rest) for dots, rest in terminal.more_tiles(len(result.tiles))]
     rows.append(())
     for when, scene in (("before", result.before), ("after", result.after)):
         rows.append((Text(when, "cyan"), Text(), terminal.shown(scene.raster.name)))

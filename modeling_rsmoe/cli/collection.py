@@ -63,8 +63,6 @@ AddressOption = Annotated[
         show_default="a cluster on this machine, for this run only",
     ),
 ]
-
-
 StretchOption = Annotated[
     Literal["image", "collection"] | None,
     typer.Option(
@@ -276,12 +274,8 @@ class Features:
         as_json: bool,
         steps: terminal.Steps,
     ):
-        self._file, self._batch_size, self._as_json, self._steps = (
-            FeatureFile(path),
-            generation.batch_size,
-            as_json,
-            steps,
-        )
+        self._file, self._batch_size = FeatureFile(path), generation.batch_size
+        self._as_json, self._steps = as_json, steps
         self._checkpoint = load(generation.model, dtype, progress=steps)
         with quiet_libraries():
             from ..inference import Predictor

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from ..utils.rasters.raster import Raster
 
 LEFT_OUT = 1  # exit code: a scene of several could not be described
-_MAX_SHOWN_TILES = 12
 
 TileOption = Annotated[
     int | None,
@@ -111,6 +110,7 @@ class SceneOptions:
 
     @property
     def parsed_bands(self) -> tuple[int | str, ...] | None:
+        """The bands by number or name; None leaves the choice to the scene."""
         return None if self.bands is None else parse_bands(self.bands)
 
     def check(self) -> None:
@@ -238,11 +238,9 @@ def show(results: "Sequence[Result]", output: Path | None, as_json: bool, steps:
 def _panel(result: SceneResult, with_tiles: bool) -> Panel:
     rows: list[tuple[Text, ...]] = []
     if with_tiles:
-        for tile in result.tiles[:_MAX_SHOWN_TILES]:
+        for tile in result.tiles[: terminal.MAX_SHOWN_TILES]:
             rows.append((Text(f"tile {tile.number}", "dim"), terminal.shown(tile.text)))
-        if len(result.tiles) > _MAX_SHOWN_TILES:
-            rest = terminal.count_of(len(result.tiles) - _MAX_SHOWN_TILES, "more tile")
-            rows.append((Text("...", "dim"), Text(f"{rest}: --output keeps them all", "dim")))
+        rows += terminal.more_tiles(len(result.tiles))
         rows.append(())
     counts = f"{len(result.tiles)} of {result.grid.tile} px"
     if result.num_skipped:

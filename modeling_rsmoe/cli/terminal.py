@@ -18,6 +18,7 @@ from ..utils.tables import count_of as count_of
 if TYPE_CHECKING:
     from ..inference import Prediction
 
+MAX_SHOWN_TILES = 12  # of a scene in its panel
 _SECONDS_BETWEEN_DETAILS = 30.0
 
 
@@ -135,6 +136,14 @@ def panel(rows: Sequence[tuple[Text, ...]], num_columns: int, title: str, subtit
         table.add_row(*row)
     name = Text(printable(title))
     return Panel(table, title=name, title_align="left", subtitle=Text(subtitle), subtitle_align="right")
+
+
+def more_tiles(num_tiles: int) -> list[tuple[Text, Text]]:
+    """A row that counts the tiles over `MAX_SHOWN_TILES`; none if all are shown."""
+    if num_tiles <= MAX_SHOWN_TILES:
+        return []
+    rest = count_of(num_tiles - MAX_SHOWN_TILES, "more tile")
+    return [(Text("...", "dim"), Text(f"{rest}: --output keeps them all", "dim"))]
 
 
 def shown(text: str, style: str = "") -> Text:

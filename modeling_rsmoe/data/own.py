@@ -35,16 +35,7 @@ from .rows import TABLES, rows
 Record = CaptionRecord | QuestionRecord
 
 # Names of columns, in the order in which they are looked for; of captions any number, such as caption_1 and caption_2.
-IMAGE_COLUMNS: tuple[str, ...] = (
-    "image",
-    "images",
-    "file_name",
-    "filename",
-    "image_path",
-    "img_path",
-    "file_path",
-    "filepath",
-)
+IMAGE_COLUMNS: tuple[str, ...] = ("image", "images", "file_name", "filename", "image_path", "img_path", "file_path")
 IMAGE_COLUMNS += ("filepath", "image_file", "image_name", "img", "path", "file", "image_id")
 CAPTION_COLUMNS = ("caption", "sentence", "text", "description", "raw")
 TURN_COLUMNS = ("conversations", "conversation", "messages")
@@ -120,7 +111,8 @@ def read_own(
             shares were given of records that have splits, or options of chips where there are none.
     """
     shares_given = any(value is not None for value in (val, test, seed))
-    val, test, seed = (splits.VAL if val is None else val), (splits.TEST if test is None else test), seed or 0
+    val, test = splits.VAL if val is None else val, splits.TEST if test is None else test
+    seed = splits.SEED if seed is None else seed
     splits.check_shares(val, test)
     reader = _Reader(Path(source), Path(scratch))
     records = reader.read(progress)
@@ -254,13 +246,13 @@ class _Reader:
         if isinstance(value, dict):
             content, value = value.get("bytes"), value.get("path")
             if isinstance(content, bytes):
-                return self._extract(entry, content, value, split)
+                return self._extract(entry, content, value)
         if self.folder != self.root:
             raise entry.error(f"its image is the file {value!r}, other rows hold theirs; make two folders of them")
         self._named = True
         return self._find(replace(entry, values={column: value}), column, split)
 
-    def _extract(self, entry: Entry, content: bytes, path: Any, split: str) -> Path:
+    def _extract(self, entry: Entry, content: bytes, path: Any) -> Path:
         """An image inside a table as a file; one that comes again, as with each of its questions, is the same file."""
         if self._named:
             raise entry.error("it holds its image, other rows name files; make two folders of them")
@@ -306,7 +298,7 @@ class _Reader:
 
 def _tables(root: Path) -> list[Path]:
     """The files of a folder that hold rows: Arrow, else ``metadata.*`` wherever it is, else tables in usual places."""
-    arrow = [file for file in sorted(root.glob("**/*.arrow")) if not file.name.startswith("cache-")]
+    arrow = [file for file in sorted(root.rglob("*.arrow")) if not file.name.startswith("cache-")]
     if arrow:
         return arrow
     metadata = [file for file in sorted(root.rglob("metadata.*")) if file.suffix.lower() in TABLES]

@@ -92,27 +92,6 @@ def read_questions(
     return _read(Path(folder), name, _question_record, split, datasets)
 
 
-def read_image_folder(
-    folder: str | Path, splits: Collection[str] | None = None
-) -> list[CaptionRecord | QuestionRecord]:
-    """The captions and questions of an ImageFolder, in the order of its metadata; images need not be there.
-
-    Raises:
-        RSMoEError: it has no metadata or no records, a line is not as this module says, or a split is not there.
-    """
-    records: list[CaptionRecord | QuestionRecord] = []
-    for line in _metadata_entries(Path(folder)):
-        if _is_of(line, CAPTIONS_FILE) or not _is_of(line, QUESTIONS_FILE):
-            records.append(_caption_record(line))
-        if _is_of(line, QUESTIONS_FILE):
-            records.append(_question_record(line))
-    if not records:
-        raise RSMoEError(f"{Path(folder) / METADATA_FILE} holds no records; give a file with at least one line")
-    known = {record.split for record in records}
-    _check_known("split", splits or (), known, Path(folder) / METADATA_FILE)
-    return [record for record in records if record.split in (splits or known)]
-
-
 def records_sha256(records: Sequence[CaptionRecord | QuestionRecord], folder: str | Path) -> str:
     """A hash of records: their texts and image names and the bytes of the images, whatever their order.
 
@@ -223,12 +202,7 @@ def _read(
 
 
 def _metadata_entries(folder: Path) -> Iterator[Entry]:
-    metadata = _metadata_files(folder)
-    if not metadata:
-        raise RSMoEError(
-            f"{folder / METADATA_FILE} is missing; an ImageFolder has it beside its images or in train, val and test"
-        )
-    for file, split in metadata.items():
+    for file, split in _metadata_files(folder).items():
         for line in json_lines(file, file.parent):
             yield replace(line, values=_of_image_folder(line, folder.resolve().name, split))
 

@@ -48,7 +48,11 @@ def carry_records(start: Path, folder: Path, name: str, steps: Sequence[Step] | 
 
 
 def copy_records(start: Path, folder: Path) -> None:
-    """Copy what describes a checkpoint, as it stands, to a folder of what was exported from it."""
+    """Copy what describes a checkpoint, as it stands, to a new folder of what is exported from it.
+
+    Raises:
+        OSError: the folder exists, or cannot be written.
+    """
     folder.mkdir()
     for file in (CARD, SOURCES_FILE, *_OF_THESE_WEIGHTS):
         if (start / file).is_file():

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from ..errors_rsmoe import RSMoEError
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 from ..utils.progress import Progress, no_progress
+from ..utils.rasters.raster import Raster
 from .change_align import AlignedRaster, align
 from .change_result import ChangeResult
 from .grid import OVERLAP, TILE
 from .outputs import write
 from .pipeline import describe_scenes, model_and_revision, open_scenes
-from .raster import Raster
 from .result import SceneResult, SceneTask
 
 

@@ -146,6 +146,7 @@ class _Warped:
         return getattr(self._vrt, name)
 
     def read_masks(self, indexes: list[int], out_shape: tuple[int, ...], **arguments: Any) -> np.ndarray:
+        """As of rasterio, uint8 `[bands, H, W]`, 255 where there is data: one mask for all bands."""
         alpha = self._vrt.read(self._alpha, out_shape=out_shape[1:], **arguments)
         return np.broadcast_to(np.where(alpha > 0, np.uint8(255), np.uint8(0)), out_shape)
 
@@ -185,6 +186,7 @@ def _outline(box: Box, source: Raster, target: Raster) -> np.ndarray:
 
 
 def _affine(transform: Any, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points that `transform` moves x and y to, both `[points]`."""
     a, b, c, d, e, f = tuple(transform)[:6]
     with np.errstate(invalid="ignore"):  # of points at infinity
         return a * x + b * y + c, d * x + e * y + f

@@ -12,8 +12,8 @@ from .style import OTHER
 
 
 if TYPE_CHECKING:
+    from ..utils.rasters.raster import Raster
     from .describe import Tile
-    from .raster import Raster
 
 # Of a tile's columns those that are the same on both dates.
 _COMMON = ("tile", *Window._fields, "window", "valid", "model", "revision", "geometry")

@@ -118,8 +118,11 @@ def record_tile(task: SceneTask, raster: Raster, tile: "Tile") -> dict[str, Any]
 
 def feature_collection(results: Sequence[Result]) -> dict[str, Any]:
     """All tiles as GeoJSON, with each scene's record as the member `METADATA`."""
-    scenes = {SCENES: [result.record() for result in results]}
-    return {"type": "FeatureCollection", METADATA: scenes, "features": list(_features(results))}
+    return {"type": "FeatureCollection", METADATA: _scenes(results), "features": list(_features(results))}
+
+
+def _scenes(results: Sequence[Result]) -> dict[str, Any]:
+    return {SCENES: [result.record() for result in results]}
 
 
 def _features(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
@@ -147,7 +150,7 @@ def _write_lines(results: Sequence[Result], file: Path) -> None:
 
 def _write_geojson(results: Sequence[Result], file: Path) -> None:
     with file.open("w", encoding="utf-8") as stream:
-        scenes = json.dumps({SCENES: [result.record() for result in results]}, ensure_ascii=False)
+        scenes = json.dumps(_scenes(results), ensure_ascii=False)
         stream.write(f'{{"type": "FeatureCollection", "{METADATA}": {scenes}, "features": [')
         for index, feature in enumerate(_features(results)):
             stream.write((",\n" if index else "\n") + json.dumps(feature, ensure_ascii=False))
@@ -170,7 +173,7 @@ def _write_parquet(results: Sequence[Result], file: Path) -> None:
     parquet = require("pyarrow.parquet", EXTRA)
     _tile_frame(results).to_parquet(file)
     table = parquet.read_table(file)
-    scenes = json.dumps({SCENES: [result.record() for result in results]}, ensure_ascii=False)
+    scenes = json.dumps(_scenes(results), ensure_ascii=False)
     parquet.write_table(table.replace_schema_metadata({**table.schema.metadata, METADATA: scenes}), file)
 
 

@@ -180,7 +180,7 @@ def fine_tune(
             write_report(_evaluate(plan, data, start, checkpoint, output, features, progress), state / REPORT)
         report = read_report(state / REPORT)
         progress(f"writing {output}")
-        _finish(report, start, checkpoint, output)
+        _finish(report, checkpoint, output)
     return report
 
 
@@ -448,7 +448,7 @@ def _evaluate(
     return run.report_of(selection, named, evaluated, [{"name": start.name, "differences": differences}])
 
 
-def _finish(report: Report, start: Path, checkpoint: Path, output: Path) -> None:
+def _finish(report: Report, checkpoint: Path, output: Path) -> None:
     """Write the card, move the checkpoint into `output`, and remove the state. Each step may be done already."""
     state = output / STATE
     if not (output / CARD).is_file():

@@ -78,8 +78,17 @@ def read_raster(source: str | BytesIO, name: str, options: RasterOptions = AS_IN
 
 
 def measure_stretch(paths: Sequence[str], options: RasterOptions) -> Stretch | None:
-    """One stretch for many images, from values of `_MAX_MEASURED` of them, evenly spread; None if there is no raster
-    of other than 8 bits among these. What cannot be read does not count, nor what has other bands than the first."""
+    """One stretch for many images, from values of at most `_MAX_MEASURED` of them, evenly spread.
+
+    What cannot be read does not count, nor what has another number of bands than the first.
+
+    Args:
+        paths: of images; those of 8 bits are passed over.
+        options: bands and no-data value.
+
+    Returns:
+        The stretch, or None if no raster of other than 8 bits is among them.
+    """
     pools: list[list[np.ndarray]] = []
     dtypes = []
     for path in paths[:: max(1, math.ceil(len(paths) / _MAX_MEASURED))]:
@@ -99,16 +108,8 @@ def measure_stretch(paths: Sequence[str], options: RasterOptions) -> Stretch | N
 def _read(path: str, name: str, options: RasterOptions, alone: bool = False) -> "Image.Image":
     from PIL import Image
 
-    raster = open_raster(
-        path,
-        options.bands,
-        name,
-        nodata=options.nodata,
-        stretch=options.stretch,
-        as_image=True,
-        alone=alone,
-    )
-    with raster:
+    bands, nodata, stretch = options.bands, options.nodata, options.stretch
+    with open_raster(path, bands, name, nodata=nodata, stretch=stretch, as_image=True, alone=alone) as raster:
         image = Image.new("RGB", (raster.width, raster.height))
         rows = max(_STRIP_PIXELS // raster.width, math.ceil(raster.height / _MAX_STRIPS))
         for top in range(0, raster.height, rows):
