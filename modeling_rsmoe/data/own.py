@@ -260,8 +260,9 @@ class _Reader:
         digest = hashlib.sha256(content).hexdigest()
         if digest not in self._embedded:
             name = PureWindowsPath(path).name if is_text(path) else f"{digest[:16]}{_suffix(content)}"
-            file = self._scratch / re.sub(r"[^\w.-]", "_", name)[-_LONGEST_NAME:].lstrip(".")
-            if file.exists() or not file.stem:
+            name = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[-_LONGEST_NAME:].lstrip(".")
+            file = self._scratch / (name or digest[:16])
+            if file.exists():
                 file = file.with_name(f"{digest[:16]}{file.suffix}")
             file.write_bytes(content)
             self._embedded[digest] = file
@@ -274,6 +275,8 @@ class _Reader:
         """
         entry.path(column)  # refuses what leaves the folder
         name = PurePath(*PureWindowsPath(entry.text(column).strip()).parts)
+        if not name.name:
+            raise entry.error(f'{column} "{entry.text(column)}" is a folder; write the name of an image')
         for folder in (entry.folder, self.root):
             if (folder / name).is_file():
                 return (folder / name).absolute()

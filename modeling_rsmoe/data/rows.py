@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors_rsmoe import RSMoEError
+from ..errors_rsmoe import RSMoEError, first_line
 from ..utils.extras import require
 from ..utils.files import check_input, parse_json
 from .records import Entry, json_lines
@@ -61,7 +61,7 @@ def _json_rows(file: Path) -> Iterator[Entry]:
         entry = _object(file, key, number, values)
         if captions is None:
             yield entry
-        elif texts := captions.get(entry.field("id")):  # COCO lists images without captions too
+        elif texts := captions.get(_id(entry, "id")):  # COCO lists images without captions too
             yield Entry(entry.where, file.parent, {**values, "captions": texts})
 
 
@@ -71,11 +71,15 @@ def _coco_captions(file: Path, annotations: list[Any]) -> dict[Any, list[Any]]:
     for number, values in enumerate(annotations):
         entry = _object(file, "annotations", number, values)
         if "caption" in values:
-            image = entry.field("image_id")
-            if not isinstance(image, (int, str)):
-                raise entry.error(f'"image_id" is {image!r}, expected the id of an image')
-            captions.setdefault(image, []).append(values["caption"])
+            captions.setdefault(_id(entry, "image_id"), []).append(values["caption"])
     return captions
+
+
+def _id(entry: Entry, key: str) -> int | str:
+    value = entry.field(key)
+    if not isinstance(value, (int, str)):
+        raise entry.error(f'"{key}" is {value!r}, expected the id of an image')
+    return value
 
 
 def _object(file: Path, key: str, number: int, values: Any) -> Entry:
@@ -92,7 +96,7 @@ def _csv_rows(file: Path) -> Iterator[Entry]:
             header = stream.readline()
             stream.seek(0)
             reader = csv.reader(stream, delimiter=max(",;\t|", key=header.count), strict=True)
-            columns = next(reader)
+            columns = next(reader, [])  # none in a file of a byte order mark alone
             for cells in reader:
                 where = f"{file}:{reader.line_num}"
                 if len(cells) > len(columns):
@@ -116,8 +120,8 @@ def _arrow_rows(file: Path) -> Iterator[Entry]:
                 for values in batch.slice(start, _BATCH).to_pylist():
                     yield Entry(f"{file}: row {number}", file.parent, values)
                     number += 1
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise RSMoEError(f"{file} cannot be read ({str(error).splitlines()[0]}); save it again") from error
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the last: dates out of range
+        raise RSMoEError(f"{file} cannot be read ({first_line(error)}); save it again") from error
 
 
 def _parquet_batches(file: Path) -> Iterator[Any]:

@@ -35,6 +35,7 @@ def describe_change(
     output: str | os.PathLike | None = None,
     batch_size: int = 8,
     progress: Progress = no_progress,
+    nodata: float | None = None,
 ) -> ChangeResult:
     """Caption a place on two dates, tile by tile and as a whole, and compare what the texts name.
 
@@ -52,6 +53,7 @@ def describe_change(
         output: as of `describe_scene`; a stopped run of the same output and settings continues.
         batch_size: tiles that are described together.
         progress: told how many tiles are done.
+        nodata: of both dates; as of `open_raster`, for paths.
 
     Returns:
         A `ChangeResult`: its `text`, its `tiles` with their differences, both dates, and all as JSON by `record()`.
@@ -62,7 +64,10 @@ def describe_change(
     """
     rasters: list[Raster] = []
     for date in (before, after):
-        rasters += [date] if isinstance(date, Raster) else open_scenes([os.fspath(date)], tile, overlap, bands)
+        if isinstance(date, Raster):
+            rasters.append(date)
+        else:
+            rasters += open_scenes([os.fspath(date)], tile, overlap, bands, nodata=nodata)
     task = SceneTask(instruction, None, *model_and_revision(predictor))
     path = None if output is None else Path(output)
     return describe_pair(align_two(rasters), predictor, task, tile, overlap, path, batch_size, progress)

@@ -117,15 +117,20 @@ class AlignedRaster(Raster):
         if not self._opened:
             datasets = self._source._datasets
             with self._gdal("be aligned"):
-                resampling = "nearest" if self._palette is not None else "bilinear"
-                self._opened = [_Warped(dataset, resampling, self._grid, self.nodata) for dataset in datasets]
+                has_masks = self._source._has_masks()
+                # GDAL obeys either the file's masks or our no-data value, and would mix the other with data.
+                is_mixed = self._palette is None and not (has_masks and self.nodata is not None)
+                resampling, nodata = "bilinear" if is_mixed else "nearest", None if has_masks else self.nodata
+                self._opened = [_Warped(dataset, resampling, self._grid, nodata, has_masks) for dataset in datasets]
         return self._opened
 
 
 class _Warped:
     """A dataset on another grid: rasterio's WarpedVRT, with masks from its alpha band for all types of values."""
 
-    def __init__(self, dataset: Any, resampling: str, grid: "Mapping[str, Any]", nodata: float | None):
+    def __init__(
+        self, dataset: Any, resampling: str, grid: "Mapping[str, Any]", nodata: float | None, has_masks: bool
+    ):
         from rasterio.enums import ColorInterp, Resampling
         from rasterio.vrt import WarpedVRT
 
@@ -138,9 +143,9 @@ class _Warped:
             options["add_alpha"] = True
         if nodata is not None:  # or it would be mixed with data
             options["src_nodata"] = nodata
-        elif dataset.nodata is None and np.issubdtype(np.dtype(dataset.dtypes[0]), np.floating):
+        elif not has_masks and np.issubdtype(np.dtype(dataset.dtypes[0]), np.floating):
             options["src_nodata"] = math.nan
-        self._vrt = WarpedVRT(dataset, **options)
+        self._vrt, self._declared = WarpedVRT(dataset, **options), dataset.nodata
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._vrt, name)
@@ -148,7 +153,11 @@ class _Warped:
     def read_masks(self, indexes: list[int], out_shape: tuple[int, ...], **arguments: Any) -> np.ndarray:
         """As of rasterio, uint8 `[bands, H, W]`, 255 where there is data: one mask for all bands."""
         alpha = self._vrt.read(self._alpha, out_shape=out_shape[1:], **arguments)
-        return np.broadcast_to(np.where(alpha > 0, np.uint8(255), np.uint8(0)), out_shape)
+        masks = np.broadcast_to(np.where(alpha > 0, np.uint8(255), np.uint8(0)), out_shape)
+        if self._declared is None:
+            return masks
+        # Alpha says what is data in any band: a band may have none where others do.
+        return masks * (self._vrt.read(indexes, out_shape=out_shape, **arguments) != self._declared)
 
 
 def _common(reference: Raster, other: Raster) -> tuple[Box, float]:

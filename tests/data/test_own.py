@@ -250,12 +250,15 @@ def test_a_name_says_its_split():
         ("a.csv", "image,caption\nb.png,text\n", r"1 of 1 images are missing: \S+b.png; copy them there or drop"),
         ("a.csv", "image,caption\nbad.png,text\n", r"1 of 1 images cannot be read: \S+bad.png"),
         ("a.csv", "image,caption\na.png,\n", r"no captions or questions: left out: 1 row without a text"),
+        ("a.csv", "\ufeff", r"no captions or questions"),
+        ("a.csv", "image,caption\n.,text\n", r'a.csv:2: image "." is a folder; write the name of an image'),
         ("a.csv", "id,label\n1,2\n", r"a.csv has no columns of images and texts \(found: id, label\)"),
         ("a.json", "{", r"a.json is not UTF-8 JSON"),
         ("a.json", "[" * 100_000, r"a.json is not UTF-8 JSON \(it is nested too deep\)"),
         ("a.json", "3", r"int found, expected a list of objects"),
         ("a.json", '{"images": [{"file_name": "a.png"}], "annotations": []}', r'images\[0\]: field "id" is missing'),
         ("a.json", '{"images": [], "annotations": [{"image_id": [], "caption": "a"}]}', r"the id of an image"),
+        ("a.json", '{"images": [{"id": []}], "annotations": []}', r'images\[0\]: "id" is \[\], expected the id of an'),
         ("a.json", '[{"image": "a.png", "conversations": 3}]', r"\[0\]: \"conversations\" is no list of turns"),
         ("a.json", '[{"image": "a.png", "messages": [{"role": "gpt", "content": "A"}]}]', r"from human or user"),
         ("a.json", '[{"image": "a.png", "caption": {"x": [1]}}]', r"no captions or questions"),
@@ -273,6 +276,28 @@ def test_bad_input_is_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(RSMoEError, match=message):
         read_own(tmp_path, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("name", ["..", "...", "\\", "\u5b57" * 120 + ".png"])
+def test_names_inside_a_table_stay_in_the_scratch_folder(tmp_path, name):
+    import pyarrow
+    import pyarrow.parquet
+
+    content = image(tmp_path / "in/a.png").read_bytes()
+    table = pyarrow.table({"image": [{"bytes": content, "path": name}], "caption": ["a harbor ."]})
+    pyarrow.parquet.write_table(table, tmp_path / "in/table.parquet")
+    found, _ = read(tmp_path / "in")
+    assert len(found) == 1 and {path.name for path in tmp_path.iterdir()} == {"in", "in-scratch"}
+
+
+def test_a_date_out_of_range(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    dates = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"image": ["a.png"], "date": dates}), tmp_path / "a.parquet")
+    with pytest.raises(RSMoEError, match=r"a.parquet cannot be read \(.*\); save it again"):
+        read_own(tmp_path, tmp_path)
 
 
 def test_text_that_is_not_utf8(tmp_path):

@@ -92,6 +92,8 @@ def test_tiles_of_both_dates(dates: tuple[Path, Path], predictor: Predictor) -> 
     same = describe_change(dates[1], dates[1], predictor, tile=20)
     assert same.text == "In 0 of 5 tiles the descriptions name different things."
     assert {one.difference.text for one in same.tiles} == {"The same words on both dates."}
+    both = describe_change(*dates, predictor, tile=20, nodata=7)
+    assert both.before.raster.nodata == both.after.raster.nodata == 7
 
 
 def test_every_format_has_both_dates(dates: tuple[Path, Path], predictor: Predictor, tmp_path: Path) -> None:

@@ -114,6 +114,34 @@ def test_no_data_of_one_date_is_black_on_both(tmp_path: Path, kind: str) -> None
             assert (np.asarray(read.image)[expected].any(axis=-1)).mean() > 0.9
 
 
+@pytest.mark.parametrize("shift", [0, 0.5])
+@pytest.mark.parametrize("kind", ["nodata", "mask", "float mask"])
+def test_a_no_data_value_beside_what_the_file_declares(tmp_path: Path, kind: str, shift: float) -> None:
+    """Neither is data, or mixed with it."""
+    import rasterio
+
+    values = noise(3, 40, 60, "float32" if "float" in kind else "int16", 200)
+    values[:, :10], values[:, 30:] = -9999, 500
+    holes = write_raster(tmp_path / "holes.tif", values, **UTM, **({"nodata": -9999} if kind == "nodata" else {}))
+    if kind != "nodata":
+        with rasterio.open(holes, "r+") as file:
+            file.write_mask((values[0] != -9999) * np.uint8(255))
+    whole = write_raster(tmp_path / "whole.tif", noise(3, 40, 60, "uint8", 200), **at(shift, shift))
+    _, second = aligned(whole, holes, nodata=500)
+    valid = second.read().valid
+    assert valid.mean() == pytest.approx(0.5, abs=0.03) and not valid[:9].any() and not valid[31:].any()
+    assert second.stretch and min(second.stretch.low) >= 1 and max(second.stretch.high) <= 200
+
+
+def test_no_data_of_one_band_is_not_stretched(tmp_path: Path) -> None:
+    values = noise(3, 40, 60, "int16", 200)
+    values[0, :20] = -9999
+    holes = write_raster(tmp_path / "holes.tif", values, **UTM, nodata=-9999)
+    single = open_raster(holes)
+    first, _ = aligned(holes, write_raster(tmp_path / "whole.tif", noise(3, 40, 60, "uint8", 200), **UTM))
+    assert first.stretch == single.stretch and (pixels(first) == np.asarray(single.read().image)).all()
+
+
 def test_each_date_has_its_own_stretch_of_the_common_area(tmp_path: Path) -> None:
     values = noise(3, 40, 60, high=1000)
     values[:, :, 40:] += 20_000  # outside of the later date
