@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from .change import describe_change
+    from .change_result import ChangeResult
     from .describe import Tile
     from .pipeline import describe_scene, describe_scenes, open_scenes
     from .result import SceneResult, SceneTask
 
 
 _MODULES = dict.fromkeys(("describe_scene", "describe_scenes", "open_scenes"), "pipeline")
+_MODULES |= {"describe_change": "change", "ChangeResult": "change_result"}
 _MODULES |= {"SceneResult": "result", "SceneTask": "result", "Tile": "describe"}
 
 
@@ -36,4 +39,13 @@ def __getattr__(name: str):
     return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
 
 
-__all__ = ["SceneResult", "SceneTask", "Tile", "describe_scene", "describe_scenes", "open_scenes"]
+__all__ = [
+    "ChangeResult",
+    "SceneResult",
+    "SceneTask",
+    "Tile",
+    "describe_change",
+    "describe_scene",
+    "describe_scenes",
+    "open_scenes",
+]

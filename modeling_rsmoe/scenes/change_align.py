@@ -91,7 +91,8 @@ class AlignedRaster(Raster):
         self._turned_axis = 0  # the grid runs as maps do
         self.crs, self.transform, self.width, self.height = (grid[name] for name in grid)
         # It reads both: a run that continues must be of the same two, in this order.
-        self.paths, self.notes = [*source.paths, *other.paths], list(source.notes)
+        self.paths = [*source.paths, *other.paths]
+        self.notes = [note for note in source.notes if note != source._turned_note]
 
     def measure_stretch(self) -> None:
         """Stretch by the values of the common area."""

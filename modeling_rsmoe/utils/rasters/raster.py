@@ -155,6 +155,7 @@ class Raster:
         self._warnings = _Warnings()
         self._palette: np.ndarray | None = None
         self._radar: RadarRendering | None = None
+        self._turned_note = ""
         self._turned_axis = 0  # of [bands, H, W]: 1 if rows are read from the bottom, 2 if columns from the right
         self.stretch: Stretch | None = None
 
@@ -340,7 +341,8 @@ class Raster:
         counted = (
             "rows count from the file's bottom" if self._turned_axis == 1 else "columns count from the file's right"
         )
-        self.notes.append(f"{self.name} is stored mirrored: it is turned, and its {counted}")
+        self._turned_note = f"{self.name} is stored mirrored: it is turned, and its {counted}"
+        self.notes.append(self._turned_note)
 
     def _is_of_the_earth(self, crs: Any) -> bool:
         """Whether there is a way to longitude and latitude: not from a local grid, or that of another planet."""
