@@ -383,7 +383,7 @@ def test_types_of_weights_that_cannot_be(checkpoint: Path, tiles: list[Path], tm
     assert "give --dtype" in errors(run("quantize", checkpoint, "--output", output))[0]
     assert "int3" in errors(run("caption", tiles[0], "--dtype", "int3"))[0]
     collection = run("caption", tmp_path, "--output", tmp_path / "a.parquet", "--dtype", "int8", "--model", checkpoint)
-    assert "--dtype is not for an image collection" in errors(collection)[0]
+    assert "--dtype is not for a collection" in errors(collection)[0]
     assert not output.exists()
 
 

@@ -110,7 +110,7 @@ def _find(raster: str, bands: Sequence[Band], band: int | str | tuple[int, int])
     for names in ([str(number + 1) for number in range(len(bands))], *_names(bands)):
         if names.count(text) == 1:
             return names.index(text) + 1
-    raise RSMoEError(f"{raster} has no band {str(band)!r}; it has {_listed(bands)}")
+    raise RSMoEError(f"{raster} has no band {str(band)!r}; it has {_listed(bands)}: name others (--bands)")
 
 
 def _names(bands: Sequence[Band]) -> tuple[list[str], list[str]]:

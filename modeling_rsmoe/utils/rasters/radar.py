@@ -9,8 +9,11 @@ difference.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 PAIRS = (("vv", "vh"), ("hh", "hv"))
@@ -45,14 +48,18 @@ class RadarRendering:
     are_logs: bool = False
 
     @classmethod
-    def of(cls, samples: Sequence[np.ndarray]) -> "RadarRendering":
+    def of(cls, samples: "Sequence[np.ndarray]") -> "RadarRendering":
         """As the bands' valid values call for."""
+        import numpy as np  # not at the top: `rsmoe --help` comes by here
+
         is_negative = any(len(values) and values.min() < 0 for values in samples)
         to_db = not is_negative and all(np.issubdtype(values.dtype, np.floating) for values in samples)
         return cls(to_db, to_db or is_negative)
 
-    def __call__(self, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, values: "np.ndarray", valid: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
         """Values and whether they are data, both `[bands, H, W]`; of two bands, three."""
+        import numpy as np
+
         values = values.astype(np.float32)
         with np.errstate(all="ignore"):  # what has no logarithm or ratio is no data
             if self.to_db:
