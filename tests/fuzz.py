@@ -57,7 +57,7 @@ def base_files() -> dict[str, bytes]:
         stream = io.BytesIO()
         picture.save(stream, kind)
         files[kind] = stream.getvalue()
-    asset = {"href": "a.tif", "type": "image/tiff", "roles": ["data"]}
+    asset = {"href": "fuzzed.tif", "type": "image/tiff", "roles": ["data"]}
     item = {"type": "Feature", "stac_version": "1.0.0", "id": "i", "geometry": None, "links": []}
     item |= {"properties": {"datetime": "2024-01-01T00:00:00Z"}, "assets": {"a": asset}}
     files["STAC"] = json.dumps({"type": "FeatureCollection", "features": [item]}).encode()

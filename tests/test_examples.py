@@ -21,6 +21,7 @@ from modeling_rsmoe.prompting_rsmoe import Prompt, question_instruction
 from modeling_rsmoe.training.examples import ExampleCollator
 from modeling_rsmoe.training.modules import module_of
 
+from .scenes.rasters import UTM, noise, write_raster
 from .tiny import tiny_checkpoint, tiny_processor
 
 
@@ -106,6 +107,16 @@ def moved(before: Path, after: Path) -> set[str]:
 def test_every_example_is_tested():
     tested = "".join(file.read_text() for file in Path(__file__).parent.rglob("test_*.py"))
     assert [path.stem for path in EXAMPLES.glob("*.py") if f'"{path.stem}"' not in tested] == []
+
+
+def test_unchanged_scene(checkpoint, tmp_path, monkeypatch, capsys):
+    scene = write_raster(tmp_path / "a.tif", noise(3, 40, 60, "uint8", 255), **UTM)
+    monkeypatch.setattr(sys, "argv", ["unchanged_scene.py", str(checkpoint), str(scene), "--tile", "20"])
+    example("unchanged_scene").main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[1] for row in rows[1:]] == ["6"] * 3
+    shares = [[int(cell.strip(" |%")) for cell in row[2:]] for row in rows[1:]]
+    assert all(two <= one and one + same <= 100 for two, one, same in shares)
 
 
 def test_scene_memory(checkpoint, tmp_path, monkeypatch, capsys):
