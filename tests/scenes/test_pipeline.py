@@ -37,6 +37,7 @@ def test_the_documented_lines(tmp_path: Path, scene: Path, monkeypatch: pytest.M
     tiny_checkpoint(tmp_path / "rs-moe-nano")  # a folder goes before the name of a checkpoint
     for name in ("before.tif", "after.tif"):
         write_raster(tmp_path / name, noise(3, 40, 60), **UTM)
+    write_raster(tmp_path / "chip.tif", noise(4, 40, 60), **UTM)
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL):
         exec(block, names)
