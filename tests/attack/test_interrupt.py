@@ -26,7 +26,7 @@ def wait(*arguments, **options):
         time.sleep(float(seconds))
 
 seconds = sys.argv.pop(1)
-caption.describe_inputs = wait
+caption.Inputs = wait
 main()
 """
 
