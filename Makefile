@@ -21,7 +21,7 @@ test: $(VENV)/installed-dev
 test-integrations: $(INTEGRATIONS)/installed
 	$(INTEGRATIONS)/bin/python -m pytest tests/test_integrations.py
 
-# The whole attack corpus (docs/security.md); `make test` runs its short part.
+# The whole attack corpus (docs/explanation/security.md); `make test` runs its short part.
 attack: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/attack -m "" --durations 5
 

@@ -1,4 +1,4 @@
-"""How captions split into aspects: the table of docs/aspects.md for a data folder.
+"""How captions split into aspects: the table of docs/explanation/aspects.md for a data folder.
 
 python examples/measure_aspects.py DIR [--split train]
 """
@@ -14,7 +14,7 @@ from modeling_rsmoe.utils.tables import markdown_table
 
 
 def aspect_table(records: Sequence[CaptionRecord]) -> str:
-    """The split of each dataset as a Markdown table (the one of docs/aspects.md).
+    """The split of each dataset as a Markdown table (the one of docs/explanation/aspects.md).
 
     Triples are theme / object / relation. Shares are percentages; the last column is the number of distinct triples of
     router prompts divided by the number of images.

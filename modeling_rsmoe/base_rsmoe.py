@@ -18,8 +18,8 @@ class RSMoEPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _other_auto_classes: dict[str, str] = {}  # entries of `auto_map` besides the class's own
-    # What is small and decides much stays in float32 (docs/quantization.md): in a model of half precision by the first
-    # list, and out of 8 or 4 bits by the second, which quantisers read from the start of a module's name.
+    # What is small and decides much stays in float32 (docs/how-to/quantization.md): in half precision by the
+    # first list, and out of 8 or 4 bits by the second, which quantisers read from the start of a module's name.
     _keep_in_fp32_modules_strict = [
         r"encoder\.qformer",
         r"encoder\.query_tokens",

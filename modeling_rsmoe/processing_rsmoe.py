@@ -133,8 +133,8 @@ class RSMoEProcessor(ProcessorMixin):
         """Let `model` read each image's instruction out of `input_ids`, as `read_rendered` does, where images come
         without `qformer_input_ids`; this processor then makes neither these nor expert inputs.
 
-        For trainers that pass on a fixed list of inputs (TRL's GRPO and RLOO; docs/training.md). Nothing of it is
-        saved.
+        For trainers that pass on a fixed list of inputs (TRL's GRPO and RLOO; docs/how-to/training.md). Nothing of it
+        is saved.
 
         Args:
             model (`RSMoEForConditionalGeneration`): Before PEFT or a trainer wraps it; also a trainer's `ref_model`.

@@ -18,7 +18,7 @@ from .tiny import tiny_model, tiny_processor
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     *ROOT.glob("*.md"),
-    *ROOT.glob("docs/*.md"),
+    *ROOT.glob("docs/**/*.md"),
     *ROOT.glob("hub_configs/*/*.md"),
     *ROOT.glob("hub_configs/*/*.yaml"),
     *ROOT.glob("examples/**/*.py"),

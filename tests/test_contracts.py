@@ -104,7 +104,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def test_transformers_serve_takes_no_class_of_a_checkpoints_own_code(checkpoint) -> None:
-    """Should this fail, transformers has learned it: docs/serving.md and transformers_serve.py are outdated."""
+    """Should this fail, transformers has learned it: docs/how-to/serving.md and transformers_serve.py are outdated."""
     from transformers.cli.serving.model_manager import ModelManager
 
     with pytest.raises(AttributeError, match="transformers has no attribute RSMoEForConditionalGeneration"):

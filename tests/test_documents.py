@@ -74,7 +74,7 @@ def test_readme_names_every_file_of_the_package():
     tracked = [
         *(ROOT / "modeling_rsmoe").glob("*_rsmoe.py"),
         *(ROOT / "examples").glob("*.py"),
-        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
     ]
     assert [path.name for path in tracked if path.name not in readme] == []
     linked = re.findall(r"\]\((?!http)([^)#]+)\)", readme + (ROOT / "model_card.md").read_text())
@@ -113,13 +113,13 @@ def card(name: str, folder: Path, *arguments: object) -> Path:
 
 
 def test_nanos_card_is_what_the_command_writes(tmp_path):
-    """`rsmoe card rs-moe-nano --scores docs/scores --table docs/evaluation.md`: nothing by hand."""
-    tables = Path(shutil.copy(ROOT / "docs" / "evaluation.md", tmp_path))
+    """`rsmoe card rs-moe-nano --scores docs/scores --table docs/how-to/evaluation.md`: nothing by hand."""
+    tables = Path(shutil.copy(ROOT / "docs" / "how-to" / "evaluation.md", tmp_path))
     made = card("rs-moe-nano", tmp_path / "made", "--scores", SCORES, "--table", tables)
-    again = "write it again: rsmoe card rs-moe-nano --scores docs/scores --table docs/evaluation.md"
+    again = "write it again: rsmoe card rs-moe-nano --scores docs/scores --table docs/how-to/evaluation.md"
     assert (NANO / "README.md").read_text() == (made / "card.md").read_text(), again
     assert (NANO / "stac_item.json").read_text() == (made / "stac_item.json").read_text(), again
-    assert (ROOT / "docs" / "evaluation.md").read_text() == tables.read_text(), again
+    assert (ROOT / "docs" / "how-to" / "evaluation.md").read_text() == tables.read_text(), again
     root = "rsmoe card rs-moe-nano --scores docs/scores --output model_card.md"
     assert (ROOT / "model_card.md").read_text() == (made / "card.md").read_text(), root
     assert {read_report(file)["task"] for file in SCORES.glob("*.json")} == {"captioning", "vqa"}
@@ -154,4 +154,4 @@ def test_trained_weights_are_small_enough():
 def test_tables_of_speed_are_what_the_command_writes():
     """`rsmoe bench --from docs/bench.json --markdown`."""
     results = read_results(ROOT / "docs" / "bench.json")
-    assert markdown(results).strip() in (ROOT / "docs" / "performance.md").read_text()
+    assert markdown(results).strip() in (ROOT / "docs" / "benchmarks" / "performance.md").read_text()

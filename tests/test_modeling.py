@@ -578,7 +578,7 @@ def test_expert_that_lacks_weights_is_refused(tmp_path):
 
 
 def test_old_names_are_loaded_by_a_key_mapping(tmp_path):
-    """As docs/hub.md says."""
+    """As docs/how-to/hub.md says."""
     model, inputs = tiny_model(), rows()
     save_with_old_names(model, tmp_path / "old")
     mapping = {r"(?<!_lora)\.lora_([AB])$": r"_lora.lora_\1"}

@@ -101,7 +101,7 @@ def own(
 ) -> None:
     """Train on your own captions: both stages, the reranker, then scores beside the checkpoint it began with.
 
-    How long it takes is said first. After a stop the same command goes on. See docs/training.md for the steps.
+    How long it takes is said first. After a stop the same command goes on. See docs/how-to/training.md for the steps.
     """
     with terminal.Steps() as steps, quiet_libraries():
         steps("reading the settings")

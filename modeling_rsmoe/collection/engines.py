@@ -108,7 +108,7 @@ class RayEngine:
             except (ConnectionError, ValueError, RuntimeError, OSError) as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 what = f"the Ray cluster {self.address} cannot be reached" if self.address else "Ray cannot be started"
-                raise RSMoEError(f"{what} ({reason}): see docs/scale.md, or leave --engine ray out") from error
+                raise RSMoEError(f"{what} ({reason}): see docs/how-to/scale.md, or leave --engine ray out") from error
             yield
         finally:
             ray.shutdown()

@@ -10,7 +10,8 @@
 Most sentences qualify for more than one aspect ("many planes are parked near the terminal in an airport"), so the
 three experts of one image would often have nothing to learn from it. Hence a second step, for the sentences of one
 image together: an aspect that is still empty takes the sentence that qualifies best, from an aspect that keeps another
-one. Every sentence belongs to exactly one aspect of its image. docs/aspects.md shows what the rule does to the data.
+one. Every sentence belongs to exactly one aspect of its image. docs/explanation/aspects.md shows what the rule does to
+the data.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""People's own captions and questions, in the layouts that they are kept in; docs/data.md describes them.
+"""People's own captions and questions, in the layouts that they are kept in; docs/how-to/data.md describes them.
 
 ImageFolders (``metadata.jsonl``, ``.csv``, ``.parquet``) and other tables, COCO captions, LLaVA's and ShareGPT's
 conversations, folders of Hugging Face datasets (``save_to_disk``, or Parquet with images inside). All are rows with an
@@ -107,8 +107,8 @@ def read_own(
         progress: what is read.
 
     Raises:
-        RSMoEError: nothing is found, something is not as docs/data.md says, images are missing or cannot be read,
-            shares were given of records that have splits, or options of chips where there are none.
+        RSMoEError: nothing is found, something is not as docs/how-to/data.md says, images are missing or cannot be
+            read, shares were given of records that have splits, or options of chips where there are none.
     """
     shares_given = any(value is not None for value in (val, test, seed))
     val, test = splits.VAL if val is None else val, splits.TEST if test is None else test
@@ -212,7 +212,9 @@ class _Reader:
         self.notes += [f"left out: {count_of(count, 'row')} {reason}" for reason, count in self._left_out.items()]
         if not records:
             found = "; ".join(self.notes) or f"no table ({', '.join(TABLES)})"
-            raise RSMoEError(f"{self.root} has no captions or questions: {found}. docs/data.md shows what is read")
+            raise RSMoEError(
+                f"{self.root} has no captions or questions: {found}. docs/how-to/data.md shows what is read"
+            )
         return records
 
     def _records(self, file: Path) -> Iterator[Record]:

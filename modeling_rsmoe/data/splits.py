@@ -2,7 +2,7 @@
 
 Two images are near duplicates [our decision] if their gray thumbnails of 16 x 16 correlate by ``NEAR`` or more in one
 of the eight turns and mirrorings. That finds what was resized, recompressed, turned, mirrored, brightened or made
-gray; crops and other photographs of a place are not found. docs/data.md has the measurement.
+gray; crops and other photographs of a place are not found. docs/how-to/data.md has the measurement.
 """
 
 import hashlib

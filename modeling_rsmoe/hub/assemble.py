@@ -159,7 +159,7 @@ def merge_trained(model: RSMoEForConditionalGeneration, path: str | Path, filled
     The file holds tensors under the names of the model's state dict, which replace the model's, and low-rank pairs for
     the base LM under ``llm_lora.layers.{i}.{path}.lora_A`` [r, in] and ``.lora_B`` [out, r], which are added to its
     weights in float32, times ``language_model_lora_scaling`` of the file's metadata. The base LM's matrices are then
-    rounded to numbers that half precision has, which processors read in half the time (docs/performance.md)
+    rounded to numbers that half precision has, which processors read in half the time (docs/benchmarks/performance.md)
     [our decision]. Experts of type ``full`` then start as copies of it.
 
     Args:

@@ -1,7 +1,7 @@
 """Smaller weights: half precision, and 8 or 4 bits through transformers' own quantisation settings.
 
 Whatever the dtype, what is small and decides much stays in float32: router and experts (their low-rank weights),
-Q-Former, queries and projection; embeddings and norms are never quantised. Measured in docs/quantization.md
+Q-Former, queries and projection; embeddings and norms are never quantised. Measured in docs/how-to/quantization.md
 [our decision].
 """
 

@@ -40,7 +40,7 @@ def describe_change(
     """Caption a place on two dates, tile by tile and as a whole, and compare what the texts name.
 
     The dates are aligned by their georeference (`change_align`). Two descriptions are compared: that is no change
-    model, and they also differ where nothing has changed (docs/scenes.md has figures).
+    model, and they also differ where nothing has changed (docs/how-to/scenes.md has figures).
 
     Args:
         before: the earlier date: what `describe_scene` takes, of one scene.

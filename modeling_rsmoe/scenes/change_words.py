@@ -2,8 +2,8 @@
 
 [our decision] A noun appears if two experts name it on the later date and no text of the earlier one does, neither an
 expert's nor the caption; it disappears the other way round. One expert is not enough: where nothing has changed that
-would be a difference in two of three tiles (docs/scenes.md). Number, order and wording are no difference. How things
-lie is shown in the texts and not compared: its words change with every wording.
+would be a difference in two of three tiles (docs/how-to/scenes.md). Number, order and wording are no difference. How
+things lie is shown in the texts and not compared: its words change with every wording.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Images made to run other programs, or to fill the memory: refused, or read within what docs/security.md promises."""
+"""Images made to run programs or fill the memory: refused, or read as docs/explanation/security.md promises."""
 
 import base64
 import resource

@@ -86,7 +86,9 @@ def test_what_workers_cannot_mend_ends_the_run(captioner: Captioner, tiles: Path
     assert "is not the one that the run was started with" in said["problem"][0] and said["num_rows"] == [0]
     said = engines._Worker(captioner, str(tmp_path / "lost"), 1)(batch)
     assert "a worker cannot write" in said["problem"][0] and "No such file" in said["problem"][0]
-    with pytest.raises(RSMoEError, match="the Ray cluster 127.0.0.1:1 cannot be reached .*refused.*see docs/scale.md"):
+    with pytest.raises(
+        RSMoEError, match="the Ray cluster 127.0.0.1:1 cannot be reached .*refused.*see docs/how-to/scale.md"
+    ):
         describe_collection(
             captioner, find_images([str(tiles)]), tmp_path / "x.parquet", RayEngine(address="127.0.0.1:1"), 1
         )

@@ -19,7 +19,7 @@ from tests.scenes.test_stac import asset, collection, item, save
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_processor
 
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "scenes.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to" / "scenes.md"
 
 
 @pytest.fixture(scope="module")

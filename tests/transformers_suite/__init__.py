@@ -1,1 +1,1 @@
-"""transformers' own common tests, pointed at the classes of this package (docs/common_tests.md has the results)."""
+"""transformers' own common tests, pointed at the classes of this package (results: docs/reference/common_tests.md)."""

@@ -1,6 +1,6 @@
 """Runs the common tests and writes a page with their counts and the reason of every skip.
 
-`python -m tests.transformers_suite.report docs/common_tests.md`
+`python -m tests.transformers_suite.report docs/reference/common_tests.md`
 """
 
 import os
@@ -18,7 +18,7 @@ from . import skips
 from .generation import GenerationTests
 
 
-COMMAND = "python -m tests.transformers_suite.report docs/common_tests.md"
+COMMAND = "python -m tests.transformers_suite.report docs/reference/common_tests.md"
 MODEL, FULL = "RSMoEModelTest", "RSMoEFullExpertsModelTest"
 CONFIG, PROCESSOR = "RSMoE*ConfigTest", "RSMoEProcessorTest"
 TITLES = {

@@ -1,7 +1,7 @@
 """Public benchmarks, read from the files in which they are published: all in ``BENCHMARKS``.
 
 ``load`` gives a ``datasets.DatasetDict``; ``rsmoe data convert`` writes a data folder (``data.folder``).
-docs/benchmarks.md says where to get each, how to lay out its files, and what to beware of.
+docs/how-to/datasets.md says where to get each, how to lay out its files, and what to beware of.
 """
 
 from collections.abc import Collection

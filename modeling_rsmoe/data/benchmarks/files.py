@@ -51,7 +51,7 @@ class Benchmark:
     key: str  # on the command line
     name: str  # in records and of its image folder
     tasks: tuple[Task, ...]
-    splits: tuple[str, ...]  # official ones, or ours where docs/benchmarks.md says so
+    splits: tuple[str, ...]  # official ones, or ours where docs/how-to/datasets.md says so
     url: str
     read: Callable[[Source, Sequence[str]], Iterator[Record]]  # of the chosen splits
     questions_file: str = QUESTIONS_FILE  # of a data folder
@@ -59,7 +59,7 @@ class Benchmark:
     @property
     def remedy(self) -> str:
         """What to do about missing files."""
-        return f"{self.name} is published at {self.url}, docs/benchmarks.md shows how to lay out its files"
+        return f"{self.name} is published at {self.url}, docs/how-to/datasets.md shows how to lay out its files"
 
     def records(self, folder: str | Path, splits: Collection[str] | None = None) -> Iterator[Record]:
         """The records in the published files; images need not be there.

@@ -15,7 +15,7 @@ from .files import Benchmark, Source, caption_record, entries, raw, read_json, s
 
 
 CAPTION_FIELDS = ("raw", "raw_1", "raw_2", "raw_3", "raw_4")
-# Annotated, but not among the published images, according to those who unpacked them (docs/benchmarks.md).
+# Annotated, but not among the published images, according to those who unpacked them (docs/how-to/datasets.md).
 NOT_PUBLISHED = "airplane_111.jpg"
 
 
