@@ -116,7 +116,9 @@ def _report_files(path: Path) -> list[Path]:
     raise RSMoEError(f"folder {path} has no report (*.json); `rsmoe evaluate --output` writes them")
 
 
-def _task_split_system(report: "Report") -> tuple[str, list[str], bool]:
+def _task_split_system(report: "Report") -> tuple[str, list[tuple[bool, str]], bool]:
     """For sorting: in the tables of a split, the full model comes first."""
-    splits = [result["split"] for result in report["results"]]
+    from ..evaluation.markdown import split_order
+
+    splits = [split_order(result["split"]) for result in report["results"]]
     return report["task"], splits, not report["system"].startswith("full")

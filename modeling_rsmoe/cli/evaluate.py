@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ..evaluation.report import Report, ScoreEntry
 
 Task = Literal["captioning", "vqa"]
-Baseline = Literal["constant", "question-only", "no-image"]
+Baseline = Literal["constant", "question-only", "no-image", "nearest", "retrieval"]
+WITHOUT_A_MODEL = ("constant", "question-only")
 
 
 def evaluate(
@@ -27,7 +28,7 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="A checkpoint: a folder, or a name on the Hub. Not needed for --baseline constant and question-only, "
+            help="A checkpoint: a folder, or a name on the Hub. Not needed for --baseline constant or question-only, "
             "nor to score the --predictions of another model.",
             show_default=False,
         ),
@@ -58,7 +59,8 @@ def evaluate(
         typer.Option(
             metavar="NAME",
             help="Score instead: constant, one text for every image or type of question; question-only, the answers "
-            "to the most similar training questions; no-image, the model before a gray image.",
+            "to the most similar training questions; no-image, the model before a gray image; nearest, a caption of "
+            "the most similar training images; retrieval, the training caption that the model's reranker likes best.",
             show_default=False,
         ),
     ] = None,
@@ -99,28 +101,45 @@ def evaluate(
 ) -> None:
     """Score captions or answers on a data folder: intervals and baselines beside every score."""
     file = predictions or output.with_suffix(".jsonl")
-    by_model = model is not None and baseline in (None, "no-image")
+    by_model = model is not None and baseline not in WITHOUT_A_MODEL
     _check(model, baseline, predictions, against or [])
     check_outputs(output, file, page)
     with terminal.Steps() as steps:
         steps("reading the data")
-        from ..evaluation import report, run
+        from ..evaluation import lookup, report, run
         from ..evaluation.predict import read_predictions
 
         selection = run.select(data, task, split, dataset, limit, questions)
         check_images(list(dict.fromkeys(str(record.image) for record in selection.all())), 0, steps)
-        if model is not None and by_model:
+        lookups: dict[str, run.Predictions] = {}
+        if model is not None and baseline in lookup.LOOKUPS:
+            predicted = lookup.predictions_by_lookups(selection, model, {baseline: file}, progress=steps)[baseline]
+        elif model is not None and by_model:
             settings = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model).settings()
             sees_image = baseline is None
             predicted = run.predictions_by_model(
                 selection, model, file, system, sees_image, settings, dtype, batch_size, steps
             )
+            if sees_image:
+                names = lookup.known_lookups(selection, model, steps)
+                if limit is not None and lookup.NEAREST in names:  # all training images for a few of them
+                    names.remove(lookup.NEAREST)
+                files = {name: file.with_suffix(f".{name}.jsonl") for name in names}
+                lookups = lookup.predictions_by_lookups(selection, model, files, progress=steps)
         elif baseline is not None:
             predicted = run.predictions_by_baseline(selection, baseline)
         else:
             predicted = run.Predictions("predictions", read_predictions(file))
-        evaluated = run.evaluate(selection, predicted.lines, steps, with_expert_texts=baseline is None)
-        compared: list[report.Against] = []
+        evaluated = run.evaluate(
+            selection,
+            predicted.lines,
+            steps,
+            with_expert_texts=baseline is None,
+            baselines={name: other.lines for name, other in lookups.items()},
+        )
+        compared: list[report.Against] = [
+            {"name": name, "differences": run.baseline_differences(evaluated, name)} for name in lookups
+        ]
         for other in against or []:
             steps(f"comparing with {other}")
             compared.append(
@@ -140,8 +159,10 @@ def evaluate(
 
 
 def _check(model: str | None, baseline: Baseline | None, predictions: Path | None, against: list[Path]) -> None:
-    if model is None and baseline in (None, "no-image"):
-        if predictions is None or baseline is not None:
+    if model is None and baseline not in WITHOUT_A_MODEL:
+        if baseline is not None:
+            raise RSMoEError(f"--baseline {baseline} is of a checkpoint; give a MODEL")
+        if predictions is None:
             raise RSMoEError(
                 "nothing to evaluate: give a MODEL, --baseline constant or question-only, or the --predictions that "
                 "another model wrote"
@@ -155,19 +176,22 @@ def _check(model: str | None, baseline: Baseline | None, predictions: Path | Non
 
 def _print(report: "Report", markdown: bool, steps: terminal.Steps) -> None:
     """The scores: a table for each dataset with a column for each system, then the differences from others."""
-    from ..evaluation.markdown import headline, score_tables, shown_scores
+    from ..evaluation.markdown import headline, score_tables, shown_scores, train_note
 
     if markdown:
         steps.print(score_tables([report]).rstrip())
         return
     for result in report["results"]:
-        others = {**result.get("expert_texts", {}), **result["baselines"]}
-        columns = ["score", report["system"], "95 % interval", *others]
-        rows = []
-        for name in shown_scores([result["scores"]]):
-            beside = (f"{scores[name]['value']:.1f}" if name in scores else "" for scores in others.values())
-            rows.append([name, *_cells(result["scores"][name]), *beside])
-        steps.print(_table(headline(result, report["task"]), columns, rows, texts=1))
+        columns, title = [report["system"], "95 % interval"], headline(result, report["task"])
+        names = shown_scores([result["scores"]])
+        own = [_cells(result["scores"][name]) for name in names]
+        rows = [[name, *cells, *_values(name, result["baselines"])] for name, cells in zip(names, own, strict=True)]
+        steps.print(_table(title, ["score", *columns, *result["baselines"]], rows, texts=1))
+        if experts := result.get("expert_texts"):
+            rows = [[name, *_values(name, experts)] for name in names]
+            steps.print(_table(f"{title}: texts of the experts", ["score", *experts], rows, texts=1))
+        if note := train_note(result):
+            steps.print(note)
     for against in report.get("against", ()):
         columns = ["dataset", "score", report["system"], "95 % interval"]
         rows = [
@@ -179,6 +203,10 @@ def _print(report: "Report", markdown: bool, steps: terminal.Steps) -> None:
     missing = {name: reason for result in report["results"] for name, reason in result["missing"].items()}
     for name, reason in missing.items():
         steps.print(f"{name} is missing: {reason}.")
+
+
+def _values(name: str, others: "dict[str, dict[str, ScoreEntry]]") -> list[str]:
+    return [f"{scores[name]['value']:.1f}" if name in scores else "" for scores in others.values()]
 
 
 def _cells(score: "ScoreEntry", sign: str = "") -> list[str]:

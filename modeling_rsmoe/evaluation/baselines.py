@@ -1,5 +1,5 @@
-"""What can be said without a model that writes: one caption for all images, the caption of similar images, and answers
-guessed from the question.
+"""What can be said without a model that writes: one caption for all images, a training caption looked up for each
+image (by similar images, or by the reranker), and answers guessed from the question.
 
 A score means something only beside these. They learn from training records alone and are deterministic.
 """
@@ -7,7 +7,7 @@ A score means something only beside these. They learn from training records alon
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -78,6 +78,36 @@ def nearest_captions(train: Sequence[CaptionRecord], train_looks: np.ndarray, lo
         agreement = [sum(weight * together[gram] for gram, weight in vector.items()) for _, vector, _ in offers]
         texts.append(offers[int(np.argmax(agreement))][0])
     return texts
+
+
+def retrieved_captions(captions: Sequence[str], caption_vectors: np.ndarray, image_vectors: np.ndarray) -> list[str]:
+    """For each image the caption that the reranker finds to fit it best: one product of two matrices.
+
+    Args:
+        captions: different ones.
+        caption_vectors: [captions, rank], of `RSMoEReranker.embed`.
+        image_vectors: [images, rank], of the reranker's `image_projection`.
+
+    Raises:
+        RSMoEError: when there is no caption.
+    """
+    if not captions:
+        raise RSMoEError("no training caption to take; the data folder needs a train split")
+    return [captions[place] for place in (image_vectors @ caption_vectors.T).argmax(1)]
+
+
+def share_in_train(references: Iterable[str], train: Iterable[str]) -> float:
+    """The share of references, times 100, that stand among the training captions word for word (in lower case).
+
+    Of these a look-up can be right without seeing anything new.
+
+    Args:
+        references: at least one; repeated ones count as often as they stand there.
+        train: training captions.
+    """
+    known = {" ".join(_words(text)) for text in train}
+    found = [" ".join(_words(text)) in known for text in references]
+    return 100 * sum(found) / len(found)
 
 
 def constant_answers(train: Records, questions: Records) -> list[str]:

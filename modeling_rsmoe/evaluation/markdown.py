@@ -11,15 +11,17 @@ from dataclasses import dataclass
 
 from ..errors_rsmoe import RSMoEError
 from ..utils.tables import count_of, escaped, markdown_table
-from .report import HEADLINE_SCORE, NO_IMAGE, Report, Result, ScoreEntry, checkpoints_of
+from .report import HEADLINE_SCORE, NO_IMAGE, Difference, Report, Result, ScoreEntry, checkpoints_of
 
 
 # Scores that stand in the report but not in tables: between their neighbors, or printed by hardly any paper.
 _LEFT_OUT = ("BLEU-2", "BLEU-3", "CIDEr")
 _SYSTEMS = {"full": "full model", "base": "base LM alone"}
-_SEE_THE_IMAGE = ("nearest", "start")  # of the baselines
+_LOOKUPS = ("retrieval", "nearest")
+_SEE_THE_IMAGE = (*_LOOKUPS, "start")  # of the baselines
 _BASELINES = {
     ("constant", "captioning"): "the most frequent training caption",
+    ("retrieval", "captioning"): "retrieval: the training caption that the reranker likes best",
     ("nearest", "captioning"): "captions of the most similar training images",
     ("start", "captioning"): "the checkpoint before this training",
     ("constant", "vqa"): "the most frequent training answer to the type",
@@ -39,7 +41,7 @@ class SystemScores:
 
 
 def score_tables(reports: Sequence[Report]) -> str:
-    """The tables of some reports of one task, with what they were made from below.
+    """The tables of some reports of one task, with what they were made from below. Test splits come first.
 
     Reports stand in one table only where they scored the same images against the same references (by their data hash).
     A score is followed by its bootstrap 95 % interval.
@@ -54,59 +56,83 @@ def score_tables(reports: Sequence[Report]) -> str:
     if len(tasks) != 1:
         raise RSMoEError(f"a table needs reports of one task, got {', '.join(tasks) or 'no report'}")
     tables = [_table(group) for group in _by_data(reports)]
-    tables += [_difference_table(report) for report in reports if "against" in report]
+    by_split = sorted(reports, key=lambda report: split_order(report["results"][0]["split"]))
+    tables += [_difference_table(report) for report in by_split if "against" in report]
     return "\n\n".join([*tables, _footer(reports)]) + "\n"
 
 
 def summary_table(reports: Sequence[Report]) -> str:
     """One short table: a row for each set of images, with the headline score of the full model, of its base LM alone,
-    and of the best that does not see the image.
+    of captions looked up in the train split, and of the best that does not see the image.
 
     Args:
         reports: of any tasks.
     """
+    names = [*_SYSTEMS, *_LOOKUPS]
     rows = []
     for group in _by_data(reports):
         task = group[0][0]["task"]
         name = HEADLINE_SCORE[task]
-        measured = {report["system"]: result["scores"].get(name) for report, result in group}
         blind = [
             scores
             for _, result in group
             for baseline, scores in result["baselines"].items()
             if baseline not in _SEE_THE_IMAGE
         ]
-        blind += [result["scores"] for report, result in group if _is_baseline(report)]
+        blind += [result["scores"] for report, result in group if _is_baseline(report) and not _is_lookup(report)]
         best = max(
             (scores[name] for scores in blind if name in scores), key=lambda score: score["value"], default=None
         )
-        cells = [*(measured.get(system) for system in _SYSTEMS), best]
+        measured = {baseline: scores for _, result in group for baseline, scores in result["baselines"].items()}
+        measured |= {report["system"]: result["scores"] for report, result in group}
+        cells = [*(measured.get(of, {}).get(name) for of in names), best]
         rows.append([headline(group[0][1], task), name, *map(_cell, cells)])
-    return markdown_table(["", "score", *_SYSTEMS.values(), "without the image"], rows, texts=2) + "\n"
+    header = ["", "score", *_SYSTEMS.values(), "retrieval", "similar images", "without the image"]
+    return markdown_table(header, rows, texts=2) + "\n"
 
 
 def rows_of(group: Group) -> list[SystemScores]:
-    """The rows for results on the same data: the systems, what their experts wrote, the baselines (each once).
+    """The rows for results on the same data: the systems, captions looked up in the train split, what the experts
+    wrote, the other baselines (each once).
 
     Args:
         group: at least one result.
     """
     systems: list[SystemScores] = []
+    lookups: list[SystemScores] = []
     experts: list[SystemScores] = []
     baselines: list[SystemScores] = []
+    with_checkpoint = len(checkpoints_of([report for report, _ in group])) > 1
     for label, (report, result) in zip(_labels([report for report, _ in group]), group, strict=True):
         seconds = result.get("seconds_per_image", result.get("seconds_per_item"))
-        of_kind = baselines if _is_baseline(report) else systems
+        of_kind = lookups if _is_lookup(report) else baselines if _is_baseline(report) else systems
         of_kind.append(SystemScores(label, result["scores"], seconds))
         for name, scores in result.get("expert_texts", {}).items():
             experts.append(SystemScores(f"{label}: text of the {name} expert", scores))
-    for report, result in group:
-        for name, scores in result["baselines"].items():
-            baselines.append(SystemScores(_BASELINES.get((name, report["task"]), name), scores))
+    for name in dict.fromkeys([*_LOOKUPS, *(name for _, result in group for name in result["baselines"])]):
+        for report, result in group:
+            if name in result["baselines"]:
+                label = _baseline_label(name, report, with_checkpoint and name in _SEE_THE_IMAGE)
+                of_kind = lookups if name in _LOOKUPS else baselines
+                of_kind.append(SystemScores(label, result["baselines"][name]))
     by_label: dict[str, SystemScores] = {}
-    for row in systems + experts + baselines:
+    for row in systems + lookups + experts + baselines:
         by_label.setdefault(row.label, row)
     return list(by_label.values())
+
+
+def difference_rows(report: Report) -> tuple[list[str], list[tuple[str, Difference]]]:
+    """The names of the scores, and a row for each other system and dataset: its label, and ours minus its scores.
+
+    Args:
+        report: with or without differences.
+    """
+    rows = [
+        (_baseline_label(against["name"], report), one)
+        for against in report.get("against", ())
+        for one in against["differences"]
+    ]
+    return list(dict.fromkeys(name for _, one in rows for name in one["scores"])), rows
 
 
 def shown_scores(tables: Iterable[Mapping[str, ScoreEntry]]) -> list[str]:
@@ -132,16 +158,36 @@ def headline(result: Result, task: str) -> str:
     return f"{result['dataset']}, {result['split']} ({size}{limit})"
 
 
+def train_note(result: Result) -> str:
+    """How many of the references a look-up could find word for word; empty where that is not known.
+
+    Args:
+        result: of a report.
+    """
+    share = result.get("references_in_train")
+    return "" if share is None else f"{share:.1f} % of the references stand word for word in the train split."
+
+
 # ---- tables
 
 
 def _by_data(reports: Sequence[Report]) -> list[Group]:
+    """The results on the same data together; those on test splits first, then by split."""
     groups: dict[Hashable, Group] = defaultdict(list)
     for report in reports:
         for result in report["results"]:
             key = (report["task"], result["dataset"], result["split"], result["sha256"])
             groups[key].append((report, result))
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda group: split_order(group[0][1]["split"]))
+
+
+def split_order(split: str) -> tuple[bool, str]:
+    """For sorting: test splits first, which no choice was made on.
+
+    Args:
+        split: its name.
+    """
+    return not split.startswith("test"), split
 
 
 def _table(group: Group) -> str:
@@ -153,18 +199,19 @@ def _table(group: Group) -> str:
         header.append(f"s / {'question' if task == 'vqa' else 'image'}")
         for row, system in zip(rows, systems, strict=True):
             row.append("" if system.seconds is None else f"{system.seconds:.2f}")
-    return f"**{escaped(headline(group[0][1], task))}**\n\n{markdown_table(header, rows, texts=1)}"
+    parts = [f"**{escaped(headline(group[0][1], task))}**", markdown_table(header, rows, texts=1)]
+    return "\n\n".join([*parts, *filter(None, [train_note(group[0][1])])])
 
 
 def _difference_table(report: Report) -> str:
     """The report's system minus others on the same items."""
-    differences = [(against["name"], one) for against in report["against"] for one in against["differences"]]
-    names = list(dict.fromkeys(name for _, one in differences for name in one["scores"]))
+    names, differences = difference_rows(report)
     rows = [
         [other, one["dataset"], f"{one['items']:,}", *(_cell(one["scores"].get(name), "+") for name in names)]
         for other, one in differences
     ]
-    title = f"**{escaped(_labels([report])[0])}: differences, with paired intervals**"
+    splits = ", ".join(dict.fromkeys(result["split"] for result in report["results"]))
+    title = f"**{escaped(_labels([report])[0])}, {escaped(splits)}: differences, with paired intervals**"
     return f"{title}\n\n{markdown_table(['minus', 'on', 'items', *names], rows, texts=2)}"
 
 
@@ -177,6 +224,16 @@ def _cell(score: ScoreEntry | None, sign: str = "") -> str:
 
 def _is_baseline(report: Report) -> bool:
     return report["system"].endswith(NO_IMAGE) or (report["system"], report["task"]) in _BASELINES
+
+
+def _is_lookup(report: Report) -> bool:
+    return report["system"] in _LOOKUPS
+
+
+def _baseline_label(name: str, report: Report, with_checkpoint: bool = False) -> str:
+    label = _BASELINES.get((name, report["task"]), name)
+    checkpoint = report["checkpoint"]
+    return f"{checkpoint['name']}, {label}" if with_checkpoint and checkpoint else label
 
 
 def _labels(reports: Sequence[Report]) -> list[str]:

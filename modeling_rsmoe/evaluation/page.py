@@ -13,7 +13,7 @@ from typing import Any
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import write_whole
 from ..utils.html import COLORS, data_url, render
-from .markdown import headline, rows_of, shown_scores
+from .markdown import difference_rows, headline, rows_of, shown_scores, train_note
 from .report import HEADLINE_SCORE, Report
 
 
@@ -62,6 +62,7 @@ def write_page(
         Path(__file__).with_name("page.html"),
         report=report,
         datasets=list(dict.fromkeys(item.prediction["dataset"] for item in items)),
+        differences=difference_rows(report),
         tables=[_table(report, index) for index in range(len(report["results"]))],
         cards=[
             _card(items[index], Path(data_folder), colors) | {name: place.get(index) for name, place in places.items()}
@@ -78,7 +79,8 @@ def _table(report: Report, index: int) -> dict[str, Any]:
     result = report["results"][index]
     rows = rows_of([(report, result)])
     names = shown_scores(row.scores for row in rows)
-    return {"headline": headline(result, report["task"]), "names": names, "rows": rows, "result": result}
+    shown = {"headline": headline(result, report["task"]), "note": train_note(result)}
+    return {**shown, "names": names, "rows": rows, "result": result}
 
 
 def _places(items: Sequence[ScoredItem], number: int, score: str, sign: int) -> dict[int, int]:

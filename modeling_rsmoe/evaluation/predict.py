@@ -103,7 +103,8 @@ def predict(
     """Predict what the log lacks, writing each batch as it comes.
 
     A line has `image, dataset, split`, `caption` or `question, answer`; of the experts that wrote `router_prompts` and
-    `expert_texts`, by name; `seconds` of the record's share of its batch and `peak_memory` of the process in bytes.
+    `expert_texts`, by name; `score` of the reranker where it chose the text (as the lines of a scene have it);
+    `seconds` of the record's share of its batch and `peak_memory` of the process in bytes.
 
     Args:
         predictor: of a checkpoint.
@@ -147,6 +148,8 @@ def _lines(predictor: "Predictor", groups: Sequence[list[Record]], folder: Path,
     for group, prediction in zip(groups, predictions, strict=True):
         texts = prediction.record()
         text = texts.pop("text")
+        if "reranker" in prediction.scores:
+            texts["score"] = round(prediction.scores["reranker"], 4)
         for record in group:
             yield {**record_fields(record, folder), text_field(record): text, **texts, **cost}
 

@@ -51,6 +51,7 @@ class Result(TypedDict):
     missing: dict[str, str]
     notes: dict[str, str]
     baselines: dict[str, dict[str, ScoreEntry]]
+    references_in_train: NotRequired[float]  # captioning: the share that stands there word for word, times 100
     expert_texts: NotRequired[dict[str, dict[str, ScoreEntry]]]  # by expert, for captions by the full model
     seconds_per_image: NotRequired[float]  # captioning
     seconds_per_item: NotRequired[float]  # vqa

@@ -17,7 +17,7 @@ from ..utils.extras import require
 from ..utils.files import only_writer
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import folder_sha256, peak_memory, weights_sha256
-from .baselines import constant_answers, constant_caption, nearest_captions, question_only_answers
+from .baselines import constant_answers, constant_caption, question_only_answers, share_in_train
 from .captions import score_captions
 from .intervals import paired_difference
 from .page import ScoredItem
@@ -40,8 +40,6 @@ from .vqa import score_answers
 
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..inference import GenerationSettings
 
 Task = Literal["captioning", "vqa"]
@@ -49,7 +47,6 @@ TRAIN = "train"
 # Baselines that need no model: the same caption for every image (or answer for every question of a type); the answer
 # that training questions of the same words have.
 CONSTANT, QUESTION_ONLY = "constant", "question-only"
-NEAREST = "nearest"  # the captions of the training images that look most alike: needs their features
 START = "start"  # the checkpoint that a training began with
 # Scores that are means over items. BLEU and METEOR are not: they are made from sums over all items.
 PAIRED = ("ROUGE-L", "CIDEr-D", "accuracy")
@@ -91,6 +88,7 @@ class Evaluated:
     records: Sequence[Record]
     predictions: Sequence[Line]
     scored: Scored
+    baselines: Mapping[str, Scored]
 
 
 def select(
@@ -251,28 +249,6 @@ def predictions_by_baseline(selection: Selection, name: str) -> Predictions:
     return Predictions(name, lines)
 
 
-def predictions_by_nearest(selection: Selection, looks: Mapping[Path, "np.ndarray"]) -> Predictions:
-    """The captions on which the training images that look most alike agree, of the same dataset where it has a train
-    split.
-
-    Args:
-        selection: captioned images.
-        looks: [width] for each image of the selection and of its training records.
-
-    Raises:
-        RSMoEError: there are no training records.
-    """
-    import numpy as np
-
-    lines: dict[Key, Line] = {}
-    for dataset, records in selection.records.items():
-        train = [record for record in selection.train if record.dataset == dataset] or selection.train
-        known, asked = (np.array([looks[record.image] for record in some]) for some in (train, records))
-        for record, text in zip(records, nearest_captions(train, known, asked), strict=True):
-            lines[key_of(record, selection.folder)] = {text_field(record): text}
-    return Predictions(NEAREST, lines)
-
-
 def baseline_texts(selection: Selection, name: str, records: Sequence[Any]) -> list[str]:
     """What a baseline without a model says to some of the records.
 
@@ -296,6 +272,7 @@ def evaluate(
     predictions: Mapping[Key, Line],
     progress: Progress = no_progress,
     with_expert_texts: bool = True,
+    baselines: Mapping[str, Mapping[Key, Line]] | None = None,
 ) -> list[Evaluated]:
     """Score the predictions of every dataset; questions of several datasets are pooled in a last result.
 
@@ -304,42 +281,47 @@ def evaluate(
         predictions: lines as of `predict.read_predictions`, at least one for each record.
         progress: says what is being done.
         with_expert_texts: whether the expert texts of captions by the full model are scored as captions too.
+        baselines: lines of more baselines, by name, beside those of `TEXT_BASELINES`.
 
     Raises:
         RSMoEError: a record has no prediction.
     """
+    baselines = baselines or {}
     keys = [key_of(record, selection.folder) for record in selection.all()]
-    missing = [key for key in keys if key not in predictions]
-    if missing:
-        raise RSMoEError(
-            f"there is no prediction for {' / '.join(filter(None, missing[0]))} ({len(missing)} of {len(keys)} are "
-            "missing); predict them, or score the dataset and split that they were made for"
-        )
+    for lines in (predictions, *baselines.values()):
+        if missing := [key for key in keys if key not in lines]:
+            raise RSMoEError(
+                f"there is no prediction for {' / '.join(filter(None, missing[0]))} ({len(missing)} of {len(keys)} "
+                "are missing); predict them, or score the dataset and split that they were made for"
+            )
     groups = dict(selection.records)
     if selection.task == "vqa" and len(groups) > 1:
         groups[ALL_DATASETS] = selection.all()
     evaluated = []
     for dataset, records in groups.items():
         progress(f"scoring {dataset} {selection.split}")
-        lines = [
-            record_fields(record, selection.folder) | predictions[key_of(record, selection.folder)]
-            for record in records
-        ]
-        evaluated.append(_evaluate_one(selection, dataset, records, lines, with_expert_texts))
+        keys = [key_of(record, selection.folder) for record in records]
+        lines = [record_fields(record, selection.folder) | predictions[key] for key, record in zip(keys, records)]
+        others = {name: [of_baseline[key] for key in keys] for name, of_baseline in baselines.items()}
+        evaluated.append(_evaluate_one(selection, dataset, records, lines, with_expert_texts, others))
     return evaluated
 
 
 def _evaluate_one(
-    selection: Selection, dataset: str, records: list[Any], lines: list[Line], with_expert_texts: bool
+    selection: Selection,
+    dataset: str,
+    records: list[Any],
+    lines: list[Line],
+    with_expert_texts: bool,
+    others: Mapping[str, list[Line]],
 ) -> Evaluated:
-    scored = _score(
-        selection, records, [line[text_field(record)] for record, line in zip(records, lines, strict=True)]
-    )
-    baselines = {
-        name: _score(selection, records, baseline_texts(selection, name, records))
-        for name in TEXT_BASELINES[selection.task]
-        if selection.train
-    }
+    field = text_field(records[0])
+    scored = _score(selection, records, [line[field] for line in lines])
+    texts_of = {name: [line[field] for line in of_baseline] for name, of_baseline in others.items()}
+    if selection.train:
+        names = TEXT_BASELINES[selection.task]
+        texts_of |= {name: baseline_texts(selection, name, records) for name in names if name not in texts_of}
+    baselines = {name: _score(selection, records, texts) for name, texts in texts_of.items()}
     of_experts: dict[str, Scored] = {}
     if with_expert_texts and selection.task == "captioning":
         texts = [line.get("expert_texts", {}) for line in lines]
@@ -358,7 +340,10 @@ def _evaluate_one(
         expert_texts=of_experts,
         seconds=sum(line["seconds"] for line in lines) if all("seconds" in line for line in lines) else None,
     )
-    return Evaluated(result, records, lines, scored)
+    if selection.task == "captioning" and selection.train:
+        references = (text for record in records for text in record.captions)
+        result["references_in_train"] = share_in_train(references, _train_captions(selection))
+    return Evaluated(result, records, lines, scored, baselines)
 
 
 def differences(
@@ -370,16 +355,30 @@ def differences(
         RSMoEError: a record has no prediction by the other system.
     """
     theirs = evaluate(selection, other_predictions, with_expert_texts=False)
-    pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0].result["dataset"] != ALL_DATASETS]
-    groups = {pair[0].result["dataset"]: [pair] for pair in pairs}
+    return _differences(ours, [of_dataset.scored for of_dataset in theirs])
+
+
+def baseline_differences(ours: Sequence[Evaluated], name: str) -> list[Difference]:
+    """As `differences`, from a baseline that was scored beside ours.
+
+    Args:
+        ours: as of `evaluate`.
+        name: of the baseline.
+    """
+    return _differences(ours, [of_dataset.baselines[name] for of_dataset in ours])
+
+
+def _differences(ours: Sequence[Evaluated], theirs: Sequence[Scored]) -> list[Difference]:
+    named = [(our.result["dataset"], our.scored, their) for our, their in zip(ours, theirs, strict=True)]
+    pairs = [(dataset, [(our, their)]) for dataset, our, their in named if dataset != ALL_DATASETS]
     if len(pairs) > 1:
-        groups[ALL_DATASETS] = pairs
-    return [_difference(dataset, group) for dataset, group in groups.items()]
+        pairs.append((ALL_DATASETS, [pair for _, of_dataset in pairs for pair in of_dataset]))
+    return [_difference(dataset, of_dataset) for dataset, of_dataset in pairs]
 
 
-def _difference(dataset: str, pairs: Sequence[tuple[Evaluated, Evaluated]]) -> Difference:
-    ours = [scores for our, _ in pairs for scores in our.scored.each]
-    theirs = [scores for _, their in pairs for scores in their.scored.each]
+def _difference(dataset: str, pairs: Sequence[tuple[Scored, Scored]]) -> Difference:
+    ours = [scores for our, _ in pairs for scores in our.each]
+    theirs = [scores for _, their in pairs for scores in their.each]
     paired = {
         name: paired_difference([scores[name] for scores in ours], [scores[name] for scores in theirs])
         for name in PAIRED
@@ -434,5 +433,8 @@ def _score(selection: Selection, records: list[Any], texts: list[str]) -> Scored
         return score_answers(records, texts)
     names = [key_of(record, selection.folder)[0] for record in records]
     references = {name: list(record.captions) for name, record in zip(names, records, strict=True)}
-    train_captions = [caption for record in selection.train for caption in record.captions]
-    return score_captions(references, dict(zip(names, texts, strict=True)), train_captions or None)
+    return score_captions(references, dict(zip(names, texts, strict=True)), _train_captions(selection) or None)
+
+
+def _train_captions(selection: Selection) -> list[str]:
+    return [caption for record in selection.train for caption in record.captions]

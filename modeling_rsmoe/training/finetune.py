@@ -24,24 +24,24 @@ from ..data.records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, Questio
 from ..data.splits import with_splits
 from ..errors_rsmoe import RSMoEError
 from ..evaluation import run
+from ..evaluation.lookup import known_lookups, predictions_by_lookups
 from ..evaluation.markdown import score_tables, summary_table
-from ..evaluation.report import Report, read_report, write_report
+from ..evaluation.report import Against, Report, read_report, write_report
 from ..hub.card import CARD, write_card
 from ..hub.facts import read_facts
 from ..hub.folders import check_space
 from ..inference.checkpoint import DEFAULT_MODEL, find_checkpoint
 from ..inference.loading import open_config, safetensors_of
 from ..utils.extras import require
-from ..utils.files import cache_folder, disk_errors, only_writer, parse_json, write_whole
+from ..utils.files import disk_errors, only_writer, parse_json, write_whole
 from ..utils.images import read_image
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import TRAINING_RECORD
-from .features import FeatureCache
 from .memory import count_parameters, without_weights
 from .reranker import MIN_IMAGES as RERANKER_IMAGES
-from .reranker import pooled_features, train_reranker
+from .reranker import train_reranker
 from .settings import STAGES, Recipe, Stage, TrainArguments
-from .stages import STATE, load_start, train_stage
+from .stages import STATE, train_stage
 
 
 PLAN, REPORT, PREDICTIONS, IMAGES = "plan.json", "report.json", "predictions.jsonl", "images"
@@ -433,19 +433,17 @@ def _evaluate(
         selection = run.select(data, "captioning", plan.test_split, limit=MAX_TEST_IMAGES)
     ours = run.predictions_by_model(selection, str(checkpoint), data.parent / PREDICTIONS, progress=progress)
     before = run.predictions_by_model(selection, str(start), data.parent / f"start-{PREDICTIONS}", progress=progress)
-    images = [record.image for record in (*selection.train, *selection.all())]
-    cache = FeatureCache(features or cache_folder() / "features", *load_start(checkpoint, Recipe()))
-    looks = dict(zip(images, pooled_features(cache, images, progress).numpy()))
-    evaluated = run.evaluate(selection, ours.lines, progress)
-    others = {run.NEAREST: run.predictions_by_nearest(selection, looks), run.START: before}
-    for name, other in others.items():
-        scored = run.evaluate(selection, other.lines, progress, with_expert_texts=False)
-        for mine, theirs in zip(evaluated, scored, strict=True):
-            mine.result["baselines"][name] = theirs.result["scores"]
-    differences = run.differences(selection, evaluated, before.lines)
+    files = {name: data.parent / f"{name}-{PREDICTIONS}" for name in known_lookups(selection, str(checkpoint))}
+    lookups = predictions_by_lookups(selection, str(checkpoint), files, features, progress)
+    baselines = {name: other.lines for name, other in lookups.items()} | {run.START: before.lines}
+    evaluated = run.evaluate(selection, ours.lines, progress, baselines=baselines)
+    names = {run.START: start.name} | {name: name for name in lookups}
+    against: list[Against] = [
+        {"name": shown, "differences": run.baseline_differences(evaluated, name)} for name, shown in names.items()
+    ]
     assert ours.checkpoint is not None
     named = replace(ours, checkpoint={**ours.checkpoint, "name": output.name})
-    return run.report_of(selection, named, evaluated, [{"name": start.name, "differences": differences}])
+    return run.report_of(selection, named, evaluated, against)
 
 
 def _finish(report: Report, checkpoint: Path, output: Path) -> None:

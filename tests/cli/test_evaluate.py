@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from modeling_rsmoe.data.cleaning import clean_caption
 from modeling_rsmoe.evaluation.markdown import score_tables
 from modeling_rsmoe.evaluation.report import read_report
+from modeling_rsmoe.inference import Predictor
+from modeling_rsmoe.inference.checkpoint import load
 from modeling_rsmoe.utils.provenance import folder_sha256, weights_sha256
 from tests.cli.test_cli import errors, run
 from tests.tiny import tiny_checkpoint
@@ -20,9 +24,10 @@ CAPTIONS = ["a wide river .", "many <b>green</b> trees .", "a road crosses a riv
 
 
 @pytest.fixture(autouse=True)
-def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """METEOR takes seconds and is tested with the metrics."""
+def without_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """METEOR takes seconds and is tested with the metrics. Image features stay in the test's folder."""
     monkeypatch.setattr("modeling_rsmoe.evaluation.captions.shutil.which", lambda name: None)
+    monkeypatch.setenv("RSMOE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,9 @@ def test_captions_of_the_full_model(checkpoint: Path, data: Path, tmp_path: Path
     assert report["system"] == "full" and report["checkpoint"]["name"] == "tiny"
     assert report["settings"] == {"max_new_tokens": 6, "fusion": "rewrite", "dtype": "float32"}
     found = report["results"][0]
-    assert list(found["expert_texts"]) == ["theme", "object", "relation"] and list(found["baselines"]) == ["constant"]
+    assert list(found["expert_texts"]) == ["theme", "object", "relation"]
+    assert list(found["baselines"]) == ["nearest", "constant"] and found["references_in_train"] == 50.0
+    assert [(other["name"], other["differences"][0]["items"]) for other in report["against"]] == [("nearest", 3)]
     assert found["scores"]["CIDEr-D"]["value"] < 5 < found["baselines"]["constant"]["BLEU-1"]["value"]
     assert report["seconds"] == pytest.approx(3 * found["seconds_per_image"]) and report["peak_memory_bytes"] > 1e7
     settings, *lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
@@ -79,6 +86,8 @@ def test_captions_of_the_full_model(checkpoint: Path, data: Path, tmp_path: Path
         "caption" in line for line in lines
     )
     text = page.read_text()
+    assert "Differences, with paired intervals" in text and "captions of the most similar training images" in text
+    assert "50.0 % of the references stand word for word in the train split." in text and "50.0 %" in result.stdout
     assert "many &lt;b&gt;green&lt;/b&gt; trees" in text and "data:image/jpeg;base64," in text and "://" not in text
 
 
@@ -114,6 +123,52 @@ def test_a_second_run_makes_the_same_report_without_the_model(
     again, before = json.loads(output.read_text()), json.loads(first)
     scores = [[(each["dataset"], each["sha256"], each["scores"]) for each in of["results"]] for of in (before, again)]
     assert scores[0] == scores[1] and [each[0] for each in scores[0]] == ["LR", "HR", "all"]
+
+
+def test_retrieval_is_what_the_reranker_likes_best(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all training captions, by the reranker's own scores; a second run reads what was written."""
+    folder, output = tiny_checkpoint(tmp_path / "ranked", reranker_rank=4, reranker_buckets=32), tmp_path / "r.json"
+    with (data / "captions.jsonl").open("a") as file:
+        for index, text in enumerate(["a gray bridge .", "a wide  river .", "a port with boats ."]):
+            Image.new("RGB", (30, 30), (90 * index, 0, 0)).save(data / f"t{index}.png")
+            line = {"image": f"t{index}.png", "split": "train", "dataset": "Other", "captions": [text]}
+            file.write(json.dumps(line) + "\n")
+    arguments = ("evaluate", folder, "--data", data, "--baseline", "retrieval", "--output", output)
+    assert run(*arguments).exit_code == 0
+    report = read_report(output)
+    assert report["system"] == "retrieval" and report["checkpoint"]["sha256"] == weights_sha256(folder)
+    found = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()[1:]]
+
+    loaded = load(str(folder))
+    known = ["a wide river .", "an aerial image .", "a gray bridge .", "a port with boats ."]
+    ids = loaded.processor.tokenizer([f" {clean_caption(text)}" for text in known], add_special_tokens=False)
+    with torch.inference_mode():
+        embeds = Predictor(loaded.model, loaded.processor).encode([data / line["image"] for line in found])
+        scores = loaded.model.model.reranker(embeds, [ids["input_ids"]] * len(found))
+    assert [line["caption"] for line in found] == [known[int(of_image.argmax())] for of_image in scores]
+
+    monkeypatch.setattr("modeling_rsmoe.inference.checkpoint.load", lambda *ignored, **more: pytest.fail("loaded"))
+    first = output.read_text()
+    assert run(*arguments).exit_code == 0 and output.read_text() == first
+
+
+def test_lookups_that_cannot_be(checkpoint: Path, data: Path, tmp_path: Path, no_model: None) -> None:
+    def refused(*arguments: Any) -> str:
+        (message,) = errors(run("evaluate", *arguments, "--data", data, "--output", tmp_path / "report.json"))
+        return message
+
+    assert "retrieval is by a reranker, and " in refused(checkpoint, "--baseline", "retrieval")
+    own = 'nearest would find each image\'s own caption in split "train"; score another split'
+    assert own in refused(checkpoint, "--baseline", "nearest", "--split", "train")
+    assert "nearest looks up captions; give --task captioning" in refused(
+        checkpoint, "--baseline", "nearest", "--task", "vqa"
+    )
+    assert "--baseline retrieval is of a checkpoint; give a MODEL" in refused("--baseline", "retrieval")
+    lines = (data / "captions.jsonl").read_text().splitlines(keepends=True)
+    (data / "captions.jsonl").write_text("".join(lines[1:]))
+    assert "nearest takes captions of the train split, and " in refused(checkpoint, "--baseline", "nearest")
 
 
 def test_predictions_of_other_settings_are_not_mixed(checkpoint: Path, data: Path, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.errors_rsmoe import RSMoEError
-from modeling_rsmoe.evaluation.baselines import nearest_captions
 from modeling_rsmoe.evaluation.markdown import summary_table
 from modeling_rsmoe.training import finetune
 from modeling_rsmoe.training.modules import module_of
@@ -62,7 +61,7 @@ def test_from_images_to_a_card(rsmoe, start, features, tmp_path):  # noqa: F811
     report = json.loads((output / "report.json").read_text())
     (result,) = report["results"]
     assert (result["dataset"], result["split"], result["items"]) == ("my chips", "test", 6)
-    assert {"constant", "nearest", "start"} == set(result["baselines"])
+    assert {"constant", "nearest", "retrieval", "start"} == set(result["baselines"])
     assert report["checkpoint"]["name"] == "out" and report["against"][0]["name"] == start.name
     blind = summary_table([report]).splitlines()[-1].split("|")[-2]  # nearest and start do see the image
     assert f" {result['baselines']['constant']['CIDEr-D']['value']:.1f} [" in blind
@@ -255,15 +254,3 @@ def test_bad_input(rsmoe, start, tmp_path, monkeypatch, case, said):  # noqa: F8
     (line,) = [line for line in err.splitlines() if line.startswith("rsmoe: error")]
     assert code == 2 and not out and said in line and "Traceback" not in err
     assert not output.exists() or [file.name for file in output.iterdir()] == ["thesis.txt"]
-
-
-def test_nearest_captions(tmp_path):
-    """The caption on which the captions of similar images agree, not merely that of the nearest one."""
-    (record, *_), _ = finetune.own_records(own_images(tmp_path / "own"))
-    texts = ["many boats in a port .", "some boats in a port .", "a bridge .", "many boats in a port .", "a desert ."]
-    train = [replace(record, captions=(text,)) for text in texts]
-    looks = np.array([[1.0, 0.0], [0.9, 0.1], [0.95, 0.05], [0.9, 0.0], [-1.0, 1.0]])
-    asked = np.array([[0.96, 0.05], [-1.0, 0.9]])
-    assert nearest_captions(train, looks, asked) == ["many boats in a port .", "a desert ."]
-    with pytest.raises(RSMoEError, match="needs a train split"):
-        nearest_captions([], looks, asked)
