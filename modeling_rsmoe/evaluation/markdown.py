@@ -23,6 +23,7 @@ _BASELINES = {
     ("constant", "captioning"): "the most frequent training caption",
     ("retrieval", "captioning"): "retrieval: the training caption that the reranker likes best",
     ("nearest", "captioning"): "captions of the most similar training images",
+    ("human", "captioning"): "human: all reference captions of an image together",
     ("start", "captioning"): "the checkpoint before this training",
     ("constant", "vqa"): "the most frequent training answer to the type",
     ("question-only", "vqa"): "guessed from the question alone",

@@ -7,7 +7,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,8 @@ from ..utils.progress import Progress, no_progress
 from ..utils.provenance import folder_sha256, peak_memory, weights_sha256
 from .baselines import constant_answers, constant_caption, question_only_answers, share_in_train
 from .captions import score_captions
-from .intervals import paired_difference
+from .intervals import interval, paired_difference
+from .objects import COVERAGE, FAITHFULNESS, ObjectLabels, read_objects, score_mentions
 from .page import ScoredItem
 from .predict import Key, Line, Record, instruction_of, key_of, key_of_line, predict, record_fields, text_field
 from .report import (
@@ -47,9 +48,11 @@ TRAIN = "train"
 # Baselines that need no model: the same caption for every image (or answer for every question of a type); the answer
 # that training questions of the same words have.
 CONSTANT, QUESTION_ONLY = "constant", "question-only"
+HUMAN = "human"  # all reference captions of an image together, by its object labels
 START = "start"  # the checkpoint that a training began with
 # Scores that are means over items. BLEU and METEOR are not: they are made from sums over all items.
 PAIRED = ("ROUGE-L", "CIDEr-D", "accuracy")
+RESAMPLED = (FAITHFULNESS, COVERAGE)  # nor these: their differences are those of the drawn scores
 TEXT_BASELINES: dict[Task, tuple[str, ...]] = {"captioning": (CONSTANT,), "vqa": (CONSTANT, QUESTION_ONLY)}
 
 
@@ -63,6 +66,7 @@ class Selection:
     limit: int | None  # of each dataset's records, if not all are evaluated
     records: dict[str, list[Any]]  # captioned images or questions, by dataset
     train: list[Any]  # may be empty
+    objects: Mapping[Path, ObjectLabels] = field(default_factory=dict)  # of some of the captioned images
 
     def all(self) -> list[Any]:
         """The records of all datasets."""
@@ -102,8 +106,8 @@ def select(
     """The records of a split, checked.
 
     Raises:
-        RSMoEError: as of the functions of `data.records`; a dataset without this split; an image that stands twice, or
-            in two splits; pycocoevalcap is missing.
+        RSMoEError: as of the functions of `data.records` and of `read_objects`; a dataset without this split; an image
+            that stands twice, or in two splits; pycocoevalcap is missing.
     """
     if task == "captioning":
         require("pycocoevalcap", "eval")
@@ -125,7 +129,8 @@ def select(
     _check_images(records, train, folder)
     if limit is not None:
         by_dataset = {dataset: _spread(of_dataset, limit) for dataset, of_dataset in by_dataset.items()}
-    return Selection(folder, task, split, limit, by_dataset, train)
+    objects = read_objects(folder) if task == "captioning" else {}
+    return Selection(folder, task, split, limit, by_dataset, train, objects)
 
 
 def _spread(records: list[Any], limit: int) -> list[Any]:
@@ -322,6 +327,8 @@ def _evaluate_one(
         names = TEXT_BASELINES[selection.task]
         texts_of |= {name: baseline_texts(selection, name, records) for name in names if name not in texts_of}
     baselines = {name: _score(selection, records, texts) for name, texts in texts_of.items()}
+    if any(record.image in selection.objects for record in records):
+        baselines[HUMAN] = _mention_scores(selection, records, [" ".join(record.captions) for record in records])
     of_experts: dict[str, Scored] = {}
     if with_expert_texts and selection.task == "captioning":
         texts = [line.get("expert_texts", {}) for line in lines]
@@ -384,6 +391,15 @@ def _difference(dataset: str, pairs: Sequence[tuple[Scored, Scored]]) -> Differe
         for name in PAIRED
         if name in ours[0]
     }
+    if len(pairs) == 1:  # ratios of sums: of several datasets together they are no mean
+        ((our, their),) = pairs
+        paired |= {
+            name: interval(
+                our.scores[name].value - their.scores[name].value, our.resampled[name] - their.resampled[name]
+            )
+            for name in RESAMPLED
+            if name in our.resampled and name in their.resampled
+        }
     return {"dataset": dataset, "items": len(ours), "scores": score_entries(paired)}
 
 
@@ -433,7 +449,28 @@ def _score(selection: Selection, records: list[Any], texts: list[str]) -> Scored
         return score_answers(records, texts)
     names = [key_of(record, selection.folder)[0] for record in records]
     references = {name: list(record.captions) for name, record in zip(names, records, strict=True)}
-    return score_captions(references, dict(zip(names, texts, strict=True)), _train_captions(selection) or None)
+    scored = score_captions(references, dict(zip(names, texts, strict=True)), _train_captions(selection) or None)
+    if not any(record.image in selection.objects for record in records):
+        return scored
+    mentioned = _mention_scores(selection, records, texts)
+    return Scored(
+        scores=scored.scores | mentioned.scores,
+        each=[scores | more for scores, more in zip(scored.each, mentioned.each, strict=True)],
+        missing=scored.missing | mentioned.missing,
+        notes=scored.notes | mentioned.notes,
+        resampled=mentioned.resampled,
+    )
+
+
+def _mention_scores(selection: Selection, records: list[Any], texts: list[str]) -> Scored:
+    """Over the images that have object labels; the others have no scores of their own."""
+    places = [place for place, record in enumerate(records) if record.image in selection.objects]
+    labels = [selection.objects[records[place].image] for place in places]
+    scored = score_mentions(labels, [texts[place] for place in places])
+    each: list[dict[str, float]] = [{} for _ in records]
+    for place, scores in zip(places, scored.each, strict=True):
+        each[place] = scores
+    return replace(scored, each=each)
 
 
 def _train_captions(selection: Selection) -> list[str]:

@@ -1,6 +1,10 @@
 """What every metric of this package returns: scores of a whole set with their intervals, and of each item alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -23,3 +27,6 @@ class Scored:
     each: list[dict[str, float]]  # the same metrics for each item (image or question) alone, in the items' order
     missing: dict[str, str] = field(default_factory=dict)  # why a metric could not be computed, by its name
     notes: dict[str, str] = field(default_factory=dict)  # how the scores were made, for example with which tokenizer
+    # The scores of each bootstrap sample, where a difference between two systems is not a mean over items. Two systems
+    # on the same items have the same samples.
+    resampled: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
