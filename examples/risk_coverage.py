@@ -1,0 +1,128 @@
+"""Does the reranker know which captions are right? A risk-coverage plot, and the AUROC.
+
+python examples/risk_coverage.py PREDICTIONS.jsonl --data DATA [--output docs/images/risk_coverage.svg]
+
+PREDICTIONS are those that `rsmoe evaluate` wrote of a full model with a reranker: each line has its caption's `score`.
+DATA is the data folder, with objects.jsonl. Captions are sorted by the score. Risk is the share of the objects
+mentioned by the captions kept that are not there; coverage is the share of captions kept.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from modeling_rsmoe.errors_rsmoe import RSMoEError
+from modeling_rsmoe.evaluation.intervals import Array, interval
+from modeling_rsmoe.evaluation.objects import OBJECTS_FILE, mentions, read_objects
+from modeling_rsmoe.evaluation.predict import read_predictions
+from modeling_rsmoe.utils.extras import require
+from modeling_rsmoe.utils.files import whole_file
+from modeling_rsmoe.utils.tables import markdown_table
+
+
+SAMPLES = 1000
+GRAY = "#808080"  # is read on a light and on a dark page
+
+
+def judged(predictions: Path, data: Path) -> dict[str, Array]:
+    """By dataset, for each caption of a labelled image: score, objects mentioned, those of them that are not there.
+
+    Raises:
+        RSMoEError: no labels, or no caption with a score has any.
+    """
+    labels = read_objects(data)
+    rows: dict[str, list[tuple[float, int, int]]] = {}
+    for line in read_predictions(predictions).values():
+        of_image = labels.get(data.absolute() / line["image"])
+        if of_image is not None and "score" in line:
+            mentioned = mentions(line["caption"], of_image.all)
+            row = (line["score"], len(mentioned), len(mentioned - of_image.present))
+            rows.setdefault(line.get("dataset", "images"), []).append(row)
+    if not rows:
+        raise RSMoEError(
+            f"no caption of {predictions} has a score and labels in {data / OBJECTS_FILE}; give predictions of "
+            "`rsmoe evaluate` by the full model, with fusion rerank"
+        )
+    return {dataset: np.array(of_dataset, dtype=np.float64) for dataset, of_dataset in rows.items()}
+
+
+def risk_coverage(rows: Array) -> tuple[Array, Array]:
+    """Coverage and risk, in %, with the captions of the highest scores first.
+
+    Args:
+        rows: [captions, 3], of `judged`.
+    """
+    ordered = rows[np.argsort(-rows[:, 0], kind="stable")]
+    mentioned, wrong = np.cumsum(ordered[:, 1]), np.cumsum(ordered[:, 2])
+    coverage = 100 * np.arange(1, len(rows) + 1) / len(rows)
+    return coverage, 100 * wrong / np.maximum(mentioned, 1)
+
+
+def auroc(rows: Array) -> float:
+    """How often, in %, a caption that mentions nothing that is not there has a higher score than one that does.
+
+    Args:
+        rows: [captions, 3], of `judged`. Not a number where all captions are of one kind.
+    """
+    right, wrong = rows[rows[:, 2] == 0, 0], rows[rows[:, 2] > 0, 0]
+    if not len(right) or not len(wrong):
+        return float("nan")
+    return 100 * float((right[:, None] > wrong).mean() + (right[:, None] == wrong).mean() / 2)
+
+
+def auroc_table(of_datasets: dict[str, Array]) -> str:
+    """Markdown: the captions, how many are right, and the AUROC with its bootstrap 95 % interval."""
+    draw, lines = np.random.default_rng(0), []
+    for dataset, rows in of_datasets.items():
+        drawn = [auroc(rows[draw.integers(len(rows), size=len(rows))]) for _ in range(SAMPLES)]
+        score = interval(auroc(rows), np.nan_to_num(drawn, nan=50.0))  # drawn captions of one kind say nothing
+        right = 100 * np.mean(rows[:, 2] == 0)
+        lines.append(
+            [dataset, f"{len(rows)}", f"{right:.1f}", f"{score.value:.1f} [{score.low:.1f}, {score.high:.1f}]"]
+        )
+    return markdown_table(["", "captions", "mention nothing that is not there, %", "AUROC"], lines)
+
+
+def draw_curves(of_datasets: dict[str, Array], output: Path) -> None:
+    """One curve a dataset, as an SVG without a background."""
+    require("matplotlib", "train").use("Agg")
+    import matplotlib.pyplot as plt
+
+    colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GRAY)
+    with plt.rc_context({**colors, "svg.hashsalt": "rsmoe", "font.size": 11}):
+        figure, axis = plt.subplots(figsize=(6.4, 3.6))
+        for (dataset, rows), color in zip(of_datasets.items(), ("#3b82f6", "#e8743b", "#2fa866", "#a855f7")):
+            coverage, risk = risk_coverage(rows)
+            axis.plot(coverage, risk, color=color, linewidth=2, label=f"{dataset}, {len(rows)} captions")
+        axis.set(xlabel="captions kept, of the highest scores, %", ylabel="objects that are not there, %")
+        axis.set(xlim=(0, 100), ylim=(0, None))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25, color=GRAY)
+        axis.legend(frameon=False)
+        figure.tight_layout()
+        with whole_file(output) as path:
+            figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(figure)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("predictions", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path("risk_coverage.svg"))
+    arguments = parser.parse_args(words)
+    try:
+        of_datasets = judged(arguments.predictions, arguments.data)
+        draw_curves(of_datasets, arguments.output)
+    except RSMoEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(auroc_table(of_datasets))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
