@@ -20,11 +20,14 @@ from functools import lru_cache
 
 from ..errors_rsmoe import RSMoEError
 from .cleaning import words
-from .lexicon import PLACING, PRONOUNS, Mention, Noun, mentions, spatial_spans
+from .lexicon import PLACING, PRONOUNS, Mention, Noun, spatial_spans
+from .nouns import mentions
+from .sentences import split_sentences
 
 
 ASPECTS = ("theme", "object", "relation")
 
+_IMAGE_WORDS = frozenset({"image", "picture", "photo", "photograph"})
 _MAX_NAMED = 3  # things that a router prompt names, so that it stays a short line
 
 
@@ -44,8 +47,8 @@ def split_aspects(captions: Iterable[str]) -> dict[str, list[str]]:
     """All sentences of one image by aspect: each distinct sentence once, in order of first appearance.
 
     Args:
-        captions: the reference captions of one image; one caption is one sentence. Captions that differ only in case,
-            spaces or punctuation count as the same.
+        captions: the reference captions of one image, of one or several sentences each. Sentences that differ only in
+            case, spaces or punctuation count as the same.
 
     Returns:
         A list for each of ``ASPECTS``, possibly empty.
@@ -81,7 +84,7 @@ def distinct(captions: Iterable[str]) -> list[str]:
 
 @lru_cache(maxsize=65536)
 def _split(captions: tuple[str, ...]) -> dict[str, list[str]]:
-    sentences = distinct(captions)
+    sentences = distinct(sentence for caption in captions for sentence in split_sentences(caption))
     aspects = [aspect_of(sentence) for sentence in sentences]
     for empty in ASPECTS:
         if empty in aspects:
@@ -103,11 +106,13 @@ def _evidence(sentence: str) -> dict[str, int]:
     """How strongly a sentence speaks of each aspect: 0 not at all, 1 it could, 2 and 3 clearly."""
     tokens = words(sentence)
     nouns = mentions(tokens)
-    return {"theme": _theme(nouns), "object": _object(nouns), "relation": _relation(tokens, nouns)}
+    return {"theme": _theme(tokens, nouns), "object": _object(nouns), "relation": _relation(tokens, nouns)}
 
 
-def _theme(nouns: list[Mention]) -> int:
-    if nouns and nouns[0].noun.kind != "thing":
+def _theme(tokens: list[str], nouns: list[Mention]) -> int:
+    if not nouns:  # "This is a high-resolution aerial image."
+        return 1 if not _IMAGE_WORDS.isdisjoint(tokens) and "is" in tokens else 0
+    if nouns[0].noun.kind != "thing":
         return 3 if nouns[0].noun.kind == "area" else 2
     return 1 if any(mention.noun.kind == "area" for mention in nouns) else 0
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..data.lexicon import mentions
+from ..data.nouns import mentions
 
 
 if TYPE_CHECKING:

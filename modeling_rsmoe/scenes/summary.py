@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..data.lexicon import mentions
+from ..data.nouns import mentions
 
 
 if TYPE_CHECKING:

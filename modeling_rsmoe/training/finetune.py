@@ -19,7 +19,7 @@ import torch
 
 from ..data.aspects import ASPECTS, split_aspects
 from ..data.cleaning import words
-from ..data.lexicon import mentions
+from ..data.nouns import mentions
 from ..data.records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
 from ..data.splits import with_splits
 from ..errors_rsmoe import RSMoEError

@@ -8,7 +8,8 @@ import pytest
 
 from modeling_rsmoe.data.aspects import ASPECTS, aspect_of, distinct, router_prompt, split_aspects
 from modeling_rsmoe.data.cleaning import SPELLING, clean_caption, words
-from modeling_rsmoe.data.lexicon import NOUNS, mentions
+from modeling_rsmoe.data.lexicon import NOUNS
+from modeling_rsmoe.data.nouns import mentions
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 
 
