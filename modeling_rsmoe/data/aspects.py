@@ -18,10 +18,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from ..errors_rsmoe import RSMoEError
 from .cleaning import words
 from .lexicon import PLACING, PRONOUNS, Mention, Noun, spatial_spans
 from .nouns import mentions
+from .records import CaptionRecord
 from .sentences import split_sentences
 
 
@@ -56,11 +56,35 @@ def split_aspects(captions: Iterable[str]) -> dict[str, list[str]]:
     return {aspect: list(sentences) for aspect, sentences in _split(tuple(captions)).items()}
 
 
+def aspect_texts(record: CaptionRecord) -> dict[str, list[str]]:
+    """What an expert may learn to write of an image: of each reference its sentences of the aspect, as one text.
+
+    A reference of one sentence is a text of one aspect; a paragraph is a text of each aspect that it speaks of. Where
+    the record has its own ``aspects``, these are the texts, all sentences of an aspect as one.
+
+    Args:
+        record: an image and its references.
+
+    Returns:
+        Distinct texts in order of first appearance, for each of ``ASPECTS`` and each further aspect of the record.
+    """
+    if record.aspects is not None:
+        own = {name: [" ".join(sentences)] if sentences else [] for name, sentences in record.aspects.items()}
+        return dict.fromkeys(ASPECTS, []) | own
+    places = {_key(text): aspect for aspect, texts in split_aspects(record.captions).items() for text in texts}
+    texts: dict[str, list[str]] = {aspect: [] for aspect in ASPECTS}
+    for caption in record.captions:
+        sentences = distinct(split_sentences(caption))
+        for aspect in ASPECTS:
+            texts[aspect].append(" ".join(text for text in sentences if places[_key(text)] == aspect))
+    return {aspect: distinct(filter(None, of_aspect)) for aspect, of_aspect in texts.items()}
+
+
 def router_prompt(aspect: str, sentences: Sequence[str]) -> str:
     """What the router should write to the expert of ``aspect``: a question that names what the sentences mention.
 
     Args:
-        aspect: one of ``ASPECTS``.
+        aspect: one of ``ASPECTS``, or one of the data's own.
         sentences: the sentences of that aspect of one image (or a question about it).
 
     Returns:
@@ -69,17 +93,24 @@ def router_prompt(aspect: str, sentences: Sequence[str]) -> str:
     >>> router_prompt("relation", ["Many planes are parked between the terminal and a runway."])
     'Where are the planes, the terminal and the runway relative to each other?'
     """
-    if aspect not in ASPECTS:
-        raise RSMoEError(f'unknown aspect "{aspect}"; known: {", ".join(ASPECTS)}')
-    return {"theme": _theme_prompt, "object": _object_prompt, "relation": _relation_prompt}[aspect](sentences)
+    prompts = {"theme": _theme_prompt, "object": _object_prompt, "relation": _relation_prompt}
+    if aspect in prompts:
+        return prompts[aspect](sentences)
+    named = _named(sentences)[:_MAX_NAMED]
+    return f"Describe the {aspect} of {_join(named) if named else 'this image'}."
 
 
 def distinct(captions: Iterable[str]) -> list[str]:
     """Captions that differ in more than case, spaces and punctuation, in order of first appearance."""
     seen: dict[tuple[str, ...], str] = {}
     for caption in captions:
-        seen.setdefault(tuple(words(caption)), caption)
+        seen.setdefault(_key(caption), caption)
     return list(seen.values())
+
+
+def _key(text: str) -> tuple[str, ...]:
+    """Equal for texts that differ only in case, spaces and punctuation."""
+    return tuple(words(text))
 
 
 @lru_cache(maxsize=65536)

@@ -7,7 +7,7 @@ import syntok.segmenter
 
 
 # syntok goes by capitals. A caption without any is cut after a word of three letters or more and a full stop.
-_LOWER_CASE_END = re.compile(r"(?<=[a-z]{3})\s*[.!?](?:\s+|(?=[a-z]{2}))")
+_LOWER_CASE_END = re.compile(r"(?<=[a-z]{3}[.!?])\s+|(?<=[a-z]{3} [.!?])\s+|(?<=[a-z]{3}[.!?])(?=[a-z]{2})")
 _WORD = re.compile(r"[^\W_]")
 
 

@@ -135,12 +135,16 @@ def _draw_examples(
     examples: list[Example] = []
     if base_mix:
         base_count = None if count is None else round(count * base_share)
-        examples += stage1_examples(*records, seed, epoch, base_count, base_mix, references, data.similar)
+        examples += stage1_examples(
+            *records, seed, epoch, base_count, base_mix, references, data.similar, recipe.detail_share
+        )
         count = (round(len(examples) / base_share) if count is None else count) - len(examples)
     if adapter_mix:
-        aspects = {name: text for name, text in instructions.items() if name in ASPECTS}
-        question_share = recipe.question_share
-        examples += stage2_examples(*records, aspects, seed, epoch, count, adapter_mix, question_share, references)
+        own = {name for record in data.captions for name in record.aspects or ()}
+        aspects = {name: text for name, text in instructions.items() if name in {*ASPECTS, *own}}
+        examples += stage2_examples(
+            *records, aspects, seed, epoch, count, adapter_mix, recipe.question_share, references, recipe.detail_share
+        )
     return examples
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..data.aspects import ASPECTS, split_aspects
+from ..data.aspects import ASPECTS, aspect_texts
 from ..data.cleaning import words
 from ..data.nouns import mentions
 from ..data.records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
@@ -275,7 +275,7 @@ def _decide(
 ) -> Plan:
     train = [record for record in captions if record.split == run.TRAIN]
     (test_split,) = {record.split for record in captions} - {run.TRAIN}
-    sentences = [split_aspects(record.captions) for record in train]
+    sentences = [aspect_texts(record) for record in train]
     config = open_config(checkpoint)
     experts = [
         name
