@@ -96,6 +96,15 @@ def read_questions(
     return _read(Path(folder), name, _question_record, split, datasets)
 
 
+def has_questions(folder: str | Path) -> bool:
+    """Whether a data folder, or an ImageFolder, holds questions."""
+    if (Path(folder) / QUESTIONS_FILE).is_file():
+        return True
+    return not (Path(folder) / CAPTIONS_FILE).is_file() and any(
+        _is_of(line, QUESTIONS_FILE) for line in _metadata_entries(Path(folder))
+    )
+
+
 def records_sha256(records: Sequence[CaptionRecord | QuestionRecord], folder: str | Path) -> str:
     """A hash of records: their texts and image names and the bytes of the images, whatever their order.
 
