@@ -41,7 +41,7 @@ def plot(results: Results, file: Path, clock: str = "wall") -> bool:
     import matplotlib.pyplot as plt
 
     colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    look = colors | {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "rsmoe"}
+    look: Any = colors | {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "rsmoe"}
     lines, columns = -(-panels // 2), min(2, panels)
     with plt.rc_context(look):
         figure, grid = plt.subplots(lines, columns, figsize=(5 * columns, 3.4 * lines), squeeze=False)

@@ -164,8 +164,8 @@ def footer(results: Results) -> list[str]:
 
 
 def markdown(results: Results, clock: str = "wall") -> str:
-    """All tables as Markdown: the targets, and below them those of each section, folded (HTML that GitHub and a site of
-    Markdown pages, by md_in_html, show as a line to click on)."""
+    """All tables as Markdown: the targets, and below them those of each section, folded (HTML that GitHub and a site
+    of Markdown pages, by md_in_html, show as a line to click on)."""
     parts = [_table_text(targets(results, clock))] if results["sections"] else []
     for name, made in _by_section(results, clock).items():
         texts = "\n\n".join(map(_table_text, made))

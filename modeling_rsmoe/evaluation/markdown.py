@@ -71,9 +71,9 @@ def folded_tables(reports: Sequence[Report]) -> str:
         splits = sorted({result["split"] for result in report["results"]})
         of_split[not splits[0].startswith("test"), report["task"], ", ".join(splits)].append(report)
     folded = []
-    for (_, task, splits), group in sorted(of_split.items(), key=lambda item: item[0]):
-        title = f"{'Captions' if task == 'captioning' else 'Answers'}, {escaped(splits)}: every score and baseline"
-        tables = score_tables(group)
+    for key in sorted(of_split):
+        title = f"{'Captions' if key[1] == 'captioning' else 'Answers'}, {escaped(key[2])}: every score and baseline"
+        tables = score_tables(of_split[key])
         folded.append(f"<details markdown>\n<summary>{title}</summary>\n\n{tables}\n</details>")
     return "\n\n".join(folded) + "\n"
 
