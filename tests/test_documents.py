@@ -14,8 +14,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from modeling_rsmoe import RSMoEConfig, RSMoEForConditionalGeneration
-from modeling_rsmoe.bench.results import read_results
+from modeling_rsmoe.bench.results import group_of, read_results
 from modeling_rsmoe.bench.tables import markdown
+from modeling_rsmoe.bench.timing import seconds, spread
 from modeling_rsmoe.cli import app
 from modeling_rsmoe.evaluation.report import read_report
 from modeling_rsmoe.hub.facts import read_facts
@@ -192,3 +193,24 @@ def test_tables_of_speed_are_what_the_command_writes():
     """`rsmoe bench --from docs/bench.json --markdown`."""
     results = read_results(ROOT / "docs" / "bench.json")
     assert markdown(results).strip() in (ROOT / "docs" / "benchmarks" / "performance.md").read_text()
+
+
+def test_times_of_the_readme_are_those_of_the_bench():
+    results = read_results(ROOT / "docs" / "bench.json")
+    memory = results["sections"]["memory"]["facts"]["peak_bytes"]
+
+    def median(key: str, name: str) -> float:
+        group = group_of(results, key)
+        assert group is not None
+        return spread(seconds(group["times"][name], "wall"))["median"]
+
+    one_by_one, one_batch = (median("sequential: 8", name) for name in ("one after another", "one batch"))
+    readme = (ROOT / "README.md").read_text()
+    for cells in (
+        f"| {median('cold: full, 1 image', 'whole process'):.0f} s | {memory['full, 1 image'] / 1e9:.1f} GB |",
+        f"| one caption, full model | {median('latency', 'full, router, rerank'):.1f} s |",
+        f"| {median('latency', 'base LM alone'):.1f} s | {memory['base LM alone, 1 image'] / 1e9:.1f} GB |",
+        f"| {median('images: 32', 'full, router, concat'):.0f} s | {memory['full, 32 images'] / 1e9:.1f} GB |",
+        f"| {one_by_one / one_batch:.1f} times as fast |",
+    ):
+        assert cells in readme
