@@ -37,6 +37,7 @@ format: $(VENV)/installed-dev
 # docs/images: the program at work, light and dark, from real output of rs-moe-nano. Needs the system's Chromium.
 screenshots: $(VENV)/installed-dev
 	$(BIN)/python -m docs.screenshots
+	cp docs/images/hero-light.png hub_configs/rs-moe-nano/picture.png
 
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -80,7 +80,7 @@ def test_architecture_names_every_file_of_the_model_and_every_example():
 def test_readme_is_short_and_its_links_lead_somewhere():
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 150
-    linked = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", readme)
+    linked = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", readme) + re.findall(r'src(?:set)?="([^"]+)"', readme)
     assert [link for link in linked if not (ROOT / link).exists()] == [] and len(linked) > 10
 
 
@@ -160,6 +160,8 @@ def test_nanos_card_is_what_the_command_writes(tmp_path):
     assert (NANO / "stac_item.json").read_text() == (made / "stac_item.json").read_text(), again
     assert (ROOT / "docs" / "benchmarks" / "scores.md").read_text() == tables.read_text(), again
     assert (ROOT / "model_card.md").resolve() == NANO / "README.md"
+    picture = (ROOT / "docs" / "images" / "hero-light.png").read_bytes()
+    assert (NANO / "picture.png").read_bytes() == picture, "make screenshots"
     assert {read_report(file)["task"] for file in SCORES.glob("*.json")} == {"captioning", "vqa"}
 
 
