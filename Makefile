@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-integrations attack check format clean
+.PHONY: demo test test-integrations attack check format screenshots clean
 
 demo: $(VENV)/installed
 	$(BIN)/rsmoe caption $(if $(IMAGE),"$(IMAGE)",--demo)
@@ -33,6 +33,11 @@ check: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/images: the program at work, light and dark, from real output of rs-moe-nano. Needs the system's Chromium.
+screenshots: $(VENV)/installed-dev
+	$(BIN)/python -m docs.screenshots
+	cp docs/images/hero-light.png hub_configs/rs-moe-nano/picture.png
 
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

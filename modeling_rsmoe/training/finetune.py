@@ -24,7 +24,7 @@ from ..data.records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, Questio
 from ..data.splits import with_splits
 from ..errors_rsmoe import RSMoEError
 from ..evaluation import run
-from ..evaluation.markdown import score_tables, summary_table
+from ..evaluation.markdown import summary_table
 from ..evaluation.report import Report, read_report, write_report
 from ..hub.card import CARD, write_card
 from ..hub.facts import read_facts
@@ -453,7 +453,7 @@ def _finish(report: Report, checkpoint: Path, output: Path) -> None:
     state = output / STATE
     if not (output / CARD).is_file():
         facts = replace(read_facts(checkpoint), name=output.name)
-        write_card(facts, output / CARD, [report], summary_table([report]), score_tables([report]))
+        write_card(facts, output / CARD, [report], summary_table([report]))
     for stage in STAGES:
         if (state / stage / "loss.png").is_file():
             (state / stage / "loss.png").replace(output / f"{stage}.png")
