@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-integrations attack dist version release-notes test-wheel check format clean
+.PHONY: demo test test-integrations attack dist version release-notes test-wheel check format screenshots clean
 
 demo: $(VENV)/installed
 	$(BIN)/rsmoe caption $(if $(IMAGE),"$(IMAGE)",--demo)
@@ -50,13 +50,18 @@ test-wheel: dist
 	$(PYTHON) -m venv $(WHEEL)
 	$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt torch
 	$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt "$$(ls dist/*.whl)[assemble]"
-	$(BIN)/python -c "from tests.tiny import *; tiny_checkpoint('$(WHEEL)/tiny')"
+	$(BIN)/python -c "from tests.tiny import tiny_checkpoint; tiny_checkpoint('$(WHEEL)/tiny')"
 	cd $(WHEEL) && bin/rsmoe assemble rs-moe-nano --output nano && bin/rsmoe caption --demo --model nano
 	cd $(WHEEL) && HF_HUB_OFFLINE=1 bin/python -I $(CURDIR)/tests/installed.py tiny
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/images: the program at work, light and dark, from real output of rs-moe-nano. Needs the system's Chromium.
+screenshots: $(VENV)/installed-dev
+	$(BIN)/python -m docs.screenshots
+	cp docs/images/hero-light.png hub_configs/rs-moe-nano/picture.png
 
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -31,7 +31,7 @@ from ..utils.provenance import STAC_ITEM, TRAINING_RECORD
 from . import pretrained
 from .card import CARD, card_text
 from .download import hub_files, wheel_files
-from .facts import CARD_FACTS, SETTINGS, read_facts
+from .facts import CARD_FACTS, PICTURE, SETTINGS, read_facts
 from .folders import check_space, reading, whole_folder
 from .pretrained import StateDict
 from .records import set_provenance
@@ -146,7 +146,7 @@ def _describe(folder: Path, configs: Path, trained: bool | str | Path, source: S
     if trained_file and (record := trained_file.with_suffix(".json")).is_file():
         shutil.copyfile(record, folder / TRAINING_RECORD)
     shipped = trained is True and source == "wheel"
-    for file in (SOURCES_FILE, *((CARD, CARD_FACTS, SETTINGS, STAC_ITEM) if shipped else ())):
+    for file in (SOURCES_FILE, *((CARD, CARD_FACTS, PICTURE, SETTINGS, STAC_ITEM) if shipped else ())):
         if (configs / file).is_file():
             shutil.copyfile(configs / file, folder / file)
     config = RSMoEConfig.from_pretrained(folder)  # trained weights may have no reranker
