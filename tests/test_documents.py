@@ -21,8 +21,6 @@ from modeling_rsmoe.cli import app
 from modeling_rsmoe.evaluation.report import read_report
 from modeling_rsmoe.hub.facts import read_facts
 
-from .tiny import tiny_checkpoint
-
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO = ROOT / "hub_configs" / "rs-moe-nano"
@@ -30,10 +28,10 @@ SCORES = ROOT / "docs" / "scores"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(shared_checkpoint, tmp_path_factory) -> Path:
     """A folder as the examples find it: the checkpoint `nano` and `tile.png`."""
     folder = tmp_path_factory.mktemp("user")
-    tiny_checkpoint(folder / "nano", reranker_rank=4, reranker_buckets=32)
+    shutil.copytree(shared_checkpoint(reranker_rank=4, reranker_buckets=32), folder / "nano")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / "tile.png")
     return folder
 

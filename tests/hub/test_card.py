@@ -1,6 +1,7 @@
 """The whole card: what it says of trained, untrained and unknown checkpoints, and what it never replaces."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,14 @@ from modeling_rsmoe.hub.card import MARK, card_text, write_card
 from modeling_rsmoe.hub.card_scores import hub_scores
 from modeling_rsmoe.hub.facts import read_facts
 
-from ..tiny import tiny_checkpoint
 from .test_card_scores import report
 from .test_facts import record
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(checkpoint, tmp_path) -> Path:
     """A checkpoint that a training made, with a README.md that somebody wrote."""
-    folder = tiny_checkpoint(tmp_path / "mine")
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "mine"))
     (folder / "training.json").write_text(json.dumps(record("stage2", record("stage1"), experts=["all"])))
     return folder
 
