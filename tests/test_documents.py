@@ -48,6 +48,7 @@ def test_python_of_the_readme_runs(folder, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.slow
 def test_python_of_the_card_runs(folder):
     """As a newcomer runs it: ten lines at most, in a process of its own, with the code of the checkpoint."""
     (block,) = python_of("model_card.md")
@@ -85,6 +86,7 @@ def test_readme_names_the_commands_of_the_makefile():
     assert {"demo", "test", "check"} <= used <= set(targets)
 
 
+@pytest.mark.slow
 def test_nano_builds_and_has_the_parameters_of_its_card():
     config = RSMoEConfig.from_pretrained(NANO)
     with torch.device("meta"):
