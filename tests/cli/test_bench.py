@@ -88,6 +88,9 @@ def test_shown_again_as_markdown(tmp_path: Path) -> None:
     assert result.exit_code == 0 and "| full, router, concat | 2.00 |" in result.stdout
     again = command("--from", tmp_path / "bench.json", "--output", tmp_path / "copy.json")
     assert "Targets" in again.stdout and (tmp_path / "copy.png").is_file()
+    command("--from", tmp_path / "bench.json", "--plot", tmp_path / "only.svg")
+    assert (tmp_path / "only.svg").is_file() and not (tmp_path / "only.json").exists()
+    assert "write .svg or .png" in error(command("--from", tmp_path / "bench.json", "--plot", tmp_path / "a.gif"))
     assert (tmp_path / "copy.json").read_bytes() == (tmp_path / "bench.json").read_bytes()
 
 

@@ -122,7 +122,7 @@ def test_a_whole_card_and_a_stac_item(checkpoint: Path, folder: Path, monkeypatc
     ]
     card = ModelCard.load(folder / "mine" / "README.md")
     assert [one.metric_value for one in card.data.eval_results] == [150.0, 70.0] and card.data.model_name == "mine"
-    assert "| RSICD, test (1 image) | CIDEr-D | 150.0 [149.0, 151.0] |  |  |" in card.text
+    assert "| RSICD, test (1 image) | CIDEr-D | 150.0 [149.0, 151.0] |\n" in card.text
     assert json.loads((folder / "mine" / "stac_item.json").read_text())["id"] == "mine"
     assert run("mine", "--scores", "reports").stdout.count(": unchanged") == 2
     monkeypatch.setitem(sys.modules, "pystac", None)  # which only reads and validates items

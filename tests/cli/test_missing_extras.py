@@ -23,6 +23,8 @@ PACKAGE = ROOT / "modeling_rsmoe"
 NOT_OURS_TO_RUN = [PACKAGE / "evaluation" / "metrics"]
 # A command that needs the module, the extra that brings it.
 COMMANDS = {
+    "gguf": ("assemble", "assemble rs-moe-nano --output {out}/nano"),
+    "onnx": ("assemble", "assemble rs-moe-nano --output {out}/nano"),
     "pycocoevalcap": ("eval", "evaluate {checkpoint} --data {data} --output {out}/report.json"),
     "datasets": ("train", "train stage1 --config {data}/x.yaml --data {data} --output {out}/run"),
     "matplotlib": ("train", "train stage1 --config {data}/x.yaml --data {data} --output {out}/run"),
