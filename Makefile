@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-integrations attack check format screenshots clean
+.PHONY: demo test test-integrations attack check format screenshots plots notebooks clean
 
 demo: $(VENV)/installed
 	$(BIN)/rsmoe caption $(if $(IMAGE),"$(IMAGE)",--demo)
@@ -37,6 +37,14 @@ format: $(VENV)/installed-dev
 # docs/images: the program at work, light and dark, from real output of rs-moe-nano. Needs the system's Chromium.
 screenshots: $(VENV)/installed-dev
 	$(BIN)/python -m docs.screenshots
+
+# docs/images/scores.svg, from the reports in docs/scores.
+plots: $(VENV)/installed-dev
+	$(BIN)/python -m docs.plots
+
+# What the tutorials print, with rs-moe-nano; it takes half an hour.
+notebooks: $(VENV)/installed-dev
+	$(BIN)/python -m docs.notebooks
 
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
