@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-fast test-integrations attack dist version release-notes test-wheel check format screenshots clean
+.PHONY: demo test test-fast test-integrations attack dist version release-notes test-wheel check format screenshots plots notebooks clean
 
 demo: $(VENV)/installed
 	$(BIN)/rsmoe caption $(if $(IMAGE),"$(IMAGE)",--demo)
@@ -67,6 +67,14 @@ format: $(VENV)/installed-dev
 screenshots: $(VENV)/installed-dev
 	$(BIN)/python -m docs.screenshots
 	cp docs/images/hero-light.png hub_configs/rs-moe-nano/picture.png
+
+# docs/images/scores.svg, from the reports in docs/scores.
+plots: $(VENV)/installed-dev
+	$(BIN)/python -m docs.plots
+
+# What the tutorials print, with rs-moe-nano; it takes half an hour.
+notebooks: $(VENV)/installed-dev
+	$(BIN)/python -m docs.notebooks
 
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
