@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-integrations attack check format clean
+.PHONY: demo test test-integrations attack check docs format clean
 
 demo: $(VENV)/installed
 	$(BIN)/rsmoe caption $(if $(IMAGE),"$(IMAGE)",--demo)
@@ -29,6 +29,10 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site: open build/site/index.html. Warnings are errors.
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
