@@ -12,8 +12,6 @@ import griffe
 
 PARAMETER = re.compile(r"^( *)([*\w]+) \((`.*)\):(.*)$", flags=re.M)
 REFERENCE = re.compile(r"\[`(RSMoE\w+)`\](?![\[(])")
-# Attributes that transformers' decorators explain have no header in the docstring.
-HEADER = "Args:"
 
 
 class TransformersDocstrings(griffe.Extension):
@@ -25,7 +23,8 @@ class TransformersDocstrings(griffe.Extension):
             return
         text = obj.docstring.value
         if PARAMETER.match(text) and obj.is_function:
-            text = f"{HEADER}\n" + re.sub(r"^(?=.)", "    ", text, flags=re.M)
+            # `auto_docstring` writes the header itself.
+            text = "Args:\n" + re.sub(r"^(?=.)", "    ", text, flags=re.M)
         parameters = obj.parameters if obj.is_function else ()
         typed = {parameter.name for parameter in parameters if parameter.annotation is not None}
 

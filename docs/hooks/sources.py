@@ -1,4 +1,4 @@
-"""Files of the repository that a page links to, as pages of the site: no link leads out of it, and none needs a network.
+"""Files of the repository that pages link to, as pages of the site: these links need no network.
 
 A link such as `../../examples/add_expert.py` becomes one to the page `source/examples/add_expert.py.md`, which shows
 that file; a folder's page lists its files. Markdown files (CONTRIBUTING.md, CHANGELOG.md) are shown as they read.

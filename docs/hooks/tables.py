@@ -5,7 +5,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return PLACE.sub(lambda place: TABLES[place[1]](), markdown)
 
 
-def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines) + "\n"
 
@@ -72,18 +72,10 @@ def _parameters(command: Any, context: Any) -> Iterator[Sequence[str]]:
         meaning, _, brackets = text.partition("  [")
         told = [part for part in brackets.rstrip("]").split("; ") if part]
         default = next((part.removeprefix("default: ") for part in told if part.startswith("default: ")), "")
-        others = [part for part in told if not part.startswith("default: ")]
-        if parameter.required and "required" not in others:
-            others.append("required")
-        if default.startswith("(") and default.endswith(")"):
-            default = default[1:-1]
-        else:
-            default = _code(default)
-        yield (
-            _code(name.replace(" <list[str]>", "...")),
-            " ".join([meaning, *(f"({part})" for part in others)]),
-            default,
-        )
+        notes = [f"({part})" for part in told if not part.startswith("default: ")]
+        # typer puts a default in words into brackets.
+        shown = default[1:-1] if default.startswith("(") else _code(default)
+        yield _code(name.replace(" <list[str]>", "...")), " ".join([meaning, *notes]), shown
 
 
 # ---- configurations and settings
@@ -130,7 +122,8 @@ def _default(cls: Any, name: str) -> str:
 
 def settings() -> str:
     """The settings of a training: name, defaults of both stages, meaning."""
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # without a GPU it warns of its own missing parts
+    for name in ("torchao", "torch.utils._pytree"):  # without a GPU torchao warns of its own missing parts
+        logging.getLogger(name).setLevel(logging.ERROR)
     from modeling_rsmoe.training.settings import STAGE2_DEFAULTS, Recipe, TrainArguments
 
     def rows(cls: Any) -> Iterator[Sequence[str]]:
@@ -156,27 +149,17 @@ def report() -> str:
     """The fields of a report, from its typed dictionaries."""
     from modeling_rsmoe.evaluation import report as module
 
-    entries = (
-        module.Report,
-        module.CheckpointEntry,
-        module.Result,
-        module.ScoreEntry,
-        module.Against,
-        module.Difference,
-    )
-    return "\n".join(_typed_dict(entry) for entry in entries)
+    names = ("Report", "CheckpointEntry", "Result", "ScoreEntry", "Against", "Difference")
+    return "\n".join(_typed_dict(getattr(module, name)) for name in names)
 
 
 def _typed_dict(cls: Any) -> str:
-    fields = re.findall(r"^    (\w+): (.+?)(?:  # (.*))?$", inspect.getsource(cls), flags=re.M)
-    rows = (
-        (
-            _code(name),
-            _code(kind.removeprefix("NotRequired[").removesuffix("]") if "NotRequired" in kind else kind),
-            ("(not always) " if "NotRequired" in kind else "") + text,
+    rows = []
+    for name, kind, text in re.findall(r"^    (\w+): (.+?)(?:  # (.*))?$", inspect.getsource(cls), flags=re.M):
+        optional = re.fullmatch(r"NotRequired\[(.*)\]", kind)
+        rows.append(
+            (_code(name), _code(optional[1] if optional else kind), f"{text} (not always)" if optional else text)
         )
-        for name, kind, text in fields
-    )
     return f"### {cls.__name__}\n\n{inspect.cleandoc(cls.__doc__)}\n\n{_table(('field', 'type', 'meaning'), rows)}"
 
 
