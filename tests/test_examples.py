@@ -22,7 +22,7 @@ from modeling_rsmoe.training.examples import ExampleCollator
 from modeling_rsmoe.training.modules import module_of
 
 from .scenes.rasters import UTM, noise, write_raster
-from .tiny import tiny_checkpoint, tiny_processor
+from .tiny import tiny_processor
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -40,11 +40,6 @@ def example(name: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import torch
 from modeling_rsmoe.bench import fresh
 from modeling_rsmoe.bench.workbench import Workbench, made_images
 from modeling_rsmoe.errors_rsmoe import RSMoEError
-from tests.tiny import tiny_checkpoint, tiny_processor
+from tests.tiny import tiny_processor
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("fresh") / "tiny")
+def folder(checkpoint):
+    return checkpoint
 
 
 def small(folder) -> Workbench:

@@ -16,12 +16,6 @@ from modeling_rsmoe.inference import CachingPredictor
 from modeling_rsmoe.modeling_rsmoe import RSMoEForConditionalGeneration
 from tests.cli.test_cli import errors, run, tiles  # noqa: F401
 from tests.scenes.rasters import UTM, noise, write_raster
-from tests.tiny import tiny_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("ask") / "tiny")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from modeling_rsmoe.cli import COMMANDS, app, options
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 from modeling_rsmoe.inference.checkpoint import load
-from tests.tiny import INSTRUCTIONS, tiny_checkpoint
+from tests.tiny import INSTRUCTIONS
 
 
 def run(*arguments: Any) -> Result:
@@ -43,11 +43,6 @@ def refuse_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
     for command in ("images", "collection"):
         name = f"modeling_rsmoe.cli.{command}.load"
         monkeypatch.setattr(name, lambda *arguments, **options: pytest.fail("the model was loaded"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("cli") / "tiny")
 
 
 @pytest.fixture(scope="module")

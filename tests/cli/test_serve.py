@@ -23,13 +23,11 @@ from modeling_rsmoe.cli import app
 from modeling_rsmoe.utils import extras
 
 from ..serving.conftest import noise, user
-from ..tiny import tiny_checkpoint
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(checkpoint):
     """The process, and the address that it printed."""
-    checkpoint = tiny_checkpoint(tmp_path / "tiny")
     command = [
         sys.executable,
         "-c",

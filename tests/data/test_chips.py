@@ -16,7 +16,6 @@ from modeling_rsmoe.utils.rasters.image import measure_stretch
 from modeling_rsmoe.utils.rasters.options import RasterOptions
 from tests.cli.test_data import error, run
 from tests.scenes.rasters import noise, write_raster
-from tests.tiny import tiny_checkpoint
 
 from .published import image
 
@@ -34,11 +33,6 @@ def source(tmp_path: Path) -> Path:
     lines = [{"file_name": file.name, "text": "a harbor with many boats ."} for file in sorted(folder.iterdir())]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("chips") / "tiny")
 
 
 def pixels(file: Path, **options) -> np.ndarray:
