@@ -11,7 +11,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
-from modeling_rsmoe.cli import main
 from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.training.encoder import AdaptationModel, train_encoder
 from modeling_rsmoe.training.encoder_examples import (
@@ -24,7 +23,7 @@ from modeling_rsmoe.training.encoder_examples import (
 )
 from modeling_rsmoe.training.export import export_trained
 from modeling_rsmoe.training.features import FeatureCache
-from modeling_rsmoe.training.settings import read_encoder_settings
+from modeling_rsmoe.training.settings import describe_settings, read_encoder_settings
 
 from ..tiny import tiny_checkpoint, tiny_model, tiny_processor
 from .runs import killed_at
@@ -177,8 +176,18 @@ def test_settings_that_do_not_fit(start, labelled, tmp_path, changes, problem):
     assert not (tmp_path / "out" / "config.json").exists()
 
 
-def test_unfitting_settings_are_no_traceback(start, labelled, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["train", "encoder", "--data", str(labelled), "--output", str(tmp_path / "o"), "--colour", "blue"])
-    assert end.value.code == 2
-    assert "--colour" in capsys.readouterr().err
+def test_a_setting_that_is_unknown(start, labelled, tmp_path):
+    with pytest.raises(RSMoEError, match="--colour"):
+        train(start, labelled, tmp_path / "out", changes=["--colour", "blue"])
+
+
+def test_settings_in_a_file(tmp_path):
+    file = tmp_path / "training.yaml"
+    file.write_text("encoder:\n  image_size: 224\n  max_steps: 7\n")
+    recipe, arguments = read_encoder_settings(file, tmp_path, ["--max_steps", "9"])
+    assert (recipe.image_size, recipe.head_learning_rate) == (224, 3e-4)
+    assert (arguments.max_steps, arguments.learning_rate, arguments.per_device_train_batch_size) == (9, 5e-5, 32)
+    file.write_text("encoder:\n  image_sise: 224\n")
+    with pytest.raises(RSMoEError, match="encoder has no setting image_sise; see `rsmoe train encoder --settings`"):
+        read_encoder_settings(file, tmp_path)
+    assert "image_size (168)" in describe_settings("encoder") and "max_steps" not in describe_settings("stage1")
