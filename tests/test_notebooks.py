@@ -30,6 +30,7 @@ def test_a_notebook_is_committed_without_heavy_outputs(notebook: Path) -> None:
     assert "/root" not in notebook.read_text(encoding="utf-8") and "/tmp" not in notebook.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_scene_on_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("ipykernel", "ipyleaflet"):
         pytest.importorskip(module)
