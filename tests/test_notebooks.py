@@ -39,7 +39,7 @@ def test_a_notebook_is_committed_without_heavy_outputs(notebook: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     speaking_model().save_pretrained(folder, save_original_format=False)
     tiny_processor().save_pretrained(folder)
@@ -72,12 +72,13 @@ def printed(book: Any) -> list[str]:
     return "".join(output["text"] for output in outputs if output.get("name") == "stdout").splitlines()
 
 
-def test_caption_and_ask(checkpoint: Path, tmp_path: Path, execute: Callable[..., Any]) -> None:
+@pytest.mark.slow
+def test_caption_and_ask(speaking: Path, tmp_path: Path, execute: Callable[..., Any]) -> None:
     images = [str(tmp_path / f"{seed}.png") for seed in range(3)]
     for seed, image in enumerate(images):
         Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8)).save(image)
-    said = printed(execute("caption", MODEL=str(checkpoint), IMAGES=images))
-    loaded = load(str(checkpoint))
+    said = printed(execute("caption", MODEL=str(speaking), IMAGES=images))
+    loaded = load(str(speaking))
     captions = Predictor(loaded.model, loaded.processor).predict(images)
     assert said[0].split() == captions[0].text.split()
     for name, prompt in captions[0].router_prompts.items():
@@ -86,11 +87,12 @@ def test_caption_and_ask(checkpoint: Path, tmp_path: Path, execute: Callable[...
     assert said[-1].split() == captions[0].text.split()  # of the pipeline
 
 
-def test_train_on_your_own_images(checkpoint: Path, tmp_path: Path, execute: Callable[..., Any]) -> None:
+@pytest.mark.slow
+def test_train_on_your_own_images(speaking: Path, tmp_path: Path, execute: Callable[..., Any]) -> None:
     for module in ("trl", "pycocoevalcap"):
         pytest.importorskip(module)
     data, output = tmp_path / "chips", tmp_path / "my-nano"
-    said = printed(execute("train", MODEL=str(checkpoint), DATA=str(data), OUTPUT=str(output), COUNT=10))
+    said = printed(execute("train", MODEL=str(speaking), DATA=str(data), OUTPUT=str(output), COUNT=10))
     assert len(list(data.glob("*.png"))) == 10
     assert any(line.startswith("8 images to learn from, 2 to score; experts theme, object, relation") for line in said)
     assert [line.split(":")[0] for line in said if line.startswith(("before", "after", "a person"))] == [
@@ -105,16 +107,17 @@ def test_train_on_your_own_images(checkpoint: Path, tmp_path: Path, execute: Cal
     assert any(
         line.startswith("| full model") and f"{result['scores']['CIDEr-D']['value']:.1f}" in line for line in said
     )
-    before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, output))
+    before, after = (load_file(folder / "model.safetensors") for folder in (speaking, output))
     changed = {name.split(".")[1] for name in after if not torch.equal(before[name], after[name])}
     assert {"encoder", "language_model", "router", "experts"} == changed
 
 
-def test_add_an_expert(checkpoint: Path, tmp_path: Path, execute: Callable[..., Any]) -> None:
+@pytest.mark.slow
+def test_add_an_expert(speaking: Path, tmp_path: Path, execute: Callable[..., Any]) -> None:
     pytest.importorskip("trl")
     output = tmp_path / "counting"
     parameters = {"EXAMPLES": str(ROOT / "examples"), "DATA": str(tmp_path / "tanks"), "OUTPUT": str(output)}
-    said = printed(execute("add_expert", MODEL=str(checkpoint), COUNT=4, EPOCHS=1, **parameters))
+    said = printed(execute("add_expert", MODEL=str(speaking), COUNT=4, EPOCHS=1, **parameters))
     assert "['theme', 'object', 'relation', 'counting']" in said
     assert "{'model.experts.counting'}" in said
     assert load(str(output / "trained")).processor.experts[-1] == "counting"
@@ -122,10 +125,11 @@ def test_add_an_expert(checkpoint: Path, tmp_path: Path, execute: Callable[..., 
     assert all(line.endswith("of 10 are right") for line in said[-4:])
 
 
-def test_the_scene_on_a_map(checkpoint: Path, tmp_path: Path, execute: Callable[..., Any]) -> None:
+@pytest.mark.slow
+def test_the_scene_on_a_map(speaking: Path, tmp_path: Path, execute: Callable[..., Any]) -> None:
     pytest.importorskip("ipyleaflet")
     scene = write_raster(tmp_path / "scene.tif", noise(3, 40, 60, "uint8", 255), photometric="rgb", **UTM)
-    book = execute("scene", MODEL=str(checkpoint), SCENE=str(scene), TILE=20)
+    book = execute("scene", MODEL=str(speaking), SCENE=str(scene), TILE=20)
     *_, captions, answers = [cell for cell in book.cells if cell.cell_type == "code"]
     for cell in (captions, answers):
         (output,) = cell.outputs

@@ -71,7 +71,8 @@ def write_folder(
                 is_png = record.image in chips.files
                 images[record.image] = target.with_name(f"{target.name}.png") if is_png else target
             file = CAPTIONS_FILE if isinstance(record, CaptionRecord) else questions_file
-            values = {**vars(record), "image": images[record.image].as_posix()}
+            values = {name: value for name, value in vars(record).items() if value is not None}
+            values["image"] = images[record.image].as_posix()
             lines[file].append(json.dumps(values, ensure_ascii=False) + "\n")
             counts[file, record.dataset, record.split] += 1
         check_images(images, remedy)

@@ -17,7 +17,8 @@ from .report import HEADLINE_SCORE, NO_IMAGE, Report, Result, ScoreEntry, checkp
 # Scores that stand in the report but not in tables: between their neighbors, or printed by hardly any paper.
 _LEFT_OUT = ("BLEU-2", "BLEU-3", "CIDEr")
 _SYSTEMS = {"full": "full model", "base": "base LM alone"}
-_SEE_THE_IMAGE = ("nearest", "start")  # of the baselines
+_RETRIEVES = ("nearest", "retrieval")  # of the baselines
+_SEE_THE_IMAGE = (*_RETRIEVES, "start")
 _BASELINES = {
     ("constant", "captioning"): "the most frequent training caption",
     ("nearest", "captioning"): "captions of the most similar training images",
@@ -58,31 +59,52 @@ def score_tables(reports: Sequence[Report]) -> str:
     return "\n\n".join([*tables, _footer(reports)]) + "\n"
 
 
+def folded_tables(reports: Sequence[Report]) -> str:
+    """`score_tables` of each task and split, folded, test splits first: HTML that GitHub, the Hub and a site of
+    Markdown pages (md_in_html) show as a line to click on.
+
+    Args:
+        reports: of any tasks, in the order in which their systems shall stand.
+    """
+    of_split: dict[tuple[bool, str, str], list[Report]] = defaultdict(list)
+    for report in reports:
+        splits = sorted({result["split"] for result in report["results"]})
+        of_split[not splits[0].startswith("test"), report["task"], ", ".join(splits)].append(report)
+    folded = []
+    for key in sorted(of_split):
+        title = f"{'Captions' if key[1] == 'captioning' else 'Answers'}, {escaped(key[2])}: every score and baseline"
+        tables = score_tables(of_split[key])
+        folded.append(f"<details markdown>\n<summary>{title}</summary>\n\n{tables}\n</details>")
+    return "\n\n".join(folded) + "\n"
+
+
 def summary_table(reports: Sequence[Report]) -> str:
-    """One short table: a row for each set of images, with the headline score of the full model, of its base LM alone,
-    and of the best that does not see the image.
+    """One short table: a row for each set of test images (of all images, where there is no test split), with the
+    headline score of the full model and its interval, and without intervals of its base LM alone, of the best that
+    copies from the training data what was said of similar images, and of the best that does not see the image.
 
     Args:
         reports: of any tasks.
     """
+    groups = _by_data(reports)
     rows = []
-    for group in _by_data(reports):
+    for group in [group for group in groups if group[0][1]["split"].startswith("test")] or groups:
         task = group[0][0]["task"]
         name = HEADLINE_SCORE[task]
-        measured = {report["system"]: result["scores"].get(name) for report, result in group}
-        blind = [
-            scores
-            for _, result in group
-            for baseline, scores in result["baselines"].items()
-            if baseline not in _SEE_THE_IMAGE
-        ]
-        blind += [result["scores"] for report, result in group if _is_baseline(report)]
-        best = max(
-            (scores[name] for scores in blind if name in scores), key=lambda score: score["value"], default=None
+        systems = {report["system"]: result["scores"] for report, result in group}
+        others = [(report["system"], result["scores"]) for report, result in group if _is_baseline(report)]
+        others += [one for _, result in group for one in result["baselines"].items()]
+        beside = (
+            [systems["base"]] if "base" in systems else [],
+            [scores for other, scores in others if other in _RETRIEVES],
+            [scores for other, scores in others if other not in _SEE_THE_IMAGE],
         )
-        cells = [*(measured.get(system) for system in _SYSTEMS), best]
-        rows.append([headline(group[0][1], task), name, *map(_cell, cells)])
-    return markdown_table(["", "score", *_SYSTEMS.values(), "without the image"], rows, texts=2) + "\n"
+        cells = [_cell(systems.get("full", {}).get(name)), *(_highest(scores, name) for scores in beside)]
+        rows.append([headline(group[0][1], task), name, *cells])
+    header = ["", "score", *_SYSTEMS.values(), "retrieval", "without the image"]
+    measured = [index for index in range(len(header)) if index < 2 or any(row[index] for row in rows)]
+    header, *rows = ([row[index] for index in measured] for row in (header, *rows))
+    return markdown_table(header, rows, texts=2) + "\n"
 
 
 def rows_of(group: Group) -> list[SystemScores]:
@@ -173,6 +195,10 @@ def _cell(score: ScoreEntry | None, sign: str = "") -> str:
         return ""
     value, low, high = (f"{score[bound]:{sign}.1f}" for bound in ("value", "low", "high"))  # type: ignore[literal-required]
     return f"{value} [{low}, {high}]"
+
+
+def _highest(scores: Sequence[Mapping[str, ScoreEntry]], name: str) -> str:
+    return f"{max(values):.1f}" if (values := [one[name]["value"] for one in scores if name in one]) else ""
 
 
 def _is_baseline(report: Report) -> bool:

@@ -32,6 +32,7 @@ from .sources import SOURCES_FILE, Source, read_sources, settings_folder
 
 
 CARD_FACTS, SETTINGS = "card.yaml", "training.yaml"
+PICTURE = "picture.png"  # what the checkpoint does, for its card
 RECORDS = (TRAINING_RECORD, "trained.json")  # of a checkpoint, and of the trained weights under hub_configs
 PROVENANCE = "provenance"  # the entry of config.json
 _LICENSE = ("license", "license_name", "license_link", "license_notes")  # fields of Texts, in their order
@@ -93,6 +94,7 @@ class Texts:
     license_link: str | None = None
     license_notes: str = ""
     summary: str = ""
+    picture: str = ""  # what picture.png shows
     modules: Mapping[str, str] = field(default_factory=dict)
     intended_use: str = ""
     out_of_scope: str = ""

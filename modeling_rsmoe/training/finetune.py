@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from ..data.aspects import ASPECTS, split_aspects
+from ..data.aspects import ASPECTS, aspect_texts
 from ..data.cleaning import words
-from ..data.lexicon import mentions
+from ..data.lexicon import listed_mentions
 from ..data.records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
 from ..data.splits import with_splits
 from ..errors_rsmoe import RSMoEError
 from ..evaluation import run
-from ..evaluation.markdown import score_tables, summary_table
+from ..evaluation.markdown import summary_table
 from ..evaluation.report import Report, read_report, write_report
 from ..hub.card import CARD, write_card
 from ..hub.facts import read_facts
@@ -225,7 +225,7 @@ def own_records(data: Path, progress: Progress = no_progress) -> tuple[list[Capt
 def _check_english(captions: Sequence[str]) -> None:
     """The base LM writes English, and aspects are found by English words."""
     split = [words(caption) for caption in captions]
-    english = [caption for caption in split if ENGLISH.intersection(caption) or mentions(caption)]
+    english = [caption for caption in split if ENGLISH.intersection(caption) or listed_mentions(caption)]
     if len(english) < MIN_ENGLISH_SHARE * len(captions):
         raise RSMoEError(
             f"the captions do not look English (such as {captions[0]!r}): the experts' aspects are found by English "
@@ -275,7 +275,7 @@ def _decide(
 ) -> Plan:
     train = [record for record in captions if record.split == run.TRAIN]
     (test_split,) = {record.split for record in captions} - {run.TRAIN}
-    sentences = [split_aspects(record.captions) for record in train]
+    sentences = [aspect_texts(record) for record in train]
     config = open_config(checkpoint)
     experts = [
         name
@@ -453,7 +453,7 @@ def _finish(report: Report, checkpoint: Path, output: Path) -> None:
     state = output / STATE
     if not (output / CARD).is_file():
         facts = replace(read_facts(checkpoint), name=output.name)
-        write_card(facts, output / CARD, [report], summary_table([report]), score_tables([report]))
+        write_card(facts, output / CARD, [report], summary_table([report]))
     for stage in STAGES:
         if (state / stage / "loss.png").is_file():
             (state / stage / "loss.png").replace(output / f"{stage}.png")

@@ -98,6 +98,9 @@ class Recipe:
     router_share: float = _setting(0.0, "Share of examples: the router writes an expert's prompt.")
     expert_share: float = _setting(0.0, "Share of examples: an expert writes its text.")
     question_share: float = _setting(0.15, "Share of the router's examples that begin from a question.")
+    detail_share: float = _setting(
+        0.0, "Share of the examples of captions, rewrites, router and experts that ask for details: paragraphs."
+    )
     references_per_example: int = _setting(
         5, "References of an image that one example of a caption or an expert learns at once, as if drawn one by one."
     )
@@ -267,7 +270,7 @@ def _expected(name: str, kind: Any, value: Any) -> str | None:
         types = (int, float) if float in kinds else (int,)
         if not isinstance(value, types) or isinstance(value, bool) or not 0 <= value < math.inf:
             return "a number" if float in kinds else "a whole number"
-    if name in ("question_share", "example_weight", "lora_dropout") and value > 1:
+    if name in ("question_share", "detail_share", "example_weight", "lora_dropout") and value > 1:
         return "a share from 0 to 1"
     if name in ("lora_r", "alignment_batch_size", "references_per_example") and value < 1:
         return "1 or more"

@@ -12,22 +12,13 @@ from modeling_rsmoe.evaluation.markdown import score_tables
 from modeling_rsmoe.evaluation.report import read_report
 from modeling_rsmoe.utils.provenance import folder_sha256, weights_sha256
 from tests.cli.test_cli import errors, run
-from tests.tiny import tiny_checkpoint
 
 
 SHORT = ("--max-new-tokens", 6)
 CAPTIONS = ["a wide river .", "many <b>green</b> trees .", "a road crosses a river .", "a white plane ."]
 
 
-@pytest.fixture(autouse=True)
-def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """METEOR takes seconds and is tested with the metrics."""
-    monkeypatch.setattr("modeling_rsmoe.evaluation.captions.shutil.which", lambda name: None)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("evaluate") / "tiny")
+pytestmark = pytest.mark.usefixtures("without_java")
 
 
 @pytest.fixture
