@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-fast test-integrations attack dist version release-notes test-wheel check format screenshots plots notebooks clean
+.PHONY: demo test test-fast test-integrations attack dist version release-notes test-wheel check docs format screenshots plots notebooks clean
 
 demo: $(VENV)/installed
 	$(BIN)/rsmoe caption $(if $(IMAGE),"$(IMAGE)",--demo)
@@ -35,6 +35,10 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site: open build/site/index.html. Warnings are errors.
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # Both distributions, as they would be published.
 dist: $(VENV)/installed-dev
