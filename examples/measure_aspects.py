@@ -1,4 +1,4 @@
-"""How captions split into aspects: the table of docs/explanation/aspects.md for a data folder.
+"""How the sentences of captions split into aspects: the table of docs/explanation/aspects.md for a data folder.
 
 python examples/measure_aspects.py DIR [--split train]
 """

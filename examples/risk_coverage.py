@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from modeling_rsmoe.data.labels import OBJECTS_FILE, read_objects
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 from modeling_rsmoe.evaluation.intervals import Array, interval
-from modeling_rsmoe.evaluation.objects import OBJECTS_FILE, mentions, read_objects
+from modeling_rsmoe.evaluation.objects import mentions, object_labels
 from modeling_rsmoe.evaluation.predict import read_predictions
 from modeling_rsmoe.utils.extras import require
 from modeling_rsmoe.utils.files import whole_file
@@ -33,7 +34,7 @@ def judged(predictions: Path, data: Path) -> dict[str, Array]:
     Raises:
         RSMoEError: no labels, or no caption with a score has any.
     """
-    labels = read_objects(data)
+    labels = object_labels(read_objects(data))
     rows: dict[str, list[tuple[float, int, int]]] = {}
     for line in read_predictions(predictions).values():
         of_image = labels.get(data.absolute() / line["image"])

@@ -26,6 +26,7 @@ from .prompting_rsmoe import (
     ROUTER_TOKEN,
     TASKS,
     Prompt,
+    detailed,
     expert_token,
     task_of,
 )
@@ -366,7 +367,10 @@ class RSMoEProcessor(ProcessorMixin):
             kind: [self.with_image_tokens(self.render(text)) for text in kind_prompts]
             for kind, kind_prompts in prompts.items()
         }
-        texts["template_prompt"] = [f" {text}" for text in sub_tasks]
+        texts["template_prompt"] = [
+            f" {detailed(sub_task) if task_of(instruction) == 'detail' else sub_task}"
+            for (instruction, _), sub_task in zip(pairs, sub_tasks)
+        ]
         texts["instruction"] = [f" {text}" for text in instructions]
         data: dict[str, Any] = {}
         for kind, kind_texts in texts.items():

@@ -15,6 +15,7 @@ from typing import Literal
 IMAGE_TOKEN, PROMPT_TOKEN, ROUTER_TOKEN = "<image>", "<prompt>", "<router>"
 DEFAULT_INSTRUCTION = "Describe the image."
 ANSWER_SUFFIX = "Answer the question using a single word or phrase."  # GeoChat's wording for RSVQA
+DETAIL_SUFFIX = "Answer in detail."  # of the prompts that experts answer with all sentences of a paragraph
 # Each expert's sub-task: what its Q-Former reads, and its prompt with router_mode="template".
 EXPERT_INSTRUCTIONS = {
     "theme": "What is the theme of this image: its scene and land use?",
@@ -71,6 +72,11 @@ def question_instruction(question: str) -> str:
     """A question as an instruction: `Is there a road? Answer the question using a single word or phrase.`"""
     question = " ".join(question.split())
     return f"{question if question.endswith(('?', '.', '!')) else question + '?'} {ANSWER_SUFFIX}"
+
+
+def detailed(prompt: str) -> str:
+    """An expert's prompt that asks for several sentences: `What do the planes look like? Answer in detail.`"""
+    return f"{prompt} {DETAIL_SUFFIX}"
 
 
 def task_of(instruction: str) -> Task:

@@ -17,21 +17,11 @@ from transformers.models.auto import modeling_auto
 
 from modeling_rsmoe import RSMoEError, RSMoEProcessor
 
-from .tiny import tiny_checkpoint, tiny_model, tiny_processor
+from .tiny import tiny_model
 
 
 IMAGES = [Image.radial_gradient("L"), Image.linear_gradient("L")]
 TEXTS = ["Describe.", "What is it now?"]
-
-
-@pytest.fixture(scope="module")
-def processor() -> RSMoEProcessor:
-    return tiny_processor()
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
 
 
 # ---- asked by vLLM, SGLang and transformers' own continuous batching
@@ -96,11 +86,6 @@ def test_engines_of_single_tokens_are_refused(model) -> None:
 
 
 # ---- transformers serve, transformers chat
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("contracts") / "tiny")
 
 
 def test_transformers_serve_takes_no_class_of_a_checkpoints_own_code(checkpoint) -> None:

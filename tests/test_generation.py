@@ -16,16 +16,6 @@ from .tiny import speaking_model, tiny_config, tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return tiny_processor()
-
-
-@pytest.fixture(scope="module")
 def inputs(processor):
     generator = torch.Generator().manual_seed(4)
     images = [torch.randint(0, 255, (3, 40, 50), generator=generator, dtype=torch.uint8) for _ in range(3)]

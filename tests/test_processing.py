@@ -13,11 +13,6 @@ from modeling_rsmoe.sequences_rsmoe import SEQUENCES, by_expert, fill_slots, unp
 from .tiny import tiny_model, tiny_processor, tiny_tokenizer
 
 
-@pytest.fixture(scope="module")
-def processor():
-    return tiny_processor()
-
-
 @pytest.fixture
 def image():
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))

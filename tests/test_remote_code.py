@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,10 @@ from modeling_rsmoe import (
 )
 
 from .remote_reader import CHAT_TEXT, TEXT
-from .tiny import tiny_checkpoint, tiny_config
+from .tiny import tiny_config
+
+
+pytestmark = pytest.mark.slow
 
 
 READER = Path(__file__).with_name("remote_reader.py")
@@ -55,9 +59,9 @@ def make_rows(config: RSMoEConfig) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose name is no Python identifier, as many a folder's."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("saved") / "rs-moe.tiny 1")
+    return Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("saved") / "rs-moe.tiny 1"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration
 from modeling_rsmoe.reranker_rsmoe import RSMoEReranker, hashed_ngrams, pool_image_features
 
-from .test_generation import describe, inputs, part, processor  # noqa: F401  (fixtures)
+from .test_generation import describe, inputs, part  # noqa: F401  (fixtures)
 from .tiny import tiny_config, tiny_model
 
 
@@ -99,7 +99,7 @@ def test_several_are_returned_best_first(model, inputs):  # noqa: F811
     assert texts == [[5], [5], [5]] and len(set(map(float, scores))) == 1
 
 
-def test_auto_goes_by_the_task(model, processor):  # noqa: F811
+def test_auto_goes_by_the_task(model, processor):
     """In one batch a caption is reranked, a question and a detailed caption are rewritten, as if each were alone."""
     generator = torch.Generator().manual_seed(4)
     images = [torch.randint(0, 255, (3, 40, 50), generator=generator, dtype=torch.uint8) for _ in range(3)]

@@ -10,8 +10,6 @@ import pytest
 import yaml
 from PIL import Image
 
-from .tiny import tiny_checkpoint
-
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACE = ROOT / "examples" / "space"
@@ -28,11 +26,11 @@ def test_settings_are_those_of_the_package() -> None:
     assert found and set(found[1].split(",")) <= set(project["optional-dependencies"])
 
 
-def test_the_app_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_app_is_built(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gradio = pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"')
     tile = tmp_path / "tile.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)).save(tile)
-    monkeypatch.setenv("RSMOE_MODEL", str(tiny_checkpoint(tmp_path / "tiny")))
+    monkeypatch.setenv("RSMOE_MODEL", str(checkpoint))
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     monkeypatch.setattr("modeling_rsmoe.hub.download.demo_images", lambda progress: [tile])
     spec = importlib.util.spec_from_file_location("space_app", SPACE / "app.py")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors_rsmoe import RSMoEError
+from ..utils.extras import require
 
 
 PROMPT_WORD = "image "
@@ -24,10 +25,9 @@ def check_file(file: Path) -> Any:
     """
     if not file.is_file():
         raise RSMoEError(f"there is no file {file}; give --gguf a GGUF file of the LLM")
-    from gguf import GGUFReader
-
+    gguf = require("gguf", "assemble")
     try:
-        GGUFReader(file).fields["general.architecture"].contents()
+        gguf.GGUFReader(file).fields["general.architecture"].contents()
     except (ValueError, KeyError, IndexError, OSError) as error:
         raise RSMoEError(f"{file} is no GGUF of an LLM ({error}); give --gguf such a file") from error
     try:

@@ -1,6 +1,7 @@
-"""Curves and bars of a bench as one image file."""
+"""Curves and bars of a bench as one image file, which reads on a light page and on a dark one."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from ..utils.extras import require
@@ -17,12 +18,16 @@ CURVES = (  # key, x axis, title
     ("growth: image tokens", "image tokens", "1 image, by its tokens"),
     ("growth: threads", "threads", "1 image, by threads"),
 )
-STYLES = {BASE: ("C0", "o"), FULL: ("C1", "s"), TEMPLATE: ("C2", "^")}
+STYLES = {BASE: ("#3b82c4", "o"), FULL: ("#d9822b", "s"), TEMPLATE: ("#3f9c56", "^")}
+INK = "#747c87"  # of texts and axes: between white pages and dark ones
 Points = dict[str, list[tuple[float, Times]]]  # by variant: what grows, and the times there
 
 
 def plot(results: Results, file: Path, clock: str = "wall") -> bool:
     """Draw a panel for each curve that was measured, median with lowest and highest, and one of the latencies.
+
+    Args:
+        file: .svg or .png.
 
     Returns:
         Whether there was anything to draw; else no file is written.
@@ -35,20 +40,25 @@ def plot(results: Results, file: Path, clock: str = "wall") -> bool:
     require("matplotlib", "train").use("Agg")
     import matplotlib.pyplot as plt
 
-    lines, columns = -(-panels // 3), min(3, panels)
-    figure, grid = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False)
-    axes = list(grid.flat)
-    for unused in axes[panels:]:
-        unused.set_visible(False)
-    if latency is not None:
-        _bars(axes.pop(0), latency["times"], clock)
-    for axis, (points, x_label, title) in zip(axes, curves):
-        _curve(axis, points, clock)
-        axis.set(xlabel=x_label, ylabel="seconds", title=title)
-    figure.suptitle(f"{results['checkpoint']['name']}, {count(results['machine']['threads'], 'thread')}")
-    figure.tight_layout()
-    with whole_file(file) as path:
-        figure.savefig(path, dpi=110, format="png", bbox_inches="tight")  # long names stand outside
+    colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    look: Any = colors | {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "rsmoe"}
+    lines, columns = -(-panels // 2), min(2, panels)
+    with plt.rc_context(look):
+        figure, grid = plt.subplots(lines, columns, figsize=(5 * columns, 3.4 * lines), squeeze=False)
+        axes = list(grid.flat)
+        for unused in axes[panels:]:
+            unused.set_visible(False)
+        if latency is not None:
+            _bars(axes.pop(0), latency["times"], clock)
+        for axis, (points, x_label, title) in zip(axes, curves):
+            _curve(axis, points, clock)
+            axis.set(xlabel=x_label, ylabel="seconds", title=title)
+        figure.suptitle(f"{results['checkpoint']['name']}, {count(results['machine']['threads'], 'thread')}")
+        figure.tight_layout()
+        with whole_file(file) as path:
+            # The same results make the same file: no date. Long names stand outside.
+            metadata = {"Date": None} if file.suffix == ".svg" else {}
+            figure.savefig(path, dpi=110, transparent=True, bbox_inches="tight", metadata=metadata)
     plt.close(figure)
     return True
 
@@ -81,12 +91,14 @@ def _curve(axis: Any, points: Points, clock: str) -> None:
         style: dict[str, Any] = dict(zip(("color", "marker"), STYLES[name]))
         axis.errorbar([x for x, _ in of_variant], medians, errors, label=name, markersize=4, capsize=2, **style)
     axis.set_ylim(bottom=0)
-    axis.legend(fontsize=7)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(fontsize=7, frameon=False)
 
 
 def _bars(axis: Any, times: dict[str, Times], clock: str) -> None:
     medians, errors = _medians(list(times.values()), clock)
-    axis.barh(list(times), medians, xerr=errors, color="C1", capsize=2)
+    colors = [STYLES[BASE if name == BASE else FULL][0] for name in times]
+    axis.barh([fill(name, 26) for name in times], medians, xerr=errors, color=colors, ecolor=INK, capsize=2)
     axis.invert_yaxis()
-    axis.tick_params(axis="y", labelsize=7)
+    axis.tick_params(axis="y", labelsize=8)
     axis.set(xlabel="seconds", title="1 image, by mode")

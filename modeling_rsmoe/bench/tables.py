@@ -9,6 +9,19 @@ from .targets import TARGETS, bandwidth, steps_over_floor
 from .timing import Group, Spread, busy_share, ratio, seconds, spread
 
 
+TITLES = {  # of the sections
+    "equality": "Equality: whether all variants give the same texts",
+    "cold": "Cold start: a fresh process",
+    "latency": "Latency: one image, by mode and phase",
+    "throughput": "Throughput: several images in one batch",
+    "peers": "Peers: other ways to the same texts",
+    "memory": "Memory",
+    "profile": "Profile: where a decode's time goes",
+    "growth": "Growth: with experts, tokens and threads",
+    "training": "Training",
+}
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of texts under their columns' titles; notes stand below."""
@@ -21,11 +34,16 @@ class Table:
 
 def tables(results: Results, clock: str = "wall") -> list[Table]:
     """All that the results hold, in the order of the sections; the targets last."""
-    made = [_equality(results)] if "equality" in results else []
-    for section in results["sections"].values():
-        made += [_times(group, clock) for group in section["groups"]]
-        made += _facts(results, section["facts"], clock)
+    made = [table for of_section in _by_section(results, clock).values() for table in of_section]
     return [*made, targets(results, clock)] if results["sections"] else made
+
+
+def _by_section(results: Results, clock: str) -> dict[str, list[Table]]:
+    made = {"equality": [_equality(results)]} if "equality" in results else {}
+    for name, section in results["sections"].items():
+        made[name] = [_times(group, clock) for group in section["groups"]]
+        made[name] += _facts(results, section["facts"], clock)
+    return made
 
 
 def targets(results: Results, clock: str = "wall") -> Table:
@@ -146,10 +164,15 @@ def footer(results: Results) -> list[str]:
 
 
 def markdown(results: Results, clock: str = "wall") -> str:
-    """All tables as Markdown, the targets first."""
-    made = tables(results, clock)
-    sections = []
-    for table in [*made[-1:], *made[:-1]]:
-        notes = ["", *table.notes] if table.notes else []
-        sections.append("\n".join([f"**{table.title}**", "", markdown_table(table.columns, table.rows), *notes]))
-    return "\n\n".join([*sections, "\n".join(f"- {line}" for line in footer(results))]) + "\n"
+    """All tables as Markdown: the targets, and below them those of each section, folded (HTML that GitHub and a site
+    of Markdown pages, by md_in_html, show as a line to click on)."""
+    parts = [_table_text(targets(results, clock))] if results["sections"] else []
+    for name, made in _by_section(results, clock).items():
+        texts = "\n\n".join(map(_table_text, made))
+        parts.append(f"<details markdown>\n<summary>{TITLES[name]}</summary>\n\n{texts}\n\n</details>")
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in footer(results))]) + "\n"
+
+
+def _table_text(table: Table) -> str:
+    notes = ["", *table.notes] if table.notes else []
+    return "\n".join([f"**{table.title}**", "", markdown_table(table.columns, table.rows), *notes])

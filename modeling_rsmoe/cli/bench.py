@@ -36,6 +36,12 @@ def bench(
             metavar="FILE", help="Write all times as JSON, and curves as .png beside it.", show_default=False
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draw the curves into this file, .svg or .png.", show_default="OUTPUT as .png"
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Only check that all variants give the same text, with short texts.")
     ] = False,
@@ -95,19 +101,21 @@ def bench(
     if earlier is not None and (model or quick or only):
         raise RSMoEError("--from shows what was measured before: leave MODEL, --quick and --only out")
     sections = [] if earlier is not None else _sections(quick, only, data)
-    plot_file = output.with_suffix(".png") if output is not None else None
-    check_outputs(output, plot_file)
+    if plot is None and output is not None:
+        plot = output.with_suffix(".png")
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise RSMoEError(f"--plot {plot} has an unknown ending: write .svg or .png")
+    check_outputs(output, plot)
     with terminal.Steps() as steps:
         if earlier is not None:
             from ..bench.results import read_results
 
             results = read_results(earlier)
         else:
-            _check_needs(sections, None if quick else output, data, gguf)
+            _check_needs(sections, None if quick else plot, data, gguf)
             how = {"repeats": repeats, "threads": threads, "data": data, "config": config, "gguf": gguf}
             results = _measure(model, dtype, sections, None if quick else tokens, how, steps)
-        if output is not None and plot_file is not None:
-            _write(results, output, plot_file, clock, steps)
+        _write(results, output, plot, clock, steps)
         _show(results, clock, markdown, steps)
         different = [one for one in results.get("equality", ()) if one["differences"]]
         for one in different:
@@ -129,7 +137,7 @@ def _sections(quick: bool, only: list[str] | None, data: Path | None) -> list[st
     return list(only) if only else [name for name in SECTIONS if name != "training" or data is not None]
 
 
-def _check_needs(sections: list[str], output: Path | None, data: Path | None, gguf: Path | None) -> None:
+def _check_needs(sections: list[str], plot: Path | None, data: Path | None, gguf: Path | None) -> None:
     """Before any work: what is missing at the end of a long run would cost it."""
     from ..utils.extras import require
 
@@ -141,7 +149,7 @@ def _check_needs(sections: list[str], output: Path | None, data: Path | None, gg
         from ..data.records import read_captions
 
         read_captions(data, "train")
-    modules = ["matplotlib"] if output is not None else []
+    modules = ["matplotlib"] if plot is not None else []
     for module in modules + (["datasets", "trl"] if "training" in sections else []):
         require(module, "train")
 
@@ -177,13 +185,18 @@ def _training_config(folder: Path) -> Path:
     return of_checkpoint if of_checkpoint.is_file() else HUB_CONFIGS / DEFAULT_MODEL / "training.yaml"
 
 
-def _write(results: "Results", output: Path, plot_file: Path, clock: str, steps: terminal.Steps) -> None:
+def _write(results: "Results", output: Path | None, plot_file: Path | None, clock: str, steps: terminal.Steps) -> None:
     from ..bench.plots import plot
     from ..bench.results import write_results
 
-    write_results(results, output)
-    drawn = plot(results, plot_file, clock)
-    steps.note("written: " + ", ".join(map(str, [output, plot_file] if drawn else [output])))
+    written = []
+    if output is not None:
+        write_results(results, output)
+        written.append(output)
+    if plot_file is not None and plot(results, plot_file, clock):
+        written.append(plot_file)
+    if written:
+        steps.note("written: " + ", ".join(map(str, written)))
 
 
 def _show(results: "Results", clock: str, markdown: bool, steps: terminal.Steps) -> None:

@@ -67,13 +67,13 @@ def card(
 
     What the checkpoint's files cannot say (uses, limits, risks, licences of data) stands in card.yaml beside them.
     """
-    from ..evaluation.markdown import score_tables, summary_table
-    from ..evaluation.report import TASKS, read_report
+    from ..evaluation.markdown import folded_tables, summary_table
+    from ..evaluation.report import read_report
 
     reports = [read_report(file) for path in scores or [] for file in _report_files(path)]
     reports.sort(key=_task_split_system)
-    of_tasks = [[report for report in reports if report["task"] == task] for task in TASKS]
-    table = "\n".join(score_tables(of_task) for of_task in of_tasks if of_task)
+    summary = summary_table(reports)
+    table = f"{summary}\n{folded_tables(reports)}"
     if unnamed := [text for text in benchmarks or [] if "=" not in text]:
         raise RSMoEError(f'--benchmark "{unnamed[0]}" names no dataset; write DATASET=OWNER/NAME[:TASK]')
     benchmark_ids = dict(text.split("=", 1) for text in benchmarks or [])
@@ -95,8 +95,7 @@ def card(
             facts = read_facts(model)
             texts = with_tables(tables or [], table)  # all is read and made before anything is written
             item = stac_text(facts) if facts.trained else None
-            summary = summary_table(reports)
-            done = write_card(facts, output or facts.folder / CARD, reports, summary, table, benchmark_ids)
+            done = write_card(facts, output or facts.folder / CARD, reports, summary, benchmark_ids)
             done += [write_changed(file, text) for file, text in texts.items()]
             if stac is None and output is not None:
                 pass  # only what was asked for, where it was asked for

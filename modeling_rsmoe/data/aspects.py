@@ -18,13 +18,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from ..errors_rsmoe import RSMoEError
 from .cleaning import words
-from .lexicon import PLACING, PRONOUNS, Mention, Noun, mentions, spatial_spans
+from .lexicon import PLACING, PRONOUNS, Mention, Noun, spatial_spans
+from .nouns import mentions
+from .records import CaptionRecord
+from .sentences import split_sentences
 
 
 ASPECTS = ("theme", "object", "relation")
 
+_IMAGE_WORDS = frozenset({"image", "picture", "photo", "photograph"})
 _MAX_NAMED = 3  # things that a router prompt names, so that it stays a short line
 
 
@@ -44,8 +47,8 @@ def split_aspects(captions: Iterable[str]) -> dict[str, list[str]]:
     """All sentences of one image by aspect: each distinct sentence once, in order of first appearance.
 
     Args:
-        captions: the reference captions of one image; one caption is one sentence. Captions that differ only in case,
-            spaces or punctuation count as the same.
+        captions: the reference captions of one image, of one or several sentences each. Sentences that differ only in
+            case, spaces or punctuation count as the same.
 
     Returns:
         A list for each of ``ASPECTS``, possibly empty.
@@ -53,11 +56,35 @@ def split_aspects(captions: Iterable[str]) -> dict[str, list[str]]:
     return {aspect: list(sentences) for aspect, sentences in _split(tuple(captions)).items()}
 
 
+def aspect_texts(record: CaptionRecord) -> dict[str, list[str]]:
+    """What an expert may learn to write of an image: of each reference its sentences of the aspect, as one text.
+
+    A reference of one sentence is a text of one aspect; a paragraph is a text of each aspect that it speaks of. Where
+    the record has its own ``aspects``, these are the texts, all sentences of an aspect as one.
+
+    Args:
+        record: an image and its references.
+
+    Returns:
+        Distinct texts in order of first appearance, for each of ``ASPECTS`` and each further aspect of the record.
+    """
+    if record.aspects is not None:
+        own = {name: [" ".join(sentences)] if sentences else [] for name, sentences in record.aspects.items()}
+        return dict.fromkeys(ASPECTS, []) | own
+    places = {_key(text): aspect for aspect, texts in split_aspects(record.captions).items() for text in texts}
+    texts: dict[str, list[str]] = {aspect: [] for aspect in ASPECTS}
+    for caption in record.captions:
+        sentences = distinct(split_sentences(caption))
+        for aspect in ASPECTS:
+            texts[aspect].append(" ".join(text for text in sentences if places[_key(text)] == aspect))
+    return {aspect: distinct(filter(None, of_aspect)) for aspect, of_aspect in texts.items()}
+
+
 def router_prompt(aspect: str, sentences: Sequence[str]) -> str:
     """What the router should write to the expert of ``aspect``: a question that names what the sentences mention.
 
     Args:
-        aspect: one of ``ASPECTS``.
+        aspect: one of ``ASPECTS``, or one of the data's own.
         sentences: the sentences of that aspect of one image (or a question about it).
 
     Returns:
@@ -66,22 +93,29 @@ def router_prompt(aspect: str, sentences: Sequence[str]) -> str:
     >>> router_prompt("relation", ["Many planes are parked between the terminal and a runway."])
     'Where are the planes, the terminal and the runway relative to each other?'
     """
-    if aspect not in ASPECTS:
-        raise RSMoEError(f'unknown aspect "{aspect}"; known: {", ".join(ASPECTS)}')
-    return {"theme": _theme_prompt, "object": _object_prompt, "relation": _relation_prompt}[aspect](sentences)
+    prompts = {"theme": _theme_prompt, "object": _object_prompt, "relation": _relation_prompt}
+    if aspect in prompts:
+        return prompts[aspect](sentences)
+    named = _named(sentences)[:_MAX_NAMED]
+    return f"Describe the {aspect} of {_join(named) if named else 'this image'}."
 
 
 def distinct(captions: Iterable[str]) -> list[str]:
     """Captions that differ in more than case, spaces and punctuation, in order of first appearance."""
     seen: dict[tuple[str, ...], str] = {}
     for caption in captions:
-        seen.setdefault(tuple(words(caption)), caption)
+        seen.setdefault(_key(caption), caption)
     return list(seen.values())
+
+
+def _key(text: str) -> tuple[str, ...]:
+    """Equal for texts that differ only in case, spaces and punctuation."""
+    return tuple(words(text))
 
 
 @lru_cache(maxsize=65536)
 def _split(captions: tuple[str, ...]) -> dict[str, list[str]]:
-    sentences = distinct(captions)
+    sentences = distinct(sentence for caption in captions for sentence in split_sentences(caption))
     aspects = [aspect_of(sentence) for sentence in sentences]
     for empty in ASPECTS:
         if empty in aspects:
@@ -103,11 +137,13 @@ def _evidence(sentence: str) -> dict[str, int]:
     """How strongly a sentence speaks of each aspect: 0 not at all, 1 it could, 2 and 3 clearly."""
     tokens = words(sentence)
     nouns = mentions(tokens)
-    return {"theme": _theme(nouns), "object": _object(nouns), "relation": _relation(tokens, nouns)}
+    return {"theme": _theme(tokens, nouns), "object": _object(nouns), "relation": _relation(tokens, nouns)}
 
 
-def _theme(nouns: list[Mention]) -> int:
-    if nouns and nouns[0].noun.kind != "thing":
+def _theme(tokens: list[str], nouns: list[Mention]) -> int:
+    if not nouns:  # "This is a high-resolution aerial image."
+        return 1 if not _IMAGE_WORDS.isdisjoint(tokens) and "is" in tokens else 0
+    if nouns[0].noun.kind != "thing":
         return 3 if nouns[0].noun.kind == "area" else 2
     return 1 if any(mention.noun.kind == "area" for mention in nouns) else 0
 

@@ -1,4 +1,4 @@
-"""Cleans one published caption into the sentence that a model learns to write. Knows no tokenizer and no image.
+"""Cleans one published caption into the text that a model learns to write. Knows no tokenizer and no image.
 
 [our decision] Targets are cleaned, references are not: scores are always computed against the raw published text. The
 cleaning does not cost score: the PTB tokenizer of the caption metrics lower-cases and drops punctuation, and a word is
@@ -8,6 +8,7 @@ respelled only where the published spelling is a slip of a word that the same da
 import re
 
 from .lexicon import LEXICON
+from .sentences import split_sentences
 
 
 SPELLING = LEXICON["spelling"]  # slip -> what was meant
@@ -17,12 +18,17 @@ _CHARACTERS = str.maketrans({"_": "-", "`": "'", "\u2019": "'", "[": None, "]": 
 
 
 def clean_caption(caption: str) -> str:
-    """One sentence: single spaces, none before punctuation, known slips respelled, a capital, one final period.
+    """A caption as a model learns it: single spaces, none before punctuation, known slips respelled; each sentence
+    has a capital and one final period.
 
     >>> clean_caption("many  trees ,and a raod . .")
     'Many trees, and a road.'
     """
-    text = caption.translate(_CHARACTERS)
+    return " ".join(filter(None, (_clean_sentence(sentence) for sentence in split_sentences(caption))))
+
+
+def _clean_sentence(sentence: str) -> str:
+    text = sentence.translate(_CHARACTERS)
     text = _SPELLING.sub(lambda match: SPELLING[match.group(0).lower()], re.sub(r"\(\d*\)?|\)", " ", text))
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"\s+([.,;:!?])", r"\1", text)

@@ -14,26 +14,30 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from ..errors_rsmoe import RSMoEError
-from ..prompting_rsmoe import DEFAULT_INSTRUCTION, Prompt, question_instruction
-from .aspects import ASPECTS, distinct, router_prompt, split_aspects
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION, Prompt, detailed, question_instruction, task_of
+from .aspects import ASPECTS, aspect_texts, distinct, router_prompt
 from .cleaning import clean_caption
+from .paragraphs import is_paragraph, paragraph_of, with_faults
 from .records import CaptionRecord, QuestionRecord
 
 
 Kind = Literal["caption", "answer", "rewrite", "router", "expert"]
 T = TypeVar("T")
 
-OTHER_INSTRUCTIONS = (
-    # RSICap [paper]
+RSICAP_INSTRUCTIONS = (  # RSICap [paper]; its answers are paragraphs
     "Take a look at this image and describe what you notice.",
     "Please provide a detailed description of the picture.",
     "Could you describe the contents of this image for me?",
     "Describe this image in detail.",
-    # our own
+)
+SHORT_INSTRUCTIONS = (  # our own
     "What does this image show?",
     "Write a caption for this aerial image.",
     "Describe this satellite image in one sentence.",
 )
+# Those that `task_of` takes for details ask for a paragraph, where paragraphs are learned beside captions.
+DETAIL_INSTRUCTIONS = tuple(text for text in RSICAP_INSTRUCTIONS if task_of(text) == "detail")
+OTHER_INSTRUCTIONS = (*RSICAP_INSTRUCTIONS, *SHORT_INSTRUCTIONS)
 
 # Shares of an epoch's examples.
 STAGE1_MIX: Mapping[str, float] = {"caption": 0.55, "answer": 0.25, "rewrite": 0.2}
@@ -82,6 +86,7 @@ def stage1_examples(
     mix: Mapping[str, float] = STAGE1_MIX,
     references: int = 1,
     similar: Mapping[Path, Sequence[CaptionRecord]] | None = None,
+    detail_share: float = 0.0,
 ) -> list[Example]:
     """One epoch of examples for the base LM: captions, answers and rewrites, shuffled.
 
@@ -96,29 +101,39 @@ def stage1_examples(
         references: so many captions of its image, or all where it has fewer, are the completions of a caption example.
         similar: for each captioned image others that look like it. Their sentences stand in for expert texts, as wrong
             as an expert's: a base LM that only ever read other references of the same image would believe every text.
+        detail_share: of caption and rewrite examples ask for details, and have a paragraph as completion. Captions
+            that are paragraphs are learned as they are, with any instruction, whatever this share is.
 
     Raises:
-        RSMoEError: for an unknown kind or a negative share in ``mix``, or a kind that has no record to draw from.
+        RSMoEError: for an unknown kind or a negative share in ``mix``, a ``detail_share`` beyond 0 to 1, or a kind
+            that has no record to draw from.
     """
     shares = _shares(mix, ("caption", "answer", "rewrite"))
+    instructions = _Instructions(detail_share)
     if count is None:
         kind = "caption" if "caption" in shares else max(shares, key=lambda name: shares[name])
         count = round(len(questions if kind == "answer" else captions) / shares[kind])
     numbers = _numbers({"caption": 0, "answer": 0, "rewrite": 0} | shares, count)
     examples = []
     for record, rng in _seeded(_draw(captions, numbers["caption"], "caption", seed, epoch), f"{seed}/{epoch}/caption"):
-        prompt = Prompt.base(_instruction(rng))
-        examples.append(Example(record.image, "caption", prompt, _completions(record.captions, references, rng)))
+        examples.append(_caption_example(record, references, instructions, rng))
     captioned = {record.image: record for record in captions}
     for question, rng in _seeded(_draw(questions, numbers["answer"], "answer", seed, epoch), f"{seed}/{epoch}/answer"):
         examples.append(_answer_example(question, captioned, captions, rng))
     from_similar = round(numbers["rewrite"] * SIMILAR_SHARE) if similar else 0
     drawn = _draw(captions, from_similar, "compose similar", seed, epoch)
     for record, rng in _seeded(drawn, f"{seed}/{epoch}/compose similar"):
-        examples.append(_similar_rewrite_example(record, (similar or {})[record.image], references, rng))
+        alike = (similar or {})[record.image]
+        if instructions.wants_detail(record, rng):
+            examples.append(_detail_rewrite_example(record, alike, instructions, rng))
+        else:
+            examples.append(_similar_rewrite_example(record, alike, references, instructions, rng))
     drawn = _draw_for_rewrite(captions, numbers["rewrite"] - from_similar, seed, epoch)
     for record, rng in _seeded(drawn, f"{seed}/{epoch}/compose"):
-        examples.append(_rewrite_example(record, captions, rng))
+        if instructions.wants_detail(record, rng):
+            examples.append(_detail_rewrite_example(record, captions, instructions, rng))
+        else:
+            examples.append(_rewrite_example(record, captions, instructions, rng))
     random.Random(f"{seed}/{epoch}/stage1").shuffle(examples)
     return examples
 
@@ -133,6 +148,7 @@ def stage2_examples(
     mix: Mapping[str, float] = STAGE2_MIX,
     question_share: float = QUESTION_SHARE,
     references: int = 1,
+    detail_share: float = 0.0,
 ) -> list[Example]:
     """One epoch of examples for the router and the experts, shuffled; every expert has the same number.
 
@@ -143,26 +159,29 @@ def stage2_examples(
     Args:
         captions: captioned images.
         questions: may be empty.
-        expert_instructions: the experts' names, each one of ``ASPECTS``, with their instructions.
+        expert_instructions: the experts' names, each one of ``ASPECTS`` or an aspect of the records' own, with their
+            instructions.
         seed: of everything random here.
         epoch: another epoch draws other examples; each kind goes on through its records where the last epoch ended.
         count: examples of the epoch; by default one expert example for each image and aspect that it has.
         mix: share of each kind, ``router`` and ``expert``, of any sum; 0 or absent for none.
         question_share: share of router examples that begin from a question; 0 without questions.
-        references: so many sentences of its aspect, or all where there are fewer, are the completions of an expert
+        references: so many texts of its aspect, or all where there are fewer, are the completions of an expert
             example.
+        detail_share: of the examples ask for details: the router's prompt says so, and the expert writes all sentences
+            of its aspect in a paragraph.
 
     Raises:
         RSMoEError: as for :func:`stage1_examples`, and for an expert that is no aspect.
     """
-    unknown = [name for name in expert_instructions if name not in ASPECTS]
+    known = dict.fromkeys([*ASPECTS, *(name for record in captions for name in record.aspects or ())])
+    unknown = [name for name in expert_instructions if name not in known]
     if unknown or not expert_instructions:
-        raise RSMoEError(
-            f"experts {unknown or 'none'} have no training sentences; known aspects: {', '.join(ASPECTS)}"
-        )
+        raise RSMoEError(f"experts {unknown or 'none'} have no training sentences; known aspects: {', '.join(known)}")
     if not 0 <= question_share <= 1:
         raise RSMoEError(f"question_share is {question_share}, expected a share from 0 to 1")
-    by_expert = {name: [r for r in captions if split_aspects(r.captions)[name]] for name in expert_instructions}
+    instructions = _Instructions(detail_share)
+    by_expert = {name: [r for r in captions if aspect_texts(r).get(name)] for name in expert_instructions}
     shares = _shares(mix, ("router", "expert"))
     if count is None:
         count = round(sum(map(len, by_expert.values())) / shares.get("expert", 1))
@@ -172,11 +191,13 @@ def stage2_examples(
             from_questions = round(of_expert * question_share) if kind == "router" and questions else 0
             drawn = _draw(by_expert[name], of_expert - from_questions, f"{kind} {name}", seed, epoch)
             for record, rng in _seeded(drawn, f"{seed}/{epoch}/{kind}/{name}"):
-                sentences = split_aspects(record.captions)[name]
                 if kind == "router":
-                    examples.append(_router_example(record.image, name, _instruction(rng), sentences))
+                    in_detail = instructions.wants_detail_share(rng)
+                    instruction, texts = instructions.draw(rng, in_detail), aspect_texts(record)[name]
+                    examples.append(_router_example(record.image, name, instruction, texts, in_detail))
                 else:
-                    examples.append(_expert_example(record, name, expert_instructions[name], references, rng))
+                    sub_task = expert_instructions[name]
+                    examples.append(_expert_example(record, name, sub_task, references, instructions, rng))
             for question in _draw(questions, from_questions, f"question {name}", seed, epoch):
                 instruction = question_instruction(question.question)
                 examples.append(_router_example(question.image, name, instruction, [question.question]))
@@ -199,7 +220,19 @@ def _answer_example(
     return Example(question.image, "answer", prompt, (question.answer.strip(),))
 
 
-def _rewrite_example(record: CaptionRecord, others: Sequence[CaptionRecord], rng: random.Random) -> Example:
+def _caption_example(
+    record: CaptionRecord, references: int, instructions: "_Instructions", rng: random.Random
+) -> Example:
+    in_detail = instructions.wants_detail_share(rng)
+    prompt = Prompt.base(instructions.draw(rng, in_detail))
+    if in_detail:
+        return Example(record.image, "caption", prompt, (paragraph_of(record, rng).text,))
+    return Example(record.image, "caption", prompt, _completions(record.captions, references, rng))
+
+
+def _rewrite_example(
+    record: CaptionRecord, others: Sequence[CaptionRecord], instructions: "_Instructions", rng: random.Random
+) -> Example:
     """The completion is one reference; the expert texts come from the others, so that copying one is never right.
 
     Some expert texts are noise, half of them missing and half of a random image, so that the image has the last word.
@@ -210,55 +243,106 @@ def _rewrite_example(record: CaptionRecord, others: Sequence[CaptionRecord], rng
     texts = _expert_texts(references, others, rng)
     # Another image may have the very same caption.
     texts = {aspect: "" if text == completion else text for aspect, text in texts.items()}
-    return Example(record.image, "rewrite", Prompt.rewrite(_instruction(rng), texts), (completion,))
+    return Example(record.image, "rewrite", Prompt.rewrite(instructions.draw(rng), texts), (completion,))
 
 
 def _similar_rewrite_example(
-    record: CaptionRecord, similar: Sequence[CaptionRecord], references: int, rng: random.Random
+    record: CaptionRecord,
+    similar: Sequence[CaptionRecord],
+    references: int,
+    instructions: "_Instructions",
+    rng: random.Random,
 ) -> Example:
     """Each expert text comes from one of the similar images that have it. It may well be right, as an expert's may."""
     texts = {}
     for aspect in ASPECTS:
-        by_image = [sentences for other in similar if (sentences := split_aspects(other.captions)[aspect])]
+        by_image = [of_image for other in similar if (of_image := aspect_texts(other)[aspect])]
         texts[aspect] = clean_caption(rng.choice(rng.choice(by_image))) if by_image else ""
-    prompt = Prompt.rewrite(_instruction(rng), texts)
+    prompt = Prompt.rewrite(instructions.draw(rng), texts)
     return Example(record.image, "rewrite", prompt, _completions(record.captions, references, rng))
 
 
-def _expert_texts(sentences: Sequence[str], others: Sequence[CaptionRecord], rng: random.Random) -> dict[str, str]:
-    """A text for each aspect out of an image's sentences; some are noise, all where there is no sentence."""
-    split = split_aspects(sentences)
-    noise = EXPERT_TEXT_NOISE if sentences else 1
+def _detail_rewrite_example(
+    record: CaptionRecord, others: Sequence[CaptionRecord], instructions: "_Instructions", rng: random.Random
+) -> Example:
+    """The completion is a paragraph; the expert texts are its own sentences, some of them wrong or missing."""
+    paragraph = paragraph_of(record, rng)
+    texts = with_faults(paragraph.sentences, others, rng)
+    prompt = Prompt.rewrite(instructions.draw(rng, in_detail=bool(instructions.detail_share)), texts)
+    return Example(record.image, "rewrite", prompt, (paragraph.text,))
+
+
+def _expert_texts(captions: Sequence[str], others: Sequence[CaptionRecord], rng: random.Random) -> dict[str, str]:
+    """A text for each aspect out of an image's captions; some are noise, all where there is no caption."""
+    own = aspect_texts(CaptionRecord(Path(), "", "", tuple(captions)))
+    noise = EXPERT_TEXT_NOISE if captions else 1
     texts = {}
     for aspect in ASPECTS:
-        candidates = split[aspect]
+        candidates = own[aspect]
         if rng.random() < noise:
-            candidates = split_aspects(rng.choice(others).captions)[aspect] if rng.random() < 0.5 else []
+            candidates = aspect_texts(rng.choice(others))[aspect] if rng.random() < 0.5 else []
         texts[aspect] = clean_caption(rng.choice(candidates)) if candidates else ""
     return texts
 
 
-def _router_example(image: Path, name: str, instruction: str, sentences: Sequence[str]) -> Example:
-    return Example(image, "router", Prompt.router(name, instruction), (router_prompt(name, sentences),))
+def _router_example(
+    image: Path, name: str, instruction: str, texts: Sequence[str], in_detail: bool = False
+) -> Example:
+    prompt = router_prompt(name, texts)
+    return Example(image, "router", Prompt.router(name, instruction), (detailed(prompt) if in_detail else prompt,))
 
 
 def _expert_example(
-    record: CaptionRecord, name: str, expert_instruction: str, references: int, rng: random.Random
+    record: CaptionRecord,
+    name: str,
+    expert_instruction: str,
+    references: int,
+    instructions: "_Instructions",
+    rng: random.Random,
 ) -> Example:
-    sentences = split_aspects(record.captions)[name]
+    in_detail = instructions.wants_detail_share(rng)
+    texts = aspect_texts(record)[name]
+    completions: tuple[str, ...] = ()
+    if in_detail:
+        sentences = paragraph_of(record, rng).sentences.get(name)  # none where another reference speaks of the aspect
+        completions = (" ".join(sentences),) if sentences else ()
     draw = rng.random()
     if draw < TEMPLATE_SHARE:
-        text = expert_instruction
+        text = detailed(expert_instruction) if in_detail else expert_instruction
     elif draw < TEMPLATE_SHARE + GLOBAL_SHARE:
-        text = _instruction(rng)
+        text = instructions.draw(rng, in_detail)
     else:
-        text = router_prompt(name, sentences)
+        text = router_prompt(name, texts)
+        text = detailed(text) if in_detail else text
     prompt = Prompt.for_expert(name, text, expert_instruction)
-    return Example(record.image, "expert", prompt, _completions(sentences, references, rng))
+    return Example(record.image, "expert", prompt, completions or _completions(texts, references, rng))
 
 
-def _instruction(rng: random.Random) -> str:
-    return rng.choice(OTHER_INSTRUCTIONS) if rng.random() < OTHER_INSTRUCTION_SHARE else DEFAULT_INSTRUCTION
+@dataclass(frozen=True)
+class _Instructions:
+    """Draws what a user asks for: a caption, or a share of details."""
+
+    detail_share: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.detail_share <= 1:
+            raise RSMoEError(f"detail_share is {self.detail_share}, expected a share from 0 to 1")
+
+    def wants_detail_share(self, rng: random.Random) -> bool:
+        """Draws nothing where there are no details, so that such trainings repeat."""
+        return bool(self.detail_share) and rng.random() < self.detail_share
+
+    def wants_detail(self, record: CaptionRecord, rng: random.Random) -> bool:
+        """The same for a rewrite, where a record of paragraphs alone always is one."""
+        return all(map(is_paragraph, record.captions)) or self.wants_detail_share(rng)
+
+    def draw(self, rng: random.Random, in_detail: bool = False) -> str:
+        if in_detail:
+            return rng.choice(DETAIL_INSTRUCTIONS)
+        others: tuple[str, ...] = OTHER_INSTRUCTIONS
+        if self.detail_share:
+            others = tuple(text for text in others if text not in DETAIL_INSTRUCTIONS)
+        return rng.choice(others) if rng.random() < OTHER_INSTRUCTION_SHARE else DEFAULT_INSTRUCTION
 
 
 def _completions(captions: Sequence[str], number: int, rng: random.Random) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ PLACING = frozenset({"on", "at", "by", "off", "beyond", "into", "from"})
 PRONOUNS = frozenset({"it", "them", "other", "others", "another"})
 
 
-def mentions(words: list[str]) -> list[Mention]:
+def listed_mentions(words: list[str]) -> list[Mention]:
     """The nouns of the list in a sentence's lower-case words, in order; the longest match wins."""
     nouns: list[Mention] = []
     spatial = {place for start, end in spatial_spans(words) for place in range(start, end)}  # "in the center of"

@@ -197,7 +197,7 @@ class _Reader:
 
     def read(self, progress: Progress) -> list[Record]:
         """All records; those without a split have ``""``."""
-        captions: dict[tuple[Path, str, str], dict[str, None]] = {}
+        captions: dict[tuple[Path, str, str], CaptionRecord] = {}
         questions: list[Record] = []
         for file in self.tables:
             for number, record in enumerate(self._records(file)):
@@ -206,9 +206,9 @@ class _Reader:
                 if isinstance(record, QuestionRecord):
                     questions.append(record)
                 else:
-                    texts = captions.setdefault((record.image, record.dataset, record.split), {})
-                    texts.update(dict.fromkeys(record.captions))
-        records = [*(CaptionRecord(*key, tuple(texts)) for key, texts in captions.items()), *questions]
+                    key = (record.image, record.dataset, record.split)
+                    captions[key] = _merged(captions[key], record) if key in captions else record
+        records = [*captions.values(), *questions]
         self.notes += [f"left out: {count_of(count, 'row')} {reason}" for reason, count in self._left_out.items()]
         if not records:
             found = "; ".join(self.notes) or f"no table ({', '.join(TABLES)})"
@@ -353,6 +353,18 @@ def _caption_columns(entry: Entry) -> list[str]:
     return []
 
 
+def _merged(first: CaptionRecord, second: CaptionRecord) -> CaptionRecord:
+    """One record of two rows about an image: their texts, each once."""
+    captions = tuple(dict.fromkeys([*first.captions, *second.captions]))
+    if first.aspects is None or second.aspects is None:
+        return replace(first, captions=captions, aspects=first.aspects or second.aspects)
+    aspects = {
+        name: tuple(dict.fromkeys([*first.aspects.get(name, ()), *second.aspects.get(name, ())]))
+        for name in dict.fromkeys([*first.aspects, *second.aspects])
+    }
+    return replace(first, captions=captions, aspects=aspects)
+
+
 def _is_known(entry: Entry) -> bool:
     """Whether a row's columns are those of a table that is read. (Conversations may begin with one of no image.)"""
     has_texts = "question" in entry.values or _caption_columns(entry)
@@ -366,7 +378,7 @@ def _texts(entry: Entry) -> Iterator[Record]:
         return
     captions = [text for column in _caption_columns(entry) for text in _list(entry, column)]
     if captions:
-        yield CaptionRecord(Path(), "", "", tuple(captions))
+        yield CaptionRecord(Path(), "", "", tuple(dict.fromkeys(captions)), entry.aspects())
     if _list(entry, "question"):
         answer = entry.values.get("answer")
         if type(answer) in (int, float):

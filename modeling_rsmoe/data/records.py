@@ -11,8 +11,8 @@ are the raw published text, which is what scores are computed against (``cleanin
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
@@ -40,6 +40,8 @@ class CaptionRecord:
     dataset: str
     split: str
     captions: tuple[str, ...]  # at least one
+    # The sentences of each expert by its name, where the data have their own split; `data.aspects` makes one else.
+    aspects: Mapping[str, tuple[str, ...]] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def read_captions(
     folder: str | Path, split: str | None = None, datasets: Collection[str] | None = None
 ) -> list[CaptionRecord]:
     """Read ``folder/captions.jsonl``: one JSON object a line with ``image, dataset, split, captions``.
+
+    A line may carry a split of its own into what the experts learn: ``"aspects": {"theme": ["..."], "object": [..]}``.
 
     Args:
         folder: the data folder; image paths are relative to it and may not leave it.
@@ -92,6 +96,15 @@ def read_questions(
     return _read(Path(folder), name, _question_record, split, datasets)
 
 
+def has_questions(folder: str | Path) -> bool:
+    """Whether a data folder, or an ImageFolder, holds questions."""
+    if (Path(folder) / QUESTIONS_FILE).is_file():
+        return True
+    return not (Path(folder) / CAPTIONS_FILE).is_file() and any(
+        _is_of(line, QUESTIONS_FILE) for line in _metadata_entries(Path(folder))
+    )
+
+
 def records_sha256(records: Sequence[CaptionRecord | QuestionRecord], folder: str | Path) -> str:
     """A hash of records: their texts and image names and the bytes of the images, whatever their order.
 
@@ -105,7 +118,7 @@ def records_sha256(records: Sequence[CaptionRecord | QuestionRecord], folder: st
     images = {record.image: sha256_of(record.image) for record in records}
     lines = []
     for record in records:
-        texts = {name: value for name, value in asdict(record).items() if name != "image"}
+        texts = {name: value for name, value in asdict(record).items() if name != "image" and value is not None}
         name = record.image.relative_to(root).as_posix()
         lines.append(json.dumps([name, images[record.image], texts], ensure_ascii=False, sort_keys=True))
     return sha256_of_lines(sorted(lines))
@@ -141,6 +154,19 @@ class Entry:
             )
         return tuple(value)
 
+    def aspects(self) -> dict[str, tuple[str, ...]] | None:
+        """The field ``aspects``: lists of sentences by expert; an empty list is an expert with nothing to learn."""
+        value = self.values.get("aspects")
+        if value is None:
+            return None
+        wanted = 'expected {"theme": ["A sentence."], ...}, a list of non-empty strings for each expert'
+        if not isinstance(value, dict) or not any(value.values()):
+            raise self.error(f'"aspects" is {value!r}, {wanted}; leave the field out to have the captions split')
+        for name, sentences in value.items():
+            if not isinstance(sentences, list) or not all(is_text(text) for text in sentences):
+                raise self.error(f'"aspects" has {sentences!r} for {name!r}, {wanted}')
+        return {name: tuple(sentences) for name, sentences in value.items()}
+
     def path(self, key: str) -> Path:
         """The absolute path of a file inside the folder."""
         name = self.text(key)
@@ -158,8 +184,8 @@ def is_text(value: object) -> bool:
 
 
 def _caption_record(line: Entry) -> CaptionRecord:
-    captions = line.texts("captions")
-    return CaptionRecord(line.path("image"), line.text("dataset"), line.text("split"), captions)
+    captions, aspects = line.texts("captions"), line.aspects()
+    return CaptionRecord(line.path("image"), line.text("dataset"), line.text("split"), captions, aspects)
 
 
 def _question_record(line: Entry) -> QuestionRecord:

@@ -17,8 +17,8 @@ from .report import HEADLINE_SCORE, NO_IMAGE, Difference, Report, Result, ScoreE
 # Scores that stand in the report but not in tables: between their neighbors, or printed by hardly any paper.
 _LEFT_OUT = ("BLEU-2", "BLEU-3", "CIDEr")
 _SYSTEMS = {"full": "full model", "base": "base LM alone"}
-_LOOKUPS = ("retrieval", "nearest")
-_SEE_THE_IMAGE = (*_LOOKUPS, "start")  # of the baselines
+_RETRIEVES = ("retrieval", "nearest")  # of the baselines
+_SEE_THE_IMAGE = (*_RETRIEVES, "start")
 _BASELINES = {
     ("constant", "captioning"): "the most frequent training caption",
     ("retrieval", "captioning"): "retrieval: the training caption that the reranker likes best",
@@ -62,33 +62,51 @@ def score_tables(reports: Sequence[Report]) -> str:
     return "\n\n".join([*tables, _footer(reports)]) + "\n"
 
 
+def folded_tables(reports: Sequence[Report]) -> str:
+    """`score_tables` of each task and split, folded, test splits first: HTML that GitHub, the Hub and a site of
+    Markdown pages (md_in_html) show as a line to click on.
+
+    Args:
+        reports: of any tasks, in the order in which their systems shall stand.
+    """
+    of_split: dict[tuple[bool, str, str], list[Report]] = defaultdict(list)
+    for report in reports:
+        splits = sorted({result["split"] for result in report["results"]})
+        of_split[not splits[0].startswith("test"), report["task"], ", ".join(splits)].append(report)
+    folded = []
+    for key in sorted(of_split):
+        title = f"{'Captions' if key[1] == 'captioning' else 'Answers'}, {escaped(key[2])}: every score and baseline"
+        tables = score_tables(of_split[key])
+        folded.append(f"<details markdown>\n<summary>{title}</summary>\n\n{tables}\n</details>")
+    return "\n\n".join(folded) + "\n"
+
+
 def summary_table(reports: Sequence[Report]) -> str:
-    """One short table: a row for each set of images, with the headline score of the full model, of its base LM alone,
-    of captions looked up in the train split, and of the best that does not see the image.
+    """One short table: a row for each set of test images (of all images, where there is no test split), with the
+    headline score of the full model and its interval, and without intervals of its base LM alone, of the best that
+    copies from the training data what was said of similar images, and of the best that does not see the image.
 
     Args:
         reports: of any tasks.
     """
-    names = [*_SYSTEMS, *_LOOKUPS]
+    groups = _by_data(reports)
     rows = []
-    for group in _by_data(reports):
+    for group in [group for group in groups if group[0][1]["split"].startswith("test")] or groups:
         task = group[0][0]["task"]
         name = HEADLINE_SCORE[task]
-        blind = [
-            scores
-            for _, result in group
-            for baseline, scores in result["baselines"].items()
-            if baseline not in _SEE_THE_IMAGE
-        ]
-        blind += [result["scores"] for report, result in group if _is_baseline(report) and not _is_lookup(report)]
-        best = max(
-            (scores[name] for scores in blind if name in scores), key=lambda score: score["value"], default=None
+        systems = {report["system"]: result["scores"] for report, result in group}
+        others = [(report["system"], result["scores"]) for report, result in group if _is_baseline(report)]
+        others += [one for _, result in group for one in result["baselines"].items()]
+        beside = (
+            [systems["base"]] if "base" in systems else [],
+            [scores for other, scores in others if other in _RETRIEVES],
+            [scores for other, scores in others if other not in _SEE_THE_IMAGE],
         )
-        measured = {baseline: scores for _, result in group for baseline, scores in result["baselines"].items()}
-        measured |= {report["system"]: result["scores"] for report, result in group}
-        cells = [*(measured.get(of, {}).get(name) for of in names), best]
-        rows.append([headline(group[0][1], task), name, *map(_cell, cells)])
-    header = ["", "score", *_SYSTEMS.values(), "retrieval", "similar images", "without the image"]
+        cells = [_cell(systems.get("full", {}).get(name)), *(_highest(scores, name) for scores in beside)]
+        rows.append([headline(group[0][1], task), name, *cells])
+    header = ["", "score", *_SYSTEMS.values(), "retrieval", "without the image"]
+    measured = [index for index in range(len(header)) if index < 2 or any(row[index] for row in rows)]
+    header, *rows = ([row[index] for index in measured] for row in (header, *rows))
     return markdown_table(header, rows, texts=2) + "\n"
 
 
@@ -106,15 +124,15 @@ def rows_of(group: Group) -> list[SystemScores]:
     with_checkpoint = len(checkpoints_of([report for report, _ in group])) > 1
     for label, (report, result) in zip(_labels([report for report, _ in group]), group, strict=True):
         seconds = result.get("seconds_per_image", result.get("seconds_per_item"))
-        of_kind = lookups if _is_lookup(report) else baselines if _is_baseline(report) else systems
+        of_kind = lookups if _retrieves(report) else baselines if _is_baseline(report) else systems
         of_kind.append(SystemScores(label, result["scores"], seconds))
         for name, scores in result.get("expert_texts", {}).items():
             experts.append(SystemScores(f"{label}: text of the {name} expert", scores))
-    for name in dict.fromkeys([*_LOOKUPS, *(name for _, result in group for name in result["baselines"])]):
+    for name in dict.fromkeys([*_RETRIEVES, *(name for _, result in group for name in result["baselines"])]):
         for report, result in group:
             if name in result["baselines"]:
                 label = _baseline_label(name, report, with_checkpoint and name in _SEE_THE_IMAGE)
-                of_kind = lookups if name in _LOOKUPS else baselines
+                of_kind = lookups if name in _RETRIEVES else baselines
                 of_kind.append(SystemScores(label, result["baselines"][name]))
     by_label: dict[str, SystemScores] = {}
     for row in systems + lookups + experts + baselines:
@@ -223,12 +241,16 @@ def _cell(score: ScoreEntry | None, sign: str = "") -> str:
     return f"{value} [{low}, {high}]"
 
 
+def _highest(scores: Sequence[Mapping[str, ScoreEntry]], name: str) -> str:
+    return f"{max(values):.1f}" if (values := [one[name]["value"] for one in scores if name in one]) else ""
+
+
 def _is_baseline(report: Report) -> bool:
     return report["system"].endswith(NO_IMAGE) or (report["system"], report["task"]) in _BASELINES
 
 
-def _is_lookup(report: Report) -> bool:
-    return report["system"] in _LOOKUPS
+def _retrieves(report: Report) -> bool:
+    return report["system"] in _RETRIEVES
 
 
 def _baseline_label(name: str, report: Report, with_checkpoint: bool = False) -> str:

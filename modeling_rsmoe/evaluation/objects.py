@@ -7,7 +7,7 @@ present, coverage the share of present classes that are mentioned.
 
 import functools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ..data.labels import OBJECTS_FILE, ObjectRecord
 from ..errors_rsmoe import RSMoEError
-from ..utils.files import check_input, parse_json
 from .intervals import interval, means
 from .scores import Scored
 
 
-OBJECTS_FILE = "objects.jsonl"  # in a data folder
 FAITHFULNESS, COVERAGE = "faithfulness", "coverage"
 _SETTINGS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
@@ -39,38 +38,37 @@ class ObjectLabels:
         return self.present | self.absent
 
 
-def read_objects(folder: Path) -> dict[Path, ObjectLabels]:
-    """The labels of a data folder's ``objects.jsonl`` by absolute image path; empty without such a file.
-
-    A line has `image` (relative to the folder), `present` and `absent` (lists of classes), and may have `dataset`.
-    Classes that objects.yaml leaves out are dropped.
+def object_labels(records: Iterable[ObjectRecord]) -> dict[Path, ObjectLabels]:
+    """The labels of images, as texts are compared with them: without the classes that objects.yaml leaves out, and
+    with what a present class implies.
 
     Args:
-        folder: the data folder.
+        records: as of `read_objects`.
 
     Raises:
-        RSMoEError: a line is no such object, a class is both present and absent, or an image stands twice.
+        RSMoEError: an image stands twice.
     """
-    file = folder / OBJECTS_FILE
-    if not file.exists():
-        return {}
-    check_input(file, "object labels")
     labels: dict[Path, ObjectLabels] = {}
-    for number, raw in enumerate(file.read_bytes().splitlines(), start=1):
-        if raw.strip():
-            image, of_image = _labels(raw, f"{file}:{number}")
-            image_path = folder.absolute() / image
-            if image_path in labels:
-                raise RSMoEError(f'{file}:{number}: image "{image}" stands twice; merge its lines')
-            labels[image_path] = of_image
+    for record in records:
+        if record.image in labels:
+            raise RSMoEError(f"the objects of {record.image} stand twice in {OBJECTS_FILE}; merge the lines")
+        implied = {implied for name, implied in _SETTINGS["implies"].items() if name in record.present}
+        present = {*record.present, *implied}
+        left_out = {*_SETTINGS["left_out"], *_SETTINGS["left_out_of"].get(record.dataset, [])}
+        absent = set(record.absent) - present - left_out
+        labels[record.image] = ObjectLabels(frozenset(present - left_out), frozenset(absent))
     return labels
 
 
 def mentions(text: str, classes: Collection[str]) -> set[str]:
     """Those of some object classes that a text mentions.
 
+    Example:
+
+    ```python
     >>> sorted(mentions("Two boats near some houses.", ["ship", "buildings", "trees"]))
     ['buildings', 'ship']
+    ```
     """
     words = " ".join(re.findall(r"\w+", text.lower()))
     return {name for name in classes if _pattern(name).search(words)}
@@ -113,25 +111,6 @@ def _counts(labels: ObjectLabels, text: str) -> tuple[int, int, int]:
     """Classes that are mentioned and present, mentioned, present."""
     mentioned = mentions(text, labels.all)
     return len(mentioned & labels.present), len(mentioned), len(labels.present)
-
-
-def _labels(raw: bytes, where: str) -> tuple[str, ObjectLabels]:
-    try:
-        line = parse_json(raw)
-        lists: Mapping[str, Any] = {name: line[name] for name in ("present", "absent")}
-        is_right = isinstance(line["image"], str) and all(
-            isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists.values()
-        )
-    except (ValueError, KeyError, TypeError):
-        is_right = False
-    if not is_right:
-        raise RSMoEError(f"{where}: object labels are an object with image, and present and absent: lists of classes")
-    present, absent = (set(names) for names in lists.values())
-    if both := sorted(present & absent):
-        raise RSMoEError(f'{where}: "{both[0]}" is both present and absent; drop it from one of them')
-    present |= {implied for name, implied in _SETTINGS["implies"].items() if name in present}
-    left_out = {*_SETTINGS["left_out"], *_SETTINGS["left_out_of"].get(line.get("dataset"), [])}
-    return line["image"], ObjectLabels(frozenset(present - left_out), frozenset(absent - present - left_out))
 
 
 @functools.cache

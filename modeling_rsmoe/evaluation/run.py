@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..data.labels import read_objects
 from ..data.records import QUESTIONS_FILE, QuestionRecord, read_captions, read_questions
 from ..errors_rsmoe import RSMoEError
 from ..utils.extras import require
@@ -20,7 +21,7 @@ from ..utils.provenance import folder_sha256, peak_memory, weights_sha256
 from .baselines import constant_answers, constant_caption, question_only_answers, share_in_train
 from .captions import score_captions
 from .intervals import interval, paired_difference
-from .objects import COVERAGE, FAITHFULNESS, ObjectLabels, read_objects, score_mentions
+from .objects import COVERAGE, FAITHFULNESS, ObjectLabels, object_labels, score_mentions
 from .page import ScoredItem
 from .predict import Key, Line, Record, instruction_of, key_of, key_of_line, predict, record_fields, text_field
 from .report import (
@@ -129,7 +130,7 @@ def select(
     _check_images(records, train, folder)
     if limit is not None:
         by_dataset = {dataset: _spread(of_dataset, limit) for dataset, of_dataset in by_dataset.items()}
-    objects = read_objects(folder) if task == "captioning" else {}
+    objects = object_labels(read_objects(folder, split)) if task == "captioning" else {}
     return Selection(folder, task, split, limit, by_dataset, train, objects)
 
 

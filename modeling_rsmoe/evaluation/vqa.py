@@ -59,8 +59,12 @@ def normalize_answer(answer: str) -> str:
     Args:
         answer: as a person or a model wrote it.
 
+    Example:
+
+    ```python
     >>> [normalize_answer(text) for text in ("Yes.", "thirty-four", "10,632 m2", "A rural area")]
     ['yes', '34', '10632', 'rural']
+    ```
     """
     text = unicodedata.normalize("NFKC", answer).lower().translate(_SIGNS)
     text = _SQUARE_METERS.sub("", _THOUSANDS.sub("", text))
@@ -80,8 +84,12 @@ def answer_range(answer: str) -> str | None:
     Args:
         answer: as a person or a model wrote it.
 
+    Example:
+
+    ```python
     >>> [answer_range(text) for text in ("0m2", "ten", "between 11 and 100", "12345", "many")]
     ['0', '1-10', '11-100', '>1000', None]
+    ```
     """
     number = normalize_answer(answer)
     if not re.fullmatch(r"\d+(\.\d+)?", number):

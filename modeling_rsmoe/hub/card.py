@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ..errors_rsmoe import RSMoEError
 from ..generation_rsmoe import DEFAULTS
 from . import card_scores
-from .facts import SETTINGS, Facts
+from .facts import PICTURE, SETTINGS, Facts
 from .sources import SOURCES_FILE, read_sources
 
 
@@ -18,14 +18,13 @@ MARK = "<!-- Written by `rsmoe card`: what is changed by hand is lost when it is
 TAGS = ["rsmoe", "remote-sensing", "image-captioning", "visual-question-answering", "mixture-of-experts"]
 
 
-def card_text(facts: Facts, scores: card_scores.HubScores | None = None, summary: str = "", table: str = "") -> str:
+def card_text(facts: Facts, scores: card_scores.HubScores | None = None, summary: str = "") -> str:
     """The complete card, front matter first.
 
     Args:
         facts: of the checkpoint.
         scores: of its reports; without them the card says that there are none.
         summary: a short Markdown table of those reports.
-        table: the Markdown table of every score.
 
     Raises:
         RSMoEError: scores of a checkpoint that was not trained.
@@ -40,12 +39,12 @@ def card_text(facts: Facts, scores: card_scores.HubScores | None = None, summary
         mark=MARK,
         experts=facts.config.expert_names,
         fusion=getattr(facts.generation, "fusion", DEFAULTS["fusion"]),
+        picture=PICTURE if facts.texts.picture and (facts.folder / PICTURE).is_file() else "",
         command=_command(facts),
         use_folder=_use_folder(facts),
         settings=(facts.folder / SETTINGS).is_file(),
         scores=scores,
         summary=summary.strip(),
-        table=table.strip(),
     )
     text = re.sub(r"[ \t]+$", "", str(card), flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -56,7 +55,6 @@ def write_card(
     path: str | Path,
     reports: Sequence[card_scores.Report] = (),
     summary: str = "",
-    table: str = "",
     benchmarks: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Write a card, and `.eval_results/` beside it.
@@ -66,7 +64,6 @@ def write_card(
         path: the card, or the folder of its README.md. A card that somebody wrote by hand is not replaced.
         reports: as of `hub_scores`.
         summary: as of `card_text`.
-        table: as of `card_text`.
         benchmarks: as of `hub_scores`.
 
     Returns:
@@ -80,7 +77,7 @@ def write_card(
         remedy = f"move it away, give another --output, or `rsmoe card {path}` to have only scores written into it"
         raise RSMoEError(f"{path} was not written by `rsmoe card`, so it is not replaced: {remedy}")
     scores = card_scores.hub_scores(reports, benchmarks) if reports else None
-    text = card_text(facts, scores, summary, table)
+    text = card_text(facts, scores, summary)
     done = [card_scores.write_changed(path, text)]
     if scores:
         done += [card_scores.write_entries(path.parent / card_scores.EVAL_RESULTS, scores.entries), *scores.left_out]

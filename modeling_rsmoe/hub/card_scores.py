@@ -11,7 +11,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from huggingface_hub.utils import yaml_dump
 
 from ..errors_rsmoe import RSMoEError
-from ..evaluation.report import ALL_DATASETS, checkpoints_of
+from ..evaluation.report import ALL_DATASETS, HEADLINE_SCORE, checkpoints_of
 from ..utils.files import check_input, write_whole
 from .folders import reading
 
@@ -20,10 +20,7 @@ START, END = "<!-- scores -->", "<!-- /scores -->"
 EVAL_RESULTS = Path(".eval_results") / "rsmoe.yaml"  # beside the card
 
 _TASKS = {"captioning": "image-to-text", "vqa": "visual-question-answering"}
-# Type of a metric on the Hub by our name; scores without one stay out of the model-index.
-_METRICS = {f"BLEU-{n}": "bleu" for n in range(1, 5)} | {"METEOR": "meteor", "ROUGE-L": "rouge", "SPICE": "spice"}
-_METRICS |= {"CIDEr-D": "cider", "accuracy": "accuracy", "average": "accuracy", "exact": "accuracy"}
-_HEADLINE = {"captioning": "CIDEr-D", "vqa": "accuracy"}
+_METRICS = {"CIDEr-D": "cider", "accuracy": "accuracy"}  # type of a metric on the Hub, by our name
 _SYSTEMS = ("full", "base")  # the better answer to "how good is this model" first
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 _TABLE = re.compile(rf"^{START}$.*?^{END}$", re.DOTALL | re.MULTILINE)
@@ -69,7 +66,7 @@ def hub_scores(reports: Sequence[Report], benchmarks: Mapping[str, str] | None =
         data = f"{result['dataset']} {result['split']}"
         if result["limit"] is None:
             index += _eval_results(report, result)
-        else:  # a model-index cannot say that a split was limited
+        elif result["split"].startswith("test"):  # a model-index cannot say that a split was limited
             left_out.append(f"not in the model-index: {data}, which was limited to {result['limit']} items")
         entry = _entry(report, result, benchmarks) if benchmarks else None
         if isinstance(entry, str):
@@ -127,7 +124,7 @@ def write_changed(path: Path, text: str) -> str:
     """Write a file that does not say `text` already. Returns what was done, in a line."""
     changed = not path.is_file() or text != read_text(path)
     if changed:
-        write_whole(path, text)
+        write_whole(path.resolve(), text)  # a link stays one
     return f"{path}: {'written' if changed else 'unchanged'}"
 
 
@@ -171,6 +168,10 @@ def _measured(reports: Sequence[Report]) -> list[Measured]:
 
 
 def _eval_results(report: Report, result: Mapping[str, Any]) -> list[EvalResult]:
+    """The headline score of a test split, and nothing else: a page of metadata is read by nobody."""
+    name = HEADLINE_SCORE[report["task"]]
+    if name not in result["scores"] or not result["split"].startswith("test"):
+        return []
     # dataset_type is our own name of the dataset: the data was read from a folder, not from a dataset on the Hub.
     return [
         EvalResult(
@@ -178,12 +179,10 @@ def _eval_results(report: Report, result: Mapping[str, Any]) -> list[EvalResult]
             dataset_type=dataset_id(result["dataset"]),
             dataset_name=result["dataset"],
             dataset_split=result["split"],
-            metric_type=_METRICS[name.partition(":")[0]],
+            metric_type=_METRICS[name],
             metric_name=name if report["system"] == "full" else f"{name} (base LM alone)",
-            metric_value=round(score["value"], 2),
+            metric_value=round(result["scores"][name]["value"], 2),
         )
-        for name, score in result["scores"].items()
-        if name.partition(":")[0] in _METRICS
     ]
 
 
@@ -216,7 +215,7 @@ def _check_benchmarks(benchmarks: Mapping[str, str], measured: Sequence[Measured
 
 def _entry(report: Report, result: Mapping[str, Any], benchmarks: Mapping[str, str]) -> EvalResultEntry | str:
     """The entry for the complete test set of a registered benchmark, or why a result has none."""
-    metric = _HEADLINE[report["task"]]
+    metric = HEADLINE_SCORE[report["task"]]
     if result["dataset"] not in benchmarks:
         return f'no benchmark on the Hub is known for "{result["dataset"]}"'
     if not result["split"].startswith("test") or result["limit"] is not None:

@@ -32,6 +32,7 @@ from .sources import SOURCES_FILE, Source, read_sources, settings_folder
 
 
 CARD_FACTS, SETTINGS = "card.yaml", "training.yaml"
+PICTURE = "picture.png"  # what the checkpoint does, for its card
 RECORDS = (TRAINING_RECORD, "trained.json")  # of a checkpoint, and of the trained weights under hub_configs
 PROVENANCE = "provenance"  # the entry of config.json
 _LICENSE = ("license", "license_name", "license_link", "license_notes")  # fields of Texts, in their order
@@ -93,6 +94,7 @@ class Texts:
     license_link: str | None = None
     license_notes: str = ""
     summary: str = ""
+    picture: str = ""  # what picture.png shows
     modules: Mapping[str, str] = field(default_factory=dict)
     intended_use: str = ""
     out_of_scope: str = ""
@@ -398,8 +400,11 @@ def steps_of(last: Mapping[str, Any]) -> tuple[Step, ...]:
             steps.append(Step("alignment", "queries, cross-attention, Q-Former", amount, batch, learning_rate))
         batch, count = settings["examples_per_step"], settings["max_steps"]
         amount = f"{count * batch:,} examples" if count > 0 else f"{settings['num_train_epochs']:g} epochs"
-        name = f"stage {record['stage'].removeprefix('stage')}"
-        steps.append(Step(name, _learned(settings), amount, batch, settings["learning_rate"]))
+        if record["stage"] == "encoder":
+            name, learned = "encoder", _LEARNABLE["vision"]
+        else:
+            name, learned = f"stage {record['stage'].removeprefix('stage')}", _learned(settings)
+        steps.append(Step(name, learned, amount, batch, settings["learning_rate"]))
         if reranker := record.get("reranker"):
             steps.append(reranker_step(reranker))
     return tuple(steps)

@@ -4,7 +4,6 @@ GGUF, ONNX or safetensors go in; tensors under transformers' names of `LlamaMode
 `InstructBlipQFormerModel` come out. Files are read as data: no graph is run, no code in them executed.
 """
 
-import importlib
 import re
 from collections.abc import Mapping
 from contextlib import redirect_stderr
@@ -20,6 +19,7 @@ from transformers import BertTokenizer, LlamaModel, PreTrainedConfig, PreTrained
 
 from ..errors_rsmoe import RSMoEError
 from ..inference.loading import check_complete
+from ..utils.extras import require
 from .folders import reading
 
 
@@ -45,7 +45,7 @@ _LLM_SPECIAL_TOKENS |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|
 
 def open_gguf(path: str | Path) -> Any:
     """A `gguf.GGUFReader` of the file. Its tensors are memory-mapped: keep the file until they are converted."""
-    gguf = _reader("gguf")
+    gguf = require("gguf", "assemble")
     with reading(f"{path} cannot be read as a GGUF file"):
         return gguf.GGUFReader(path)
 
@@ -102,7 +102,7 @@ def dinov2_from_onnx(path: str | Path, num_layers: int) -> StateDict:
     The last layers were tuned to saliency, so the model ends earlier; its final layer norm becomes the identity's
     (weight 1, bias 0) because the backbone's own was fitted to the last layer's output [our decision].
     """
-    onnx = _reader("onnx")
+    onnx = require("onnx", "assemble")
     with reading(f"{path} cannot be read as an ONNX file"):
         graph = onnx.load(str(path), load_external_data=False).graph
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -187,15 +187,6 @@ def load_module(
         raise RSMoEError(f"the source of {name} {', '.join(problems[:3])}. Check config.json against sources.yaml.")
     module.load_state_dict(state, strict=False)
     return list(state)
-
-
-def _reader(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise RSMoEError(
-            f"the file of a pretrained module needs the package {package}: pip install {package}"
-        ) from error
 
 
 def _field(reader: Any, key: str) -> Any:

@@ -12,12 +12,12 @@ from typing import Any
 
 from ..utils.provenance import TRAINING_RECORD
 from .card import CARD, MARK, write_card
-from .facts import CARD_FACTS, PROVENANCE, SETTINGS, Step, read_facts
+from .facts import CARD_FACTS, PICTURE, PROVENANCE, SETTINGS, Step, read_facts
 from .sources import SOURCES_FILE
 
 
 # What a folder says of these weights and of no others, beside its card.
-_OF_THESE_WEIGHTS = (CARD_FACTS, SETTINGS, TRAINING_RECORD)
+_OF_THESE_WEIGHTS = (CARD_FACTS, PICTURE, SETTINGS, TRAINING_RECORD)
 
 
 def carry_records(start: Path, folder: Path, name: str, steps: Sequence[Step] | None = None) -> None:

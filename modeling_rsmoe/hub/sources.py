@@ -13,9 +13,17 @@ from ..utils.files import parse_yaml
 Source = Literal["wheel", "hub"]  # the two places that a pretrained module is fetched from
 
 SOURCES_FILE = "sources.yaml"
-# Beside the package, in a checkout as when installed.
-HUB_CONFIGS = Path(__file__).resolve().parents[2] / "hub_configs"
 PRETRAINED = ("language_model", "vision_model", "qformer")  # the modules that no training starts from nothing
+
+
+def _find_hub_configs() -> Path:
+    """The folder of configurations: inside the package where a wheel installed it, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "hub_configs"
+    return installed if installed.is_dir() else package.parent / "hub_configs"
+
+
+HUB_CONFIGS = _find_hub_configs()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "rs-moe-nano"
 # Weights, settings, and what describes them (`hub.records`).
-_HUB_FILES = ["*.yaml", "README.md", "*.json", "*.jinja", "*.safetensors", "qformer_tokenizer/*"]
+_HUB_FILES = ["*.yaml", "README.md", "picture.png", "*.json", "*.jinja", "*.safetensors", "qformer_tokenizer/*"]
 
 
 @dataclass(frozen=True)

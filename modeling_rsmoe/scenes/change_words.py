@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..data.cleaning import words
-from ..data.lexicon import mentions
+from ..data.lexicon import listed_mentions
 
 
 if TYPE_CHECKING:
@@ -93,4 +93,4 @@ def _named_alone(tile: "Tile", other: "Tile", min_experts: int) -> dict[str, lis
 
 def _nouns(text: str) -> list[str]:
     """Each once, in their order."""
-    return list(dict.fromkeys(mention.noun.singular for mention in mentions(words(text))))
+    return list(dict.fromkeys(mention.noun.singular for mention in listed_mentions(words(text))))

@@ -4,6 +4,7 @@ The order depends on the records, the settings and the seed alone, and on how ma
 processes, so that a run can be repeated, resumed, and spread over processes.
 """
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,16 @@ from datasets import Dataset, concatenate_datasets
 
 from ..data.aspects import ASPECTS
 from ..data.examples import Example, Kind, stage1_examples, stage2_examples
-from ..data.records import CaptionRecord, QuestionRecord, is_text, json_lines, read_captions, read_questions
+from ..data.records import (
+    QUESTIONS_FILE,
+    CaptionRecord,
+    QuestionRecord,
+    has_questions,
+    is_text,
+    json_lines,
+    read_captions,
+    read_questions,
+)
 from ..errors_rsmoe import RSMoEError
 from ..processing_rsmoe import RSMoEProcessor
 from ..prompting_rsmoe import Prompt
@@ -26,6 +36,7 @@ from .features import FeatureCache
 from .settings import Recipe
 
 
+logger = logging.getLogger(__name__)
 R = TypeVar("R", CaptionRecord, QuestionRecord)
 
 SORTED_BATCHES = 32  # of a training are sorted by length together
@@ -55,7 +66,8 @@ def read_data(folder: str | Path, recipe: Recipe, split: str = "train") -> Train
 
     Args:
         folder: the data folder.
-        recipe: its shares say which records are needed, `datasets` and `question_datasets` how often.
+        recipe: its shares say which records are needed, `datasets` and `question_datasets` how often. A folder of
+            captions alone is trained without questions.
         split: which of the folder's splits; only train has extra examples.
 
     Raises:
@@ -65,6 +77,9 @@ def read_data(folder: str | Path, recipe: Recipe, split: str = "train") -> Train
     needs_captions = any(shares[kind] for kind in shares if kind != "answer") or recipe.alignment_steps
     needs_questions = shares["answer"] or (shares["router"] and recipe.question_share)
     captions = read_captions(folder, split, recipe.datasets) if needs_captions else []
+    if needs_questions and captions and not has_questions(folder) and recipe.question_datasets is None:
+        logger.warning(f"{folder} has no questions ({QUESTIONS_FILE}): there are no examples of answers")
+        needs_questions = False
     try:
         questions = read_questions(folder, split, recipe.question_datasets) if needs_questions else []
     except RSMoEError as error:
@@ -127,20 +142,24 @@ def _draw_examples(
     data: TrainingData, recipe: Recipe, instructions: dict[str, str], seed: int, epoch: int, count: int | None
 ) -> list[Example]:
     """`count` examples of the base LM, the router and the experts; by default as many as the first of them have."""
-    shares = {kind: share for kind, share in recipe.shares.items() if share}
+    shares = {kind: share for kind, share in recipe.shares.items() if share and (kind != "answer" or data.questions)}
     base_mix = {kind: share for kind, share in shares.items() if kind in BASE_KINDS}
     adapter_mix = {kind: share for kind, share in shares.items() if kind not in BASE_KINDS}
-    base_share = sum(base_mix.values()) / max(sum(recipe.shares.values()), 1e-9)
+    base_share = sum(base_mix.values()) / max(sum(shares.values()), 1e-9)
     records, references = (data.captions, data.questions), recipe.references_per_example
     examples: list[Example] = []
     if base_mix:
         base_count = None if count is None else round(count * base_share)
-        examples += stage1_examples(*records, seed, epoch, base_count, base_mix, references, data.similar)
+        examples += stage1_examples(
+            *records, seed, epoch, base_count, base_mix, references, data.similar, recipe.detail_share
+        )
         count = (round(len(examples) / base_share) if count is None else count) - len(examples)
     if adapter_mix:
-        aspects = {name: text for name, text in instructions.items() if name in ASPECTS}
-        question_share = recipe.question_share
-        examples += stage2_examples(*records, aspects, seed, epoch, count, adapter_mix, question_share, references)
+        own = {name for record in data.captions for name in record.aspects or ()}
+        aspects = {name: text for name, text in instructions.items() if name in {*ASPECTS, *own}}
+        examples += stage2_examples(
+            *records, aspects, seed, epoch, count, adapter_mix, recipe.question_share, references, recipe.detail_share
+        )
     return examples
 
 

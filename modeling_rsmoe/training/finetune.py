@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from ..data.aspects import ASPECTS, split_aspects
+from ..data.aspects import ASPECTS, aspect_texts
 from ..data.cleaning import words
-from ..data.lexicon import mentions
+from ..data.lexicon import listed_mentions
 from ..data.records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
 from ..data.splits import with_splits
 from ..errors_rsmoe import RSMoEError
 from ..evaluation import run
 from ..evaluation.lookup import known_lookups, predictions_by_lookups
-from ..evaluation.markdown import score_tables, summary_table
+from ..evaluation.markdown import summary_table
 from ..evaluation.report import Against, Report, read_report, write_report
 from ..hub.card import CARD, write_card
 from ..hub.facts import read_facts
@@ -38,10 +38,11 @@ from ..utils.images import read_image
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import TRAINING_RECORD
 from .memory import count_parameters, without_weights
+from .outputs import STATE
 from .reranker import MIN_IMAGES as RERANKER_IMAGES
 from .reranker import train_reranker
 from .settings import STAGES, Recipe, Stage, TrainArguments
-from .stages import STATE, train_stage
+from .stages import train_stage
 
 
 PLAN, REPORT, PREDICTIONS, IMAGES = "plan.json", "report.json", "predictions.jsonl", "images"
@@ -225,7 +226,7 @@ def own_records(data: Path, progress: Progress = no_progress) -> tuple[list[Capt
 def _check_english(captions: Sequence[str]) -> None:
     """The base LM writes English, and aspects are found by English words."""
     split = [words(caption) for caption in captions]
-    english = [caption for caption in split if ENGLISH.intersection(caption) or mentions(caption)]
+    english = [caption for caption in split if ENGLISH.intersection(caption) or listed_mentions(caption)]
     if len(english) < MIN_ENGLISH_SHARE * len(captions):
         raise RSMoEError(
             f"the captions do not look English (such as {captions[0]!r}): the experts' aspects are found by English "
@@ -275,7 +276,7 @@ def _decide(
 ) -> Plan:
     train = [record for record in captions if record.split == run.TRAIN]
     (test_split,) = {record.split for record in captions} - {run.TRAIN}
-    sentences = [split_aspects(record.captions) for record in train]
+    sentences = [aspect_texts(record) for record in train]
     config = open_config(checkpoint)
     experts = [
         name
@@ -451,7 +452,7 @@ def _finish(report: Report, checkpoint: Path, output: Path) -> None:
     state = output / STATE
     if not (output / CARD).is_file():
         facts = replace(read_facts(checkpoint), name=output.name)
-        write_card(facts, output / CARD, [report], summary_table([report]), score_tables([report]))
+        write_card(facts, output / CARD, [report], summary_table([report]))
     for stage in STAGES:
         if (state / stage / "loss.png").is_file():
             (state / stage / "loss.png").replace(output / f"{stage}.png")

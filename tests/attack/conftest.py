@@ -16,8 +16,6 @@ from typer.testing import CliRunner
 
 from modeling_rsmoe.cli import app
 
-from ..tiny import tiny_checkpoint
-
 
 MAX_SECONDS = 60  # of one attack; a long one resets the alarm
 
@@ -41,12 +39,6 @@ def alarm() -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Whole; it must stay so."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("attack") / "tiny")
 
 
 @pytest.fixture

@@ -13,11 +13,18 @@ def test_a_panel_for_each_curve(tmp_path):
     assert plot(results, file) and list(tmp_path.iterdir()) == [file]
     with Image.open(file) as whole:
         assert whole.format == "PNG" and whole.width > 1000
-        wide = whole.width
+        assert whole.getpixel((0, 0))[3] == 0  # for any page, light or dark
+        high = whole.height
     del results["sections"]["growth"]
     assert plot(results, file)
     with Image.open(file) as fewer:
-        assert fewer.width < wide
+        assert fewer.height < high
+
+
+def test_the_same_results_make_the_same_drawing(tmp_path):
+    files = [tmp_path / "a.svg", tmp_path / "b.svg"]
+    assert all(plot(made_results(), file) for file in files)
+    assert files[0].read_bytes() == files[1].read_bytes() and b"<svg" in files[0].read_bytes()
 
 
 def test_nothing_measured_nothing_drawn(tmp_path):

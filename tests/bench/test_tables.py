@@ -52,6 +52,8 @@ def test_markdown_has_every_table_and_every_number():
     text = markdown(results)
     assert text.startswith("**Targets**\n") and "| full, router, concat | 4.00 | 2.00 to 9.00 | 0.25 |" in text
     assert text.count("**") == 2 * len(tables(results)) and "equal but for 1 ties" in text
+    assert text.index("</details>") > text.index("<summary>Equality") > text.index("| at most 2.2 x |")
+    assert text.count("<details markdown>") == text.count("</details>") == len(results["sections"]) + 1
     assert all(line in text for line in footer(results)) and "backward | 50 %" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in lines)

@@ -1,6 +1,7 @@
 """All training loops run on the same examples, and the bench shows where their time goes."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,16 +13,16 @@ from modeling_rsmoe.bench.names import ALL_REFERENCES, ONE_REFERENCE, TRL
 from modeling_rsmoe.bench.training import training
 from modeling_rsmoe.bench.workbench import Workbench
 from modeling_rsmoe.errors_rsmoe import RSMoEError
-from tests.tiny import tiny_checkpoint, tiny_model
+from tests.tiny import tiny_model
 
 
 CAPTIONS = ["it is an airport with many planes .", "many planes are parked near the terminal .", "two white planes ."]
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Workbench:
+def small(checkpoint, tmp_path_factory) -> Workbench:
     folder = tmp_path_factory.mktemp("training")
-    tiny_checkpoint(folder / "start")
+    shutil.copytree(checkpoint, folder / "start")
     generator, lines = np.random.default_rng(0), []
     (folder / "data").mkdir()
     for i in range(6):

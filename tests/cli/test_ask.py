@@ -16,12 +16,6 @@ from modeling_rsmoe.inference import CachingPredictor
 from modeling_rsmoe.modeling_rsmoe import RSMoEForConditionalGeneration
 from tests.cli.test_cli import errors, run, tiles  # noqa: F401
 from tests.scenes.rasters import UTM, noise, write_raster
-from tests.tiny import tiny_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("ask") / "tiny")
 
 
 @pytest.fixture
@@ -116,6 +110,7 @@ def test_features_that_do_not_fit_are_encoded_again(
     assert encoded == [1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal of Unix")
 def test_a_prompt(tiles: list[Path], checkpoint: Path) -> None:  # noqa: F811
     """In a real terminal: a question, the same by the up arrow, Ctrl-D."""

@@ -14,7 +14,6 @@ from modeling_rsmoe.inference import GenerationSettings, Predictor
 from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
 from modeling_rsmoe.utils.images import read_image
 from tests.cli.test_cli import errors, run
-from tests.tiny import tiny_checkpoint
 
 
 MAX_NEW_TOKENS = 8
@@ -24,9 +23,9 @@ QUESTION = "Is there a road?"
 
 
 @pytest.fixture(scope="module", params=["with a reranker", "without"])
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(request: pytest.FixtureRequest, shared_checkpoint: Callable[..., Path]) -> Path:
     reranker = {"reranker_rank": 8, "reranker_buckets": 64} if request.param == "with a reranker" else {}
-    return tiny_checkpoint(tmp_path_factory.mktemp("doors") / "tiny", **reranker)
+    return shared_checkpoint(**reranker)
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +176,8 @@ def test_an_option_is_obeyed(checkpoint: Path, images: list[Path]) -> None:
     assert joined != by_generate(checkpoint, images, DEFAULT_INSTRUCTION)
 
 
-def test_reranking_needs_a_reranker(images: list[Path], tmp_path: Path) -> None:
-    plain = tiny_checkpoint(tmp_path / "plain")
-    (line,) = errors(run("caption", images[0], "--model", plain, "--fusion", "rerank"))
+def test_reranking_needs_a_reranker(images: list[Path], shared_checkpoint: Callable[..., Path]) -> None:
+    (line,) = errors(run("caption", images[0], "--model", shared_checkpoint(), "--fusion", "rerank"))
     assert "needs a reranker" in line and "rsmoe train reranker" in line
 
 

@@ -14,7 +14,6 @@ from modeling_rsmoe.bench.results import write_results
 from modeling_rsmoe.cli import app
 
 from ..bench.results import made_results
-from ..tiny import tiny_checkpoint
 
 
 def command(*arguments: Any) -> Result:
@@ -27,11 +26,6 @@ def error(result: Result) -> str:
     return line.removeprefix("rsmoe: error: ")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("bench") / "tiny")
-
-
 def test_quick_checks_equality_and_no_times(checkpoint: Path) -> None:
     result = command(checkpoint, "--quick")
     assert result.exit_code == 0, result.stderr
@@ -39,13 +33,15 @@ def test_quick_checks_equality_and_no_times(checkpoint: Path) -> None:
     assert "captions/s" not in result.stdout and "Targets" not in result.stdout
 
 
-def test_quick_fails_where_a_variant_says_something_else(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_fails_where_a_variant_says_something_else(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(equality.VARIANTS, "a wrong one", lambda bench, inputs: Texts([[5]] * 6, [[5]] * 6))
-    result = command(checkpoint, "--quick", "--output", checkpoint.parent / "wrong.json")
+    result = command(checkpoint, "--quick", "--output", tmp_path / "wrong.json")
     assert result.exit_code == 1
     (line,) = [line for line in result.stderr.splitlines() if "error" in line]
     assert line.startswith("rsmoe: error: a wrong one differs from all in one batch: router 0 (theme): token 0 is 5")
-    written = json.loads((checkpoint.parent / "wrong.json").read_text())["equality"]
+    written = json.loads((tmp_path / "wrong.json").read_text())["equality"]
     assert [one["name"] for one in written if one["differences"]] == ["a wrong one"]
 
 
@@ -92,6 +88,9 @@ def test_shown_again_as_markdown(tmp_path: Path) -> None:
     assert result.exit_code == 0 and "| full, router, concat | 2.00 |" in result.stdout
     again = command("--from", tmp_path / "bench.json", "--output", tmp_path / "copy.json")
     assert "Targets" in again.stdout and (tmp_path / "copy.png").is_file()
+    command("--from", tmp_path / "bench.json", "--plot", tmp_path / "only.svg")
+    assert (tmp_path / "only.svg").is_file() and not (tmp_path / "only.json").exists()
+    assert "write .svg or .png" in error(command("--from", tmp_path / "bench.json", "--plot", tmp_path / "a.gif"))
     assert (tmp_path / "copy.json").read_bytes() == (tmp_path / "bench.json").read_bytes()
 
 

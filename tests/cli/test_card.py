@@ -1,6 +1,7 @@
 """`rsmoe card`: from report files to a card."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from modeling_rsmoe.evaluation import report
 from modeling_rsmoe.evaluation.scores import Score, Scored
 
 from ..hub.test_facts import record as training
-from ..tiny import tiny_checkpoint
 
 
 MARKS = "<!-- scores -->\n<!-- /scores -->\n"
@@ -106,10 +106,10 @@ def test_wrong_input_costs_one_line(
     assert line.startswith("rsmoe: error: ") and message in line
 
 
-def test_a_whole_card_and_a_stac_item(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_card_and_a_stac_item(checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a checkpoint's folder, README.md and stac_item.json in it, or elsewhere."""
     monkeypatch.chdir(folder)
-    tiny_checkpoint(folder / "mine")
+    shutil.copytree(checkpoint, folder / "mine")
     (folder / "mine" / "training.json").write_text(json.dumps(training("stage2", training("stage1"))))
     done = run("mine", "--scores", "reports", "--table", "scores.md", "--benchmark", "RSICD=owner/rsicd").stdout
     assert done.splitlines() == [
@@ -122,7 +122,7 @@ def test_a_whole_card_and_a_stac_item(folder: Path, monkeypatch: pytest.MonkeyPa
     ]
     card = ModelCard.load(folder / "mine" / "README.md")
     assert [one.metric_value for one in card.data.eval_results] == [150.0, 70.0] and card.data.model_name == "mine"
-    assert "| RSICD, test (1 image) | CIDEr-D | 150.0 [149.0, 151.0] |  |  |" in card.text
+    assert "| RSICD, test (1 image) | CIDEr-D | 150.0 [149.0, 151.0] |\n" in card.text
     assert json.loads((folder / "mine" / "stac_item.json").read_text())["id"] == "mine"
     assert run("mine", "--scores", "reports").stdout.count(": unchanged") == 2
     monkeypatch.setitem(sys.modules, "pystac", None)  # which only reads and validates items

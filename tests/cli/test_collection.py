@@ -13,12 +13,7 @@ from modeling_rsmoe.collection import pipeline
 from modeling_rsmoe.inference.checkpoint import revision_of
 from tests.cli.test_cli import errors, refuse_to_load, run
 from tests.scenes.rasters import UTM, noise, write_raster
-from tests.tiny import tiny_checkpoint, tiny_model, tiny_processor
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("collection") / "tiny")
+from tests.tiny import tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")

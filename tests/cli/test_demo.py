@@ -17,15 +17,15 @@ import pytest
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 from modeling_rsmoe.inference import Checkpoint
 from tests.cli.test_cli import errors, run
-from tests.tiny import tiny_checkpoint
 
 
 pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"')
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
-def test_opens_serves_and_ends(tmp_path: Path) -> None:
-    checkpoint, work = tiny_checkpoint(tmp_path / "tiny"), tmp_path / "work"
+def test_opens_serves_and_ends(checkpoint: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
     work.mkdir()
     # A proxy that does not answer: what the page needs of its own machine must not go there.
     environment = {

@@ -23,16 +23,13 @@ SHORT = ("--max-new-tokens", 6)
 CAPTIONS = ["a wide river .", "many <b>green</b> trees .", "a road crosses a river .", "a white plane ."]
 
 
+pytestmark = pytest.mark.usefixtures("without_java")
+
+
 @pytest.fixture(autouse=True)
-def without_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """METEOR takes seconds and is tested with the metrics. Image features stay in the test's folder."""
-    monkeypatch.setattr("modeling_rsmoe.evaluation.captions.shutil.which", lambda name: None)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Image features stay in the test's folder."""
     monkeypatch.setenv("RSMOE_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("evaluate") / "tiny")
 
 
 @pytest.fixture

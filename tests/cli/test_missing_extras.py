@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiny import tiny_checkpoint
-
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "modeling_rsmoe"
@@ -25,6 +23,8 @@ PACKAGE = ROOT / "modeling_rsmoe"
 NOT_OURS_TO_RUN = [PACKAGE / "evaluation" / "metrics"]
 # A command that needs the module, the extra that brings it.
 COMMANDS = {
+    "gguf": ("assemble", "assemble rs-moe-nano --output {out}/nano"),
+    "onnx": ("assemble", "assemble rs-moe-nano --output {out}/nano"),
     "pycocoevalcap": ("eval", "evaluate {checkpoint} --data {data} --output {out}/report.json"),
     "datasets": ("train", "train stage1 --config {data}/x.yaml --data {data} --output {out}/run"),
     "matplotlib": ("train", "train stage1 --config {data}/x.yaml --data {data} --output {out}/run"),
@@ -129,9 +129,10 @@ def test_the_extra_that_is_named_brings_the_module() -> None:
     assert used and asked
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_commands_without_a_module(tmp_path: Path) -> None:
-    places = {"checkpoint": tiny_checkpoint(tmp_path / "tiny"), "data": tmp_path / "data", "out": tmp_path / "out"}
+def test_commands_without_a_module(checkpoint: Path, tmp_path: Path) -> None:
+    places = {"checkpoint": checkpoint, "data": tmp_path / "data", "out": tmp_path / "out"}
     places["data"].mkdir()
     places["out"].mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)

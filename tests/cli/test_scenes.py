@@ -11,12 +11,6 @@ from modeling_rsmoe.cli import scenes
 from tests.cli.test_cli import errors, refuse_to_load, run
 from tests.scenes.rasters import UTM, noise, write_raster
 from tests.scenes.test_stac import asset, item, save
-from tests.tiny import tiny_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("scenes") / "tiny")
 
 
 @pytest.fixture

@@ -23,13 +23,11 @@ from modeling_rsmoe.cli import app
 from modeling_rsmoe.utils import extras
 
 from ..serving.conftest import noise, user
-from ..tiny import tiny_checkpoint
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(checkpoint):
     """The process, and the address that it printed."""
-    checkpoint = tiny_checkpoint(tmp_path / "tiny")
     command = [
         sys.executable,
         "-c",
@@ -72,6 +70,7 @@ def in_flight(url: str) -> int:
         return json.load(answer)["in_flight"]
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_is_in_flight(server) -> None:
     process, url = server
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0, timeout=60)
@@ -95,6 +94,7 @@ def test_sigterm_finishes_what_is_in_flight(server) -> None:
     assert "Traceback" not in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_an_interruption(server) -> None:
     process, url = server
     assert in_flight(url) == 0
@@ -103,6 +103,7 @@ def test_ctrl_c_is_an_interruption(server) -> None:
     assert process.stderr.read().splitlines() == ["rsmoe: interrupted"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_does_not_wait(server) -> None:
     """The first finishes what is in flight, the second ends at once, in one line."""
     process, url = server
@@ -125,6 +126,7 @@ def test_ctrl_c_twice_does_not_wait(server) -> None:
     assert process.stderr.read().splitlines() == ["rsmoe: interrupted"]
 
 
+@pytest.mark.slow
 def test_a_loopback_address_has_its_own_names_alone(server) -> None:
     _, url = server
     request = urllib.request.Request(f"{url}/health", headers={"Host": "evil.example"})

@@ -10,12 +10,6 @@ import pytest
 from PIL import Image
 
 from tests.cli.test_cli import errors, refuse_to_load, run
-from tests.tiny import tiny_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("views") / "tiny")
 
 
 @pytest.fixture

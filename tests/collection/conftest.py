@@ -12,15 +12,9 @@ from modeling_rsmoe.collection.describers import Captioner, CheckpointSource, Fe
 from modeling_rsmoe.inference import GenerationSettings
 from modeling_rsmoe.inference.encoder import encoder_sha256
 from modeling_rsmoe.utils.provenance import folder_sha256
-from tests.tiny import tiny_checkpoint
 
 
 NAMES = ["a.png", "b/1.png", "b/2.JPG", "bad.png", "c.tif", *(f"d/{number}.png" for number in range(6))]
-
-
-@pytest.fixture(scope="package")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("collection") / "tiny")
 
 
 @pytest.fixture(scope="package")

@@ -8,8 +8,8 @@ import pytest
 
 from modeling_rsmoe.data.aspects import ASPECTS, aspect_of, distinct, router_prompt, split_aspects
 from modeling_rsmoe.data.cleaning import SPELLING, clean_caption, words
-from modeling_rsmoe.data.lexicon import NOUNS, mentions
-from modeling_rsmoe.errors_rsmoe import RSMoEError
+from modeling_rsmoe.data.lexicon import NOUNS
+from modeling_rsmoe.data.nouns import mentions
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -98,9 +98,9 @@ def test_router_prompt(aspect, sentences, prompt):
     assert router_prompt(aspect, sentences) == prompt
 
 
-def test_router_prompt_of_an_unknown_aspect():
-    with pytest.raises(RSMoEError, match='unknown aspect "color"; known: theme, object, relation'):
-        router_prompt("color", ["a red car ."])
+def test_router_prompt_of_an_aspect_of_the_data():
+    assert router_prompt("color", ["a red car ."]) == "Describe the color of the car."
+    assert router_prompt("color", ["look is green ."]) == "Describe the color of this image."
 
 
 def test_the_longest_noun_wins_and_every_spelling_is_one_noun():

@@ -1,12 +1,12 @@
 """Faithfulness and coverage: which words mention which class, and the shares of those."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from modeling_rsmoe import RSMoEError
-from modeling_rsmoe.evaluation.objects import ObjectLabels, mentions, read_objects, score_mentions
+from modeling_rsmoe.data.labels import ObjectRecord
+from modeling_rsmoe.evaluation.objects import ObjectLabels, mentions, object_labels, score_mentions
 
 
 CLASSES = ("airplane", "buildings", "cars", "chaparral", "court", "dock", "grass", "pavement", "sand", "sea", "ship")
@@ -59,37 +59,13 @@ def test_shares() -> None:
     }
 
 
-def write(folder: Path, *lines: dict[str, object]) -> Path:
-    (folder / "objects.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def test_labels_of_a_data_folder(tmp_path: Path) -> None:
+def test_labels_that_texts_are_compared_with() -> None:
     """Where the sea is labelled there is water; classes that words do not fit are dropped, of UCM sand too."""
-    assert read_objects(tmp_path) == {}
-    shore = {"present": ["sea", "sand"], "absent": ["water", "field", "mobile-home", "cars"]}
-    lines = [{"image": f"{name}.png", "dataset": name, **shore} for name in ("RSICD", "UCM-Captions")]
-    found = read_objects(write(tmp_path, *lines))
-    assert found == {
-        tmp_path / "RSICD.png": labels("sea sand water", "cars"),
-        tmp_path / "UCM-Captions.png": labels("sea water", "cars"),
+    shore = {"present": ("sea", "sand"), "absent": ("water", "field", "mobile-home", "cars")}
+    records = [ObjectRecord(Path(f"/{name}.png"), name, "test", **shore) for name in ("RSICD", "UCM-Captions")]
+    assert object_labels(records) == {
+        Path("/RSICD.png"): labels("sea sand water", "cars"),
+        Path("/UCM-Captions.png"): labels("sea water", "cars"),
     }
-
-
-@pytest.mark.parametrize(
-    "line, said",
-    [
-        ({"image": "a.png", "present": ["sea"]}, r"objects.jsonl:1: object labels are an object with image"),
-        ({"image": "a.png", "present": "sea", "absent": []}, "lists of classes"),
-        ({"image": "a.png", "present": ["sea"], "absent": ["sea"]}, '"sea" is both present and absent'),
-    ],
-)
-def test_wrong_labels_are_refused(line: dict[str, object], said: str, tmp_path: Path) -> None:
-    with pytest.raises(RSMoEError, match=said):
-        read_objects(write(tmp_path, line))
-
-
-def test_an_image_that_stands_twice(tmp_path: Path) -> None:
-    line = {"image": "a.png", "present": [], "absent": ["sea"]}
-    with pytest.raises(RSMoEError, match='objects.jsonl:2: image "a.png" stands twice'):
-        read_objects(write(tmp_path, line, line))
+    with pytest.raises(RSMoEError, match="the objects of /RSICD.png stand twice in objects.jsonl"):
+        object_labels([records[0], records[0]])

@@ -9,7 +9,7 @@ import pytest
 from modeling_rsmoe.data.records import CaptionRecord, QuestionRecord
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 from modeling_rsmoe.evaluation import report
-from modeling_rsmoe.evaluation.markdown import score_tables
+from modeling_rsmoe.evaluation.markdown import folded_tables, score_tables, summary_table
 from modeling_rsmoe.evaluation.scores import Score, Scored
 from modeling_rsmoe.generation_rsmoe import auto_fusion
 from modeling_rsmoe.utils.files import write_whole
@@ -179,6 +179,37 @@ def test_other_data_is_another_table(records: list[CaptionRecord]) -> None:
     tables = score_tables([captioning(records), captioning(records[:1], "base", limit=1)])
     assert lines_of(tables, "**") == ["**RSICD, val (2 images)**", "**RSICD, val (1 image, limited to 1)**"]
     assert len(lines_of(tables, "| system")) == 2
+
+
+def test_summary_is_of_test_splits(records: list[CaptionRecord]) -> None:
+    """One row for each, the best baseline of each kind; columns that nothing was measured for are left out."""
+    nearest = Scored({"CIDEr-D": Score(80.0, 70.0, 90.0)}, [{}])
+    full = captioning(records, split="test", baselines={"constant": CONSTANT, "nearest": nearest})
+    base, blind = (captioning(records, system, split="test") for system in ("base", "full, no image"))
+    assert summary_table([full, base, blind, captioning(records)]).splitlines() == [
+        "|  | score | full model | base LM alone | retrieval | without the image |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| RSICD, test (2 images) | CIDEr-D | 153.8 [146.1, 161.9] | 153.8 | 80.0 | 153.8 |",
+    ]
+    assert summary_table([captioning(records)]).splitlines() == [
+        "|  | score | full model | without the image |",
+        "| --- | --- | ---: | ---: |",
+        "| RSICD, val (2 images) | CIDEr-D | 153.8 [146.1, 161.9] | 27.0 |",
+    ]
+
+
+def test_folded_tables_have_test_first(records: list[CaptionRecord]) -> None:
+    reports = [captioning(records), captioning(records, split="test"), captioning(records, "base", split="test")]
+    text = folded_tables(reports)
+    assert lines_of(text, "<") == [
+        "<details markdown>",
+        "<summary>Captions, test: every score and baseline</summary>",
+        "</details>",
+        "<details markdown>",
+        "<summary>Captions, val: every score and baseline</summary>",
+        "</details>",
+    ]
+    assert text.count("| base LM alone") == 1 and score_tables(reports[:1]).strip() in text
 
 
 def test_table_distinguishes_runs_of_one_system(records: list[CaptionRecord]) -> None:

@@ -15,7 +15,10 @@ CAPTIONS = [("a ship .", 0.9), ("a ship and a car .", 0.5), ("many trees .", 0.4
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    labels = [{"image": f"{i}.png", "present": ["ship", "trees"], "absent": ["cars", "buildings"]} for i in range(4)]
+    of_image = {"dataset": "A", "split": "test", "present": ["ship", "trees"], "absent": ["cars", "buildings"]}
+    labels = [{"image": f"{place}.png", **of_image} for place in range(4)]
+    for label in labels:
+        (tmp_path / str(label["image"])).touch()
     lines = [
         {"image": f"{i}.png", "dataset": "A", "caption": text, "score": s} for i, (text, s) in enumerate(CAPTIONS)
     ]

@@ -20,16 +20,11 @@ from modeling_rsmoe.cli import app
 from modeling_rsmoe.hub.adapters import adapters_of, load_peft, save_peft, serve_line
 from modeling_rsmoe.prompting_rsmoe import Prompt
 
-from ..tiny import INSTRUCTIONS, tiny_checkpoint, tiny_config, tiny_model, tiny_processor
+from ..tiny import INSTRUCTIONS, tiny_config, tiny_model, tiny_processor
 
 
 ADAPTERS = ["router", "theme", "object", "relation"]
 TEXT = "what?"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("adapters") / "tiny")
 
 
 def run(*arguments) -> Result:

@@ -181,7 +181,7 @@ class TestTrainedWeights:
     def test_what_describes_them_comes_along(self, tiny_sources, configs, state, tmp_path):
         """Ours with its scores; of other weights, or of none, nothing is said that is true of ours only."""
         own = {"README.md": "our card", "card.yaml": "{training: {machine: m, data: []}, limits: [ours]}"}
-        own |= {"training.yaml": "{}", "stac_item.json": "{}"}
+        own |= {"training.yaml": "{}", "stac_item.json": "{}", "picture.png": "pixels"}
         for name, text in own.items():
             (configs / NAME / name).write_text(text)
         path = write_trained(configs / NAME / "trained.safetensors", trained_tensors(state))

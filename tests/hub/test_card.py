@@ -1,6 +1,7 @@
 """The whole card: what it says of trained, untrained and unknown checkpoints, and what it never replaces."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,14 @@ from modeling_rsmoe.hub.card import MARK, card_text, write_card
 from modeling_rsmoe.hub.card_scores import hub_scores
 from modeling_rsmoe.hub.facts import read_facts
 
-from ..tiny import tiny_checkpoint
 from .test_card_scores import report
 from .test_facts import record
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(checkpoint, tmp_path) -> Path:
     """A checkpoint that a training made, with a README.md that somebody wrote."""
-    folder = tiny_checkpoint(tmp_path / "mine")
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "mine"))
     (folder / "training.json").write_text(json.dumps(record("stage2", record("stage1"), experts=["all"])))
     return folder
 
@@ -31,31 +31,31 @@ def sections(text: str) -> list[str]:
 
 def test_nanos_metadata():
     facts, scores = read_facts("rs-moe-nano"), hub_scores([report()])
-    data = ModelCard(card_text(facts, scores, "| short |", "| long |")).data
+    data = ModelCard(card_text(facts, scores, "| short |")).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-text-to-text", "apache-2.0")
     assert data.get("module_licenses")["image encoder"] == "MIT (wheel), Apache-2.0 (model)"
     assert data.get("module_licenses").keys() == {module.name for module in facts.modules}
     for model in data.base_model:
         validate_repo_id(model)
     assert data.datasets == ["rsicd", "ucm-captions", "rsvqa-lr", "rsvqa-hr", "rsivqa-ucm"] and data.language == "en"
-    assert data.metrics == ["bleu", "cider"] and data.model_name == "rs-moe-nano"
-    assert [one.metric_value for one in data.eval_results] == [27.0, 153.84]
+    assert data.metrics == ["cider"] and data.model_name == "rs-moe-nano"
+    assert [one.metric_value for one in data.eval_results] == [153.84]
 
 
 def test_sections():
-    trained = card_text(read_facts("rs-moe-nano"), hub_scores([report()]), "| short |", "| long |")
+    trained = card_text(read_facts("rs-moe-nano"), hub_scores([report()]), "| short |")
     assert sections(trained) == [
-        "What it does",
         "Use",
-        "Modules",
-        "Training",
         "Scores",
         "Limits",
         "Bias and risks",
+        "How it works",
+        "Modules",
+        "Training",
         "Licence",
         "Paper",
     ]
-    assert trained.index("| short |") < trained.index("<details>") < trained.index("| long |")
+    assert trained.index("## Scores") < trained.index("| short |") < trained.index("## Limits")
     start = card_text(read_facts("rs-moe-1b"))
     assert sections(start) == sections(trained) and "```python" not in start
     assert "**Not a trained model.**" in start and "No scores exist." in start and "model-index" not in start
@@ -72,7 +72,7 @@ def test_a_training_of_ones_own(folder):
         "the card does not say: license, summary, intended_use, limits, risks; write " + str(folder / "card.yaml"),
     ]
     text = (folder / "README.md").read_text()
-    assert sections(text) == ["What it does", "Use", "Modules", "Training", "Scores", "Licence", "Paper"]
+    assert sections(text) == ["Use", "Scores", "How it works", "Modules", "Training", "Licence", "Paper"]
     assert (
         "questions, each counted as often as it was drawn from, of Ships (sha256 dddddddddddd), beginning at" in text
     )
@@ -86,6 +86,23 @@ def test_a_training_of_ones_own(folder):
     before = (folder / "README.md").stat().st_mtime_ns
     assert write_card(read_facts(folder), folder)[0].endswith(": unchanged")
     assert (folder / "README.md").stat().st_mtime_ns == before
+
+
+def test_a_picture_that_is_there_and_described(folder):
+    (folder / "card.yaml").write_text("picture: A harbor and what each expert says of it.\n")
+    assert "![" not in card_text(read_facts(folder))
+    (folder / "picture.png").write_bytes(b"")
+    assert "![A harbor and what each expert says of it.](picture.png)" in card_text(read_facts(folder))
+    (folder / "card.yaml").unlink()
+    assert "![" not in card_text(read_facts(folder))
+
+
+def test_a_link_to_a_card_stays_one(folder):
+    write_card(read_facts(folder), folder / "other.md")
+    (folder / "link.md").symlink_to("other.md")
+    (folder / "card.yaml").write_text("license: MIT\n")
+    write_card(read_facts(folder), folder / "link.md")
+    assert (folder / "link.md").is_symlink() and "license: mit" in (folder / "other.md").read_text()
 
 
 def test_a_card_by_hand_is_not_replaced(folder):

@@ -30,7 +30,7 @@ from modeling_rsmoe.cli import app
 from modeling_rsmoe.hub import convert as converting
 from modeling_rsmoe.hub.convert import convert, llm_tokenizer
 
-from ..tiny import INSTRUCTIONS, QFORMER, TEXT, tiny_checkpoint, tiny_config, tiny_qformer_tokenizer, tiny_tokenizer
+from ..tiny import INSTRUCTIONS, QFORMER, TEXT, tiny_config, tiny_qformer_tokenizer, tiny_tokenizer
 
 
 VISION = {
@@ -241,15 +241,14 @@ def test_another_llm(sources, tmp_path):
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-def test_the_folder_is_an_ordinary_checkpoint(sources, tmp_path):
+def test_the_folder_is_an_ordinary_checkpoint(sources, checkpoint, tmp_path):
     """As save_pretrained writes one, code included; it goes through the whole path of generate."""
     folder = convert(sources.settings, sources.instructblip, sources.llm, tmp_path / "out", dtype="bfloat16")
-    ordinary = tiny_checkpoint(tmp_path / "ordinary")
-    files, expected = ({path.relative_to(root) for path in root.rglob("*")} for root in (folder, ordinary))
+    files, expected = ({path.relative_to(root) for path in root.rglob("*")} for root in (folder, checkpoint))
     assert files == expected | {Path("README.md")}
     assert Path("qformer_tokenizer/config.json") in files
     config = json.loads((folder / "config.json").read_text())
-    other = json.loads((tmp_path / "ordinary" / "config.json").read_text())
+    other = json.loads((checkpoint / "config.json").read_text())
     assert (config["architectures"], config["auto_map"]) == (other["architectures"], other["auto_map"])
     assert config["dtype"] == "bfloat16"
     assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}

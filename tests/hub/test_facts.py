@@ -1,6 +1,7 @@
 """Facts of a folder: read from its files, counted without weights, refused where they are wrong."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,13 @@ from modeling_rsmoe.hub.facts import read_facts, read_texts
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
 from modeling_rsmoe.training.memory import count_parameters, without_weights
 
-from ..tiny import tiny_checkpoint
-
 
 SIZES = ["rs-moe-nano", "rs-moe-1b", "rs-moe-3b", "rs-moe-7b"]
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    return tiny_checkpoint(tmp_path / "mine")
+def folder(checkpoint, tmp_path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "mine"))
 
 
 def record(stage: str, before: dict | None = None, **changes) -> dict:

@@ -235,7 +235,7 @@ class TestTinySources:
     )
     def test_a_missing_reader_is_named(self, tmp_path, monkeypatch, module, read):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(RSMoEError, match=f"pip install {module}"):
+        with pytest.raises(RSMoEError, match=rf'needs {module}, .*: pip install "rsmoe\[assemble\]"'):
             read(tmp_path / "file")
 
     def test_weights_that_do_not_fit_are_named(self, tmp_path):

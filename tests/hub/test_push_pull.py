@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,8 +19,11 @@ from modeling_rsmoe.hub.card import write_card
 from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.utils.files import sha256_of
 
-from ..tiny import tiny_checkpoint, tiny_model
+from ..tiny import tiny_model
 from .hub_server import TOKEN, LocalHub
+
+
+pytestmark = pytest.mark.slow
 
 
 CLIENT = Path(__file__).with_name("hub_client.py")
@@ -77,8 +81,8 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tiny_checkpoint(tmp_path_factory.mktemp("hub") / "tiny")
+def folder(checkpoint, tmp_path_factory) -> Path:
+    folder = Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("hub") / "tiny"))
     write_card(read_facts(folder), folder)
     return folder
 

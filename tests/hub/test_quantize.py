@@ -35,15 +35,15 @@ from modeling_rsmoe.training.settings import Recipe
 from modeling_rsmoe.training.stages import load_start
 
 from ..test_modeling import rows
-from ..tiny import tiny_checkpoint, tiny_config, tiny_model, tiny_processor
+from ..tiny import tiny_config, tiny_model, tiny_processor
 
 
 INT8 = ["int8", "int8-dynamic"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("quantize") / "tiny", reranker_rank=4, reranker_buckets=32)
+def folder(shared_checkpoint) -> Path:
+    return shared_checkpoint(reranker_rank=4, reranker_buckets=32)
 
 
 @pytest.fixture(scope="module")

@@ -29,9 +29,9 @@ training:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(checkpoint, tmp_path_factory) -> Path:
     """A trained checkpoint with all its records and a card."""
-    folder = tiny_checkpoint(tmp_path_factory.mktemp("records") / "mine")
+    folder = Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("records") / "mine"))
     (folder / "training.json").write_text(json.dumps(record("stage2", record("stage1"), experts=["all"])))
     (folder / "card.yaml").write_text(CARD_YAML)
     shutil.copyfile(HUB_CONFIGS / "rs-moe-nano" / "sources.yaml", folder / "sources.yaml")
@@ -113,8 +113,8 @@ def test_export(folder, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [3, {"training": 3}, {"training": [{"name": "a"}]}, {"modules": {"router": "x"}}])
-def test_wrong_provenance_is_named(tmp_path, wrong):
-    folder = tiny_checkpoint(tmp_path / "mine")
+def test_wrong_provenance_is_named(checkpoint, tmp_path, wrong):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "mine"))
     set_provenance(folder, wrong)
     with pytest.raises(RSMoEError, match=r"config.json: provenance is not what `rsmoe` writes"):
         read_facts(folder)

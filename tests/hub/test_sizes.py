@@ -25,7 +25,7 @@ SIZES = ["rs-moe-1b", "rs-moe-3b", "rs-moe-7b"]
 EVERY = ["README.md", "card.yaml", "config.json", "generation_config.json", "processor_config.json", "training.yaml"]
 FILES = {size: [*EVERY, "chat_template.jinja", "sources.yaml"] for size in SIZES}
 # nano's chat template is the processor's own.
-FILES["rs-moe-nano"] = [*EVERY, "sources.yaml", "stac_item.json", "trained.json", "trained.safetensors"]
+FILES["rs-moe-nano"] = [*EVERY, "picture.png", "sources.yaml", "stac_item.json", "trained.json", "trained.safetensors"]
 
 
 def processor_of(size: str, folder: Path) -> RSMoEProcessor:

@@ -17,7 +17,7 @@ from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
 from modeling_rsmoe.hub.stac import stac_item
 
-from ..tiny import tiny_checkpoint, tiny_model
+from ..tiny import tiny_model
 
 
 SCHEMAS = Path(__file__).with_name("stac_schemas")
@@ -91,10 +91,9 @@ def test_the_scaling_is_the_processors(item):
     assert np.allclose(np.stack(found), expected, atol=1e-5)
 
 
-def test_of_a_checkpoint_of_ones_own(tmp_path, validator):
-    folder = tiny_checkpoint(tmp_path / "mine")
-    item = stac_item(read_facts(folder, trained=True))
+def test_of_a_checkpoint_of_ones_own(checkpoint, validator):
+    item = stac_item(read_facts(checkpoint, trained=True))
     assert len(validate_dict(item, validator=validator)) == 2
     assert item["properties"]["mlm:total_parameters"] == sum(p.numel() for p in tiny_model().parameters())
     files = {asset["href"] for asset in item["assets"].values()} - {"./README.md"}
-    assert all((folder / href).is_file() for href in files)
+    assert all((checkpoint / href).is_file() for href in files)

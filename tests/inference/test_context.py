@@ -9,7 +9,7 @@ from PIL import Image
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 from modeling_rsmoe.inference import Predictor
 from modeling_rsmoe.inference.context import ContextLengthError
-from tests.tiny import tiny_config, tiny_model, tiny_processor
+from tests.tiny import tiny_config, tiny_model
 
 
 POSITIONS, NEW = 300, 8
@@ -18,11 +18,6 @@ POSITIONS, NEW = 300, 8
 @pytest.fixture(scope="module")
 def model():
     return tiny_model(config=tiny_config(text_config={"max_position_embeddings": POSITIONS}))
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return tiny_processor()
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,19 @@
 """The encoder of a checkpoint, alone."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.inference.encoder import encoder_sha256, load_encoder
-from tests.tiny import tiny_checkpoint, tiny_model
+from tests.tiny import tiny_model
 
 
-def test_an_encoder_alone_is_that_of_the_whole_model(tmp_path):
+def test_an_encoder_alone_is_that_of_the_whole_model(checkpoint, tmp_path):
     """Also out of several files, and of a checkpoint in half precision: by name, weight and hash."""
-    folder = tiny_checkpoint(tmp_path / "tiny")
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "tiny"))
     processor = RSMoEProcessor.from_pretrained(folder)
     for kept in ({}, {"max_shard_size": "20KB"}, {"dtype": torch.bfloat16}):
         for file in folder.glob("model*"):
@@ -24,8 +27,8 @@ def test_an_encoder_alone_is_that_of_the_whole_model(tmp_path):
     assert encoder_sha256(tiny_model(seed=1).model.encoder, processor) != encoder_sha256(whole, processor)
 
 
-def test_no_encoder(tmp_path):
-    folder = tiny_checkpoint(tmp_path / "tiny")
+def test_no_encoder(checkpoint, tmp_path):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "tiny"))
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])

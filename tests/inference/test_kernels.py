@@ -12,7 +12,7 @@ from modeling_rsmoe.hub.assemble import round_to_half
 from modeling_rsmoe.inference import load
 from modeling_rsmoe.inference.kernels import FastLinear, use_fast_kernels
 
-from ..tiny import tiny_checkpoint, tiny_model, tiny_processor
+from ..tiny import tiny_model, tiny_processor
 
 
 HAS_HALF_PRODUCTS = "fbgemm" in torch.backends.quantized.supported_engines
@@ -149,7 +149,6 @@ def test_full_model_says_the_same(avx2):
         assert model.lm_head.packed is not None and model.model.language_model.layers[0].mlp.up_proj.packed is not None
 
 
-def test_a_loaded_checkpoint_has_them(avx2, tmp_path):
-    folder = tiny_checkpoint(tmp_path / "tiny")
-    assert type(load(str(folder)).model.lm_head) is FastLinear
-    assert type(load(str(folder), kernels="torch").model.lm_head) is nn.Linear
+def test_a_loaded_checkpoint_has_them(avx2, checkpoint):
+    assert type(load(str(checkpoint)).model.lm_head) is FastLinear
+    assert type(load(str(checkpoint), kernels="torch").model.lm_head) is nn.Linear

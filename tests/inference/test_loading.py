@@ -1,7 +1,9 @@
 """What the loading of a checkpoint runs into."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
@@ -10,11 +12,10 @@ from safetensors.torch import load_file, save_file
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.inference.encoder import load_encoder
 from modeling_rsmoe.inference.loading import loading_errors
-from tests.tiny import tiny_checkpoint
 
 
-def test_a_lost_weight_is_named(tmp_path):
-    folder = tiny_checkpoint(tmp_path / "tiny")
+def test_a_lost_weight_is_named(checkpoint, tmp_path):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "tiny"))
     weights = load_file(folder / "model.safetensors")
     del weights["model.encoder.query_tokens.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -24,9 +25,10 @@ def test_a_lost_weight_is_named(tmp_path):
         load_encoder(folder)
 
 
-def test_a_processor_alone_does_not_ask_to_run_the_folders_code(tmp_path):
+@pytest.mark.slow
+def test_a_processor_alone_does_not_ask_to_run_the_folders_code(checkpoint):
     code = "import sys\nfrom modeling_rsmoe.inference.loading import open_processor\nopen_processor(sys.argv[1])"
-    command = [sys.executable, "-c", code, str(tiny_checkpoint(tmp_path / "tiny"))]
+    command = [sys.executable, "-c", code, str(checkpoint)]
     fresh = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     assert (fresh.returncode, fresh.stdout) == (0, ""), fresh.stderr
 

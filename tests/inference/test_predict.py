@@ -9,15 +9,10 @@ from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.inference import GenerationSettings, Prediction, Predictor
 from modeling_rsmoe.prompting_rsmoe import Prompt
 
-from ..tiny import speaking_model, tiny_config, tiny_model, tiny_processor
+from ..tiny import speaking_model, tiny_config, tiny_model
 
 
 QUESTION = "Is there a road?"
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return tiny_processor()
 
 
 @pytest.fixture(scope="module")

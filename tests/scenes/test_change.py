@@ -18,7 +18,7 @@ from modeling_rsmoe.scenes.pipeline import describe_scene
 from tests.cli.test_cli import errors, refuse_to_load, run
 from tests.cli.test_views import data_of
 from tests.scenes.rasters import UTM, noise, write_raster
-from tests.tiny import tiny_checkpoint, tiny_model, tiny_processor
+from tests.tiny import tiny_model, tiny_processor
 
 
 EXPERTS = ("theme", "object", "relation")
@@ -149,8 +149,7 @@ def test_a_stopped_run_continues(dates: tuple[Path, Path], predictor: Predictor,
     assert result.record() == expected.record() and not log_path(output).exists()
 
 
-def test_the_command(dates: tuple[Path, Path], tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint(tmp_path / "tiny")
+def test_the_command(dates: tuple[Path, Path], checkpoint: Path, tmp_path: Path) -> None:
     page, figure, output = tmp_path / "map.html", tmp_path / "figure.png", tmp_path / "out.jsonl"
     command = ("caption", *dates, "--change", "--tile", 20, "--model", checkpoint, "--router", "none")
     result = run(*command, "--map", page, "--figure", figure, "--output", output)

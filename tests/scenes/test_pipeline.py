@@ -1,6 +1,7 @@
 """A scene from Python: the documented lines, questions, several scenes, a stopped run."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from modeling_rsmoe.scenes.result import SceneTask
 from modeling_rsmoe.utils.rasters.raster import open_raster
 from tests.scenes.rasters import UTM, noise, write_raster
 from tests.scenes.test_stac import asset, collection, item, save
-from tests.tiny import tiny_checkpoint, tiny_model, tiny_processor
+from tests.tiny import tiny_model, tiny_processor
 
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to" / "scenes.md"
@@ -32,9 +33,9 @@ def scene(tmp_path: Path) -> Path:
     return write_raster(tmp_path / "scene.tif", noise(3, 40, 60), **UTM)
 
 
-def test_the_documented_lines(tmp_path: Path, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_lines(checkpoint: Path, tmp_path: Path, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    tiny_checkpoint(tmp_path / "rs-moe-nano")  # a folder goes before the name of a checkpoint
+    shutil.copytree(checkpoint, tmp_path / "rs-moe-nano")  # a folder goes before the name of a checkpoint
     for name in ("before.tif", "after.tif"):
         write_raster(tmp_path / name, noise(3, 40, 60), **UTM)
     write_raster(tmp_path / "chip.tif", noise(4, 40, 60), **UTM)

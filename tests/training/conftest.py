@@ -8,8 +8,6 @@ import pytest
 import yaml
 from PIL import Image
 
-from ..tiny import tiny_checkpoint
-
 
 CAPTIONS = [
     "it is an airport with many planes .",
@@ -33,9 +31,9 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="session")
-def start(tmp_path_factory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("start"))
+@pytest.fixture(scope="module")
+def start(checkpoint) -> Path:
+    return checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -209,10 +209,13 @@ def test_an_example_for_an_expert_that_is_not_there(data):
 
 
 def test_a_folder_without_questions(data, tmp_path):
-    """Says how to train without; and so it can be trained."""
+    """It is trained without; one that names datasets of questions is told that they are missing."""
     folder = tmp_path / "captions"
     shutil.copytree(data, folder)
     (folder / "vqa.jsonl").unlink()
     with pytest.raises(RSMoEError, match="vqa.jsonl is missing.*set answer_share and question_share to 0"):
-        read_data(folder, Recipe())
-    assert read_data(folder, Recipe(answer_share=0, question_share=0)).captions
+        read_data(folder, Recipe(question_datasets=["TinyVQA"]))
+    recipe = Recipe()
+    found = read_data(folder, recipe)
+    assert found.captions and not found.questions
+    assert {example.kind for example in epoch_examples(found, recipe, INSTRUCTIONS, 0, 0)} == {"caption", "rewrite"}

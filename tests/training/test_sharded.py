@@ -12,8 +12,10 @@ from modeling_rsmoe import RSMoEConfig
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
 from modeling_rsmoe.training import memory, read_settings, train_stage
 
-from ..tiny import tiny_checkpoint
 from .runs import ENVIRONMENT
+
+
+pytestmark = pytest.mark.slow
 
 
 # accelerate 1.15 spreads models over accelerators only (AcceleratorState looks at the kind of device first). Told that
@@ -55,10 +57,10 @@ main()
 
 
 @pytest.fixture(scope="module")
-def eva(tmp_path_factory):
+def eva(shared_checkpoint):
     """With a ViT of InstructBLIP's kind, as the sizes that are spread."""
     vision = {"model_type": "instructblip_vision_model", "intermediate_size": 24}
-    return tiny_checkpoint(tmp_path_factory.mktemp("eva"), vision_config=vision)
+    return shared_checkpoint(vision_config=vision)
 
 
 def spread(count: int, folder, command) -> subprocess.CompletedProcess:
