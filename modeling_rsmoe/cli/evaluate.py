@@ -176,7 +176,7 @@ def _check(model: str | None, baseline: Baseline | None, predictions: Path | Non
 
 def _print(report: "Report", markdown: bool, steps: terminal.Steps) -> None:
     """The scores: a table for each dataset with a column for each system, then the differences from others."""
-    from ..evaluation.markdown import headline, score_tables, shown_scores, train_note
+    from ..evaluation.markdown import data_note, headline, score_tables, shown_scores
 
     if markdown:
         steps.print(score_tables([report]).rstrip())
@@ -190,7 +190,7 @@ def _print(report: "Report", markdown: bool, steps: terminal.Steps) -> None:
         if experts := result.get("expert_texts"):
             rows = [[name, *_values(name, experts)] for name in names]
             steps.print(_table(f"{title}: texts of the experts", ["score", *experts], rows, texts=1))
-        if note := train_note(result):
+        if note := data_note(result):
             steps.print(note)
     for against in report.get("against", ()):
         columns = ["dataset", "score", report["system"], "95 % interval"]

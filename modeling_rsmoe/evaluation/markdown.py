@@ -177,14 +177,18 @@ def headline(result: Result, task: str) -> str:
     return f"{result['dataset']}, {result['split']} ({size}{limit})"
 
 
-def train_note(result: Result) -> str:
-    """How many of the references a look-up could find word for word; empty where that is not known.
+def data_note(result: Result) -> str:
+    """How many of the references stand in the train split, and how many images have object labels, as far as known.
 
     Args:
         result: of a report.
     """
-    share = result.get("references_in_train")
-    return "" if share is None else f"{share:.1f} % of the references stand word for word in the train split."
+    notes = []
+    if (share := result.get("references_in_train")) is not None:
+        notes.append(f"{share:.1f} % of the references stand word for word in the train split.")
+    if (labelled := result.get("labelled_images")) is not None:
+        notes.append(f"Faithfulness and coverage are of {count_of(labelled, 'image')} with object labels.")
+    return " ".join(notes)
 
 
 # ---- tables
@@ -219,7 +223,7 @@ def _table(group: Group) -> str:
         for row, system in zip(rows, systems, strict=True):
             row.append("" if system.seconds is None else f"{system.seconds:.2f}")
     parts = [f"**{escaped(headline(group[0][1], task))}**", markdown_table(header, rows, texts=1)]
-    return "\n\n".join([*parts, *filter(None, [train_note(group[0][1])])])
+    return "\n\n".join([*parts, *filter(None, [data_note(group[0][1])])])
 
 
 def _difference_table(report: Report) -> str:

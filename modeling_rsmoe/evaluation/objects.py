@@ -102,7 +102,10 @@ def score_mentions(labels: Sequence[ObjectLabels], texts: Sequence[str], samples
         },
         each=[{name: 100 * row[0] / row[place] for name, place in places.items() if row[place]} for row in counts],
         missing={} if FAITHFULNESS in places else {FAITHFULNESS: "no text mentions a labelled object"},
-        notes={FAITHFULNESS: f"by the object labels of {len(counts)} images, as coverage is"},
+        notes={
+            FAITHFULNESS: "of the labelled object classes that texts mention the share that is there",
+            COVERAGE: "of the object classes that are there the share that texts mention",
+        },
         resampled=resampled,
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors_rsmoe import RSMoEError
 from ..utils.files import write_whole
 from ..utils.html import COLORS, data_url, render
-from .markdown import difference_rows, headline, rows_of, shown_scores, train_note
+from .markdown import data_note, difference_rows, headline, rows_of, shown_scores
 from .report import HEADLINE_SCORE, Report
 
 
@@ -79,7 +79,7 @@ def _table(report: Report, index: int) -> dict[str, Any]:
     result = report["results"][index]
     rows = rows_of([(report, result)])
     names = shown_scores(row.scores for row in rows)
-    shown = {"headline": headline(result, report["task"]), "note": train_note(result)}
+    shown = {"headline": headline(result, report["task"]), "note": data_note(result)}
     return {**shown, "names": names, "rows": rows, "result": result}
 
 

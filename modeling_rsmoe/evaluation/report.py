@@ -52,6 +52,7 @@ class Result(TypedDict):
     notes: dict[str, str]
     baselines: dict[str, dict[str, ScoreEntry]]
     references_in_train: NotRequired[float]  # captioning: the share that stands there word for word, times 100
+    labelled_images: NotRequired[int]  # that have object labels: faithfulness and coverage are of these
     expert_texts: NotRequired[dict[str, dict[str, ScoreEntry]]]  # by expert, for captions by the full model
     seconds_per_image: NotRequired[float]  # captioning
     seconds_per_item: NotRequired[float]  # vqa

@@ -328,7 +328,8 @@ def _evaluate_one(
         names = TEXT_BASELINES[selection.task]
         texts_of |= {name: baseline_texts(selection, name, records) for name in names if name not in texts_of}
     baselines = {name: _score(selection, records, texts) for name, texts in texts_of.items()}
-    if any(record.image in selection.objects for record in records):
+    labelled = sum(record.image in selection.objects for record in records)
+    if labelled:
         baselines[HUMAN] = _mention_scores(selection, records, [" ".join(record.captions) for record in records])
     of_experts: dict[str, Scored] = {}
     if with_expert_texts and selection.task == "captioning":
@@ -351,6 +352,8 @@ def _evaluate_one(
     if selection.task == "captioning" and selection.train:
         references = (text for record in records for text in record.captions)
         result["references_in_train"] = share_in_train(references, _train_captions(selection))
+    if labelled:
+        result["labelled_images"] = labelled
     return Evaluated(result, records, lines, scored, baselines)
 
 

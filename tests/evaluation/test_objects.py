@@ -52,7 +52,6 @@ def test_shares() -> None:
         {"faithfulness": 100.0, "coverage": 50.0},
         {"faithfulness": 0.0},
     ]
-    assert scored.notes == {"faithfulness": "by the object labels of 3 images, as coverage is"}
     silent = score_mentions(known, ["", "", ""])
     assert silent.scores["coverage"].value == 0 and silent.missing == {
         "faithfulness": "no text mentions a labelled object"
