@@ -294,8 +294,8 @@ def evaluate(
     """
     baselines = baselines or {}
     keys = [key_of(record, selection.folder) for record in selection.all()]
-    for lines in (predictions, *baselines.values()):
-        if missing := [key for key in keys if key not in lines]:
+    for of_system in (predictions, *baselines.values()):
+        if missing := [key for key in keys if key not in of_system]:
             raise RSMoEError(
                 f"there is no prediction for {' / '.join(filter(None, missing[0]))} ({len(missing)} of {len(keys)} "
                 "are missing); predict them, or score the dataset and split that they were made for"
