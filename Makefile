@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-integrations attack dist version release-notes test-wheel check docs format screenshots clean
+.PHONY: demo test test-fast test-integrations attack dist version release-notes test-wheel check docs format screenshots plots notebooks clean
 
 demo: $(VENV)/installed
 	$(BIN)/rsmoe caption $(if $(IMAGE),"$(IMAGE)",--demo)
@@ -18,13 +18,18 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# While one works: in less than three minutes, without network, Java and Chromium. Markers: pyproject.toml.
+test-fast: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not (slow or ray or browser or network or wheels or attack or timing)"
+
 # FiftyOne and lmms-eval, in an environment of their own: they pull much, and each holds others' versions down.
 test-integrations: $(INTEGRATIONS)/installed
 	$(INTEGRATIONS)/bin/python -m pytest tests/test_integrations.py
 
-# The whole attack corpus (docs/explanation/security.md); `make test` runs its short part.
+# The whole attack corpus (docs/explanation/security.md); `make test` runs its short part. Then what reads a clock.
 attack: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/attack -m "" --durations 5
+	$(BIN)/python -m pytest -m timing
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -66,6 +71,14 @@ format: $(VENV)/installed-dev
 screenshots: $(VENV)/installed-dev
 	$(BIN)/python -m docs.screenshots
 	cp docs/images/hero-light.png hub_configs/rs-moe-nano/picture.png
+
+# docs/images/scores.svg, from the reports in docs/scores.
+plots: $(VENV)/installed-dev
+	$(BIN)/python -m docs.plots
+
+# What the tutorials print, with rs-moe-nano; it takes half an hour.
+notebooks: $(VENV)/installed-dev
+	$(BIN)/python -m docs.notebooks
 
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -46,6 +46,26 @@ def write_examples(questions: list[QuestionRecord], data: Path, file: Path) -> N
             stream.write(json.dumps(example) + "\n")
 
 
+def train_expert(start: Path, data: Path, examples: Path, output: Path, epochs: float = 3, batch: int = 16) -> None:
+    """Train the new expert of `start` on the examples, and nothing else; image features are kept beside `output`."""
+    recipe = Recipe.of(
+        "stage2",
+        experts=[NAME],
+        router="frozen",
+        expert_start="checkpoint",  # where with_expert put it
+        router_share=0,
+        expert_share=0,  # captions are for the other experts
+        extra_examples=str(examples),
+    )
+    arguments = TrainArguments(
+        output_dir=str(output),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch,
+        warmup_steps=0.1,
+    )
+    train_stage("stage2", recipe, arguments, data, output, start, features=output.parent / "features")
+
+
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="a trained checkpoint")
@@ -64,23 +84,7 @@ def main(argv: list[str] | None = None) -> dict:
             parser.error(f"{given.data} has no train question of question_type count")
         with_expert(given.checkpoint, start)
         write_examples(questions, given.data, extra_examples)
-        recipe = Recipe.of(
-            "stage2",
-            experts=[NAME],
-            router="frozen",
-            expert_start="checkpoint",  # where with_expert put it
-            router_share=0,
-            expert_share=0,  # captions are for the other experts
-            extra_examples=str(extra_examples),
-        )
-        arguments = TrainArguments(
-            output_dir=str(trained),
-            num_train_epochs=given.epochs,
-            per_device_train_batch_size=given.batch,
-            warmup_steps=0.1,
-        )
-        features = given.output / "features"
-        train_stage("stage2", recipe, arguments, given.data, trained, start, features=features)
+        train_expert(start, given.data, extra_examples, trained, given.epochs, given.batch)
     except (RSMoEError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 

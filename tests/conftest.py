@@ -56,3 +56,9 @@ def shared_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
 def checkpoint(shared_checkpoint: Callable[..., Path]) -> Path:
     """The folder of the tiny model and its processor."""
     return shared_checkpoint()
+
+
+@pytest.fixture
+def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METEOR and the Java tokenizer take seconds, and are tested with the metrics."""
+    monkeypatch.setattr("modeling_rsmoe.evaluation.captions.shutil.which", lambda name: None)

@@ -50,6 +50,7 @@ def test_python_of_documents_runs(document, folder, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.slow
 def test_python_of_the_card_runs(folder):
     """As a newcomer runs it: ten lines at most, in a process of its own, with the code of the checkpoint."""
     (block,) = python_of("model_card.md")
@@ -124,6 +125,7 @@ def test_readme_names_the_commands_of_the_makefile():
     assert {"demo", "test", "check"} <= used <= set(targets)
 
 
+@pytest.mark.slow
 def test_nano_builds_and_has_the_parameters_of_its_card():
     config = RSMoEConfig.from_pretrained(NANO)
     with torch.device("meta"):

@@ -134,6 +134,7 @@ def test_caption_image(checkpoint, data, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_compare_weights(checkpoint, capsys):
     """In a fresh process, which takes most of this test's time: so one only."""
     found = example("compare_weights").main([f"{checkpoint}:int8", "--tokens", "2"])[f"{checkpoint}:int8"]
@@ -150,6 +151,7 @@ def test_sizes_in_the_documents_are_counted(capsys):
     assert all(line in document for line in capsys.readouterr().out.splitlines())
 
 
+@pytest.mark.slow
 def test_finetune_with_trainer(checkpoint, image_folder, tmp_path):
     script, output = EXAMPLES / "finetune_with_trainer.py", tmp_path / "out"
     code = "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -202,6 +204,7 @@ def test_finetune_with_trainer_says_what_is_wrong(checkpoint, image_folder, tmp_
     assert "nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_train_grpo(checkpoint, image_folder, tmp_path):
     """Rewards are read, the encoder alone learns, and the new checkpoint captions as any other."""
     script, output = EXAMPLES / "train_grpo.py", tmp_path / "out"
@@ -226,6 +229,7 @@ def test_reward_of_train_grpo():
     assert reward(completions, text=["two planes .", "two planes", "two planes"]) == [2 * 2 / 6, 0, 0]
 
 
+@pytest.mark.slow
 def test_add_expert(checkpoint, data, tmp_path, capsys):
     output = tmp_path / "out"
     result = example("add_expert").main([str(checkpoint), str(data), str(output), "--epochs", "2", "--batch", "3"])
@@ -268,6 +272,7 @@ def test_add_expert_says_what_is_wrong(checkpoint, image_folder, data, tmp_path,
     assert f"{tmp_path} exists; give a new folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_merge_expert(checkpoint, tmp_path, capsys):
     output = tmp_path / "llm"
     assert example("merge_expert").main([str(checkpoint), str(output), "--expert", "relation"]) < 1e-5
@@ -296,6 +301,7 @@ def test_merge_expert_says_what_is_wrong(checkpoint, tmp_path):
     assert not (tmp_path / "llm").exists()
 
 
+@pytest.mark.slow
 def test_probe_vision(checkpoint, data, capsys):
     main = example("probe_vision").main
     found = main([str(checkpoint), str(data), "--sizes", "28", "56", "--images", "12"])

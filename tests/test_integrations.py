@@ -82,12 +82,6 @@ def data(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """METEOR takes seconds and is tested with the metrics."""
-    monkeypatch.setattr("modeling_rsmoe.evaluation.captions.shutil.which", lambda name: None)
-
-
-@pytest.fixture
 def utils(data: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What the tasks' files name."""
     monkeypatch.setenv("RSMOE_DATA", str(data))

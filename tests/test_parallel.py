@@ -13,6 +13,9 @@ import pytest
 from .tiny import tiny_config, tiny_model, tiny_processor
 
 
+pytestmark = pytest.mark.slow
+
+
 DRIVER = """
 import os
 import sys

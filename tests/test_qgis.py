@@ -134,6 +134,7 @@ def in_qgis(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_answers_in_qgis(in_qgis: Any) -> None:
     found = in_qgis(QUESTION="Is there a road?")
     assert [row["tile"] for row in found["rows"]] == list(range(6)) and found["crs"] == "EPSG:4326"
@@ -148,16 +149,19 @@ def test_answers_in_qgis(in_qgis: Any) -> None:
     assert len(np.unique(pixels, axis=0)) > 1000, "the raster is seen through the tiles"
 
 
+@pytest.mark.slow
 def test_captions_in_qgis(in_qgis: Any) -> None:
     found = in_qgis(TILE=40, OVERLAP=10, BANDS="2")
     assert found["by"] == "valid" and len(found["rows"]) == 2 and all("caption" in row for row in found["rows"])
 
 
+@pytest.mark.slow
 def test_what_qgis_is_told_of_a_failure(in_qgis: Any, tmp_path: Path) -> None:
     assert "scene.tif has no band '7'; it has 1 red" in in_qgis(BANDS="7")["log"]
     assert "cannot be started" in in_qgis(EXECUTABLE=str(tmp_path / "lost"))["log"]
 
 
+@pytest.mark.slow
 def test_canceling_in_qgis_keeps_what_is_there(in_qgis: Any) -> None:
     found = in_qgis(cancels=True, TILE=8)
     assert 0 < len(found["rows"]) < 40

@@ -27,6 +27,9 @@ from .remote_reader import CHAT_TEXT, TEXT
 from .tiny import tiny_config
 
 
+pytestmark = pytest.mark.slow
+
+
 READER = Path(__file__).with_name("remote_reader.py")
 PARTS = {
     "encoder": RSMoEVisionLanguageEncoder,

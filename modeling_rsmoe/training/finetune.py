@@ -19,7 +19,7 @@ import torch
 
 from ..data.aspects import ASPECTS, aspect_texts
 from ..data.cleaning import words
-from ..data.nouns import mentions
+from ..data.lexicon import listed_mentions
 from ..data.records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
 from ..data.splits import with_splits
 from ..errors_rsmoe import RSMoEError
@@ -38,10 +38,11 @@ from ..utils.progress import Progress, no_progress
 from ..utils.provenance import TRAINING_RECORD
 from .features import FeatureCache
 from .memory import count_parameters, without_weights
+from .outputs import STATE
 from .reranker import MIN_IMAGES as RERANKER_IMAGES
 from .reranker import pooled_features, train_reranker
 from .settings import STAGES, Recipe, Stage, TrainArguments
-from .stages import STATE, load_start, train_stage
+from .stages import load_start, train_stage
 
 
 PLAN, REPORT, PREDICTIONS, IMAGES = "plan.json", "report.json", "predictions.jsonl", "images"
@@ -225,7 +226,7 @@ def own_records(data: Path, progress: Progress = no_progress) -> tuple[list[Capt
 def _check_english(captions: Sequence[str]) -> None:
     """The base LM writes English, and aspects are found by English words."""
     split = [words(caption) for caption in captions]
-    english = [caption for caption in split if ENGLISH.intersection(caption) or mentions(caption)]
+    english = [caption for caption in split if ENGLISH.intersection(caption) or listed_mentions(caption)]
     if len(english) < MIN_ENGLISH_SHARE * len(captions):
         raise RSMoEError(
             f"the captions do not look English (such as {captions[0]!r}): the experts' aspects are found by English "

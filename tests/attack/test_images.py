@@ -221,6 +221,7 @@ def test_memory_of_every_kind_of_pixels(tmp_path: Path) -> None:
         assert ours <= passes * decoder + 8, name
 
 
+@pytest.mark.slow
 def test_memory_of_16_bits(tmp_path: Path) -> None:
     """The short part: 93 bytes a pixel once. A raster is read by strips."""
     values = np.arange(2048 * 2048, dtype=np.uint32).reshape(2048, 2048).astype(np.uint16)

@@ -110,6 +110,7 @@ def test_features_that_do_not_fit_are_encoded_again(
     assert encoded == [1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal of Unix")
 def test_a_prompt(tiles: list[Path], checkpoint: Path) -> None:  # noqa: F811
     """In a real terminal: a question, the same by the up arrow, Ctrl-D."""

@@ -63,20 +63,20 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_help_answers_at_once() -> None:
-    """Importing torch or transformers would cost seconds before the first word."""
+    """Importing torch or transformers would cost seconds before the first word; torch alone is 1,100 modules."""
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from modeling_rsmoe.cli import main\n"
         "try:\n    main()\n"
         "except SystemExit as exit:\n"
         "    heavy = {'torch', 'transformers', 'numpy', 'PIL', 'huggingface_hub'} & set(sys.modules)\n"
-        "    print(f'exit={exit.code} heavy={sorted(heavy)} fast={time.process_time() < 1}')\n"
+        "    print(f'exit={exit.code} heavy={sorted(heavy)} few={len(sys.modules) < 600}')\n"
     )
     for arguments in ([], ["--help"], ["caption", "--help"]):
         command = [sys.executable, "-c", code, *arguments]
         output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
         assert "Usage: rsmoe" in output
-        assert output.splitlines()[-1] == "exit=0 heavy=[] fast=True"
+        assert output.splitlines()[-1] == "exit=0 heavy=[] few=True"
 
 
 def test_help_names_every_command_and_option() -> None:

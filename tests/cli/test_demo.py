@@ -22,6 +22,7 @@ from tests.cli.test_cli import errors, run
 pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"')
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
 def test_opens_serves_and_ends(checkpoint: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"

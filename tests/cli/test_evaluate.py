@@ -18,10 +18,7 @@ SHORT = ("--max-new-tokens", 6)
 CAPTIONS = ["a wide river .", "many <b>green</b> trees .", "a road crosses a river .", "a white plane ."]
 
 
-@pytest.fixture(autouse=True)
-def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """METEOR takes seconds and is tested with the metrics."""
-    monkeypatch.setattr("modeling_rsmoe.evaluation.captions.shutil.which", lambda name: None)
+pytestmark = pytest.mark.usefixtures("without_java")
 
 
 @pytest.fixture

@@ -129,6 +129,7 @@ def test_the_extra_that_is_named_brings_the_module() -> None:
     assert used and asked
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_commands_without_a_module(checkpoint: Path, tmp_path: Path) -> None:
     places = {"checkpoint": checkpoint, "data": tmp_path / "data", "out": tmp_path / "out"}

@@ -70,6 +70,7 @@ def in_flight(url: str) -> int:
         return json.load(answer)["in_flight"]
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_is_in_flight(server) -> None:
     process, url = server
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0, timeout=60)
@@ -93,6 +94,7 @@ def test_sigterm_finishes_what_is_in_flight(server) -> None:
     assert "Traceback" not in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_an_interruption(server) -> None:
     process, url = server
     assert in_flight(url) == 0
@@ -101,6 +103,7 @@ def test_ctrl_c_is_an_interruption(server) -> None:
     assert process.stderr.read().splitlines() == ["rsmoe: interrupted"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_does_not_wait(server) -> None:
     """The first finishes what is in flight, the second ends at once, in one line."""
     process, url = server
@@ -123,6 +126,7 @@ def test_ctrl_c_twice_does_not_wait(server) -> None:
     assert process.stderr.read().splitlines() == ["rsmoe: interrupted"]
 
 
+@pytest.mark.slow
 def test_a_loopback_address_has_its_own_names_alone(server) -> None:
     _, url = server
     request = urllib.request.Request(f"{url}/health", headers={"Host": "evil.example"})

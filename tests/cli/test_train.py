@@ -26,6 +26,7 @@ def rsmoe(monkeypatch, capfd):
     return run
 
 
+@pytest.mark.slow
 def test_both_stages(rsmoe, start, data, features, settings_file, tmp_path):  # noqa: F811
     shared = ("--config", settings_file, "--data", data, "--features", features, "--max_steps", 2)
     code, out, err = rsmoe("train", "stage1", "--model", start, "--output", tmp_path / "1", *shared)

@@ -21,7 +21,7 @@ from modeling_rsmoe.errors_rsmoe import RSMoEError
 from modeling_rsmoe.inference import GenerationSettings
 
 
-pytestmark = pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds the workers in /proc")
+pytestmark = [pytest.mark.ray, pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds the workers in /proc")]
 
 
 def descendants() -> dict[int, str]:

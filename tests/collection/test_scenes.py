@@ -157,6 +157,7 @@ def test_a_stopped_run_continues(describer: TileCaptioner, scenes: Path, tmp_pat
         describe_collection(other, tiles, output, LocalEngine(), 2, overwrite=True)
 
 
+@pytest.mark.ray
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds the workers in /proc")
 def test_a_lost_machine_loses_and_doubles_nothing(
     describer: TileCaptioner, scenes: Path, tmp_path: Path, monkeypatch

@@ -22,7 +22,7 @@ pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"'
 from modeling_rsmoe.demo.page import Session, launch, make_page
 
 
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 WELCOME = "Drop an image or a GeoTIFF, or choose an example."
 
 

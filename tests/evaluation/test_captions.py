@@ -112,6 +112,7 @@ def parity(tmp_path_factory):
     return ours, expected, each, without_java
 
 
+@pytest.mark.slow
 def test_scores_equal_pycocoevalcap(parity):
     ours, expected, _, _ = parity
     assert {name: ours.scores[name].value / 100 for name in expected} == pytest.approx(expected, abs=1e-6)
@@ -119,6 +120,7 @@ def test_scores_equal_pycocoevalcap(parity):
     assert ours.notes["tokenizer"] == "PTBTokenizer (Java)"
 
 
+@pytest.mark.slow
 def test_each_image_equals_pycocoevalcap(parity):
     ours, _, each, _ = parity
     assert len(ours.each) == 500
@@ -126,6 +128,7 @@ def test_each_image_equals_pycocoevalcap(parity):
         assert [image[name] / 100 for image in ours.each] == pytest.approx(list(expected), abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_without_java_all_but_meteor_stay(parity):
     ours, _, _, without_java = parity
     assert without_java.notes["tokenizer"] == "PTB tokenizer in Python"
@@ -134,6 +137,7 @@ def test_without_java_all_but_meteor_stay(parity):
     assert [{**image, "METEOR": 0} for image in without_java.each] == [{**image, "METEOR": 0} for image in ours.each]
 
 
+@pytest.mark.slow
 def test_scores_stand_in_order_inside_their_intervals(parity):
     ours, _, _, _ = parity
     assert list(ours.scores) == [name for name in METRICS if name not in ours.missing]

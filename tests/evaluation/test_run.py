@@ -26,10 +26,7 @@ QUESTIONS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def without_java(monkeypatch):
-    """METEOR takes seconds and is tested with the metrics."""
-    monkeypatch.setattr("shutil.which", lambda name: None)
+pytestmark = pytest.mark.usefixtures("without_java")
 
 
 @pytest.fixture

@@ -23,6 +23,9 @@ from ..tiny import tiny_model
 from .hub_server import TOKEN, LocalHub
 
 
+pytestmark = pytest.mark.slow
+
+
 CLIENT = Path(__file__).with_name("hub_client.py")
 ID, PRIVATE = "tester/rs-moe.tiny-1", "tester/secret"
 ROOT = Path(__file__).parents[2]

@@ -25,6 +25,7 @@ def test_a_lost_weight_is_named(checkpoint, tmp_path):
         load_encoder(folder)
 
 
+@pytest.mark.slow
 def test_a_processor_alone_does_not_ask_to_run_the_folders_code(checkpoint):
     code = "import sys\nfrom modeling_rsmoe.inference.loading import open_processor\nopen_processor(sys.argv[1])"
     command = [sys.executable, "-c", code, str(checkpoint)]

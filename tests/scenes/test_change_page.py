@@ -50,6 +50,7 @@ def color_at(page: Any, share: float, tmp_path: Path) -> np.ndarray:
         return np.asarray(shot.convert("RGB"))[0, 0]
 
 
+@pytest.mark.browser
 @needs_chromium
 def test_a_slider_between_the_dates(reader: Person, tmp_path: Path) -> None:
     page = reader.page
@@ -71,6 +72,7 @@ def test_a_slider_between_the_dates(reader: Person, tmp_path: Path) -> None:
     assert np.abs(color_at(page, 0.6, tmp_path).astype(int) - BLUE).max() < 12
 
 
+@pytest.mark.browser
 @needs_chromium
 def test_both_dates_of_a_tile(reader: Person) -> None:
     page = reader.page

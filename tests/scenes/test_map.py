@@ -43,6 +43,7 @@ def chosen(page: Any) -> str:
     return page.locator("#tile .final").inner_text()
 
 
+@pytest.mark.browser
 @needs_chromium
 def test_a_click_shows_the_texts_of_a_tile(reader: Person) -> None:
     page = reader.page
@@ -68,6 +69,7 @@ def test_a_click_shows_the_texts_of_a_tile(reader: Person) -> None:
     assert page.locator("img:not(#after)").count() == 1  # no text became one
 
 
+@pytest.mark.browser
 @needs_chromium
 def test_keys_alone_are_enough(reader: Person) -> None:
     page = reader.page
@@ -86,6 +88,7 @@ def test_keys_alone_are_enough(reader: Person) -> None:
     assert chosen(page) == texts(5)["text"]
 
 
+@pytest.mark.browser
 @needs_chromium
 def test_search_highlights_tiles(reader: Person) -> None:
     page, search = reader.page, reader.page.get_by_label("Search the texts")
@@ -112,6 +115,7 @@ def test_search_highlights_tiles(reader: Person) -> None:
     assert page.locator("#count").inner_text() == "" and hits.count() == 0
 
 
+@pytest.mark.browser
 @needs_chromium
 def test_views_and_zoom(reader: Person) -> None:
     page = reader.page

@@ -29,6 +29,7 @@ print(json.dumps({"peaks": peaks, "tiles": len(result.tiles)}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
 def test_memory_does_not_grow_with_the_scene(tmp_path: Path) -> None:
     block = noise(4, 512, 512)

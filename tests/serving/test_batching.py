@@ -3,7 +3,6 @@
 import http.client
 import importlib.util
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -112,11 +111,11 @@ def test_a_full_queue_is_said_at_once(held) -> None:
     with ThreadPoolExecutor(12) as pool:
         answers = ask_all(held, pool, [{"image": noise(i)} for i in range(12)])
         for image in (noise(12), noise(12, (900, 900))):  # also where the body is longer than what sockets hold
-            began = time.monotonic()
             with pytest.raises(openai.RateLimitError) as caught:
                 held.ask(image)
-            assert int(caught.value.response.headers["retry-after"]) >= 1 and time.monotonic() - began < 10
+            assert int(caught.value.response.headers["retry-after"]) >= 1
             assert caught.value.code == "queue_full"
+            assert held.model.batches == [1] and not held.model.go.is_set()  # nothing had to end before
         held.model.go.set()
         texts = [answer.result().choices[0].message.content for answer in answers]
         assert texts == [held.alone(noise(i))["text"] for i in range(12)] and len(set(texts)) > 6
@@ -158,10 +157,12 @@ def test_clients_that_leave_are_forgotten(held) -> None:
     for connection in (runs, waits):
         connection.close()
     held.until(lambda: held.service.in_flight == 0)
-    began, ran = time.monotonic(), len(held.model.batches)
+    steps, ran = [], len(held.model.batches)
+    held.model.lm_head.register_forward_hook(lambda *call: steps.append(1))
     held.model.go.set()
-    assert held.ask(noise(1)).choices[0].message.content == held.alone(noise(1))["text"]
-    assert len(held.model.batches) <= ran + 1 and time.monotonic() - began < 20
+    said = held.ask(noise(1)).choices[0].message.content
+    assert len(held.model.batches) <= ran + 1 and 0 < len(steps) < 256  # few tokens are made for nobody
+    assert said == held.alone(noise(1))["text"]
     text = held.service.metrics.text().decode()
     assert 'rsmoe_requests_total{status="499"} 2.0' in text
 
@@ -180,28 +181,21 @@ def test_a_stream_that_is_left_ends(held) -> None:
     assert held.ask(noise(1)).choices[0].message.content == held.alone(noise(1))["text"]
 
 
-def test_64_at_once(capsys) -> None:
+def test_64_at_once() -> None:
     """None lost, none mixed up: what is said of each image is known before."""
     count, short = 64, {"router_mode": "template", "fusion": "concat"}  # one decode instead of three: to be quick
     with serving() as served:
         served.ask(noise(0), extra_body=short)  # what is slow at first only
-        began = time.monotonic()
         expected = [served.alone(noise(i), f"What is in it, {i}?", **short)["text"] for i in range(count)]
-        one_by_one = time.monotonic() - began
         served.model.batches.clear()
         with ThreadPoolExecutor(count) as pool:
-            began = time.monotonic()
             asked = [pool.submit(served.ask, noise(i), f"What is in it, {i}?", extra_body=short) for i in range(count)]
             answers = [request.result() for request in asked]
-            at_once = time.monotonic() - began
     texts = [answer.choices[0].message.content for answer in answers]
     assert texts == expected and len(set(expected)) > count * 3 / 4  # an exchange would show
     assert len({answer.id for answer in answers}) == count
     assert sum(served.model.batches) == count and max(served.model.batches) == 8
-    assert len(served.model.batches) <= count / 4
-    with capsys.disabled():
-        print(f"\n64 at once over HTTP in {at_once / one_by_one:.2f} of the time of 64 single generates", end=" ")
-    assert at_once < one_by_one
+    assert len(served.model.batches) <= count / 4  # runs of the model, in place of 64
 
 
 def test_the_example_compares_one_by_one_with_at_once(served, tmp_path, capsys) -> None:

@@ -46,6 +46,7 @@ def _few_steps(monkeypatch):
     monkeypatch.setattr(finetune, "RERANKER_IMAGES", 20)
 
 
+@pytest.mark.slow
 def test_from_images_to_a_card(rsmoe, start, features, tmp_path):  # noqa: F811
     """One command, no setting: and the estimate is said before the work."""
     data, output = own_images(tmp_path / "my chips"), tmp_path / "out"
@@ -84,7 +85,8 @@ def test_from_images_to_a_card(rsmoe, start, features, tmp_path):  # noqa: F811
     assert code == 2 and "holds a finished training" in err
 
 
-def test_what_learns(start, features, tmp_path):  # noqa: F811
+@pytest.mark.slow
+def test_what_learns(start, features, tmp_path, without_java):  # noqa: F811
     """Encoder and base LM in stage 1; then router and experts, which go on from the checkpoint's own."""
     data, output = own_images(tmp_path / "own"), tmp_path / "out"
     made = finetune.plan(data, output, start)
@@ -97,7 +99,8 @@ def test_what_learns(start, features, tmp_path):  # noqa: F811
     assert (began - ended).abs().max() < 0.1 * began.abs().max()  # not from zero again
 
 
-def test_goes_on_after_a_stop(start, features, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.slow
+def test_goes_on_after_a_stop(start, features, tmp_path, monkeypatch, without_java):  # noqa: F811
     """Wherever it was stopped, with the weights of a run that never was."""
     data = own_images(tmp_path / "own")
     whole = tmp_path / "whole"

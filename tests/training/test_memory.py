@@ -252,6 +252,7 @@ print(estimated, pages("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("stage", STAGES)
 def test_activations_are_the_memory_that_the_system_gives(stage):

@@ -11,6 +11,9 @@ from modeling_rsmoe.training import read_settings, train_stage
 from .runs import in_processes
 
 
+pytestmark = pytest.mark.slow
+
+
 CHANGES = ["--lora_dropout", "0", "--max_steps", "3", "--qformer", "queries"]
 
 

@@ -31,6 +31,7 @@ def command(stage, start, data, features, settings_file, output) -> list[str | P
     return ["train", stage, *folders, "--features", features, *CHANGES[stage]]
 
 
+@pytest.mark.slow
 def test_killed_in_alignment_and_in_stage1(start, data, features, settings_file, tmp_path):
     places = (start, data, features, settings_file)
     whole = run("stage1", *places, tmp_path / "whole")
@@ -47,6 +48,7 @@ def test_killed_in_alignment_and_in_stage1(start, data, features, settings_file,
     assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
 
 
+@pytest.mark.slow
 def test_stage2_goes_on(start, data, features, settings_file, tmp_path, monkeypatch):
     """Stopped in the middle of writing a checkpoint: the one before is whole and is gone on from."""
     places = (start, data, features, settings_file)
@@ -75,6 +77,7 @@ def test_stage2_goes_on(start, data, features, settings_file, tmp_path, monkeypa
         run("stage2", *places, broken, resume=True)
 
 
+@pytest.mark.slow
 def test_images_lost_in_the_middle(start, data, features, settings_file, tmp_path, monkeypatch):
     """Where the ViT learns, every step reads images."""
     copy = Path(shutil.copytree(data, tmp_path / "data"))

@@ -15,6 +15,9 @@ from modeling_rsmoe.training import memory, read_settings, train_stage
 from .runs import ENVIRONMENT
 
 
+pytestmark = pytest.mark.slow
+
+
 # accelerate 1.15 spreads models over accelerators only (AcceleratorState looks at the kind of device first). Told that
 # the processes have some, it does with gloo and CPUs what it does with GPUs.
 DRIVER = """

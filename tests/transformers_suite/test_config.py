@@ -2,10 +2,15 @@
 
 import unittest
 
+import pytest
+
 from modeling_rsmoe import RSMoEConfig, RSMoEEncoderConfig, RSMoEExpertConfig, RSMoERouterConfig
 
 from . import source
 from .test_model import RSMoEModelTester
+
+
+pytestmark = pytest.mark.network
 
 
 common = source.load("test_configuration_common")

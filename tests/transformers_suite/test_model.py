@@ -3,6 +3,7 @@
 import unittest
 from unittest import mock
 
+import pytest
 import torch
 from transformers import initialization as init
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_MAPPING_NAMES
@@ -11,6 +12,9 @@ from modeling_rsmoe import RSMoEConfig, RSMoEForConditionalGeneration, RSMoEMode
 from modeling_rsmoe.experts_rsmoe import LowRank, RSMoEExpert
 
 from . import source
+
+
+pytestmark = pytest.mark.network
 
 
 common = source.load("test_modeling_common")

@@ -3,6 +3,7 @@
 import unittest
 from unittest import mock
 
+import pytest
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
@@ -10,6 +11,9 @@ from modeling_rsmoe import RSMoEProcessor
 
 from ..tiny import INSTRUCTIONS, tiny_qformer_tokenizer, tiny_tokenizer
 from . import source
+
+
+pytestmark = pytest.mark.network
 
 
 common = source.load("test_processing_common")

@@ -37,6 +37,7 @@ def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@pytest.mark.network
 def test_common_tests_are_here():
     """Fails with the reason and the remedy where they cannot be downloaded; the other modules are then left out."""
     folder = source.fetch()

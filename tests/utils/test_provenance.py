@@ -89,6 +89,7 @@ def test_data_hash_changes_with_texts_names_and_pixels_only(tmp_path: Path, reco
     assert records_sha256(there, copied) != before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_is_of_the_process_itself():
     """Not that of the large process that started it, as getrusage says."""
