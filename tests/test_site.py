@@ -51,6 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, shared_checkpoint: Callable
     shutil.copy(folder / "data" / "0.png", folder / "tile.png")
     records = [{"dataset": "Tiny", "split": "test", "image": f"{n}.png", "captions": ["a port ."]} for n in range(10)]
     (folder / "data" / "captions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    question = {"dataset": "Tiny", "split": "test", "image": "0.png", "question": "is it a port", "answer": "yes"}
+    (folder / "data" / "vqa.jsonl").write_text(json.dumps({**question, "question_type": "presence"}) + "\n")
     own = ({"file_name": f"{number}.png", "text": "a port ."} for number in range(10))
     (folder / "SOURCE" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in own))
     run("encode", folder / "data", "--model", folder / "nano", "--output", folder / "features.parquet")
@@ -128,9 +130,11 @@ def test_columns_of_collections_are_told(folder: Path, tmp_path: Path) -> None:
 
 
 def test_columns_of_predictions_are_told(folder: Path, tmp_path: Path) -> None:
-    run("evaluate", folder / "nano", "--data", folder / "data", "--limit", 1, "--output", tmp_path / "report.json")
-    lines = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
-    assert set(lines[-1]) == set(columns.PREDICTION) - {"question", "answer"}
+    """Those of a question: the scores of captions start Java."""
+    report = tmp_path / "report.json"
+    run("evaluate", folder / "nano", "--data", folder / "data", "--task", "vqa", "--output", report)
+    line = json.loads(report.with_suffix(".jsonl").read_text().splitlines()[-1])
+    assert set(line) == set(columns.PREDICTION) - {"caption"}
 
 
 # ---- the site
