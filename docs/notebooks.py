@@ -1,6 +1,6 @@
 """Run the tutorials from top to bottom and keep what they print.
 
-    make notebooks            # or: python -m docs.notebooks caption train ...
+    make notebooks            # or: python -m docs.notebooks caption scene
 
 Maps, widgets, warnings and progress bars are left out: the committed notebooks stay small, and a change can be read.
 `tests/test_notebooks.py` runs them with tiny checkpoints.
@@ -21,7 +21,8 @@ TUTORIALS = Path(__file__).resolve().parent / "tutorials"
 def run(file: Path, folder: Path) -> None:
     """Run one notebook in `folder`, and write what it prints into it."""
     book = nbformat.read(file, as_version=4)
-    NotebookClient(book, timeout=None, resources={"metadata": {"path": str(folder)}}).execute()
+    client = NotebookClient(book, timeout=None, coalesce_streams=True, resources={"metadata": {"path": str(folder)}})
+    client.execute()
     book.metadata.pop("widgets", None)
     for cell in book.cells:
         cell.metadata.pop("execution", None)
