@@ -33,7 +33,7 @@ def cells(notebook: Path, kind: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_committed_without_heavy_outputs(notebook: Path) -> None:
     outputs = [output for cell in cells(notebook, "code") for output in cell["outputs"]]
-    assert outputs and {output["output_type"] for output in outputs} == {"stream"}
+    assert {output["output_type"] for output in outputs} <= {"stream"}
     assert notebook.stat().st_size < MAX_BYTES
     assert "/root" not in notebook.read_text(encoding="utf-8") and "/tmp" not in notebook.read_text(encoding="utf-8")
 
