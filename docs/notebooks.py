@@ -21,7 +21,8 @@ TUTORIALS = Path(__file__).resolve().parent / "tutorials"
 def run(file: Path, folder: Path) -> None:
     """Run one notebook in `folder`, and write what it prints into it."""
     book = nbformat.read(file, as_version=4)
-    NotebookClient(book, timeout=None, resources={"metadata": {"path": str(folder)}}).execute()
+    client = NotebookClient(book, timeout=None, coalesce_streams=True, resources={"metadata": {"path": str(folder)}})
+    client.execute()
     book.metadata.pop("widgets", None)
     for cell in book.cells:
         cell.metadata.pop("execution", None)

@@ -66,16 +66,6 @@ def train_expert(start: Path, data: Path, examples: Path, output: Path, epochs: 
     train_stage("stage2", recipe, arguments, data, output, start, features=output.parent / "features")
 
 
-def ask(checkpoint: Path, question: QuestionRecord) -> dict:
-    """What each expert answers."""
-    model = RSMoEForConditionalGeneration.from_pretrained(checkpoint)
-    processor = RSMoEProcessor.from_pretrained(checkpoint)
-    inputs = processor(images=question.image, text=question_instruction(question.question), return_tensors="pt")
-    # The router never learned to write the new expert's prompts: the question itself is the prompt of each expert.
-    outputs = model.generate(**inputs, router_mode="none", return_dict_in_generate=True)
-    return processor.post_process_generation(outputs)[0]
-
-
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="a trained checkpoint")
@@ -98,8 +88,12 @@ def main(argv: list[str] | None = None) -> dict:
     except (RSMoEError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
+    model, processor = RSMoEForConditionalGeneration.from_pretrained(trained), RSMoEProcessor.from_pretrained(trained)
     question = questions[0]
-    result = ask(trained, question)
+    inputs = processor(images=question.image, text=question_instruction(question.question), return_tensors="pt")
+    # The router never learned to write the new expert's prompts: the question itself is the prompt of each expert.
+    outputs = model.generate(**inputs, router_mode="none", return_dict_in_generate=True)
+    result = processor.post_process_generation(outputs)[0]
     print(f"{question.question} (answer: {question.answer})")
     for name, text in result["expert_texts"].items():
         print(f"{name}: {text}")

@@ -54,7 +54,7 @@ def _show_settings(context: typer.Context, value: bool) -> None:
     if value:
         from ..training.settings import describe_settings
 
-        typer.echo(describe_settings(cast("Stage", context.info_name)))
+        typer.echo(describe_settings(str(context.info_name)))
         raise typer.Exit()
 
 
@@ -67,6 +67,13 @@ FeaturesOption = Annotated[
     typer.Option(
         metavar="DIR", help="Folder of image features, shared by all trainings.", show_default="in ~/.cache/rsmoe"
     ),
+]
+
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last checkpoint in DIR, or begin if there is none yet.")
+]
+SettingsOption = Annotated[
+    bool, typer.Option("--settings", is_eager=True, callback=_show_settings, help="List the settings and exit.")
 ]
 
 
@@ -133,9 +140,7 @@ def _stage(
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="The new checkpoint, loss curve and logs; holds the state meanwhile.")
     ],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in DIR, or begin if there is none yet.")
-    ] = False,
+    resume: ResumeOption = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -146,9 +151,7 @@ def _stage(
         ),
     ] = None,
     features: FeaturesOption = None,
-    settings: Annotated[
-        bool, typer.Option("--settings", is_eager=True, callback=_show_settings, help="List the settings and exit.")
-    ] = False,
+    settings: SettingsOption = False,
 ) -> None:
     stage = cast("Stage", context.info_name)
     check_outputs(output / "training.json")
@@ -157,7 +160,7 @@ def _stage(
         if first:
             steps("reading the settings")
         from ..training import read_settings, train_stage
-        from ..training.stages import STATE
+        from ..training.outputs import STATE
 
         recipe, arguments = read_settings(config, stage, output / STATE, context.args)
         start = _start(stage, model or recipe.model, output / STATE / "start", steps)
@@ -173,6 +176,54 @@ for _name, _help in (
     ("stage2", "Train router and experts, from stage 1's base LM. Settings may follow, such as --experts theme."),
 ):
     train.command(_name, help=_help, context_settings=_WITH_SETTINGS)(_stage)
+
+
+@train.command(context_settings=_WITH_SETTINGS)
+def encoder(
+    context: typer.Context,
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="A data folder: captions.jsonl, perhaps objects.jsonl and scenes.jsonl. The train split is learned.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="The new checkpoint, loss curve and logs; holds the state meanwhile.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The checkpoint to train from: a folder, or a name, assembled without its trained weights.",
+            show_default="the setting model: rs-moe-nano",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML with a mapping encoder of settings.", show_default="the defaults"),
+    ] = None,
+    resume: ResumeOption = False,
+    settings: SettingsOption = False,
+) -> None:
+    """Adapt the ViT to remote sensing, before stage 1. Settings may follow, such as --max_steps 100."""
+    check_outputs(output / "training.json")
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one reports its progress
+    with terminal.Steps() as steps, quiet_libraries():
+        if first:
+            steps("reading the settings")
+        from ..training.encoder import train_encoder
+        from ..training.outputs import STATE
+        from ..training.settings import read_encoder_settings
+
+        recipe, arguments = read_encoder_settings(config, output / STATE, context.args)
+        start = _start("stage1", model or recipe.model, output / STATE / "start", steps)
+        assert start is not None
+        progress = _before_the_bar(steps) if first else no_progress
+        train_encoder(recipe, arguments, data, output, start, resume=resume, progress=progress)
+        if first:
+            steps.print(f"{output} (encoder trained)")
+        arguments.distributed_state.destroy_process_group()
 
 
 @train.command()

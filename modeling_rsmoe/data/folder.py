@@ -13,18 +13,21 @@ from ..utils.extras import require
 from ..utils.files import disk_errors, parse_json, whole_file, write_whole
 from ..utils.progress import Progress, no_progress
 from .chips import NO_CHIPS, Chips
+from .labels import OBJECTS_FILE, SCENES_FILE, ObjectRecord, SceneRecord
 from .records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
 
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
+Record = CaptionRecord | QuestionRecord | ObjectRecord | SceneRecord
+_FILES: dict[type, str] = {CaptionRecord: CAPTIONS_FILE, ObjectRecord: OBJECTS_FILE, SceneRecord: SCENES_FILE}
 _NAMED_IMAGES = 3  # missing images in an error
 _PROGRESS_EVERY = 1000  # records between two reports of progress
 
 
 def write_folder(
-    records: Iterable[CaptionRecord | QuestionRecord],
+    records: Iterable[Record],
     source: Path,
     out: Path,
     name: str,
@@ -41,7 +44,7 @@ def write_folder(
     all images are there.
 
     Args:
-        records: their images are in ``source``; consumed once.
+        records: captions, questions, object labels, scenes; their images are in ``source``; consumed once.
         source: the folder of the images.
         out: the data folder, which is made if need be.
         name: images become ``out/images/NAME/...`` and keep their path within ``source``, and their bytes; chips get
@@ -59,7 +62,8 @@ def write_folder(
         RSMoEError: images are missing, two would become one file, or a file cannot be written.
     """
     images: dict[Path, Path] = {}  # in the source -> in the data folder
-    lines: dict[str, list[str]] = {CAPTIONS_FILE: [], questions_file: []}
+    files = {**_FILES, QuestionRecord: questions_file}
+    lines: dict[str, list[str]] = {file: [] for file in files.values()}
     counts: Counter[tuple[str, str, str]] = Counter()
     verb = "linking" if link else "copying"
     try:
@@ -70,7 +74,7 @@ def write_folder(
                 target = Path("images", name, record.image.relative_to(source.absolute()))
                 is_png = record.image in chips.files
                 images[record.image] = target.with_name(f"{target.name}.png") if is_png else target
-            file = CAPTIONS_FILE if isinstance(record, CaptionRecord) else questions_file
+            file = files[type(record)]
             values = {name: value for name, value in vars(record).items() if value is not None}
             values["image"] = images[record.image].as_posix()
             lines[file].append(json.dumps(values, ensure_ascii=False) + "\n")
@@ -110,7 +114,7 @@ def to_datasets(folder: str | Path, task: Literal["captioning", "vqa"]) -> "Data
 
 
 def as_datasets(
-    records: Iterable[CaptionRecord | QuestionRecord],
+    records: Iterable[Record],
     task: Literal["captioning", "vqa"],
     remedy: str = "copy them there",
 ) -> "DatasetDict":

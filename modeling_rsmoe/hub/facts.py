@@ -400,8 +400,11 @@ def steps_of(last: Mapping[str, Any]) -> tuple[Step, ...]:
             steps.append(Step("alignment", "queries, cross-attention, Q-Former", amount, batch, learning_rate))
         batch, count = settings["examples_per_step"], settings["max_steps"]
         amount = f"{count * batch:,} examples" if count > 0 else f"{settings['num_train_epochs']:g} epochs"
-        name = f"stage {record['stage'].removeprefix('stage')}"
-        steps.append(Step(name, _learned(settings), amount, batch, settings["learning_rate"]))
+        if record["stage"] == "encoder":
+            name, learned = "encoder", _LEARNABLE["vision"]
+        else:
+            name, learned = f"stage {record['stage'].removeprefix('stage')}", _learned(settings)
+        steps.append(Step(name, learned, amount, batch, settings["learning_rate"]))
         if reranker := record.get("reranker"):
             steps.append(reranker_step(reranker))
     return tuple(steps)

@@ -13,7 +13,8 @@ from ..errors_rsmoe import RSMoEError
 from ..utils.files import disk_errors, parse_json, write_whole
 from ..utils.provenance import TRAINING_RECORD
 from .checkpoints import save_tensors
-from .stages import ALIGNED, LEARNED, STANDARD, STATE
+from .outputs import LEARNED, STATE
+from .stages import ALIGNED, STANDARD
 
 
 PEFT_PREFIX = "base_model.model."  # of parameters inside a PeftModel

@@ -38,10 +38,11 @@ from ..utils.progress import Progress, no_progress
 from ..utils.provenance import TRAINING_RECORD
 from .features import FeatureCache
 from .memory import count_parameters, without_weights
+from .outputs import STATE
 from .reranker import MIN_IMAGES as RERANKER_IMAGES
 from .reranker import pooled_features, train_reranker
 from .settings import STAGES, Recipe, Stage, TrainArguments
-from .stages import STATE, load_start, train_stage
+from .stages import load_start, train_stage
 
 
 PLAN, REPORT, PREDICTIONS, IMAGES = "plan.json", "report.json", "predictions.jsonl", "images"

@@ -27,8 +27,9 @@ from ..utils.progress import Progress, no_progress
 from ..utils.provenance import TRAINING_RECORD, folder_sha256, package_versions
 from .checkpoints import save_tensors
 from .features import FeatureCache
+from .outputs import LEARNED, STATE, history
 from .settings import Recipe
-from .stages import LEARNED, STATE, history, load_start
+from .stages import load_start
 
 
 RIDGE_GRID = (0.001, 0.01, 0.1, 1.0)
@@ -83,7 +84,7 @@ def train_reranker(
     cache = FeatureCache(features or cache_folder() / "features", model, processor)
     pooled = pooled_features(cache, [record.image for record in records], progress)
     progress(f"fitting to {len(records)} images")
-    similarity = fit_reranker(reranker, pooled, _token_ids(records, processor))
+    similarity = fit_reranker(reranker, pooled, token_ids(records, processor))
     progress(f"writing {output}")
     fitted: dict[str, Any] = {"rank": rank, "buckets": buckets, "datasets": datasets, "similarity": similarity}
     fitted["data"] = {"sha256": records_sha256(records, folder), "captioned_images": len(records)}
@@ -116,11 +117,8 @@ def fit_reranker(
         Ridge -> how similar the captions of held-out images are to those of the image that the prediction retrieves;
         the similarity of two texts is the mean cosine of their n-grams. The best ridge is taken.
     """
-    images, (buckets, rank) = len(captions), reranker.ngram_embeddings.weight.shape
-    frequency = _document_frequency(captions, buckets)
-    reranker.idf.weight.copy_(torch.log(images / frequency.clamp(min=1)).unsqueeze(1))
-    # Rare n-grams count for a text's length only.
-    texts = (_means(reranker, captions) * (frequency >= MIN_DOC_FREQ)).coalesce()
+    images, rank = len(captions), reranker.ngram_embeddings.embedding_dim
+    texts = weigh_captions(reranker, captions)
     mean, spread = pooled.mean(0), pooled.std(0) + 1e-6
     scaled = (pooled - mean) / spread
     held_out = torch.arange(images) % HOLDOUT_EVERY == 0
@@ -134,6 +132,20 @@ def fit_reranker(
     return {str(ridge): round(value, 4) for ridge, value in similarity.items()}
 
 
+@torch.no_grad()
+def weigh_captions(reranker: RSMoEReranker, captions: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:
+    """[images, buckets], sparse: the mean tf-idf weights of the n-grams of each image's captions.
+
+    Args:
+        reranker: its inverse document frequencies are set to those of these captions.
+        captions: for each image its captions as token ids.
+    """
+    frequency = _document_frequency(captions, reranker.ngram_embeddings.num_embeddings)
+    reranker.idf.weight.copy_(torch.log(len(captions) / frequency.clamp(min=1)).unsqueeze(1))
+    # Rare n-grams count for a text's length only.
+    return (_means(reranker, captions) * (frequency >= MIN_DOC_FREQ)).coalesce()
+
+
 def pooled_features(cache: FeatureCache, images: Sequence[Path], progress: Progress = no_progress) -> torch.Tensor:
     """What the frozen ViT says of whole images, [images, 3 x vision width]: of `pool_image_features`."""
     cache.add(images, progress)
@@ -144,8 +156,8 @@ def pooled_features(cache: FeatureCache, images: Sequence[Path], progress: Progr
     return torch.cat(pooled)
 
 
-def _token_ids(records: Sequence[CaptionRecord], processor: RSMoEProcessor) -> list[list[list[int]]]:
-    """Captions as the examples of a training have them."""
+def token_ids(records: Sequence[CaptionRecord], processor: RSMoEProcessor) -> list[list[list[int]]]:
+    """For each image its captions as the examples of a training have them."""
     texts = [f" {clean_caption(caption)}" for record in records for caption in record.captions]
     ids = iter(processor.tokenizer(texts, add_special_tokens=False)["input_ids"])
     return [[next(ids) for _ in record.captions] for record in records]

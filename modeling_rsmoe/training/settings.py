@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import torch
 from trl import SFTConfig, TrlParser
@@ -20,6 +20,8 @@ from ..utils.files import check_input, parse_yaml
 Stage = Literal["stage1", "stage2"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 ALL = "all"
+
+A = TypeVar("A")
 
 # What stage 2 has by default where it differs from stage 1 [paper: what learns in which stage].
 STAGE2_DEFAULTS: dict[str, Any] = {
@@ -33,6 +35,14 @@ STAGE2_DEFAULTS: dict[str, Any] = {
     "rewrite_share": 0.0,
     "router_share": 0.4,
     "expert_share": 0.6,
+}
+# What `rsmoe train encoder` has by default where it differs from the stages [our decision].
+ENCODER = "encoder"
+ENCODER_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 5e-5,
+    "per_device_train_batch_size": 32,
+    "max_steps": 900,
+    "save_steps": 60,
 }
 # Fields of SFTConfig that stay off.
 RULED_OUT = ["fp16", "max_length", "packing", "padding_free", "push_to_hub", "auto_find_batch_size"]
@@ -120,10 +130,7 @@ class Recipe:
     alignment_warmup_steps: int = _setting(50, "Steps of alignment in which the learning rates rise.")
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(Recipe).items():  # not fields(): the parser simplifies their types
-            expected = _expected(name, kind, getattr(self, name))
-            if expected is not None:
-                raise RSMoEError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        _check_fields(self)
         if self.alignment_steps and self.qformer in ("frozen", "lora"):
             raise RSMoEError(
                 f"alignment_steps is {self.alignment_steps}, but the Q-Former is {self.qformer}: it is aligned only "
@@ -145,6 +152,25 @@ class Recipe:
         """Kind of example -> its share."""
         kinds = ("caption", "answer", "rewrite", "router", "expert")
         return {kind: getattr(self, f"{kind}_share") for kind in kinds}
+
+
+@dataclass
+class EncoderRecipe:
+    """How the ViT is adapted to remote sensing (`rsmoe train encoder`), and to which images.
+
+    Raises:
+        RSMoEError: a value that a field cannot have, naming the field and what it can.
+    """
+
+    model: str = _setting("rs-moe-nano", "The checkpoint to train from: a folder, or a name, assembled untrained.")
+    datasets: list[str] | None = _setting(None, "Datasets of images, by default all; named twice, twice as often.")
+    image_size: int = _setting(168, "Pixels of a side; fewer than the checkpoint's make a step faster.")
+    head_learning_rate: float = _setting(
+        3e-4, "Learning rate of the heads, which are dropped; learning_rate: the ViT's."
+    )
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
 
 
 @dataclass
@@ -209,28 +235,52 @@ def read_settings(
     Raises:
         RSMoEError: no such file, no such stage in it, or a field that is unknown or has a value it cannot have.
     """
-    values = _section(Path(file), stage)
+    return _parse(Recipe, stage, STAGE2_DEFAULTS if stage == "stage2" else {}, file, output_dir, changes)
+
+
+def read_encoder_settings(
+    file: str | Path | None, output_dir: str | Path, changes: Sequence[str] = ()
+) -> tuple[EncoderRecipe, TrainArguments]:
+    """The settings of `rsmoe train encoder`, as of `read_settings`; without a file the defaults with the changes."""
+    return _parse(EncoderRecipe, ENCODER, ENCODER_DEFAULTS, file, output_dir, changes)
+
+
+def _parse(
+    recipe_class: type[A],
+    section: str,
+    defaults: dict[str, Any],
+    file: str | Path | None,
+    output_dir: str | Path,
+    changes: Sequence[str],
+) -> tuple[A, TrainArguments]:
+    """A mapping of the file, over the defaults and under the changes."""
+    values = {} if file is None else _section(Path(file), section)
     if "output_dir" in values:
-        raise RSMoEError(f"{file}: {stage} sets output_dir; give the folder with --output instead")
-    parser = _Parser(cast(Any, [Recipe, TrainArguments]))
-    defaults = STAGE2_DEFAULTS if stage == "stage2" else {}
+        raise RSMoEError(f"{file}: {section} sets output_dir; give the folder with --output instead")
+    parser = _Parser(cast(Any, [recipe_class, TrainArguments]))
     unknown = parser.set_defaults_with_config(**defaults | {"output_dir": str(output_dir)} | values)
     if unknown:
         names = ", ".join(name.removeprefix("--") for name in unknown[::2])
-        raise RSMoEError(f"{file}: {stage} has no setting {names}; see `rsmoe train {stage} --settings`")
+        raise RSMoEError(f"{file}: {section} has no setting {names}; see `rsmoe train {section} --settings`")
     try:
         recipe, arguments = parser.parse_args_into_dataclasses(args=list(changes), look_for_args_file=False)
     except RSMoEError:
         raise
     except (TypeError, ValueError) as error:
-        raise RSMoEError(f"the settings of {stage} do not fit ({error}); correct them in {file}") from error
+        remedy = "correct them" if file is None else f"correct them in {file}"
+        raise RSMoEError(f"the settings of {section} do not fit ({error}); {remedy}") from error
     return recipe, arguments
 
 
-def describe_settings(stage: Stage) -> str:
-    """Every field of the recipe and ours of the arguments, one a line: name, default, sentence."""
-    defaults, lines = STAGE2_DEFAULTS if stage == "stage2" else {}, []
-    for setting in [*fields(Recipe), *(f for f in fields(TrainArguments) if f.name in TrainArguments.__annotations__)]:
+def describe_settings(section: str) -> str:
+    """Every field of the recipe and ours of the arguments, one a line: name, default, sentence.
+
+    Args:
+        section: "stage1", "stage2" or "encoder".
+    """
+    recipe = EncoderRecipe if section == ENCODER else Recipe
+    defaults, lines = {ENCODER: ENCODER_DEFAULTS, "stage2": STAGE2_DEFAULTS}.get(section, {}), []
+    for setting in [*fields(recipe), *(f for f in fields(TrainArguments) if f.name in TrainArguments.__annotations__)]:
         default = [] if callable(setting.default_factory) else setting.default
         value = defaults.get(setting.name, default)
         lines.append(f"{setting.name} ({value if value is not None else 'not set'}): {setting.metadata['help']}")
@@ -244,7 +294,7 @@ class _Parser(TrlParser):
         raise RSMoEError(f"wrong setting: {message}")
 
 
-def _section(file: Path, stage: Stage) -> dict[str, Any]:
+def _section(file: Path, stage: str) -> dict[str, Any]:
     check_input(file, "a YAML file of training settings")
     try:
         content = parse_yaml(file.read_text(encoding="utf-8"))
@@ -252,8 +302,17 @@ def _section(file: Path, stage: Stage) -> dict[str, Any]:
         raise RSMoEError(f"{file} is no YAML ({error}); correct it") from error
     section = content.get(stage) if isinstance(content, dict) else None
     if not isinstance(section, dict):
-        raise RSMoEError(f"{file} has no mapping {stage}; give one mapping for each stage: {', '.join(STAGES)}")
+        raise RSMoEError(
+            f"{file} has no mapping {stage}; give one mapping for each of {', '.join((ENCODER, *STAGES))}"
+        )
     return section
+
+
+def _check_fields(recipe: Any) -> None:
+    for name, kind in get_type_hints(type(recipe)).items():  # not fields(): the parser simplifies their types
+        expected = _expected(name, kind, getattr(recipe, name))
+        if expected is not None:
+            raise RSMoEError(f"{name} is {getattr(recipe, name)!r}; expected {expected}")
 
 
 def _expected(name: str, kind: Any, value: Any) -> str | None:
@@ -272,6 +331,6 @@ def _expected(name: str, kind: Any, value: Any) -> str | None:
             return "a number" if float in kinds else "a whole number"
     if name in ("question_share", "detail_share", "example_weight", "lora_dropout") and value > 1:
         return "a share from 0 to 1"
-    if name in ("lora_r", "alignment_batch_size", "references_per_example") and value < 1:
+    if name in ("lora_r", "alignment_batch_size", "references_per_example", "image_size") and value < 1:
         return "1 or more"
     return None

@@ -7,7 +7,6 @@ with what was learned, LoRA merged. `training.json` beside it says how it came a
 import gc
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,35 +17,28 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import PrinterCallback, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from .. import RSMoEForConditionalGeneration, RSMoEProcessor
 from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
-from ..hub.facts import has_learned, read_facts, steps_of
-from ..hub.records import carry_records
+from ..hub.facts import has_learned, read_facts
 from ..inference.loading import open_config, open_model, open_processor
-from ..utils.files import cache_folder, disk_errors, only_writer, parse_json, write_whole
+from ..utils.files import cache_folder, only_writer
 from ..utils.progress import Progress, no_progress
-from ..utils.provenance import TRAINING_RECORD, folder_sha256, package_versions
+from ..utils.provenance import folder_sha256, package_versions
 from .alignment import AlignmentModel, AlignmentTrainer, CaptionPairs, select_queries, standardize_vision
-from .checkpoints import last_checkpoint, load_parameters, save_tensors, train_to_the_end
+from .checkpoints import load_parameters, save_tensors, train_to_the_end
 from .examples import ExampleCollator, TrainingData, read_data, training_examples, val_examples
 from .features import FeatureCache, similar_images
-from .logs import ExampleBar, LossCurve, tensorboard
 from .modules import cast_base_lm, initialize_adapters, module_of, select_modules, trained_experts, trained_parameters
+from .outputs import LEARNED, STATE, begin, decisive_arguments, examples_per_step, finish, history, show
 from .settings import Recipe, Stage, TrainArguments
 from .trainer import ExampleTrainer
 
 
-STATE = ".training"
 STANDARD, ALIGNED = "standard.safetensors", "alignment.safetensors"  # outcomes of what comes before the examples
-LEARNED = "learned.safetensors"  # what the examples changed
-# Arguments that change what is learned: a run is resumed with the same.
-DECISIVE = ["learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1"]
-DECISIVE += ["adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "bf16", "max_steps", "num_train_epochs"]
 
 
 def train_stage(
@@ -126,8 +118,7 @@ class _Job:
 
     @property
     def examples_per_step(self) -> int:
-        arguments = self.arguments
-        return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        return examples_per_step(self.arguments)
 
 
 def _run(job: _Job, resume: bool, before: dict[str, Any] | None) -> None:
@@ -136,7 +127,7 @@ def _run(job: _Job, resume: bool, before: dict[str, Any] | None) -> None:
     if is_first:
         job.progress("hashing the data")
         record = _record(job)
-        _begin(job, record, resume)
+        begin(job.output, record, resume)
     began = time.monotonic()
     weights, log = _learn(job)
     if is_first:
@@ -188,17 +179,6 @@ def _start_folder(stage: Stage, folder: str | Path | None) -> Path:
     return Path(folder).absolute()
 
 
-def history(start: Path) -> dict[str, Any] | None:
-    """The training.json of a checkpoint, or None."""
-    file = start / TRAINING_RECORD
-    try:
-        return parse_json(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise RSMoEError(f"{file} cannot be read ({error}); restore it or train stage 1 again") from error
-
-
 def _has_stage1(start: Path, record: dict[str, Any] | None) -> bool:
     """By training.json; without it by what config.json keeps, or because router and experts have learned."""
     if record is None:
@@ -210,7 +190,7 @@ def _has_stage1(start: Path, record: dict[str, Any] | None) -> bool:
 
 def _record(job: _Job) -> dict[str, Any]:
     """What decides a training's outcome, as JSON values."""
-    data, arguments = job.data, job.arguments.to_dict()
+    data = job.data
     records: list[CaptionRecord | QuestionRecord] = [*data.captions, *data.questions]
     extra = [replace(example, image=example.image.relative_to(data.folder)) for example in data.extra]
     record = {
@@ -218,7 +198,7 @@ def _record(job: _Job) -> dict[str, Any]:
         "stage": job.stage,
         "finished": False,
         "recipe": asdict(job.recipe),
-        "arguments": {name: arguments[name] for name in DECISIVE} | {"examples_per_step": job.examples_per_step},
+        "arguments": decisive_arguments(job.arguments),
         "data": {
             "sha256": records_sha256(records, data.folder),
             "captioned_images": len(data.captions),
@@ -232,41 +212,6 @@ def _record(job: _Job) -> dict[str, Any]:
     return json.loads(json.dumps(record))
 
 
-def _begin(job: _Job, record: dict[str, Any], resume: bool) -> None:
-    """Enter a new training into its folder, or see that the one there is the same."""
-    output, file = job.output, job.state / TRAINING_RECORD
-    if (output / TRAINING_RECORD).is_file():
-        raise RSMoEError(f"{output} holds a finished training; give another --output")
-    if not file.is_file():
-        if (output / "config.json").is_file():
-            raise RSMoEError(f"{output} holds a checkpoint that was not begun here; give another --output")
-        with disk_errors("cannot write", "Free some space or give another --output."):
-            write_whole(file, json.dumps(record, indent=2) + "\n")
-        return
-    if not resume:
-        raise RSMoEError(f"{output} holds a training that was begun; add --resume, or give another --output")
-    try:
-        old = parse_json(file.read_bytes())
-    except ValueError as error:
-        raise RSMoEError(f"{file} is damaged ({error}); restore it, or begin again in another --output") from error
-    changed = _differences({**old, "versions": None}, {**record, "versions": None})
-    if changed:
-        raise RSMoEError(
-            f"{output} was begun with other settings or data ({'; '.join(changed)}); resume with the same, or give "
-            "another --output"
-        )
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """`name was ..., is ...` for each value that differs."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return [] if old == new else [f"{name} was {old}, is {new}"]
-    differences = []
-    for key in {**old, **new}:
-        differences += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    return differences
-
-
 # ---- the training
 
 
@@ -276,7 +221,7 @@ def _learn(job: _Job) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     cast(Any, model).to(job.arguments.device)
     cache = _prepare_encoder(job, model, processor) if job.recipe.vision == "frozen" else None
     trainer = _example_trainer(job, model, processor, cache)
-    _show(job, trainer, job.stage, job.examples_per_step, "loss.png")
+    show(job.output, trainer, job.stage, job.examples_per_step)
     job.progress("training")
     train_to_the_end(trainer)
     learned: Any = trained_parameters(cast(Any, trainer.model))
@@ -339,7 +284,7 @@ def _align(job: _Job, model: RSMoEForConditionalGeneration, processor: RSMoEProc
         train_dataset=cast(Any, pairs.examples(recipe.alignment_steps * images_per_step, arguments.seed)),
         data_collator=pairs.collate,
     )
-    _show(job, trainer, "alignment", images_per_step, "alignment.png")
+    show(job.output, trainer, "alignment", images_per_step, "alignment.png")
     train_to_the_end(trainer)
     model.requires_grad_(False)
 
@@ -387,43 +332,17 @@ def _example_trainer(
     )
 
 
-def _show(job: _Job, trainer: Any, name: str, examples_per_step: int, curve: str) -> None:
-    trainer.remove_callback(PrinterCallback)
-    events = tensorboard(job.output / "tensorboard" / name)
-    for callback in (ExampleBar(name, examples_per_step), LossCurve(job.output / curve), events):
-        trainer.add_callback(callback)
-
-
 # ---- the end
 
 
 def _finish(job: _Job, weights: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
     """Write the checkpoint: the start's weights in full precision, of alignment, and learned ones, merged."""
-    output, learned = job.output, job.state / LEARNED
     model, processor = load_start(job.start, job.recipe)
     for name in (STANDARD, ALIGNED):
         if (job.state / name).is_file():
             load_parameters(model, job.state / name)
     selected: Any = select_modules(model, job.recipe)
-    save_tensors(weights, learned)
-    load_parameters(selected, learned)
+    save_tensors(weights, job.state / LEARNED)
+    load_parameters(selected, job.state / LEARNED)
     merged: Any = model if selected is model else selected.merge_and_unload()
-    unfinished = job.state / "finished.part"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    dtype = open_config(job.start).dtype or torch.float32
-    # Names as the model has them: saved under DINOv2's old names, a plain load_state_dict would miss them.
-    merged.to(dtype).save_pretrained(unfinished, save_original_format=False)
-    processor.save_pretrained(unfinished)
-    write_whole(unfinished / TRAINING_RECORD, json.dumps(record, indent=2) + "\n")
-    carry_records(job.start, unfinished, output.name, steps_of({**record, "before": None}))
-    last = last_checkpoint(job.state)
-    if last is not None:
-        shutil.copyfile(last / TRAINER_STATE_NAME, unfinished / TRAINER_STATE_NAME)
-    write_whole(unfinished / "training_args.json", json.dumps(job.arguments.to_dict(), indent=2, default=str) + "\n")
-    # The record is last: it says that all is there.
-    for new in sorted(unfinished.iterdir(), key=lambda new: new.name == TRAINING_RECORD):
-        old = output / new.name
-        if old.is_dir():
-            shutil.rmtree(old)
-        new.replace(old)
-    unfinished.rmdir()
+    finish(job.output, job.start, merged, processor, record, job.arguments)

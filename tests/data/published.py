@@ -157,6 +157,38 @@ def rsivqa(folder: Path) -> None:
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def eurosat(folder: Path) -> None:
+    """Without lists: a hash of the name says the split."""
+    for scene, number in (("AnnualCrop", 1), ("AnnualCrop", 2), ("SeaLake", 10)):
+        image(folder / f"2750/{scene}/{scene}_{number}.jpg")
+
+
+OBJECTS = ["airplane", "bare-soil", "ship", "trees"]  # of the published 17
+
+
+def ucm_multilabel(folder: Path) -> None:
+    """Tab-separated, with a tab at the end of each line."""
+    labels = {"agricultural00": "0101", "airplane07": "1000", "harbor99": "0011", "harbor98": "0010"}
+    lines = ["\t".join(["IMAGE\\LABEL", *OBJECTS, ""])]
+    for name, row in labels.items():
+        lines.append("\t".join([name, *row, ""]))
+        image(folder / f"UCMerced_LandUse/Images/{name[:-2]}/{name}.tif")
+    (folder / "LandUse_Multilabeled.txt").write_text("\n".join(lines))
+    names = {"1.tif": "train", "108.tif": "train", "1100.tif": "train", "1099.tif": "test"}
+    karpathy(folder / "dataset.json", folder / "imgs", names)
+
+
+def aid_multilabel(folder: Path) -> None:
+    """One image of a test half that RSICD trains on, one that RSICD does not have."""
+    labels = {"airport_1": "1000", "port_2": "0011", "port_3": "0010"}
+    rows = [",".join(["IMAGE\\LABEL", *OBJECTS]), *(",".join([name, *row]) for name, row in labels.items())]
+    (folder / "multilabel.csv").write_text("\n".join(rows))
+    for path in ("images_tr/airport/airport_1.jpg", "images_tr/port/port_3.jpg", "images_test/port/port_2.jpg"):
+        image(folder / path)
+    names = {"airport_1.jpg": "test", "port_2.jpg": "train"}
+    karpathy(folder / "dataset_rsicd.json", folder / "RSICD_images", names)
+
+
 PUBLISHED: dict[str, Callable[[Path], None]] = {
     "rsicd": rsicd,
     "ucm": ucm,
@@ -169,4 +201,7 @@ PUBLISHED: dict[str, Callable[[Path], None]] = {
     "rsvqa-hr": rsvqa_hr,
     "rsivqa": rsivqa,
     "rsivqa-scenes": rsivqa,
+    "eurosat": eurosat,
+    "ucm-multilabel": ucm_multilabel,
+    "aid-multilabel": aid_multilabel,
 }

@@ -11,6 +11,7 @@ import pytest
 
 from modeling_rsmoe.data.benchmarks import BENCHMARKS, find, load
 from modeling_rsmoe.data.benchmarks.rsivqa import hash_split, question_type
+from modeling_rsmoe.data.labels import ObjectRecord, SceneRecord
 from modeling_rsmoe.data.records import CaptionRecord, QuestionRecord
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 
@@ -68,6 +69,36 @@ CONTENTS = {
         ("Q", "RSIVQA-Sydney", "val"): 1,
         ("Q", "RSIVQA-RSICD", "test"): 1,
     },
+    "eurosat": dict(
+        sorted(
+            Counter(
+                (kind, "EuroSAT", hash_split(name))
+                for kind in "SQ"
+                for name in ("AnnualCrop_1.jpg", "AnnualCrop_2.jpg", "SeaLake_10.jpg")
+            ).items()
+        )
+    ),
+    # train: airplane, bare soil, ship and trees are each asked about once where they are, once where not; 3 lists
+    "ucm-multilabel": {
+        ("O", "UCM-Multilabel", "train"): 3,
+        ("Q", "UCM-Multilabel", "train"): 4 * 2 + 3,
+        ("O", "UCM-Multilabel", "test"): 1,
+        ("Q", "UCM-Multilabel", "test"): 1,
+    },
+    "aid-multilabel": dict(
+        sorted(
+            Counter(
+                [
+                    ("O", "AID-Multilabel", "test"),
+                    ("Q", "AID-Multilabel", "test"),
+                    ("O", "AID-Multilabel", "train"),
+                    ("Q", "AID-Multilabel", "train"),
+                    ("O", "AID-Multilabel", hash_split("port_3.jpg")),
+                    ("Q", "AID-Multilabel", hash_split("port_3.jpg")),
+                ]
+            ).items()
+        )
+    ),
 }
 
 
@@ -75,7 +106,7 @@ CONTENTS = {
 def test_split_sizes_images_and_texts(name, tmp_path):
     folder = published(name, tmp_path)
     records = list(BENCHMARKS[name].records(folder))
-    kinds = {CaptionRecord: "C", QuestionRecord: "Q"}
+    kinds = {CaptionRecord: "C", QuestionRecord: "Q", ObjectRecord: "O", SceneRecord: "S"}
     assert Counter((kinds[type(record)], record.dataset, record.split) for record in records) == CONTENTS[name]
     assert all(record.image.is_file() and record.image.is_relative_to(folder) for record in records)
     texts = []

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 from ...errors_rsmoe import RSMoEError
 from ..folder import as_datasets
+from .aid_multilabel import AID_MULTILABEL
+from .eurosat import EUROSAT
 from .files import Benchmark, Task
 from .karpathy import RSICD, SYDNEY, UCM
 from .nwpu import NWPU
 from .rsicap import RSICAP, RSIEVAL
 from .rsivqa import RSIVQA, RSIVQA_SCENES
 from .rsvqa import RSVQA_HR, RSVQA_LR
+from .ucm_multilabel import UCM_MULTILABEL
 from .vrsbench import VRSBENCH
 
 
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
 
 _CAPTIONING = (RSICD, UCM, SYDNEY, NWPU, RSICAP, RSIEVAL, VRSBENCH)
 _QUESTIONS = (RSVQA_LR, RSVQA_HR, RSIVQA, RSIVQA_SCENES)
-BENCHMARKS: dict[str, Benchmark] = {benchmark.key: benchmark for benchmark in _CAPTIONING + _QUESTIONS}
+_LABELS = (EUROSAT, UCM_MULTILABEL, AID_MULTILABEL)  # with questions made of them
+BENCHMARKS: dict[str, Benchmark] = {benchmark.key: benchmark for benchmark in _CAPTIONING + _QUESTIONS + _LABELS}
 
 
 def find(name: str) -> Benchmark:

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from ...errors_rsmoe import RSMoEError
 from ...utils.files import check_input
+from ..folder import Record
 from ..records import QUESTIONS_FILE, CaptionRecord, Entry, QuestionRecord
 
 
 Task = Literal["captioning", "vqa"]
-Record = CaptionRecord | QuestionRecord
 
 
 @dataclass(frozen=True)
