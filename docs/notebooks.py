@@ -1,6 +1,6 @@
 """Run the tutorials from top to bottom and keep what they print.
 
-    make notebooks            # or: python -m docs.notebooks caption train ...
+    make notebooks            # or: python -m docs.notebooks caption scene
 
 Maps, widgets, warnings and progress bars are left out: the committed notebooks stay small, and a change can be read.
 `tests/test_notebooks.py` runs them with tiny checkpoints.

@@ -84,9 +84,11 @@ def test_readme_is_short_and_its_links_lead_somewhere():
 
 
 def test_every_page_is_linked_from_another():
+    """Or stands in the site's navigation."""
     pages = {path.resolve() for path in (ROOT / "docs").rglob("*.md")}
-    linked = set()
-    for page in [ROOT / "README.md", *pages]:
+    navigation = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
+    linked = {(ROOT / "docs" / page).resolve() for page in [*navigation, "index.md"]}
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *pages]:
         links = re.findall(r"\]\((?!http)([^)#\s]+\.md)", page.read_text())
         linked |= {(page.parent / link).resolve() for link in links} - {page}
     assert pages - linked == set()

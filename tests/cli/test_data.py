@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from modeling_rsmoe.cli import app
 from modeling_rsmoe.data.benchmarks import BENCHMARKS
+from modeling_rsmoe.data.labels import OBJECTS_FILE, SCENES_FILE, read_objects, read_scenes
 from modeling_rsmoe.data.records import read_captions, read_questions
 from tests.data.published import PUBLISHED, image
 
@@ -49,6 +50,8 @@ def test_convert_makes_a_folder_that_can_be_read(name: str, tmp_path: Path) -> N
         records += read_captions(tmp_path / "out")
     if "vqa" in benchmark.tasks:
         records += read_questions(tmp_path / "out", name=benchmark.questions_file)
+    for read, file in ((read_objects, OBJECTS_FILE), (read_scenes, SCENES_FILE)):
+        records += read(tmp_path / "out") if (tmp_path / "out" / file).is_file() else []
     assert len(records) == len(list(benchmark.records(tmp_path / "source")))
     assert sum(int(line.split()[-2]) for line in result.stdout.splitlines()) == len(records)
     assert f"copying {len({record.image for record in records})} images ..." in result.stderr

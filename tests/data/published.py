@@ -182,9 +182,9 @@ def aid_multilabel(folder: Path) -> None:
     """One image of a test half that RSICD trains on, one that RSICD does not have."""
     labels = {"airport_1": "1000", "port_2": "0011", "port_3": "0010"}
     rows = [",".join(["IMAGE\\LABEL", *OBJECTS]), *(",".join([name, *row]) for name, row in labels.items())]
-    (folder / "multilabel.csv").write_text("\n".join(rows))
     for path in ("images_tr/airport/airport_1.jpg", "images_tr/port/port_3.jpg", "images_test/port/port_2.jpg"):
         image(folder / path)
+    (folder / "multilabel.csv").write_text("\n".join(rows))
     names = {"airport_1.jpg": "test", "port_2.jpg": "train"}
     karpathy(folder / "dataset_rsicd.json", folder / "RSICD_images", names)
 
