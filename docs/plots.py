@@ -14,6 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from modeling_rsmoe.bench.plots import INK, LOOK
 from modeling_rsmoe.evaluation.report import Result, ScoreEntry, read_report
 
 
@@ -32,7 +33,6 @@ PUBLISHED = {
     "UCM-Captions": {"RSGPT 13B": 333.23, "post-processing": 309.64, "SkyEyeGPT": 236.75},
     "NWPU-Captions": {"EarthGPT, trained on it": 192.6},
 }
-INK = "#747c87"  # of texts and axes: between white pages and dark ones
 OURS, BASE, BASELINE, OTHERS = "#3b82c4", "#8fb8de", "#9aa1aa", "#d9822b"
 
 
@@ -58,9 +58,7 @@ def result_of(file: Path, dataset: str) -> Result:
 def draw(scores: Path, file: Path) -> None:
     """One panel for each dataset: bars, those of reports with their 95 % intervals."""
     panels = {dataset: rows(scores, dataset) for dataset in PANELS}
-    look = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    look |= {"svg.hashsalt": "rsmoe", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    with plt.rc_context(look):
+    with plt.rc_context(LOOK | {"font.size": 11}):
         heights = [len(panel) for panel in panels.values()]
         figure, axes = plt.subplots(
             len(panels), 1, figsize=(8, 0.42 * sum(heights) + 1.6), gridspec_kw={"height_ratios": heights}

@@ -35,6 +35,7 @@ def files_of(folder: Path) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_the_wheel_is_one_package_with_all_its_data(wheel):
     info = f"rsmoe-{modeling_rsmoe.__version__}.dist-info/"
     with zipfile.ZipFile(wheel) as archive:
@@ -47,6 +48,7 @@ def test_the_wheel_is_one_package_with_all_its_data(wheel):
     assert wheel.stat().st_size < 100e6  # PyPI's limit
 
 
+@pytest.mark.slow
 def test_an_installed_package_finds_its_configurations(wheel, tmp_path):
     """Unpacked, as pip does; tests/installed.py asks the same of a real installation (`make test-wheel`)."""
     with zipfile.ZipFile(wheel) as archive:

@@ -16,6 +16,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?(?=\))")
+PICTURES = {".png", ".svg"}
 LANGUAGES = {".py": "python", ".md": "markdown", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".html": "html"}
 
 
@@ -30,6 +31,9 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
     while pending:
         path = pending.pop()
         if files.get_file_from_path(_page_of(path)):
+            continue
+        if path.suffix in PICTURES:
+            files.append(File.generated(config, _page_of(path), abs_src_path=str(path)))
             continue
         files.append(File.generated(config, _page_of(path), content=_content(path)))
         if path.is_dir():
@@ -80,7 +84,7 @@ def _page_of(path: Path) -> str:
     if _is_in_docs(path):
         return path.relative_to(DOCS).as_posix()
     name = path.relative_to(ROOT).as_posix()
-    return f"source/{name}" if path.suffix == ".md" else f"source/{name}.md"
+    return f"source/{name}" if path.suffix in {".md", *PICTURES} else f"source/{name}.md"
 
 
 def _children(folder: Path) -> list[Path]:

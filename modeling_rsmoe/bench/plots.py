@@ -20,6 +20,8 @@ CURVES = (  # key, x axis, title
 )
 STYLES = {BASE: ("#3b82c4", "o"), FULL: ("#d9822b", "s"), TEMPLATE: ("#3f9c56", "^")}
 INK = "#747c87"  # of texts and axes: between white pages and dark ones
+LOOK: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+LOOK |= {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "rsmoe"}
 Points = dict[str, list[tuple[float, Times]]]  # by variant: what grows, and the times there
 
 
@@ -40,10 +42,8 @@ def plot(results: Results, file: Path, clock: str = "wall") -> bool:
     require("matplotlib", "train").use("Agg")
     import matplotlib.pyplot as plt
 
-    colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    look: Any = colors | {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "rsmoe"}
     lines, columns = -(-panels // 2), min(2, panels)
-    with plt.rc_context(look):
+    with plt.rc_context(LOOK):
         figure, grid = plt.subplots(lines, columns, figsize=(5 * columns, 3.4 * lines), squeeze=False)
         axes = list(grid.flat)
         for unused in axes[panels:]:

@@ -71,13 +71,7 @@ def aspect_texts(record: CaptionRecord) -> dict[str, list[str]]:
     if record.aspects is not None:
         own = {name: [" ".join(sentences)] if sentences else [] for name, sentences in record.aspects.items()}
         return dict.fromkeys(ASPECTS, []) | own
-    places = {_key(text): aspect for aspect, texts in split_aspects(record.captions).items() for text in texts}
-    texts: dict[str, list[str]] = {aspect: [] for aspect in ASPECTS}
-    for caption in record.captions:
-        sentences = distinct(split_sentences(caption))
-        for aspect in ASPECTS:
-            texts[aspect].append(" ".join(text for text in sentences if places[_key(text)] == aspect))
-    return {aspect: distinct(filter(None, of_aspect)) for aspect, of_aspect in texts.items()}
+    return {aspect: list(texts) for aspect, texts in _texts(record.captions).items()}
 
 
 def router_prompt(aspect: str, sentences: Sequence[str]) -> str:
@@ -111,6 +105,17 @@ def distinct(captions: Iterable[str]) -> list[str]:
 def _key(text: str) -> tuple[str, ...]:
     """Equal for texts that differ only in case, spaces and punctuation."""
     return tuple(words(text))
+
+
+@lru_cache(maxsize=65536)
+def _texts(captions: tuple[str, ...]) -> dict[str, list[str]]:
+    places = {_key(text): aspect for aspect, texts in _split(captions).items() for text in texts}
+    texts: dict[str, list[str]] = {aspect: [] for aspect in ASPECTS}
+    for caption in captions:
+        sentences = distinct(split_sentences(caption))
+        for aspect in ASPECTS:
+            texts[aspect].append(" ".join(text for text in sentences if places[_key(text)] == aspect))
+    return {aspect: distinct(filter(None, of_aspect)) for aspect, of_aspect in texts.items()}
 
 
 @lru_cache(maxsize=65536)

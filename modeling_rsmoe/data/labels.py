@@ -3,7 +3,6 @@
 They teach the image encoder (``rsmoe train encoder``), and questions are made of them (``label_questions``).
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +64,9 @@ def _read(folder: Path, name: str, record_of: Callable[[Entry], L], split: str |
         return records
     for line in json_lines(folder / name, folder):
         record = record_of(line)
-        if split not in (None, record.split):
-            continue
-        if not os.path.isfile(record.image):
-            raise line.error(f"image {record.image} is missing; copy it there or drop the line")
-        records.append(record)
+        if split in (None, record.split):
+            line.check_image(record.image)
+            records.append(record)
     return records
 
 

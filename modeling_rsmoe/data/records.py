@@ -178,6 +178,11 @@ class Entry:
             raise self.error(f'{key} "{name}" leaves the data folder {self.folder}; keep images inside it')
         return (self.folder / name).absolute()
 
+    def check_image(self, image: Path) -> None:
+        """Raises RSMoEError where the image of this entry is missing."""
+        if not os.path.isfile(image):  # no error for a name that is too long
+            raise self.error(f"image {image} is missing; copy it there or drop the line")
+
 
 def is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
@@ -222,8 +227,7 @@ def _read(
         _check_known("split", [split], {record.split for _, record in records}, file)
         records = [(line, record) for line, record in records if record.split == split]
     for line, record in records:
-        if not os.path.isfile(record.image):  # no error for a name that is too long
-            raise line.error(f"image {record.image} is missing; copy it there or drop the line")
+        line.check_image(record.image)
     return [record for _, record in records]
 
 

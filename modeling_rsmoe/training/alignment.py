@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
-from transformers import Trainer
 
 from ..data.records import CaptionRecord
 from ..encoder_rsmoe import RSMoEVisionLanguageEncoder
@@ -30,7 +29,7 @@ from .checkpoints import save_tensors
 from .features import VISION_BATCH, FeatureCache
 from .modules import module_of, select_modules, trained_parameters
 from .settings import Recipe
-from .trainer import TrainerMixin
+from .trainer import NamedLossesTrainer
 
 
 MEASURED_IMAGES = 500  # images whose features give mean and spread
@@ -127,13 +126,8 @@ class AlignmentModel(nn.Module):
             return {"loss": word + contrast, "loss_words": word, "loss_contrast": contrast}
 
 
-class AlignmentTrainer(TrainerMixin, Trainer):
+class AlignmentTrainer(NamedLossesTrainer):
     """Logs both losses of `AlignmentModel`, and gives the pretrained Q-Former a learning rate of its own."""
-
-    def __init__(self, *args: Any, recipe: Recipe, **kwargs: Any):
-        self.recipe = recipe
-        super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = False
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -147,13 +141,6 @@ class AlignmentTrainer(TrainerMixin, Trainer):
                 [{"params": group, "lr": rate} for rate, group in groups.items()], weight_decay=self.args.weight_decay
             )
         return self.optimizer
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        losses = model(**inputs)
-        for name, value in losses.items():
-            if name != "loss":
-                self.note(name, value.item())
-        return (losses["loss"], losses) if return_outputs else losses["loss"]
 
 
 class CaptionPairs:

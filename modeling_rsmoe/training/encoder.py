@@ -10,33 +10,41 @@ import inspect
 import json
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer, set_seed
+from transformers import set_seed
 
 from ..data.records import records_sha256
 from ..errors_rsmoe import RSMoEError
 from ..inference.encoder import load_encoder
 from ..inference.loading import open_processor
 from ..reranker_rsmoe import pool_image_features
-from ..utils.files import only_writer
 from ..utils.images import read_images
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import folder_sha256, package_versions
 from .checkpoints import load_parameters, save_tensors, train_to_the_end
 from .encoder_examples import EncoderData, ImageTargets, read_encoder_data
 from .modules import trained_parameters
-from .outputs import LEARNED, STATE, begin, decisive_arguments, examples_per_step, finish, history, show
+from .outputs import (
+    LEARNED,
+    STATE,
+    begin,
+    decisive_arguments,
+    examples_per_step,
+    finish,
+    finished_record,
+    history,
+    show,
+    training_in,
+)
 from .settings import ENCODER, EncoderRecipe, Recipe, TrainArguments
 from .stages import load_start
-from .trainer import TrainerMixin
+from .trainer import NamedLossesTrainer
 
 
 MEASURED_IMAGES, MEASURED_BATCH = 256, 16  # whose pooled features give the heads' scale
@@ -76,28 +84,21 @@ def train_encoder(
     arguments.output_dir = str(output / STATE)
     progress("reading the data")
     examples = read_encoder_data(folder, recipe.datasets)
-    try:
-        with only_writer(output) if is_first else nullcontext():
-            if is_first:
-                progress("hashing the data")
-                record = _record(recipe, arguments, examples, folder, start)
-                begin(output, record, resume)
-            began = time.monotonic()
-            weights, steps = _learn(recipe, arguments, examples, output, start, progress)
-            if is_first:
-                progress(f"writing {output}")
-                gc.collect()  # the trainer's cycles hold a model
-                record |= {"steps": steps, "examples": steps * examples_per_step(arguments), "finished": True}
-                record |= {"seconds_of_last_session": round(time.monotonic() - began, 1), "before": history(start)}
-                model, processor = load_start(start, Recipe(vision="full"))
-                save_tensors(weights, output / STATE / LEARNED)
-                load_parameters(model, output / STATE / LEARNED)
-                finish(output, start, model, processor, record, arguments)
-    except (OSError, SafetensorError) as error:
-        raise RSMoEError(
-            f"the training in {output} stopped: {error}. Its last checkpoint is intact: free some space or put the "
-            "file back, then go on with --resume"
-        ) from error
+    with training_in(output, arguments):
+        if is_first:
+            progress("hashing the data")
+            record = _record(recipe, arguments, examples, folder, start)
+            begin(output, record, resume)
+        began = time.monotonic()
+        weights, steps = _learn(recipe, arguments, examples, output, start, progress)
+        if is_first:
+            progress(f"writing {output}")
+            gc.collect()  # the trainer's cycles hold a model
+            record = finished_record(record, steps, arguments, began, history(start))
+            model, processor = load_start(start, Recipe(vision="full"))
+            save_tensors(weights, output / STATE / LEARNED)
+            load_parameters(model, output / STATE / LEARNED)
+            finish(output, start, model, processor, record, arguments)
     return output
 
 
@@ -253,13 +254,8 @@ def _known_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.T
     return (losses * ~targets.isnan()).sum(1).mean()
 
 
-class AdaptationTrainer(TrainerMixin, Trainer):
+class AdaptationTrainer(NamedLossesTrainer):
     """Logs the losses of `AdaptationModel`, and gives the heads a learning rate of their own."""
-
-    def __init__(self, *args: Any, recipe: EncoderRecipe, **kwargs: Any):
-        self.recipe = recipe
-        super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = False
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -274,10 +270,3 @@ class AdaptationTrainer(TrainerMixin, Trainer):
                 eps=args.adam_epsilon,
             )
         return self.optimizer
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        losses = model(**inputs)
-        for name, value in losses.items():
-            if name != "loss":
-                self.note(name, value.item())
-        return (losses["loss"], losses) if return_outputs else losses["loss"]

@@ -2,10 +2,14 @@
 
 import json
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PrinterCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -14,7 +18,7 @@ from ..hub.facts import steps_of
 from ..hub.records import carry_records
 from ..inference.loading import open_config
 from ..processing_rsmoe import RSMoEProcessor
-from ..utils.files import disk_errors, parse_json, write_whole
+from ..utils.files import disk_errors, only_writer, parse_json, write_whole
 from ..utils.provenance import TRAINING_RECORD
 from .checkpoints import last_checkpoint
 from .logs import ExampleBar, LossCurve, tensorboard
@@ -48,6 +52,50 @@ def history(start: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise RSMoEError(f"{file} cannot be read ({error}); restore it or train stage 1 again") from error
+
+
+@contextmanager
+def training_in(output: Path, arguments: TrainArguments) -> Iterator[None]:
+    """The time in which a training uses its folder: no other may, and an error says how to go on.
+
+    Args:
+        output: the folder; the first of several processes holds it.
+        arguments: of the trainer.
+
+    Raises:
+        RSMoEError: another process writes there, a full disk, a file that is lost.
+    """
+    try:
+        with only_writer(output) if arguments.process_index == 0 else nullcontext():
+            yield
+    except (OSError, SafetensorError) as error:
+        raise RSMoEError(
+            f"the training in {output} stopped: {error}. Its last checkpoint is intact: free some space or put the "
+            "file back, then go on with --resume"
+        ) from error
+
+
+def finished_record(
+    record: dict[str, Any], steps: int, arguments: TrainArguments, began: float, before: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The record of a training that has reached its end.
+
+    Args:
+        record: what decided the outcome.
+        steps: that were learned, over all sessions.
+        arguments: of the trainer.
+        began: when this session began, of `time.monotonic`.
+        before: the training.json of the checkpoint that was trained from, or None.
+    """
+    seconds = round(time.monotonic() - began, 1)
+    examples = steps * examples_per_step(arguments)
+    return record | {
+        "steps": steps,
+        "examples": examples,
+        "finished": True,
+        "seconds_of_last_session": seconds,
+        "before": before,
+    }
 
 
 def begin(output: Path, record: dict[str, Any], resume: bool) -> None:

@@ -9,14 +9,12 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy
 
@@ -25,7 +23,7 @@ from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
 from ..hub.facts import has_learned, read_facts
 from ..inference.loading import open_config, open_model, open_processor
-from ..utils.files import cache_folder, only_writer
+from ..utils.files import cache_folder
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import folder_sha256, package_versions
 from .alignment import AlignmentModel, AlignmentTrainer, CaptionPairs, select_queries, standardize_vision
@@ -33,7 +31,18 @@ from .checkpoints import load_parameters, save_tensors, train_to_the_end
 from .examples import ExampleCollator, TrainingData, read_data, training_examples, val_examples
 from .features import FeatureCache, similar_images
 from .modules import cast_base_lm, initialize_adapters, module_of, select_modules, trained_experts, trained_parameters
-from .outputs import LEARNED, STATE, begin, decisive_arguments, examples_per_step, finish, history, show
+from .outputs import (
+    LEARNED,
+    STATE,
+    begin,
+    decisive_arguments,
+    examples_per_step,
+    finish,
+    finished_record,
+    history,
+    show,
+    training_in,
+)
 from .settings import Recipe, Stage, TrainArguments
 from .trainer import ExampleTrainer
 
@@ -88,14 +97,8 @@ def train_stage(
     features = Path(features or cache_folder() / "features")
     job = _Job(stage, recipe, arguments, training, start, output, features, progress)
     arguments.output_dir = str(job.state)
-    try:
-        with only_writer(output) if arguments.process_index == 0 else nullcontext():
-            _run(job, resume, before)
-    except (OSError, SafetensorError) as error:
-        raise RSMoEError(
-            f"the training in {output} stopped: {error}. Its last checkpoint is intact: free some space or put the "
-            "file back, then go on with --resume"
-        ) from error
+    with training_in(output, arguments):
+        _run(job, resume, before)
     return output
 
 
@@ -133,10 +136,7 @@ def _run(job: _Job, resume: bool, before: dict[str, Any] | None) -> None:
     if is_first:
         job.progress(f"writing {job.output}")
         gc.collect()  # the trainer's cycles hold a model
-        steps = log[-1]["step"]
-        record |= {"steps": steps, "examples": steps * job.examples_per_step, "finished": True}
-        record |= {"seconds_of_last_session": round(time.monotonic() - began, 1), "before": before}
-        _finish(job, weights, record)
+        _finish(job, weights, finished_record(record, log[-1]["step"], job.arguments, began, before))
 
 
 # ---- the start

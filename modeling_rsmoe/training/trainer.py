@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import Trainer
 from trl import SFTTrainer
 
 from ..errors_rsmoe import RSMoEError
@@ -81,6 +82,26 @@ class TrainerMixin:
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # Private, but without a public way: the Trainer's own refuses a folder without the whole model.
         load_parameters(self.model if model is None else model, Path(resume_from_checkpoint) / WEIGHTS)
+
+
+class NamedLossesTrainer(TrainerMixin, Trainer):
+    """Trains a model that gives its losses by name: `loss` is minimised, the others are logged beside it.
+
+    Args:
+        recipe: of the training.
+    """
+
+    def __init__(self, *args: Any, recipe: Any, **kwargs: Any):
+        self.recipe = recipe
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        losses = model(**inputs)
+        for name, value in losses.items():
+            if name != "loss":
+                self.note(name, value.item())
+        return (losses["loss"], losses) if return_outputs else losses["loss"]
 
 
 class ExampleTrainer(TrainerMixin, SFTTrainer):

@@ -34,7 +34,8 @@ _CHECKPOINT: Columns = {
 _SCORE: Columns = {
     "score": (
         "number",
-        "How well the caption fits the tile, by the reranker. Only where it chose the text. No probability: it "
+        "How well the caption fits the tile, by the reranker: about the share of n-grams that a human caption would "
+        "have, too. Only where it chose the text. No probability: it "
         "compares tiles of one model.",
     ),
 }

@@ -151,6 +151,7 @@ def test_events_of_other_shapes(values: list[Any], visitor: Visitor) -> None:
     assert "rsmoe-prediction" in text_of(visitor.open(visitor.upload(png())))
 
 
+@pytest.mark.slow
 def test_twenty_at_once(home: str) -> None:
     """Everyone gets the caption that they would get alone."""
     alone = Visitor(home, "alone")

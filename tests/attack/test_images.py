@@ -190,7 +190,7 @@ def test_metadata_costs_little(name: str, door: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(TOO_MUCH[name])
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (virtual_bytes() + 2**28, most))
-    signal.alarm(10)
+    signal.setitimer(signal.ITIMER_PROF, 10)
     try:
         with pytest.raises(RSMoEError):
             DOORS[door](tmp_path / "a.png")
@@ -213,7 +213,7 @@ DECODED_TWICE = ("16-bit RGB, PNG", "16-bit RGBA")  # for the upper and the lowe
 @pytest.mark.attack
 def test_memory_of_every_kind_of_pixels(tmp_path: Path) -> None:
     """At most 8 bytes a pixel over what Pillow's decoder takes."""
-    signal.alarm(600)  # files of 17 million pixels
+    signal.setitimer(signal.ITIMER_PROF, 600)  # files of 17 million pixels
     small, large = write_images(tmp_path / "small", 64), write_images(tmp_path / "large", SIDE)
     for name, path in large.items():
         decoder, ours = (peak_bytes(small[name], path, door) / SIDE**2 for door in ("decoder", "read_image"))

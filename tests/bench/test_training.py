@@ -16,6 +16,9 @@ from modeling_rsmoe.errors_rsmoe import RSMoEError
 from tests.tiny import tiny_model
 
 
+pytestmark = pytest.mark.slow
+
+
 CAPTIONS = ["it is an airport with many planes .", "many planes are parked near the terminal .", "two white planes ."]
 
 

@@ -45,6 +45,7 @@ def test_quick_fails_where_a_variant_says_something_else(
     assert [one["name"] for one in written if one["differences"]] == ["a wrong one"]
 
 
+@pytest.mark.slow
 def test_a_run_writes_all_times_and_a_plot(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "IMAGES", (1, 2))
     monkeypatch.setattr(speed, "MOST_IMAGES", 3)

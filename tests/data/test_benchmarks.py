@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from modeling_rsmoe.data.benchmarks import BENCHMARKS, find, load
-from modeling_rsmoe.data.benchmarks.rsivqa import hash_split, question_type
+from modeling_rsmoe.data.benchmarks.files import hash_split
+from modeling_rsmoe.data.benchmarks.rsivqa import question_type
 from modeling_rsmoe.data.labels import ObjectRecord, SceneRecord
 from modeling_rsmoe.data.records import CaptionRecord, QuestionRecord
 from modeling_rsmoe.errors_rsmoe import RSMoEError

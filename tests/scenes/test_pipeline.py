@@ -1,6 +1,5 @@
 """A scene from Python: the documented lines, questions, several scenes, a stopped run."""
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from modeling_rsmoe.scenes.result import SceneTask
 from modeling_rsmoe.utils.rasters.raster import open_raster
 from tests.scenes.rasters import UTM, noise, write_raster
 from tests.scenes.test_stac import asset, collection, item, save
+from tests.test_site import python_of
 from tests.tiny import tiny_model, tiny_processor
 
 
@@ -40,8 +40,9 @@ def test_the_documented_lines(checkpoint: Path, tmp_path: Path, scene: Path, mon
         write_raster(tmp_path / name, noise(3, 40, 60), **UTM)
     write_raster(tmp_path / "chip.tif", noise(4, 40, 60), **UTM)
     names: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL):
-        exec(block, names)
+    for code, why_not in python_of(DOCUMENT):
+        if why_not is None:
+            exec(code, names)
     result = names["result"]
     assert result.text and result.record()["caption"] == result.text
     assert [tile.window for tile in result.tiles] == [(0, 0, 60, 40)] and set(result.tiles[0].expert_texts)

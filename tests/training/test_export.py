@@ -12,6 +12,9 @@ from modeling_rsmoe.training import read_settings, train_stage
 from modeling_rsmoe.training.export import export_trained
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_the_start_and_what_was_learned_are_the_outcome(start, data, features, settings_file, tmp_path):
     torch.set_num_threads(1)
     changes = ["--qformer", "queries", "--standardize_vision", "true", "--alignment_steps", "2", "--max_steps", "2"]

@@ -21,6 +21,9 @@ from modeling_rsmoe.training.trainer import ExampleTrainer
 from ..tiny import INSTRUCTIONS, tiny_config, tiny_model, tiny_processor, tiny_start
 
 
+pytestmark = pytest.mark.slow
+
+
 def train(stage, start, data, features, settings_file, output, **changes):
     torch.set_num_threads(1)
     words = [word for name, value in changes.items() for word in (f"--{name}", *str(value).split())]

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Sequence
 
 from ...errors_rsmoe import RSMoEError
 from ..labels import ObjectRecord
-from .files import Benchmark, Record, Source
+from .files import Benchmark, Record, Source, hash_split
 from .multilabel import caption_splits, labels_and_questions, read_table
-from .rsivqa import hash_split
 
 
 URL = "https://github.com/Hua-YS/AID-Multilabel-Dataset"

@@ -14,8 +14,7 @@ from ...errors_rsmoe import RSMoEError
 from ...utils.files import check_input
 from ..label_questions import scene_questions
 from ..labels import SceneRecord
-from .files import Benchmark, Record, Source
-from .rsivqa import hash_split
+from .files import Benchmark, Record, Source, hash_split
 
 
 URL = "https://github.com/phelber/EuroSAT"
@@ -32,8 +31,7 @@ def _read(source: Source, splits: Sequence[str]) -> Iterator[Record]:
         if split in splits:
             scenes.append(SceneRecord(image, source.benchmark.name, split, image.parent.name))
     yield from scenes
-    for of_split in splits:
-        yield from scene_questions([record for record in scenes if record.split == of_split])
+    yield from scene_questions([record for of_split in splits for record in scenes if record.split == of_split])
 
 
 def _lists(source: Source) -> dict[str, str] | None:

@@ -6,6 +6,7 @@ Everything in a published file is untrusted: paths may not leave the folder, and
 expected is an error that names the file, the record and the field.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -150,6 +151,12 @@ def split_of(entry: Entry, known: Sequence[str]) -> str:
     if split not in known:
         raise entry.error(f'"split" is "{split}", expected one of {", ".join(known)}')
     return split
+
+
+def hash_split(name: str) -> str:
+    """The split of an image without an official one: the same on every machine, 80 / 10 / 10 %."""
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % 10
+    return "train" if place < 8 else "val" if place == 8 else "test"
 
 
 def caption_record(entry: Entry, image: Path, dataset: str, split: str, captions: list[str]) -> CaptionRecord:

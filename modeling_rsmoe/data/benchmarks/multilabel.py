@@ -51,5 +51,4 @@ def caption_splits(source: Source, *names: str) -> dict[str, str]:
 def labels_and_questions(records: Sequence[ObjectRecord], splits: Sequence[str]) -> Iterator[Record]:
     """The records of the chosen splits, then the questions about them."""
     yield from (record for record in records if record.split in splits)
-    for split in splits:
-        yield from object_questions([record for record in records if record.split == split])
+    yield from object_questions([record for split in splits for record in records if record.split == split])

@@ -13,7 +13,6 @@ of that name, so that no test image is trained on; DOTA has its own train and va
 the captioning dataset, is in train, val or test by a hash of its name, 80 / 10 / 10 %.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 from ...errors_rsmoe import RSMoEError
 from ...utils.files import check_input
 from ..records import Entry, QuestionRecord
-from .files import Benchmark, Source, question_record, split_of, tidy
+from .files import Benchmark, Source, hash_split, question_record, split_of, tidy
 from .karpathy import karpathy_entries
 
 
@@ -70,12 +69,6 @@ def question_type(question: str) -> str:
     'count'
     """
     return next((kind for start, kind in TYPES.items() if question.lower().startswith(start)), "other")
-
-
-def hash_split(name: str) -> str:
-    """The split of an image without an official one: the same on every machine, 80 / 10 / 10 %."""
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % 10
-    return "train" if place < 8 else "val" if place == 8 else "test"
 
 
 def _read(source: Source, splits: Sequence[str]) -> Iterator[QuestionRecord]:
