@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modeling_rsmoe.bench.plots import INK, LOOK
 from modeling_rsmoe.data.labels import OBJECTS_FILE, read_objects
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 from modeling_rsmoe.evaluation.intervals import Array, interval
@@ -25,7 +26,6 @@ from modeling_rsmoe.utils.tables import markdown_table
 
 
 SAMPLES = 1000
-GRAY = "#808080"  # is read on a light and on a dark page
 
 
 def judged(predictions: Path, data: Path) -> dict[str, Array]:
@@ -92,16 +92,14 @@ def draw_curves(of_datasets: dict[str, Array], output: Path) -> None:
     require("matplotlib", "train").use("Agg")
     import matplotlib.pyplot as plt
 
-    colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GRAY)
-    with plt.rc_context({**colors, "svg.hashsalt": "rsmoe", "font.size": 11}):
+    with plt.rc_context(LOOK | {"font.size": 11}):
         figure, axis = plt.subplots(figsize=(6.4, 3.6))
         for (dataset, rows), color in zip(of_datasets.items(), ("#3b82f6", "#e8743b", "#2fa866", "#a855f7")):
             coverage, risk = risk_coverage(rows)
             axis.plot(coverage, risk, color=color, linewidth=2, label=f"{dataset}, {len(rows)} captions")
         axis.set(xlabel="captions kept, of the highest scores, %", ylabel="objects that are not there, %")
         axis.set(xlim=(0, 100), ylim=(0, None))
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25, color=GRAY)
+        axis.grid(alpha=0.25, color=INK)
         axis.legend(frameon=False)
         figure.tight_layout()
         with whole_file(output) as path:
