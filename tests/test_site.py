@@ -130,11 +130,11 @@ def test_columns_of_collections_are_told(folder: Path, tmp_path: Path) -> None:
 
 
 def test_columns_of_predictions_are_told(folder: Path, tmp_path: Path) -> None:
-    """Those of a question: the scores of captions start Java."""
+    """Those of a question, which nobody reranks: the scores of captions start Java."""
     report = tmp_path / "report.json"
     run("evaluate", folder / "nano", "--data", folder / "data", "--task", "vqa", "--output", report)
     line = json.loads(report.with_suffix(".jsonl").read_text().splitlines()[-1])
-    assert set(line) == set(columns.PREDICTION) - {"caption"}
+    assert set(line) == set(columns.PREDICTION) - {"caption", "score"}
 
 
 # ---- the site
