@@ -77,7 +77,7 @@ def draw(scores: Path, file: Path) -> None:
             axis.set_xlim(left=0)
             images = result_of(scores / "captioning-test-full.json", dataset)["images"]
             axis.set_title(f"{PANELS[dataset]}, {images} test images", loc="left", fontweight="bold")
-        axes[-1].set_xlabel(f"{SCORE}; lines are 95 % intervals. Orange: as published, on the whole test split")
+        axes[-1].set_xlabel(f"{SCORE}; lines are 95 % intervals. Orange: CIDEr as published, on the whole test split")
         figure.tight_layout()
         figure.savefig(file, transparent=True, metadata={"Date": None})
         plt.close(figure)
