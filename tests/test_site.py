@@ -153,5 +153,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert {"index.html", "reference/cli.html", "tutorials/scene.html"} <= pages.keys()
     everything = "".join(pages.values())
     assert "--max-new-tokens" in pages["reference/cli.html"] and "<!-- table" not in everything
+    assert re.findall(r'href="[^":]*\.(?:md|ipynb)[#"]', everything) == []  # of pages, not of their sources
     loaded = re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="(https?:[^"]*)"', everything)
     assert loaded == []  # it works without a network
