@@ -75,6 +75,7 @@ def test_from_folders_to_the_table(paper, sources, downloads, tmp_path, without_
         assert result.exit_code == 0, result.output
 
     monkeypatch.setattr(paper, "rsmoe", in_this_process)
+    monkeypatch.setenv("RSMOE_CACHE", str(tmp_path / "cache"))
     run, size = tmp_path / "run", tiny_size(sources.settings, tmp_path / "rs-moe-tiny")
     given = [size, "--downloads", downloads, "--instructblip", sources.instructblip, "--llm", sources.llm]
     command = [*map(str, given), "--output", str(run)]
