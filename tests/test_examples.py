@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from modeling_rsmoe.prompting_rsmoe import Prompt, question_instruction
 from modeling_rsmoe.training.examples import ExampleCollator
 from modeling_rsmoe.training.modules import module_of
 
+from .forks import run_forked
 from .scenes.rasters import UTM, noise, write_raster
 from .tiny import tiny_processor
 
@@ -86,8 +86,7 @@ def without_package(code: str, *arguments: str | Path) -> str:
     """What Python code prints in a process where this package cannot be imported."""
     blocked = f"import sys; sys.modules['modeling_rsmoe'] = None\n{code}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    run = [sys.executable, "-c", blocked, *map(str, arguments)]
-    result = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300)
+    result = run_forked(["-c", blocked, *arguments], environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -446,6 +446,7 @@ def test_embeddings_are_read_as_their_ids_are():
             model(inputs_embeds=model.get_input_embeddings()(ids), **inputs)
 
 
+@pytest.mark.slow
 def test_forward_is_traced_as_one_graph():
     """`torch.compile(model, fullgraph=True)`, images included."""
     model, inputs = tiny_model(), rows()

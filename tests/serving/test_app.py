@@ -103,6 +103,7 @@ def test_a_sampled_text_is_streamed(served) -> None:
     assert "".join(pieces) == served.ask(noise(9), **asked).choices[0].message.content and len(pieces) > 2
 
 
+@pytest.mark.slow
 def test_what_is_read_of_a_conversation(served) -> None:
     """The last user message, and the last image that there is."""
     messages = [

@@ -104,6 +104,7 @@ def test_images_lost_in_the_middle(start, data, features, settings_file, tmp_pat
     assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(start, data, features, settings_file, tmp_path):
     places = (start, data, features, settings_file)
     broken = tmp_path / "broken"
