@@ -103,6 +103,7 @@ def test_every_example_is_tested():
     assert [path.stem for path in EXAMPLES.glob("*.py") if f'"{path.stem}"' not in tested] == []
 
 
+@pytest.mark.slow
 def test_unchanged_scene(checkpoint, tmp_path, monkeypatch, capsys):
     scene = write_raster(tmp_path / "a.tif", noise(3, 40, 60, "uint8", 255), **UTM)
     monkeypatch.setattr(sys, "argv", ["unchanged_scene.py", str(checkpoint), str(scene), "--tile", "20"])

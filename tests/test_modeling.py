@@ -465,7 +465,7 @@ def test_adapter_ids_of_another_shape_are_refused():
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"], ids=str)
 @pytest.mark.parametrize("use_dora", [False, True])
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_lora_of_peft(kind, use_dora, targets, tmp_path):
     """Trained, saved, loaded and merged: the same logits in the base LM's, the router's and the experts' sequences."""
     config = tiny_config(expert_config={"expert_type": kind, "r": 4})

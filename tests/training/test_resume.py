@@ -127,6 +127,7 @@ def test_a_damaged_checkpoint_is_named(start, data, features, settings_file, tmp
         run("stage2", *places, broken, resume=True, changes=killed)
 
 
+@pytest.mark.slow
 def test_nothing_is_pickled(start, data, features, settings_file, tmp_path):
     output = run("stage2", start, data, features, settings_file, tmp_path / "output", changes=["--max_steps", "2"])
     names = {path.name for path in (output / ".training" / "checkpoint-2").iterdir()}
