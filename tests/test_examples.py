@@ -114,6 +114,7 @@ def test_unchanged_scene(checkpoint, tmp_path, monkeypatch, capsys):
     assert all(two <= one and one + same <= 100 for two, one, same in shares)
 
 
+@pytest.mark.slow
 def test_scene_memory(checkpoint, tmp_path, monkeypatch, capsys):
     options = ["--folder", tmp_path, "--side", 96, "--tile", 48, "--max-new-tokens", 2]
     monkeypatch.setattr(sys, "argv", ["scene_memory.py", *map(str, [checkpoint, *options])])
@@ -144,6 +145,7 @@ def test_compare_weights(checkpoint, capsys):
     assert table[2].startswith(f"| {checkpoint.name}:int8 |") and table[2].endswith("| 1.00 |")
 
 
+@pytest.mark.slow
 def test_sizes_in_the_documents_are_counted(capsys):
     """docs/how-to/quantization.md has the lines that the example prints."""
     example("compare_weights").main(["--sizes"])

@@ -250,6 +250,7 @@ class TestTrainedWeights:
         round_to_half(torch.nn.Sequential(large, small))
         assert bool((large.weight == 1e5 + 1).all()) and bool((small.weight == 1).all())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("change", "message"),
         [

@@ -156,7 +156,7 @@ def post(served: Served, **more) -> http.client.HTTPConnection:
 
 def test_clients_that_leave_are_forgotten(held) -> None:
     runs, waits = post(held, max_tokens=256), post(held, stream=True)
-    held.until(lambda: sum(held.model.batches) + held.service.batcher.num_waiting == 2)
+    held.until(lambda: held.model.batches and sum(held.model.batches) + held.service.batcher.num_waiting == 2)
     for connection in (runs, waits):
         connection.close()
     held.until(lambda: held.service.in_flight == 0)
