@@ -145,6 +145,7 @@ PREDICTION: Columns = {
     "caption": ("string", "What the model wrote about the image."),
     "answer": ("string", "What it answered, in place of `caption`."),
     **_NESTED_EXPERTS,
+    "score": ("number", "How well the caption fits the image, by the reranker. Only where it chose the text."),
     "seconds": ("number", "The record's share of the time of its batch."),
     "peak_memory": ("integer", "Largest memory of the process until then, in bytes."),
 }
