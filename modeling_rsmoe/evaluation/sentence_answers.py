@@ -56,8 +56,8 @@ _SAME |= {"underneath": "below", "grey": "gray", "colour": "color", "colored": "
 _PLACING = {"in", "on", "at", "of", "to", "from", "with", "towards", "located", "situated", "placed", "positioned"}
 _PLACING |= {"visible", "seen", "it", "its", "they", "there", "this", "that"}
 # Words that an answer may have or not, in the order in which they go; its last word stays.
-_OPTIONAL = ("image", "picture", "photo", "scene", "area", "part", "side", "corner", "portion", "direction")
-_OPTIONAL += ("orientation", "shape", "many", "some", "several", "1", "color")
+_OPTIONAL = ["image", "picture", "photo", "scene", "area", "part", "side", "corner", "portion", "direction"]
+_OPTIONAL += ["orientation", "shape", "many", "some", "several", "1", "color"]
 _DIRECTIONS = {"north", "south", "east", "west", "left", "right", "top", "bottom", "up", "down", "center", "and"}
 _SAYS = re.compile(
     r"^(.+?) (?:is|are|looks?|appears?(?: to be)?|depicts?|shows?|runs?|faces?|belongs? to|consists? of) (.+)$"
@@ -116,8 +116,8 @@ def _verdict(text: str) -> str:
 def _count(text: str, published: str) -> str:
     """Args: the answer in one spelling, and in lower case with its articles, which the spelling drops."""
     text = text.replace("half dozen", "6")
-    for word, times in _MULTIPLES.items():
-        text = re.sub(rf"\b(?:(\d+) )?{word}\b", lambda match, by=times: str(int(match[1] or 1) * by), text)
+    for word in _MULTIPLES:  # "two hundred thousand" is read from left to right
+        text = re.sub(rf"\b(?:(\d+) )?({word})\b", lambda match: str(int(match[1] or 1) * _MULTIPLES[match[2]]), text)
     text = re.sub(r"\b(\d+)00 (?:and )?(\d\d?)\b", lambda match: str(int(match[1]) * 100 + int(match[2])), text)
     text = re.sub(r"\b1 of \b", "", text)  # "one of the planes" counts nothing
     numbers = re.findall(r"\b\d+(?:\.\d+)?\b(?! (?:st|nd|rd|th)\b)", text)
