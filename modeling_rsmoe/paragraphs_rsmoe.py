@@ -14,9 +14,9 @@ from .reranker_rsmoe import RSMoEReranker, pool_image_features
 from .sequences_rsmoe import Tokens, split_sentences
 
 
-MIN_PRESENCE = 0.1  # probability of an object below which a sentence may not mention it
-MIN_SCORE = 0.4  # share of the best sentence's score by the reranker
-MIN_NEW = 0.4  # share of a sentence's words, by weight, that other sentences have not
+MIN_PRESENCE = 0.3  # probability of an object below which a sentence may not mention it
+MIN_SCORE = 0.6  # share of the best sentence's score by the reranker
+MIN_NEW = 0.3  # share of a sentence's words, by weight, that other sentences have not
 
 
 class Sentence(NamedTuple):
