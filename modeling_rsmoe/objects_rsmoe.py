@@ -34,7 +34,7 @@ class RSMoEObjectHead(nn.Module):
 
     def __init__(self, width: int, objects: Mapping[str, Sequence[str]], vocab_size: int):
         super().__init__()
-        self.names = list(objects)
+        self.names = sorted(objects)  # as config.json keeps them
         self.projection = nn.Linear(3 * width, len(objects))
         # The text of each token, as UTF-8, padded with zeros.
         self.register_buffer("pieces", torch.zeros(vocab_size, PIECE_BYTES, dtype=torch.uint8))
