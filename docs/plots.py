@@ -26,12 +26,14 @@ BASELINES = {
     "nearest": "captions of similar images",
     "constant": "most frequent caption",
 }
-# As published, on whole official test splits: RSGPT (arXiv 2307.15266), SkyEyeGPT (arXiv 2401.09712), EarthGPT (arXiv
-# 2401.16822), sound active attention (Lu et al., IEEE TGRS 2020), post-processing (Hoxha et al., IEEE TGRS 2023).
+# As published, on whole official test splits. The systems: RSGPT, arXiv 2307.15266; SkyEyeGPT, arXiv 2401.09712;
+# EarthGPT, arXiv 2401.16822; sound active attention, Lu, Wang and Zheng, IEEE TGRS 58(3), 2020,
+# doi 10.1109/TGRS.2019.2951636; post-processing, Hoxha, Scuccato and Melgani, IEEE TGRS 61, 2023, as later papers
+# quote it.
 PUBLISHED = {
-    "RSICD": {"sound active attention": 132.35, "RSGPT 13B": 102.94, "SkyEyeGPT": 89.37},
+    "RSICD": {"sound active attention": 132.35, "RSGPT 13B": 102.94, "SkyEyeGPT-single": 89.37},
     "UCM-Captions": {"RSGPT 13B": 333.23, "post-processing": 309.64, "SkyEyeGPT": 236.75},
-    "NWPU-Captions": {"EarthGPT, trained on it": 192.6},
+    "NWPU-Captions": {"EarthGPT 7B": 192.6},
 }
 OURS, BASE, BASELINE, OTHERS = "#3b82c4", "#8fb8de", "#9aa1aa", "#d9822b"
 
@@ -76,7 +78,7 @@ def draw(scores: Path, file: Path) -> None:
             axis.set_xlim(left=0)
             images = result_of(scores / "captioning-test-full.json", dataset)["images"]
             axis.set_title(f"{PANELS[dataset]}, {images} test images", loc="left", fontweight="bold")
-        axes[-1].set_xlabel(f"{SCORE}; lines are 95 % intervals. Orange: as published, on the whole test split")
+        axes[-1].set_xlabel(f"{SCORE}; lines are 95 % intervals. Orange: CIDEr as published, on the whole test split")
         figure.tight_layout()
         figure.savefig(file, transparent=True, metadata={"Date": None})
         plt.close(figure)

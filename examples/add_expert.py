@@ -20,11 +20,11 @@ from modeling_rsmoe.training import Recipe, TrainArguments, train_stage
 NAME, INSTRUCTION = "counting", "How many objects of each kind are in this image?"
 
 
-def with_expert(checkpoint: Path, output: Path) -> None:
+def with_expert(checkpoint: Path, output: Path, name: str = NAME, instruction: str = INSTRUCTION) -> None:
     """Write the checkpoint with the new expert: a token, an embedding for it, weights at the base LM."""
     processor = RSMoEProcessor.from_pretrained(checkpoint)
     model = RSMoEForConditionalGeneration.from_pretrained(checkpoint)
-    model.add_expert(NAME, processor.add_expert(NAME, INSTRUCTION))
+    model.add_expert(name, processor.add_expert(name, instruction))
     model.save_pretrained(output, save_original_format=False)
     processor.save_pretrained(output)
     if checkpoint.is_dir():  # not of a name on the Hub; config.json keeps what matters of both

@@ -1,15 +1,17 @@
 """Does the reranker know which captions are right? A risk-coverage plot, and the AUROC.
 
-python examples/risk_coverage.py PREDICTIONS.jsonl --data DATA [--output docs/images/risk_coverage.svg]
+python examples/risk_coverage.py PREDICTIONS.jsonl --data DATA [--output docs/images/risk-coverage.svg]
 
 PREDICTIONS are those that `rsmoe evaluate` wrote of a full model with a reranker: each line has its caption's `score`.
 DATA is the data folder, with objects.jsonl. Captions are sorted by the score. Risk is the share of the objects
-mentioned by the captions kept that are not there; coverage is the share of captions kept.
+mentioned by the captions kept that are not there; coverage is the share of captions kept. A dotted line is the risk of
+all captions: where the curve would be if the score said nothing.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,8 @@ from modeling_rsmoe.utils.tables import markdown_table
 
 
 SAMPLES = 1000
+FEWEST = 20  # captions kept that a curve begins with: fewer make no rate
+COLORS = ("#3b82c4", "#d9822b", "#3f9c56", "#8e6bbf")  # on white pages and on dark ones
 
 
 def judged(predictions: Path, data: Path) -> dict[str, Array]:
@@ -94,9 +98,11 @@ def draw_curves(of_datasets: dict[str, Array], output: Path) -> None:
 
     with plt.rc_context(LOOK | {"font.size": 11}):
         figure, axis = plt.subplots(figsize=(6.4, 3.6))
-        for (dataset, rows), color in zip(of_datasets.items(), ("#3b82f6", "#e8743b", "#2fa866", "#a855f7")):
+        for (dataset, rows), color in zip(of_datasets.items(), cycle(COLORS)):
             coverage, risk = risk_coverage(rows)
-            axis.plot(coverage, risk, color=color, linewidth=2, label=f"{dataset}, {len(rows)} captions")
+            shown = slice(min(FEWEST, len(rows)) - 1, None)
+            axis.plot(coverage[shown], risk[shown], color=color, linewidth=2, label=f"{dataset}, {len(rows)} captions")
+            axis.axhline(risk[-1], color=color, linewidth=1, linestyle=":")
         axis.set(xlabel="captions kept, of the highest scores, %", ylabel="objects that are not there, %")
         axis.set(xlim=(0, 100), ylim=(0, None))
         axis.grid(alpha=0.25, color=INK)
@@ -111,7 +117,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("predictions", type=Path)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=Path("risk_coverage.svg"))
+    parser.add_argument("--output", type=Path, default=Path("risk-coverage.svg"))
     arguments = parser.parse_args(words)
     try:
         of_datasets = judged(arguments.predictions, arguments.data)

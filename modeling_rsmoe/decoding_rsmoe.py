@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationMixin, RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .adapters_rsmoe import RSMoECache
@@ -69,6 +69,16 @@ class RSMoEDecodingMixin(GenerationMixin):
     def _pad_token_id(self, kwargs: dict) -> int:
         pad = self._argument("pad_token_id", kwargs, kwargs.get("generation_config"))
         return (self._eos_token_ids(kwargs) or [0])[0] if pad is None else int(pad)
+
+    def _get_logits_processor(self, *args, **kwargs):
+        """A repetition penalty counts what the text itself has written [our decision]. transformers counts the prompt
+        too, where the expert texts stand that are rewritten. The paper's authors generate after embeddings, without a
+        prompt of tokens."""
+        processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
+        for each in processors:
+            if type(each) is RepetitionPenaltyLogitsProcessor and each not in (kwargs.get("logits_processor") or []):
+                each.prompt_ignore_length = kwargs.get("input_ids_seq_length") or 0
+        return processors
 
     def init_continuous_batching(self, *args, **kwargs):
         """Refused, and `generate_batch` with it: its steps hold one token of each request, which does not say which

@@ -96,7 +96,8 @@ class RSMoEGenerationMixin(RSMoEFusionMixin):
 
         The full model runs when the processor's expert inputs are among the arguments (its default). Decoding
         arguments (greedy, beams, sampling, lengths) hold for the experts and for rewriting; the router always decodes
-        greedily, since its prompts are short and bound to the image [our decision]. What follows or steers a text
+        greedily, since its prompts are short and bound to the image [our decision]. A `repetition_penalty` is not for
+        the router, and counts what a text itself has written, not its prompt. What follows or steers a text
         (`stopping_criteria`, `logits_processor`, `prefix_allowed_tokens_fn`, `stop_strings`, `streamer`) belongs to
         the text that you get: to rewriting or, with the other fusions, to each expert's text, by a copy. It
         sees your `input_ids` and the new tokens, a row for each image. A stopping criterion with `every_decode = True`
@@ -303,6 +304,7 @@ class RSMoEGenerationMixin(RSMoEFusionMixin):
         name, the image included: so much is read once for all of them."""
         num_experts = len(requests[0])
         decoding = {**arguments, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+        decoding["repetition_penalty"] = 1.0  # its prompts name things in one form: "the planes and the terminal"
         prefixes = [sequences[0][: shared_prefix_length(sequences)] for sequences in requests]
         rests = [request[len(prefix) :] for prefix, group in zip(prefixes, requests) for request in group]
         config = self.generation_config

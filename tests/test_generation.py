@@ -55,6 +55,22 @@ def test_cached_equals_a_plain_loop(model):
         row = torch.cat([row, torch.tensor([[token]])], dim=1)
 
 
+def test_a_repetition_penalty_counts_what_the_text_has_written(model, processor, inputs):
+    """Not the prompt, in which the expert texts stand that are rewritten; and the router has none."""
+    first, suppressed, written = one(rows(), 2), torch.arange(259, 265), []
+    row = first["input_ids"]
+    for token in model.generate(**first, repetition_penalty=3.0)[0, row.shape[1] :].tolist():
+        with torch.no_grad():
+            logits = model(**{**first, "input_ids": row, "attention_mask": torch.ones_like(row)}).logits[0, -1]
+        logits[written] = torch.where(logits[written] < 0, logits[written] * 3, logits[written] / 3)
+        logits[suppressed] = -torch.inf
+        assert int(logits.argmax()) == token
+        written, row = [*written, token], torch.cat([row, torch.tensor([[token]])], dim=1)
+    plain, penalised = (describe(model, processor, inputs, repetition_penalty=each) for each in (1.0, 3.0))
+    assert [each["router_prompts"] for each in plain] == [each["router_prompts"] for each in penalised]
+    assert plain != penalised
+
+
 @pytest.mark.parametrize("router_mode", ["generated", "template", "none"])
 @pytest.mark.parametrize("fusion", ["concat", "rewrite"])
 def test_batch_equals_image_by_image(model, processor, inputs, router_mode, fusion):

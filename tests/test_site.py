@@ -131,11 +131,11 @@ def test_columns_of_collections_are_told(folder: Path, tmp_path: Path) -> None:
 
 
 def test_columns_of_predictions_are_told(folder: Path, tmp_path: Path) -> None:
-    """Those of a question: the scores of captions start Java."""
+    """Those of a question, which nobody reranks: the scores of captions start Java."""
     report = tmp_path / "report.json"
     run("evaluate", folder / "nano", "--data", folder / "data", "--task", "vqa", "--output", report)
     line = json.loads(report.with_suffix(".jsonl").read_text().splitlines()[-1])
-    assert set(line) == set(columns.PREDICTION) - {"caption", "sentences"}
+    assert set(line) == set(columns.PREDICTION) - {"caption", "score", "sentences"}
 
 
 # ---- the site
@@ -154,5 +154,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert {"index.html", "reference/cli.html", "tutorials/scene.html"} <= pages.keys()
     everything = "".join(pages.values())
     assert "--max-new-tokens" in pages["reference/cli.html"] and "<!-- table" not in everything
+    assert re.findall(r'href="[^":]*\.(?:md|ipynb)[#"]', everything) == []  # of pages, not of their sources
     loaded = re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="(https?:[^"]*)"', everything)
     assert loaded == []  # it works without a network

@@ -5,7 +5,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
+    """Markdown of ours, with code and links. `utils.tables.markdown_table` is for anybody's text, and escapes more."""
     return " ".join(text.split()).replace("|", r"\|")
 
 
@@ -121,24 +122,33 @@ def _default(cls: Any, name: str) -> str:
 
 
 def settings() -> str:
-    """The settings of a training: name, defaults of both stages, meaning."""
+    """The settings of a training: name, defaults of each step, meaning."""
     for name in ("torchao", "torch.utils._pytree"):  # without a GPU torchao warns of its own missing parts
         logging.getLogger(name).setLevel(logging.ERROR)
-    from modeling_rsmoe.training.settings import STAGE2_DEFAULTS, Recipe, TrainArguments
+    from modeling_rsmoe.training.settings import (
+        ENCODER_DEFAULTS,
+        STAGE2_DEFAULTS,
+        EncoderRecipe,
+        Recipe,
+        TrainArguments,
+    )
 
-    def rows(cls: Any) -> Iterator[Sequence[str]]:
+    def rows(cls: Any, *steps: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+        """Of a class's own fields; each of `steps` has what differs from their defaults there."""
         for field in dataclasses.fields(cls):
             if field.name in inspect.get_annotations(cls):
                 default = [] if callable(field.default_factory) else field.default
-                stage2 = STAGE2_DEFAULTS.get(field.name, default) if cls is Recipe else default
-                shown = ["not set" if value is None else _code(value) for value in (default, stage2)]
-                yield _code(field.name), shown[0], shown[1], field.metadata["help"]
+                values = (step.get(field.name, default) for step in steps)
+                shown = ("not set" if value is None else _code(value) for value in values)
+                yield _code(field.name), *shown, field.metadata["help"]
 
-    head = ("setting", "stage 1", "stage 2", "meaning")
-    of_trainer = ((name, default, meaning) for name, default, _, meaning in rows(TrainArguments))
+    of_stages = _table(("setting", "stage 1", "stage 2", "meaning"), rows(Recipe, {}, STAGE2_DEFAULTS))
+    of_encoder = _table(("setting", "default", "meaning"), rows(EncoderRecipe, {}))
+    of_trainer = _table(("setting", "stages", "encoder", "meaning"), rows(TrainArguments, {}, ENCODER_DEFAULTS))
     return (
-        f"## What learns, and from what\n\n{_table(head, rows(Recipe))}\n"
-        f"## The trainer\n\n{_table(('setting', 'default', 'meaning'), of_trainer)}"
+        f"## The stages: what learns, and from what\n\n{of_stages}\n"
+        f"## The encoder: from what the ViT learns\n\n{of_encoder}\n"
+        f"## The trainer, of stages and encoder\n\n{of_trainer}"
     )
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from ..errors_rsmoe import RSMoEError
+from ..inference.checkpoint import DEFAULT_MODEL, find_checkpoint
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION, DETAIL_INSTRUCTION
 from ..scenes.result import SceneTask
 from . import collection, options, scenes, terminal, views
@@ -90,6 +91,8 @@ def caption(
         if demo:
             from ..hub.download import demo_image
 
+            # First: what is missing is told before 55 MB are fetched.
+            find_checkpoint(generation.model or DEFAULT_MODEL, steps)
             images = [str(demo_image(progress=steps))]
         inputs = Inputs(images or [], generation, dtype, scene_options, shown, as_json, steps)
         inputs.describe([SceneTask(text, None)])

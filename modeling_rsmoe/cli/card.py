@@ -49,7 +49,7 @@ def card(
         typer.Option(
             "--table",
             metavar="FILE",
-            help="Another Markdown file, with the table of scores between <!-- scores --> and <!-- /scores -->.",
+            help="Another Markdown file, with the table of scores between `<!-- scores -->` and `<!-- /scores -->`.",
             show_default=False,
         ),
     ] = None,

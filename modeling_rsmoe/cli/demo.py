@@ -20,7 +20,7 @@ def demo(
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, metavar="N", show_default="7860, or the next that is free"),
+        typer.Option(min=1, max=65535, metavar="N", help="Port.", show_default="7860, or the next that is free"),
     ] = None,
     share: Annotated[
         bool, typer.Option("--share", help="Also make a public link, through a tunnel of gradio.live.")
@@ -40,8 +40,8 @@ def demo(
     os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1,localhost", host)))
     with tempfile.TemporaryDirectory(prefix="rsmoe-demo-") as uploads, terminal.Steps() as steps:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        tiles = _examples(steps) if examples else []
         checkpoint = load(model, dtype, progress=steps)
+        tiles = _examples(steps) if examples else []
         with quiet_libraries():
             steps("opening the page")
             from ..demo.page import launch, make_page

@@ -299,9 +299,18 @@ def estimate(
             min=2, metavar="N", help="Tokens of a sequence: image, prompt and completions; half are learned."
         ),
     ] = 192,
+    tflops: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-9,
+            metavar="N",
+            help="What a device computes in a second at its peak, in units of 10^12.",
+            show_default="312, an A100 in bfloat16",
+        ),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:
-    """Estimate trainable parameters and memory per device of each stage; no weight is read or allocated."""
+    """Estimate trainable parameters, memory per device and time of each stage; no weight is read or allocated."""
     with terminal.Steps() as steps, quiet_libraries():
         steps("reading the configuration")
         from .. import RSMoEConfig
@@ -314,7 +323,7 @@ def estimate(
         settings = config or folder / "training.yaml"
         model_config = RSMoEConfig.from_pretrained(folder)
         for title, columns, rows in _estimates(
-            model_config, settings, _image_size(folder), processes or [1, 8], tokens, steps
+            model_config, settings, _image_size(folder), processes or [1, 8], tokens, tflops, steps
         ):
             if markdown:
                 steps.print(f"{title}:\n\n{markdown_table(columns, rows)}\n")
@@ -333,6 +342,7 @@ def _estimates(
     image_size: int | None,
     processes: list[int],
     tokens: int,
+    tflops: float | None,
     progress: "Progress",
 ) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Tables, as they are ready: title, columns, rows."""
@@ -350,16 +360,18 @@ def _estimates(
     columns = ["module", "parameters", *(f"learn in {stage}" for stage in stages)]
     yield "millions of parameters", columns, rows
 
-    columns = ["", "weights", "gradients", "optimizer", "buffers", "activations", "total"]
+    columns, times = ["", "weights", "gradients", "optimizer", "buffers", "activations", "total"], []
+    tflops = tflops or memory.PEAK_TFLOPS
     for stage, (recipe, arguments) in stages.items():
         progress(f"a step of {stage} without values")
         batch = memory.Batch(arguments.per_device_train_batch_size, tokens, tokens // 2, image_size=image_size)
-        activations = memory.activation_bytes(config, recipe, batch, arguments.bf16)
+        costs = memory.step_costs(config, recipe, batch, arguments.bf16)
         rows = []
         for count in sorted(set(processes)):
             for strategy in memory.STRATEGIES if count > 1 else memory.STRATEGIES[:1]:
                 kept, recomputed = (
-                    memory.step_memory(models[stage], strategy, count, arguments.bf16, size) for size in activations
+                    memory.step_memory(models[stage], strategy, count, arguments.bf16, cost.activations)
+                    for cost in costs
                 )
                 cells: list[tuple[float, ...]] = [(getattr(kept, column),) for column in columns[1:5]]
                 cells += [(getattr(kept, column), getattr(recomputed, column)) for column in columns[5:]]
@@ -368,6 +380,21 @@ def _estimates(
         precision = "bfloat16" if arguments.bf16 else "float32"
         title = f"{stage}, GB on each device, {batch.examples} examples of {tokens} tokens, {precision}\n"
         yield f"{title}(with activations kept / with activation_checkpointing)", columns, rows
+        times.append(_time_row(stage, arguments, [cost.flops for cost in costs], tflops))
+    title = f"time on one device, reckoned: {memory.USED_SHARE:.0%} of {tflops:g} TFLOP a second; without reading the "
+    title += "data and the frozen ViT\n(with activations kept / with activation_checkpointing)"
+    yield title, ["", "steps", "TFLOP a step", "seconds a step", "hours"], times
+
+
+def _time_row(stage: str, arguments: Any, flops: list[int], tflops: float) -> list[str]:
+    """Of the operations of a batch, with activations kept and recomputed. Without max_steps the data say how long."""
+    from ..training.memory import reckoned_seconds
+
+    steps, of_step = max(arguments.max_steps, 0), [count * arguments.gradient_accumulation_steps for count in flops]
+    seconds = [reckoned_seconds(count, tflops) for count in of_step]
+    columns = [[count / 1e12 for count in of_step], seconds, [steps * each / 3600 for each in seconds]]
+    told = [" / ".join(f"{value:.2f}" for value in column) for column in columns]
+    return [stage, f"{steps:,}" if steps else "", *told[:2], told[2] if steps else ""]
 
 
 def _image_size(folder: Path) -> int | None:

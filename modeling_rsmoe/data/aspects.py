@@ -1,10 +1,12 @@
 """Split an image's reference captions into what each expert learns: theme, object and relation sentences.
 
-[our decision] The paper's data files show that captions were split by aspect, not how. The rule here needs no tagger:
+[our decision] The paper's data files show that captions were split by aspect, not how. The rule here:
 
-1. a sentence with a spatial word and two nouns speaks of a **relation**;
-2. else one with a scene word speaks of the **theme**: an area ("forest", "residential area") anywhere, or a structure
-   ("bridge", "runway") that is the first noun of the sentence;
+1. a sentence that says where something lies speaks of a **relation**: it has a spatial word and two nouns, or names a
+   part of the image ("in the upper left corner");
+2. else one that says what the image shows as a whole speaks of the **theme**: it names the kind of image, an area
+   ("forest", "residential area") anywhere, or a structure ("bridge", "runway") that is its first noun. Counted ones
+   ("four tennis courts") are things;
 3. every other sentence speaks of **objects**.
 
 Most sentences qualify for more than one aspect ("many planes are parked near the terminal in an airport"), so the
@@ -14,8 +16,10 @@ one. Every sentence belongs to exactly one aspect of its image. docs/explanation
 the data.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from .cleaning import words
@@ -27,8 +31,27 @@ from .sentences import split_sentences
 
 ASPECTS = ("theme", "object", "relation")
 
-_IMAGE_WORDS = frozenset({"image", "picture", "photo", "photograph"})
 _MAX_NAMED = 3  # things that a router prompt names, so that it stays a short line
+_IMAGE_WORDS = ("image", "picture", "photo", "photograph")
+_IMAGE = f"(?:{'|'.join(_IMAGE_WORDS)})"
+# The patterns are of a sentence's `words`: lower case, hyphens are spaces.
+# "aerial image", "high resolution satellite image", "aerial view": what kind of image this is.
+_KIND_OF_IMAGE = re.compile(
+    r"\b(?:aerial|satellite|sensing|resolution|panchromatic|gr[ae]yscale|colou?r)(?: [a-z]+)? "
+    rf"(?:{_IMAGE}|view)\b"
+)
+# "in the upper left corner", "the right side of the image", "on the left": which part of the image.
+_DIRECTION = "(?:upper|lower|top|bottom|left|right|middle|center|centre|central)(?:most)?"
+_PART = "(?:part|side|corner|half|edge|portion|section|quadrant|region|end)s?"
+_PLACE_IN_IMAGE = re.compile(
+    rf"\b(?:{_DIRECTION} (?:(?:{_DIRECTION}|and) )*{_PART}"
+    rf"|(?:{_DIRECTION}|edge|side|corner) of the (?:{_IMAGE}|frame|scene)"
+    rf"|(?:in|on|at|to|towards?|near) the {_DIRECTION}(?= there\b|$))\b"
+)
+# "In the parking lot, there are ...": which scene it is was said before, this is where the things are.
+_GROUND = re.compile(r"(?:in|on|inside|within) (?:the|this|these) [^,]+,", re.IGNORECASE)
+_DIGITS = re.compile(r"\d[\d.,]*")
+_NUMBERS = {"two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "both"}
 
 
 def aspect_of(sentence: str) -> str:
@@ -40,7 +63,7 @@ def aspect_of(sentence: str) -> str:
     evidence = _evidence(sentence)
     if evidence["relation"] >= 2:
         return "relation"
-    return "theme" if evidence["theme"] else "object"
+    return "theme" if evidence["theme"] >= 2 else "object"
 
 
 def split_aspects(captions: Iterable[str]) -> dict[str, list[str]]:
@@ -139,18 +162,36 @@ def _split(captions: tuple[str, ...]) -> dict[str, list[str]]:
 
 @lru_cache(maxsize=65536)
 def _evidence(sentence: str) -> dict[str, int]:
-    """How strongly a sentence speaks of each aspect: 0 not at all, 1 it could, 2 and 3 clearly."""
-    tokens = words(sentence)
+    """How strongly a sentence speaks of each aspect: 0 not at all, 1 where no other sentence does, 2 to 4 clearly."""
+    tokens = words(_DIGITS.sub(" two ", sentence))
     nouns = mentions(tokens)
-    return {"theme": _theme(tokens, nouns), "object": _object(nouns), "relation": _relation(tokens, nouns)}
+    counted = [
+        replace(one, noun=replace(one.noun, kind="thing")) if _is_counted(one, tokens) else one for one in nouns
+    ]
+    ground = _GROUND.match(sentence)
+    scene = slice(len(mentions(words(ground[0]))) if ground else 0, None)
+    return {
+        "theme": _theme(tokens, nouns[scene], counted[scene]),
+        "object": _object(counted),
+        "relation": _relation(tokens, nouns),
+    }
 
 
-def _theme(tokens: list[str], nouns: list[Mention]) -> int:
-    if not nouns:  # "This is a high-resolution aerial image."
-        return 1 if not _IMAGE_WORDS.isdisjoint(tokens) and "is" in tokens else 0
-    if nouns[0].noun.kind != "thing":
-        return 3 if nouns[0].noun.kind == "area" else 2
-    return 1 if any(mention.noun.kind == "area" for mention in nouns) else 0
+def _is_counted(mention: Mention, tokens: Sequence[str]) -> bool:
+    """Whether a number stands before it ("four green tennis courts"): the sentence says how many there are."""
+    return mention.is_plural and not _NUMBERS.isdisjoint(tokens[max(0, mention.start - 3) : mention.start])
+
+
+def _theme(tokens: list[str], nouns: list[Mention], counted: list[Mention]) -> int:
+    if _KIND_OF_IMAGE.search(" ".join(tokens)):  # "This is a high-resolution aerial image of two boats."
+        return 4
+    if not nouns:  # "The image does not specify its resolution."
+        return 2 if not set(_IMAGE_WORDS).isdisjoint(tokens) else 0
+    if counted[0].noun.kind != "thing":
+        return 4 if counted[0].noun.kind == "area" else 3
+    if any(mention.noun.kind == "area" for mention in counted):
+        return 2
+    return 1 if nouns[0].noun.kind != "thing" or any(mention.noun.kind == "area" for mention in nouns) else 0
 
 
 def _object(nouns: list[Mention]) -> int:
@@ -162,6 +203,8 @@ def _object(nouns: list[Mention]) -> int:
 
 
 def _relation(tokens: list[str], nouns: list[Mention]) -> int:
+    if _PLACE_IN_IMAGE.search(" ".join(tokens)):
+        return 2
     things = {mention.noun for mention in nouns}
     has_two_things = len(things) > 1 or (things and not PRONOUNS.isdisjoint(tokens))
     if not has_two_things:

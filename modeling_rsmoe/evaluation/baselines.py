@@ -188,7 +188,7 @@ def _votes(train: Records, key: Callable[[QuestionRecord], Hashable]) -> dict[Ha
         raise RSMoEError("no training question to guess answers from; the data folder needs a train split")
     votes: dict[Hashable, Votes] = defaultdict(Counter)
     for record in train:
-        compared = comparable_answer(record.answer, record.dataset, record.question_type)
+        compared = comparable_answer(record.answer, record.dataset, record.question_type, record.question)
         votes[key(record)][compared, record.answer] += 1
     return votes
 

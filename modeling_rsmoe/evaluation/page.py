@@ -15,6 +15,7 @@ from ..utils.files import write_whole
 from ..utils.html import COLORS, data_url, render
 from .markdown import data_note, difference_rows, headline, rows_of, shown_scores
 from .report import HEADLINE_SCORE, Report
+from .vqa import SENTENCES
 
 
 THUMBNAIL_SIDE = 256  # pixels of the longer side
@@ -70,6 +71,7 @@ def write_page(
         ],
         total=len(items),
         sorted_by=sorted_by,
+        sentences=SENTENCES,
     )
     write_whole(output, text)
 

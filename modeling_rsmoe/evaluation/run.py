@@ -233,7 +233,7 @@ def generation_settings(folder: Path, system: str, instruction: str, settings: "
     from ..prompting_rsmoe import task_of
 
     is_detail = task_of(instruction) == "detail"
-    names = ["num_beams", "max_new_tokens", "do_sample"]
+    names = ["num_beams", "max_new_tokens", "do_sample", "repetition_penalty"]
     names += [] if system == "base" else ["router_mode", "router_max_new_tokens"]
     values = read_json(folder / "generation_config.json") | settings.arguments()
     used = {name: values[name] for name in names if name in values}

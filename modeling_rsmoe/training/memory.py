@@ -1,8 +1,9 @@
-"""What a training needs, without a weight being allocated: parameters by module, which learn, bytes on each device.
+"""What a training needs, without a weight being allocated: parameters by module, which learn, bytes on each device,
+and how much there is to compute.
 
 Weights, gradients and the optimizer's state are counted from the model on the meta device. Activations are the peak of
-one step over fake tensors (torch's FakeTensorMode), which have shapes and types but no values. Not counted: what the
-driver, the communication library and the allocator's fragments take.
+one step over fake tensors (torch's FakeTensorMode), which have shapes and types but no values; its operations are
+counted in the same run. Not counted: what the driver, the communication library and the allocator's fragments take.
 """
 
 import weakref
@@ -16,6 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 from ..configuration_rsmoe import RSMoEConfig
 from ..errors_rsmoe import RSMoEError
@@ -32,6 +34,8 @@ FLOAT32 = 4  # bytes of what learns, of its gradients, and of each of AdamW's tw
 # DeepSpeed's defaults, in elements: the buffer that gradients are sent from, and the most that ZeRO-3 keeps gathered.
 REDUCE_BUCKET, MAX_LIVE = 500_000_000, 1_000_000_000
 GATHERED_LAYERS = 2  # that FSDP holds at once: the one that runs and the next
+PEAK_TFLOPS = 312.0  # of an NVIDIA A100 in bfloat16, by its data sheet
+USED_SHARE = 0.3  # of a device's peak that a training reaches [our decision: assumed, not measured]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,19 @@ class Memory:
     def total(self) -> int:
         """At the peak of a step."""
         return self.weights + self.gradients + self.optimizer + self.buffers + max(self.activations, self.step)
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one step on one device computes."""
+
+    activations: int  # bytes at their peak, beside weights and gradients
+    flops: int  # of products of matrices; an addition and a multiplication are two
+
+
+def reckoned_seconds(flops: int, peak_tflops: float = PEAK_TFLOPS) -> float:
+    """Reckoned, not measured: operations at `USED_SHARE` of what a device computes in a second at its peak."""
+    return flops / (peak_tflops * 1e12 * USED_SHARE)
 
 
 def without_weights(
@@ -171,15 +188,34 @@ def _gathered(model: RSMoEForConditionalGeneration, bf16: bool) -> int:
     return size(model) - sum(layers) + GATHERED_LAYERS * max(layers)
 
 
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> int:
+    """Queries times keys, and weights times values; each [batch_size, heads, tokens, width]."""
+    return 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+def _attention_backward(gradient: torch.Tensor, *inputs: Any, **kwargs: Any) -> int:
+    """Five products in place of two: the weights are computed again."""
+    return _attention(*inputs, **kwargs) * 5 // 2
+
+
+# torch's count of each operation, and of the kernels of the CPU, which it leaves out and fake tensors run through.
+_FLOPS: dict[Any, Any] = {
+    **flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make while it is on: those alive, and their peak.
+    """Counts the bytes of all tensors that operations make while it is on: those alive, and their peak; and what is
+    multiplied and added, by torch's own formulas of each operation.
 
     Works for real and for fake tensors. Weights, buffers and finished gradients of `model` are left out.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.alive = self.peak = 0
+        self.alive = self.peak = self.flops = 0
         self._sizes: dict[int, int] = {}
         for tensor in [*model.parameters(), *model.buffers()]:
             self._enter(tensor, counted=False)
@@ -193,6 +229,8 @@ class PeakMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
+        if count := _FLOPS.get(func.overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=output)
         tree_map_only(torch.Tensor, self._enter, output)
         self.peak = max(self.peak, self.alive)
         return output
@@ -215,8 +253,8 @@ class PeakMemory(TorchDispatchMode):
         self.alive -= self._sizes.pop(key, 0)
 
 
-def activation_bytes(config: RSMoEConfig, recipe: Recipe, batch: Batch, bf16: bool) -> tuple[int, int]:
-    """The most bytes that one step of `batch` has alive beside weights and gradients.
+def step_costs(config: RSMoEConfig, recipe: Recipe, batch: Batch, bf16: bool) -> tuple[StepCost, StepCost]:
+    """What one step of `batch` costs; images are read as features where the ViT is frozen.
 
     Returns:
         With activations kept, and with `activation_checkpointing`, where those of a layer are computed again.
@@ -232,18 +270,24 @@ def activation_bytes(config: RSMoEConfig, recipe: Recipe, batch: Batch, bf16: bo
     with FakeTensorMode(allow_non_fake_inputs=True):  # the model begins with meta tensors, which are not fake
         model.to_empty(device="cpu").train()  # fake: nothing is allocated
         model.tie_weights()
-        kept = _peak(model, recipe, batch, bf16)
+        kept = _cost(model, recipe, batch, bf16)
         model.zero_grad()
         model.activation_checkpointing_enable()
         if "lora" in (recipe.language_model, recipe.qformer):
             model.enable_input_require_grads()  # as TRL does where there is LoRA
-        return kept, _peak(model, recipe, batch, bf16)
+        return kept, _cost(model, recipe, batch, bf16)
 
 
-def _peak(model: RSMoEForConditionalGeneration, recipe: Recipe, batch: Batch, bf16: bool) -> int:
+def activation_bytes(config: RSMoEConfig, recipe: Recipe, batch: Batch, bf16: bool) -> tuple[int, int]:
+    """The activations alone of `step_costs`."""
+    kept, recomputed = step_costs(config, recipe, batch, bf16)
+    return kept.activations, recomputed.activations
+
+
+def _cost(model: RSMoEForConditionalGeneration, recipe: Recipe, batch: Batch, bf16: bool) -> StepCost:
     with PeakMemory(model) as memory:
         _loss(model, recipe, batch, bf16).backward()
-    return memory.peak
+    return StepCost(memory.peak, memory.flops)
 
 
 def _loss(model: RSMoEForConditionalGeneration, recipe: Recipe, batch: Batch, bf16: bool) -> torch.Tensor:

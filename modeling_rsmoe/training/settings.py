@@ -182,6 +182,8 @@ class TrainArguments(SFTConfig):
     """
 
     learning_rate: float = _setting(5e-4, "Learning rate of every module that has none of its own.")
+    num_train_epochs: float = _setting(3.0, "Passes over the examples, where max_steps is not set.")
+    max_steps: int = _setting(-1, "Steps in place of passes; -1 is not set.")
     per_device_train_batch_size: int = _setting(16, "Examples of a step in one process.")
     per_device_eval_batch_size: int = _setting(16, "Examples of the val split that are measured together.")
     weight_decay: float = _setting(0.05, "Weight decay of AdamW, for matrices [paper: 0.05].")

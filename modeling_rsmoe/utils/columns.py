@@ -154,6 +154,7 @@ PREDICTION: Columns = {
     "answer": ("string", "What it answered, in place of `caption`."),
     **_NESTED_EXPERTS,
     "sentences": ("array", "Of a paragraph (--detail): each sentence as an object with `text` and `writer`."),
+    "score": ("number", "How well the caption fits the image, by the reranker. Only where it chose the text."),
     "seconds": ("number", "The record's share of the time of its batch."),
     "peak_memory": ("integer", "Largest memory of the process until then, in bytes."),
 }

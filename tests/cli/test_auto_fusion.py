@@ -22,7 +22,10 @@ SETTINGS = GenerationSettings(max_new_tokens=MAX_NEW_TOKENS)
 QUESTION = "Is there a road?"
 
 
-@pytest.fixture(scope="module", params=["with a reranker", "without"])
+pytestmark = pytest.mark.usefixtures("without_java")
+
+
+@pytest.fixture(scope="module", params=["with a reranker", pytest.param("without", marks=pytest.mark.slow)])
 def checkpoint(request: pytest.FixtureRequest, shared_checkpoint: Callable[..., Path]) -> Path:
     reranker = {"reranker_rank": 8, "reranker_buckets": 64} if request.param == "with a reranker" else {}
     return shared_checkpoint(**reranker)
@@ -144,13 +147,24 @@ CAPTION_DOORS = [by_predictor, by_features, by_stream, by_pipeline, by_caption, 
 CAPTION_DOORS += [by_evaluation, by_scene, by_caption_of_scene, by_server, by_demo]
 
 
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path, images: list[Path]) -> list[str]:
+    """Captions that every door must give."""
+    return by_generate(checkpoint, images, DEFAULT_INSTRUCTION)
+
+
 @pytest.mark.parametrize("door", CAPTION_DOORS, ids=lambda door: door.__name__)
 def test_captions(
-    door: Callable[[Path, list[Path], Path], list[str]], checkpoint: Path, images: list[Path], tmp_path: Path
+    door: Callable[[Path, list[Path], Path], list[str]],
+    checkpoint: Path,
+    images: list[Path],
+    expected: list[str],
+    tmp_path: Path,
 ) -> None:
-    assert door(checkpoint, images, tmp_path) == by_generate(checkpoint, images, DEFAULT_INSTRUCTION)
+    assert door(checkpoint, images, tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_answers(checkpoint: Path, images: list[Path], tmp_path: Path) -> None:
     expected = by_generate(checkpoint, images, question_instruction(QUESTION))
     asked = [printed("ask", image, QUESTION, "--model", checkpoint, name="answer") for image in images]
@@ -231,10 +245,10 @@ def test_details_are_of_captions(tmp_path: Path) -> None:
         assert "--detail asks a MODEL for paragraphs" in line
 
 
-def test_an_option_is_obeyed(checkpoint: Path, images: list[Path]) -> None:
+def test_an_option_is_obeyed(checkpoint: Path, images: list[Path], expected: list[str]) -> None:
     joined = by_generate(checkpoint, images, DEFAULT_INSTRUCTION, fusion="concat")
     assert printed("caption", *images, "--model", checkpoint, "--fusion", "concat") == joined
-    assert joined != by_generate(checkpoint, images, DEFAULT_INSTRUCTION)
+    assert joined != expected
 
 
 def test_reranking_needs_a_reranker(images: list[Path], shared_checkpoint: Callable[..., Path]) -> None:

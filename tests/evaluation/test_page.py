@@ -141,15 +141,16 @@ def test_page_needs_no_network_and_runs_nothing_of_its_texts(folder: Path) -> No
 def test_page_of_questions(folder: Path) -> None:
     kinds = [("How many roads?", "count", "7"), ("How many farms?", "count", "5"), ("Is it rural?", "presence", "yes")]
     questions = [QuestionRecord(folder / "0.png", "RSVQA-LR", "val", *kind) for kind in kinds]
-    answers = ["nine", "5", ""]
+    questions.append(QuestionRecord(folder / "0.png", "RSIEval", "val", "How many ships?", "quantity", "Two ships."))
+    answers = ["nine", "5", "", "There are two."]
     scored = score_answers(questions, answers, samples=5)
     result = report.make_result(
-        questions, folder, scored, dataset="RSVQA-LR", split="val", limit=3, baselines={}, seconds=None
+        questions, folder, scored, dataset="RSVQA-LR", split="val", limit=4, baselines={}, seconds=None
     )
     made = report.make_report("vqa", "constant", None, {}, [result], machine="cpu", seconds=0, peak_memory_bytes=0)
     items = [
         ScoredItem(
-            {"image": "0.png", "dataset": "RSVQA-LR", "split": "val", "question": one.question, "answer": answer},
+            {"image": "0.png", "dataset": one.dataset, "split": "val", "question": one.question, "answer": answer},
             [one.answer],
             each,
         )
@@ -161,7 +162,8 @@ def test_page_of_questions(folder: Path) -> None:
     assert "Is it rural? Answer (nothing) wrong Expected yes" in text
     assert "How many roads? Answer nine right within its range Expected 7" in text
     assert "How many farms? Answer 5 right Expected 5" in text
-    assert "3 questions about 1 image, limited to 3" in text
+    assert "How many ships? Answer There are two. right as it is read Expected Two ships." in text
+    assert "4 questions about 1 image, limited to 4" in text
 
 
 def test_page_of_nothing_is_refused(folder: Path) -> None:

@@ -145,6 +145,11 @@ def test_metric_loads_from_its_folder_offline(tmp_path: Path, monkeypatch: pytes
     assert found.pop("intervals") == {name: [score.low, score.high] for name, score in ours.items()}
     assert found == {name: score.value for name, score in ours.items()}
     assert found["accuracy"] == 75 and found["exact"] == 25
+    sentence = {"predictions": ["There are two ships."], "references": ["2"], "question_types": ["object quantity"]}
+    with pytest.raises(RSMoEError, match=r"VRSBench are read by their questions; give questions="):
+        metric.compute(**sentence, datasets=["VRSBench"])
+    read = metric.compute(**sentence, datasets=["VRSBench"], questions=["How many ships are there?"])
+    assert read["accuracy"] == 100 and read["exact"] == 0
 
 
 # ---- guesses without an image
