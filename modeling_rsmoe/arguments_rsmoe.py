@@ -10,9 +10,14 @@ from .errors_rsmoe import RSMoEError
 
 
 ROUTER_MODES = ("generated", "template", "none")
-FUSIONS = ("auto", "rerank", "rewrite", "concat")
+FUSIONS = ("auto", "rerank", "rewrite", "concat", "sentences")
 # Settings of the full model: keyword arguments of `generate`, else entries of a generation config, else these.
-DEFAULTS = {"router_mode": "generated", "fusion": "auto", "router_max_new_tokens": 24}
+DEFAULTS = {
+    "router_mode": "generated",
+    "fusion": "auto",
+    "router_max_new_tokens": 24,
+    "detail_max_new_tokens": 256,  # a paragraph's; RSICap's longest has about 200 words
+}
 PLAIN_GREEDY = {  # what decoding arguments may be where every step takes its likeliest token
     "do_sample": (None, False),
     "num_beams": (None, 1),

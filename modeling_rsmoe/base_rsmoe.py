@@ -24,7 +24,8 @@ class RSMoEPreTrainedModel(PreTrainedModel):
         r"encoder\.qformer",
         r"encoder\.query_tokens",
         r"encoder\.projection",
-        "lora_[AB]|reranker",  # one entry: each must be in every model
+        # One entry: each must be in every model. The reranker's other tensors are integers.
+        r"lora_[AB]|reranker\.(?:image_projection|ngram_embeddings|idf|objects\.projection)",
     ]
     _keep_in_fp32_modules = [r"(?:model\.)?(?:encoder\.(?:qformer|query_tokens|projection)|reranker)"]
 

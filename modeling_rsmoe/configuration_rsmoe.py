@@ -121,6 +121,11 @@ class RSMoEConfig(_ChecksModelType):
         reranker_rank (`int`, *optional*, defaults to 0):
             Rank of the reranker, which fuses by `rerank` [our decision]. 0: the model has none.
         reranker_buckets (`int`, *optional*, defaults to 4096): Number of hashed n-grams that the reranker knows.
+        reranker_objects (`dict[str, list[str]]`, *optional*):
+            Objects that the reranker can tell to be in an image or not, each with the words that mention it
+            [our decision]. Empty: it judges sentences by their n-grams alone.
+        reranker_vocab_size (`int`, *optional*, defaults to 0):
+            Of the LLM's tokenizer, by which the reranker reads the objects' words; 0 without objects.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
             Whether the head shares the weights of the embeddings; true where `text_config` says so.
 
@@ -162,6 +167,8 @@ class RSMoEConfig(_ChecksModelType):
     sentence_end_token_ids: list[int] | tuple[int, ...] = ()
     reranker_rank: int = 0
     reranker_buckets: int = 4096
+    reranker_objects: dict[str, list[str]] | None = None
+    reranker_vocab_size: int = 0
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -200,6 +207,13 @@ class RSMoEConfig(_ChecksModelType):
             raise RSMoEError(
                 f"reranker_rank is {self.reranker_rank} and reranker_buckets {self.reranker_buckets}; give a rank of "
                 "0 (no reranker) or more, and 1 bucket or more."
+            )
+        objects = self.reranker_objects = self.reranker_objects or {}
+        if objects and (not self.reranker_rank or self.reranker_vocab_size < 1 or not all(objects.values())):
+            raise RSMoEError(
+                f"reranker_objects names {', '.join(objects)}, with reranker_rank {self.reranker_rank} and "
+                f"reranker_vocab_size {self.reranker_vocab_size}: objects need words, a reranker, and the size of the "
+                "tokenizer's vocabulary."
             )
 
     def _check_names(self) -> None:

@@ -16,16 +16,14 @@ from .adapters_rsmoe import stacked_adapters
 from .arguments_rsmoe import (
     DEFAULTS,
     FUSIONS,
-    OUTPUT_FIELDS,
-    PLAIN_GREEDY,
     ROUTER_MODES,
     check_arguments,
     of_experts,
     of_router,
-    of_text,
 )
-from .decoding_rsmoe import RSMoEDecodingMixin
 from .errors_rsmoe import RSMoEError
+from .fusion_rsmoe import Images, Plan, RSMoEFusionMixin
+from .paragraphs_rsmoe import Sentence
 from .prompting_rsmoe import TASKS
 from .sequences_rsmoe import (
     EXPERT_INPUTS,
@@ -34,17 +32,10 @@ from .sequences_rsmoe import (
     Tokens,
     by_expert,
     fill_slots,
-    join_sentences,
-    pad_left,
     pad_right,
     shared_prefix_length,
     unpad,
 )
-
-
-# Tokens that a step of the rewriting base LM may take over from its prompt, which holds the expert texts: it copies
-# much of them. A step over so many more costs little, and the text stays the same (prompt lookup).
-LOOKUP_TOKENS = 3
 
 
 @dataclass
@@ -57,8 +48,13 @@ class RSMoEGenerateOutput(GenerateDecoderOnlyOutput):
         sequences (`torch.LongTensor` of shape `(num_texts, sequence_length)`): The given prompt and the final text.
         router_prompts (`torch.LongTensor` of shape `(num_images, num_experts, tokens)`): What each expert was asked.
         expert_sequences (`torch.LongTensor` of shape `(num_images, num_experts, tokens)`):
-            What each expert wrote; with `fusion="concat"` for each of `num_return_sequences`.
+            What each expert wrote; with `fusion="concat"` or `"sentences"` for each of `num_return_sequences`.
         prompt_length (`int`): How many tokens of `sequences` are the prompt.
+        sentences (`torch.LongTensor` of shape `(num_texts, num_sentences, tokens)`):
+            The sentences of each paragraph; those of other texts are empty.
+        sentence_writers (`torch.LongTensor` of shape `(num_texts, num_sentences)`):
+            Who wrote each: an expert's place, `num_experts` for the base LM, one more for rewriting, -1 for an empty
+            one.
         sequences_scores (`torch.FloatTensor` of shape `(num_texts,)`, *optional*):
             How well the reranker found each text to fit its image, not a number for texts that were rewritten; without
             a reranker those of beams.
@@ -69,16 +65,10 @@ class RSMoEGenerateOutput(GenerateDecoderOnlyOutput):
     router_prompts: torch.Tensor | None = None
     expert_sequences: torch.Tensor | None = None
     prompt_length: int | None = None
+    sentences: torch.Tensor | None = None
+    sentence_writers: torch.Tensor | None = None
     sequences_scores: torch.Tensor | None = None
     beam_indices: torch.Tensor | None = None
-
-
-@dataclass
-class _Images:
-    """Features of images: of the ViT, and as the base LM reads them under the user's instructions."""
-
-    embeds: torch.Tensor  # [num_images, patches, vision width]
-    features: torch.Tensor  # [num_images, num_query_tokens, hidden_size]
 
 
 def auto_fusion(task: str, has_reranker: bool) -> str:
@@ -88,10 +78,12 @@ def auto_fusion(task: str, has_reranker: bool) -> str:
         task (`str`): One of `prompting_rsmoe.TASKS`.
         has_reranker (`bool`): Whether the model has one.
     """
+    if task == "detail":
+        return "sentences" if has_reranker else "concat"
     return "rerank" if has_reranker and task == "caption" else "rewrite"
 
 
-class RSMoEGenerationMixin(RSMoEDecodingMixin):
+class RSMoEGenerationMixin(RSMoEFusionMixin):
     """`generate` of [`RSMoEForConditionalGeneration`], in front of transformers' own."""
 
     encode_image: Any  # of the model that this is mixed into
@@ -107,14 +99,15 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
         greedily, since its prompts are short and bound to the image [our decision]. A `repetition_penalty` is not for
         the router, and counts what a text itself has written, not its prompt. What follows or steers a text
         (`stopping_criteria`, `logits_processor`, `prefix_allowed_tokens_fn`, `stop_strings`, `streamer`) belongs to
-        the text that you get: to rewriting or, with `"concat"` and `"rerank"`, to each expert's text, by a copy. It
+        the text that you get: to rewriting or, with the other fusions, to each expert's text, by a copy. It
         sees your `input_ids` and the new tokens, a row for each image. A stopping criterion with `every_decode = True`
         sees, and stops, the sequences of router, experts and rewriting.
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): As `input_ids`.
             generation_config (`GenerationConfig`, *optional*):
-                Decoding arguments; may hold `router_mode`, `fusion` and `router_max_new_tokens`.
+                Decoding arguments; may hold `router_mode`, `fusion`, `router_max_new_tokens` and
+                `detail_max_new_tokens`.
             streamer (`BaseStreamer`, *optional*):
                 Of one image; gets the final text. One that has a method `put_step(name, ids)` also gets
                 `"router_prompts"` and `"expert_texts"` as soon as they are written, with ids of shape `(num_experts,
@@ -124,11 +117,15 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
                 every expert gets the user's instruction.
             fusion (`str`, *optional*, defaults to `"auto"`):
                 `"concat"`: the expert texts in order, repeated sentences dropped; `"rewrite"`: the base LM reads the
-                expert texts and writes the text; `"rerank"`, for captions: of the base LM's own text and the expert
-                texts (all beams or samples of them) the one that the reranker finds to fit the image best, or the
-                `num_return_sequences` best; `"auto"`: `"rerank"` for captions where the model has a reranker, else
-                `"rewrite"`.
+                expert texts and writes the text; `"rerank"`: of the base LM's own text and the expert texts (all beams
+                or samples of them) the one that the reranker finds to fit the image best, or the
+                `num_return_sequences` best; `"sentences"`: of the sentences of all these those that the image supports
+                and that say something new; `"auto"`: `"rerank"` for captions and `"sentences"` for details where the
+                model has a reranker, else `"concat"` for details and `"rewrite"` for all others.
             router_max_new_tokens (`int`, *optional*, defaults to 24): Limit of a router prompt.
+            detail_max_new_tokens (`int`, *optional*, defaults to 256):
+                In place of the configured `max_new_tokens` where an instruction asks for details. A `max_new_tokens`
+                that is given to this call holds for them too.
             return_dict_in_generate (`bool`, *optional*):
                 Return [`RSMoEGenerateOutput`] with router prompts and expert texts.
             **kwargs:
@@ -139,9 +136,9 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
             `torch.LongTensor` of shape `(num_texts, sequence_length)` (prompt and text), or [`RSMoEGenerateOutput`].
 
         Raises:
-            RSMoEError: an unknown router mode or fusion (the known ones are listed), `"rerank"` of a model without a
-                reranker, inputs that do not belong together, an argument that the fusion cannot take, or logits that
-                are not finite.
+            RSMoEError: an unknown router mode or fusion (the known ones are listed), `"rerank"` or `"sentences"` of a
+                model without a reranker, inputs that do not belong together, an argument that the fusion cannot take,
+                or logits that are not finite.
         """
         expert_inputs = {name: by_expert(kwargs.pop(name, None)) for name in EXPERT_INPUTS}
         kwargs.pop("mm_token_type_ids", None)  # of servers that ask the processor for it; `input_ids` says the same
@@ -182,9 +179,9 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
         known = {"router_mode": ROUTER_MODES, "fusion": FUSIONS}.get(name)
         if known and value not in known:
             raise RSMoEError(f"Unknown {name} {value!r}; known are {', '.join(known)}.")
-        if value == "rerank" and self.model.reranker is None:
+        if value in ("rerank", "sentences") and self.model.reranker is None:
             raise RSMoEError(
-                "fusion 'rerank' needs a reranker, and this checkpoint has none: fit one by `rsmoe train reranker`, "
+                f"fusion {value!r} needs a reranker, and this checkpoint has none: fit one by `rsmoe train reranker`, "
                 "or give 'rewrite' or 'concat'."
             )
         return value
@@ -214,6 +211,7 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
         num_samples = self._argument("num_return_sequences", kwargs, config) or 1
         fusions = self.resolve_fusion(settings["fusion"], expert_inputs["task_ids"], num_images)
         check_arguments(lambda name: self._argument(name, kwargs, config), fusions)
+        plans = self._plans(fusions, expert_inputs["task_ids"], settings["detail_max_new_tokens"], kwargs)
         if allowed := kwargs.pop("prefix_allowed_tokens_fn", None):
             constraint = PrefixConstrainedLogitsProcessor(allowed, self._argument("num_beams", kwargs, config) or 1)
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), constraint]
@@ -223,16 +221,18 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
         router_prompts = self._router_prompts(sequences, settings, images, of_router(kwargs))
         self._put_step(streamer, "router_prompts", router_prompts[0])
         candidates = self._write_candidates(
-            input_ids, sequences, expert_inputs, router_prompts, images, fusions, num_samples, kwargs
+            input_ids, sequences, expert_inputs, router_prompts, images, plans, num_samples, kwargs
         )
         self._put_step(streamer, "expert_texts", [texts[0] for texts in candidates[0][-num_experts:]])
-        texts, extra = self._fuse(input_ids, sequences, images, candidates, fusions, num_samples, streamer, kwargs)
+        texts, sentences, extra = self._fuse(
+            input_ids, sequences, images, candidates, plans, num_samples, streamer, kwargs
+        )
 
         final = pad_right(texts, self._pad_token_id(kwargs), input_ids.device)
         outputs = torch.cat([input_ids.repeat_interleave(num_samples, dim=0), final], dim=1)
         if not returns_dict:
             return outputs
-        samples = num_samples if settings["fusion"] == "concat" else 1
+        samples = num_samples if settings["fusion"] in ("concat", "sentences") else 1
         expert_texts = [
             list(sample) for image in candidates for sample in islice(zip(*image[-num_experts:]), samples)
         ]  # of each image and sample
@@ -241,8 +241,18 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
             router_prompts=self._pad_by_expert(router_prompts, input_ids.device),
             expert_sequences=self._pad_by_expert(expert_texts, input_ids.device),
             prompt_length=input_ids.shape[1],
+            **self._padded_sentences(sentences, input_ids.device),
             **extra,
         )
+
+    def _plans(self, fusions: list[str], task_ids, detail_max_new_tokens: int, kwargs: dict) -> list[Plan]:
+        """Of each image. A limit that is given to the call holds for paragraphs too."""
+        is_limited = any(kwargs.get(name) is not None for name in ("max_new_tokens", "max_length"))
+        detail = TASKS.index("detail")
+        return [
+            Plan(fusion, True, None if is_limited else detail_max_new_tokens) if task == detail else Plan(fusion)
+            for fusion, task in zip(fusions, [None] * len(fusions) if task_ids is None else task_ids.tolist())
+        ]
 
     def _sequences(self, input_ids, attention_mask, expert_inputs) -> dict[str, list]:
         """Every kind of sequence without its padding: tokens of each image, or of each image and expert."""
@@ -258,7 +268,7 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
             sequences[name] = unpad(expert_inputs[f"{name}_input_ids"], expert_inputs[f"{name}_attention_mask"])
         return sequences
 
-    def _encode_images(self, num_images: int, kwargs: dict) -> _Images:
+    def _encode_images(self, num_images: int, kwargs: dict) -> Images:
         """Each image through the ViT once, and through the Q-Former under the user's instruction."""
         image_embeds, pixel_values = kwargs.pop("image_embeds", None), kwargs.pop("pixel_values", None)
         if image_embeds is None and pixel_values is None:
@@ -268,12 +278,12 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
             raise RSMoEError(f"{len(image_embeds)} images were given for {num_images} texts; give one for each.")
         instructions = {name: kwargs.pop(name, None) for name in ("qformer_input_ids", "qformer_attention_mask")}
         outputs = self.get_image_features(image_embeds=image_embeds, **instructions, return_dict=True)
-        return _Images(image_embeds, outputs.pooler_output)
+        return Images(image_embeds, outputs.pooler_output)
 
     # ---- the router
 
     def _router_prompts(
-        self, sequences: dict[str, list], settings: dict, images: _Images, arguments: dict
+        self, sequences: dict[str, list], settings: dict, images: Images, arguments: dict
     ) -> list[list[Tokens]]:
         """The prompt of each image's experts."""
         templates = sequences["template_prompt"]
@@ -320,14 +330,14 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
         sequences,
         expert_inputs,
         router_prompts,
-        images: _Images,
-        fusions: list[str],
+        images: Images,
+        plans: list[Plan],
         num_samples: int,
         kwargs,
     ) -> list[list[list[Tokens]]]:
-        """For each image what its experts wrote, and before them the base LM where texts are reranked: a list of
-        samples or beams for each."""
-        num_images, num_experts = len(fusions), len(router_prompts[0])
+        """For each image what its experts wrote, and before them the base LM where texts or sentences are reranked: a
+        list of samples or beams for each."""
+        num_images, num_experts = len(plans), len(router_prompts[0])
         outputs = self.get_image_features(
             image_embeds=images.embeds.repeat_interleave(num_experts, dim=0),
             qformer_input_ids=expert_inputs["expert_qformer_input_ids"].flatten(0, 1),
@@ -336,10 +346,10 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
         )  # each expert reads the image under its sub-task instruction
         expert_features = outputs.pooler_output.unflatten(0, (num_images, num_experts))
         slot = self.config.prompt_token_id
-        counts = [self._num_candidates(fusion, num_samples, kwargs) for fusion in fusions]
-        candidates: list[list[list[Tokens]]] = [[] for _ in fusions]
-        for count in dict.fromkeys(counts):  # one batch, unless an image needs another number of samples
-            members = [image for image in range(num_images) if counts[image] == count]
+        needs = [(self._num_candidates(plan.fusion, num_samples, kwargs), plan.is_detail) for plan in plans]
+        candidates: list[list[list[Tokens]]] = [[] for _ in plans]
+        for need in dict.fromkeys(needs):  # one batch, unless an image needs another number or length of texts
+            members = [image for image in range(num_images) if needs[image] == need]
             prompts, features = [], []  # of each image
             for image in members:
                 image_prompts = [
@@ -347,116 +357,47 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
                     for request, prompt in zip(sequences["expert"][image], router_prompts[image])
                 ]
                 image_features = expert_features[image]
-                if fusions[image] == "rerank":
+                if plans[image].has_base:
                     image_prompts.insert(0, sequences["base"][image])
                     image_features = torch.cat([images.features[image].unsqueeze(0), image_features])
                 prompts.append(image_prompts)
                 features.append(image_features)
             ids, mask = self._pad_left([prompt for group in prompts for prompt in group], images.embeds.device)
-            arguments = of_experts(kwargs, fusions, input_ids, ids.shape[1], len(prompts[0]))
-            arguments["num_return_sequences"] = count
+            fusions = [plan.fusion for plan in plans]
+            arguments = of_experts(kwargs, fusions, input_ids[members], ids.shape[1], len(prompts[0]))
+            arguments["num_return_sequences"] = need[0]
+            arguments = self._of_length(plans[members[0]], arguments, ids.shape[1])
             texts = iter(self._decode(ids, mask, torch.cat(features), **arguments))
             for image, image_prompts in zip(members, prompts):
-                candidates[image] = [list(islice(texts, count)) for _ in image_prompts]
+                candidates[image] = [list(islice(texts, need[0])) for _ in image_prompts]
         return candidates
 
     def _num_candidates(self, fusion: str, num_samples: int, kwargs: dict) -> int:
         """Texts of each expert."""
         if fusion == "rewrite":
             return 1
-        if fusion == "concat":
+        if fusion in ("concat", "sentences"):
             return num_samples
         config = kwargs["generation_config"]
         num_beams, do_sample = (self._argument(name, kwargs, config) for name in ("num_beams", "do_sample"))
         return max(num_beams or 1, num_samples if do_sample else 1)
 
-    # ---- fusion
-
-    def _fuse(
-        self, input_ids, sequences, images: _Images, candidates, fusions: list[str], num_samples: int, streamer, kwargs
-    ) -> tuple[list[Tokens], dict[str, Any]]:
-        """The final texts, `num_samples` of each image, and fields of the output."""
-        texts: list[list[Tokens]] = [[] for _ in fusions]
-        eos = self._eos_token_ids(kwargs)[:1]
-        scores = torch.full((len(fusions), num_samples), torch.nan, device=images.embeds.device)
-        for image, fusion in enumerate(fusions):
-            if fusion == "concat":
-                ends = self.config.sentence_end_token_ids
-                texts[image] = [join_sentences(sample, ends) + eos for sample in zip(*candidates[image])]
-            elif fusion == "rerank":
-                embeds = images.embeds[image : image + 1]
-                best, scores[image] = self._rerank(embeds, candidates[image], num_samples)
-                texts[image] = [text + eos for text in best]
-        members = [image for image, fusion in enumerate(fusions) if fusion == "rewrite"]
-        extra: dict[str, Any] = {}
-        if members:
-            expert_texts = [[samples[0] for samples in candidates[image]] for image in members]
-            requests = [sequences["rewrite"][image] for image in members]
-            streams = streamer if len(members) == len(fusions) else None
-            features = images.features[members]
-            arguments = {**kwargs, "num_return_sequences": num_samples, "streamer": streams}
-            rewritten, extra = self._rewrite(input_ids[members], requests, expert_texts, features, arguments)
-            for place, image in enumerate(members):
-                texts[image] = rewritten[place * num_samples : (place + 1) * num_samples]
-        final = [text for image_texts in texts for text in image_texts]
-        if len(members) < len(fusions):
-            extra = {}  # beams of some texts only are no field of the output
-            self._stream(streamer, input_ids, final)
-        if "rerank" in fusions:
-            extra["sequences_scores"] = scores.flatten()
-        return final, extra
-
-    def _rerank(
-        self, image_embeds: torch.Tensor, candidates: list[list[Tokens]], number: int
-    ) -> tuple[list[Tokens], torch.Tensor]:
-        """The `number` texts that fit the image best, and their scores. Where fewer differ, they come again."""
-        texts = [list(text) for text in dict.fromkeys(tuple(text) for group in candidates for text in group)]
-        (scores,) = self.model.reranker(image_embeds, [texts])
-        order = scores.argsort(descending=True, stable=True).tolist()
-        places = [order[index % len(order)] for index in range(number)]
-        return [texts[place] for place in places], scores[places]
-
-    def _rewrite(
-        self, input_ids, requests: list[Tokens], expert_texts, features: torch.Tensor, kwargs
-    ) -> tuple[list[Tokens], dict[str, Any]]:
-        """What the base LM makes of the expert texts, up to and with end and padding, and fields of the output."""
-        prompts = [
-            fill_slots(request, self.config.prompt_token_id, texts) for request, texts in zip(requests, expert_texts)
-        ]
-        ids, mask = self._pad_left(prompts, features.device)
-        arguments = of_text(kwargs, input_ids, ids.shape[1])
-        given = {
-            name: self._argument(name, kwargs, kwargs["generation_config"])
-            for name in (*OUTPUT_FIELDS, "num_beams", "return_dict_in_generate", *PLAIN_GREEDY)
-        }
-        has_fields = (given["num_beams"] or 1) > 1 or any(given[name] for name in OUTPUT_FIELDS)
-        returns_dict = arguments["return_dict_in_generate"] = bool(given["return_dict_in_generate"]) and has_fields
-        # transformers looks up for one sequence only, and its own search writes to streamers.
-        is_alone = len(prompts) == 1 and kwargs["streamer"] is None
-        if is_alone and not returns_dict and all(given[name] in plain for name, plain in PLAIN_GREEDY.items()):
-            given["prompt_lookup_num_tokens"] = arguments["prompt_lookup_num_tokens"] = LOOKUP_TOKENS
-        if kwargs["streamer"] or given["assistant_model"] or given["prompt_lookup_num_tokens"]:
-            arguments.pop("custom_generate", None)
-        outputs = self._generate_sequences(ids, mask, features, **arguments)
-        rewritten = outputs.sequences if returns_dict else outputs
-        fields = [*OUTPUT_FIELDS.values(), "sequences_scores", "beam_indices"] if returns_dict else []
-        return rewritten[:, ids.shape[1] :].tolist(), {name: outputs.get(name) for name in fields}
-
     # ---- sequences
-
-    def _stream(self, streamer, input_ids: torch.LongTensor, texts: list[Tokens]) -> None:
-        if streamer is None:
-            return
-        if len(texts) > 1:
-            raise ValueError(f"A streamer takes one text; this call makes {len(texts)}.")
-        streamer.put(input_ids.cpu())
-        for token in texts[0]:
-            streamer.put(torch.tensor([token]))
-        streamer.end()
 
     def _put_step(self, streamer, name: str, texts: list[Tokens]) -> None:
         if hasattr(streamer, "put_step"):
             streamer.put_step(name, self._pad(texts, "cpu"))
+
+    def _padded_sentences(self, texts: list[list[Sentence]], device) -> dict[str, torch.Tensor]:
+        """Fields of the output."""
+        count = max(1, *map(len, texts)) if texts else 1
+        padded = [sentences + [Sentence([], -1)] * (count - len(sentences)) for sentences in texts]
+        tokens = self._pad([sentence.tokens for sentences in padded for sentence in sentences], device)
+        writers = [[sentence.writer for sentence in sentences] for sentences in padded]
+        return {
+            "sentences": tokens.view(len(texts), count, -1),
+            "sentence_writers": torch.tensor(writers, device=device),
+        }
 
     def _pad(self, sequences: Sequence[Tokens], device) -> torch.Tensor:
         """Padded on the right [batch_size, tokens]."""
@@ -466,10 +407,6 @@ class RSMoEGenerationMixin(RSMoEDecodingMixin):
         """[num_texts, num_experts, tokens]."""
         padded = self._pad([tokens for group in texts for tokens in group], device)
         return padded.view(len(texts), len(texts[0]), -1)
-
-    def _pad_left(self, sequences: Sequence[Tokens], device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask [batch_size, tokens]."""
-        return pad_left(sequences, self._pad_token_id({}), device)
 
 
 __all__ = ["RSMoEGenerateOutput"]

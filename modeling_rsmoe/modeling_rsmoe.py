@@ -81,7 +81,8 @@ class RSMoEModel(RSMoEAdapterMixin, RSMoEPreTrainedModel):
         self.experts = nn.ModuleDict({name: RSMoEExpert(config.expert_config, layers) for name in config.expert_names})
         self.reranker: RSMoEReranker | None = None
         if config.reranker_rank:
-            self.add_reranker(config.reranker_rank, config.reranker_buckets)
+            sizes = config.reranker_rank, config.reranker_buckets
+            self.add_reranker(*sizes, config.reranker_objects, config.reranker_vocab_size)
         self.attach_adapters()
         self.post_init()
         for name in config.expert_names:  # not gathered, as they are no direct children
@@ -108,16 +109,21 @@ class RSMoEModel(RSMoEAdapterMixin, RSMoEPreTrainedModel):
         self.language_model = decoder
         self.attach_adapters()
 
-    def add_reranker(self, rank: int, buckets: int) -> RSMoEReranker:
-        """Put a new reranker in place, to be fitted (`modeling_rsmoe.training.reranker`); rank and buckets as in the
+    def add_reranker(
+        self, rank: int, buckets: int, objects: dict[str, list[str]] | None = None, vocab_size: int = 0
+    ) -> RSMoEReranker:
+        """Put a new reranker in place, to be fitted (`modeling_rsmoe.training.reranker`); arguments as in the
         configuration."""
-        self.reranker = reranker = RSMoEReranker(self.config.vision_config.hidden_size, rank, buckets)
-        self.config.reranker_rank, self.config.reranker_buckets = rank, buckets
+        config, width = self.config, self.config.vision_config.hidden_size
+        self.reranker = reranker = RSMoEReranker(width, rank, buckets, objects, vocab_size)
+        config.reranker_rank, config.reranker_buckets = rank, buckets
+        config.reranker_objects, config.reranker_vocab_size = objects or {}, vocab_size if objects else 0
         return reranker
 
     def remove_reranker(self) -> None:
         """Leave the model without one."""
         self.reranker, self.config.reranker_rank = None, 0
+        self.config.reranker_objects, self.config.reranker_vocab_size = {}, 0
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """ViT features of images, to be given as `image_embeds` in place of `pixel_values`.

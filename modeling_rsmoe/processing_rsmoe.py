@@ -33,6 +33,7 @@ from .prompting_rsmoe import (
 from .sequences_rsmoe import EXPERT_INPUTS, ONE_IMAGE
 
 
+OTHER_WRITERS = ("base LM", "rewriting")  # of a paragraph's sentences, after the experts
 MAX_QFORMER_TOKENS = 512  # BERT's positions; a tokenizer without a limit of its own says 1e30
 
 
@@ -418,7 +419,8 @@ class RSMoEProcessor(ProcessorMixin):
 
         Returns:
             `list[dict]`: for each text `{"text": str, "router_prompts": {expert: str}, "expert_texts": {expert:
-            str}}`.
+            str}}`; of a paragraph also `"sentences"`, a list of `{"text": str, "writer": str}`, with an expert's name,
+            `"base LM"` or `"rewriting"` as the writer.
 
         Raises:
             RSMoEError: outputs that router and experts had no part in.
@@ -441,7 +443,18 @@ class RSMoEProcessor(ProcessorMixin):
                     "expert_texts": self.decode_by_expert(outputs.expert_sequences[expert_index]),
                 }
             )
+            if sentences := self._decode_sentences(outputs, index):
+                results[-1]["sentences"] = sentences
         return results
+
+    def _decode_sentences(self, outputs, index: int) -> list[dict[str, str]]:
+        texts = self.tokenizer.batch_decode(outputs.sentences[index], skip_special_tokens=True)
+        writers = [*self.experts, *OTHER_WRITERS]
+        return [
+            {"text": text.strip(), "writer": writers[writer]}
+            for text, writer in zip(texts, outputs.sentence_writers[index].tolist())
+            if writer >= 0
+        ]
 
     def decode_by_expert(self, ids) -> dict[str, str]:
         """Texts by the experts' names.

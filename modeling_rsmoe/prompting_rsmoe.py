@@ -14,6 +14,7 @@ from typing import Literal
 
 IMAGE_TOKEN, PROMPT_TOKEN, ROUTER_TOKEN = "<image>", "<prompt>", "<router>"
 DEFAULT_INSTRUCTION = "Describe the image."
+DETAIL_INSTRUCTION = "Describe the image in detail."  # asks for a paragraph
 ANSWER_SUFFIX = "Answer the question using a single word or phrase."  # GeoChat's wording for RSVQA
 DETAIL_SUFFIX = "Answer in detail."  # of the prompts that experts answer with all sentences of a paragraph
 # Each expert's sub-task: what its Q-Former reads, and its prompt with router_mode="template".

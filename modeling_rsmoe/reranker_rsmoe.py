@@ -8,12 +8,13 @@ CIDEr, and a text scores as much as its n-grams agree with those. It is linear a
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from .errors_rsmoe import RSMoEError
+from .objects_rsmoe import RSMoEObjectHead
 
 
 MAX_NGRAM = 4  # tokens, as in CIDEr
@@ -28,12 +29,23 @@ class RSMoEReranker(nn.Module):
         width (`int`): Of the ViT's features.
         rank (`int`): Of the map.
         buckets (`int`): Number of hashed n-grams.
+        objects (`Mapping[str, Sequence[str]]`, *optional*):
+            Of each object that it can tell to be there or not, the words that mention it. None: it judges texts by
+            their n-grams alone.
+        vocab_size (`int`, *optional*, defaults to 0): Of the LLM's tokenizer, which the objects' words are read by.
 
     Raises:
         RSMoEError: a rank above what so many features and n-grams have.
     """
 
-    def __init__(self, width: int, rank: int, buckets: int):
+    def __init__(
+        self,
+        width: int,
+        rank: int,
+        buckets: int,
+        objects: Mapping[str, Sequence[str]] | None = None,
+        vocab_size: int = 0,
+    ):
         super().__init__()
         if rank > min(3 * width, buckets):
             raise RSMoEError(
@@ -43,6 +55,7 @@ class RSMoEReranker(nn.Module):
         self.image_projection = nn.Linear(3 * width, rank)
         self.ngram_embeddings = nn.Embedding(buckets, rank)
         self.idf = nn.Embedding(buckets, 1)  # inverse document frequency
+        self.objects = RSMoEObjectHead(width, objects, vocab_size) if objects else None
         self.requires_grad_(False)
 
     def forward(self, image_embeds: torch.Tensor, texts: Sequence[Sequence[Sequence[int]]]) -> list[torch.Tensor]:
@@ -72,6 +85,11 @@ class RSMoEReranker(nn.Module):
         device = self.ngram_embeddings.weight.device
         embeddings = self.ngram_embeddings(torch.tensor(buckets, device=device)).float()
         return torch.tensor(weights, device=device) @ embeddings
+
+    def weigh_token(self, token: int) -> float:
+        """How rare captions with the token are: its inverse document frequency."""
+        (bucket,) = hashed_ngrams([token], self.idf.num_embeddings)[0]
+        return float(self.idf.weight[bucket, 0])
 
     def weigh(self, text: Sequence[int]) -> tuple[list[int], list[float]]:
         """Buckets of the text's n-grams and their tf-idf weights, of unit length for each length of n-grams."""

@@ -1,7 +1,7 @@
 """The full model's sequences: their names among the inputs of `generate`, and as lists of token ids to and from padded
 tensors, with texts put in, one after another."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from os.path import commonprefix
 from typing import Any
 
@@ -72,15 +72,23 @@ def shared_prefix_length(sequences: Sequence[Tokens]) -> int:
     return min(len(commonprefix(sequences)), *(len(tokens) - 1 for tokens in sequences))
 
 
-def join_sentences(texts: Sequence[Tokens], sentence_ends: Sequence[int]) -> Tokens:
+def split_sentences(tokens: Tokens, sentence_ends: Collection[int]) -> list[Tokens]:
+    """The sentences of a text, each with the token that ends it."""
+    sentences: list[Tokens] = []
+    start = 0
+    for place, token in enumerate(tokens, start=1):
+        if token in sentence_ends or place == len(tokens):
+            sentences.append(tokens[start:place])
+            start = place
+    return sentences
+
+
+def join_sentences(texts: Sequence[Tokens], sentence_ends: Collection[int]) -> Tokens:
     """Texts one after another; a sentence that stands before is dropped. Without tokens that end a sentence whole
     texts are compared."""
     sentences: list[Tokens] = []
     for tokens in texts:
-        start = 0
-        for place, token in enumerate(tokens, start=1):
-            if token in sentence_ends or place == len(tokens):
-                if tokens[start:place] not in sentences:
-                    sentences.append(tokens[start:place])
-                start = place
+        for sentence in split_sentences(tokens, sentence_ends):
+            if sentence not in sentences:
+                sentences.append(sentence)
     return [token for sentence in sentences for token in sentence]

@@ -100,11 +100,12 @@ def test_several_are_returned_best_first(model, inputs):  # noqa: F811
 
 
 def test_auto_goes_by_the_task(model, processor):
-    """In one batch a caption is reranked, a question and a detailed caption are rewritten, as if each were alone."""
+    """In one batch a caption is reranked, a question is rewritten, and a paragraph made of sentences, as if each were
+    alone."""
     generator = torch.Generator().manual_seed(4)
     images = [torch.randint(0, 255, (3, 40, 50), generator=generator, dtype=torch.uint8) for _ in range(3)]
     texts = ["Describe the image.", "Is there a road?", "Describe the image in detail."]
-    expected = {"Describe the image.": "rerank"}
+    expected = dict(zip(texts, ("rerank", "rewrite", "sentences")))
     batch = processor(images=images, text=texts, return_tensors="pt")
     outputs = model.generate(**batch, return_dict_in_generate=True)
     together = processor.post_process_generation(outputs)
@@ -112,10 +113,11 @@ def test_auto_goes_by_the_task(model, processor):
     for place, text in enumerate(texts):
         alone = processor(images=images[place], text=text, return_tensors="pt")
         assert describe(model, processor, alone) == [together[place]]
-        assert describe(model, processor, alone, fusion=expected.get(text, "rewrite")) == [together[place]]
+        assert describe(model, processor, alone, fusion=expected[text]) == [together[place]]
     plain = tiny_model(1)
-    rewritten = describe(plain, processor, batch, fusion="rewrite")
-    assert describe(plain, processor, batch) == rewritten  # without a reranker
+    *others, _ = describe(plain, processor, batch, fusion="rewrite")
+    *_, paragraph = describe(plain, processor, batch, fusion="concat")
+    assert describe(plain, processor, batch) == [*others, paragraph]  # without a reranker
 
 
 def test_checkpoint_keeps_the_reranker(model, inputs, tmp_path):  # noqa: F811

@@ -99,8 +99,9 @@ def written(folder: Path, *words: object) -> dict[str, Any]:
 def test_columns_of_scenes_are_told(folder: Path) -> None:
     caption = written(folder, "caption", folder / "scene.tif")
     answer = written(folder, "ask", folder / "scene.tif", "Is there a port?")
-    tiles = [set(made["features"][0]["properties"]) | {"geometry"} for made in (caption, answer)]
-    assert tiles[0] | tiles[1] == expanded(columns.TILE)
+    detail = written(folder, "caption", folder / "scene.tif", "--detail")
+    tiles = [set(made["features"][0]["properties"]) | {"geometry"} for made in (caption, answer, detail)]
+    assert tiles[0] | tiles[1] | tiles[2] == expanded(columns.TILE)
     scenes = [set(made["rsmoe"]["scenes"][0]) for made in (caption, answer)]
     assert scenes[0] | scenes[1] == set(columns.SCENE)
 
@@ -134,7 +135,7 @@ def test_columns_of_predictions_are_told(folder: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     run("evaluate", folder / "nano", "--data", folder / "data", "--task", "vqa", "--output", report)
     line = json.loads(report.with_suffix(".jsonl").read_text().splitlines()[-1])
-    assert set(line) == set(columns.PREDICTION) - {"caption", "score"}
+    assert set(line) == set(columns.PREDICTION) - {"caption", "score", "sentences"}
 
 
 # ---- the site

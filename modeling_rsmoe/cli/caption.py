@@ -6,7 +6,7 @@ import typer
 
 from ..errors_rsmoe import RSMoEError
 from ..inference.checkpoint import DEFAULT_MODEL, find_checkpoint
-from ..prompting_rsmoe import DEFAULT_INSTRUCTION
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION, DETAIL_INSTRUCTION
 from ..scenes.result import SceneTask
 from . import collection, options, scenes, terminal, views
 from .images import Inputs
@@ -29,6 +29,7 @@ def caption(
         str | None,
         typer.Option(metavar="TEXT", help="What to do with the image.", show_default="Describe the image."),
     ] = None,
+    detail: options.DetailOption = False,
     tile: scenes.TileOption = None,
     overlap: scenes.OverlapOption = None,
     bands: scenes.BandsOption = None,
@@ -62,10 +63,14 @@ def caption(
         raise RSMoEError("name one or more images, or give --demo" if not demo else "give images or --demo, not both")
     if instruction is not None and not instruction.strip():
         raise RSMoEError("the instruction is empty: leave --instruction out, or say what to do with the image")
+    if detail and instruction is not None:
+        raise RSMoEError("give --detail or --instruction, not both: --detail is an instruction")
+    if detail and change:
+        raise RSMoEError("--change compares captions of one sentence: leave --detail out")
     generation = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model)
     chosen_engine = collection.make_engine(engine, workers, address)
     scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite, change, nodata)
-    text = instruction.strip() if instruction else DEFAULT_INSTRUCTION
+    text = DETAIL_INSTRUCTION if detail else instruction.strip() if instruction else DEFAULT_INSTRUCTION
     if collection.are_collection(images or [], engine):
         if dtype is not None:
             raise RSMoEError(

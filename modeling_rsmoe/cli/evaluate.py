@@ -46,6 +46,9 @@ def evaluate(
         int | None,
         typer.Option(min=1, metavar="N", help="Only N items of each dataset, evenly spread.", show_default="all"),
     ] = None,
+    detail: Annotated[
+        bool, typer.Option("--detail", help="Ask for paragraphs: faithfulness and coverage are their measures.")
+    ] = False,
     system: Annotated[
         str,
         typer.Option(
@@ -103,6 +106,8 @@ def evaluate(
     file = predictions or output.with_suffix(".jsonl")
     by_model = model is not None and baseline not in WITHOUT_A_MODEL
     _check(model, baseline, predictions, against or [])
+    if detail and (task != "captioning" or model is None or baseline not in (None, "no-image")):
+        raise RSMoEError("--detail asks a MODEL for paragraphs, with --task captioning: leave it out")
     check_outputs(output, file, page)
     with terminal.Steps() as steps:
         steps("reading the data")
@@ -118,7 +123,7 @@ def evaluate(
             settings = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model).settings()
             sees_image = baseline is None
             predicted = run.predictions_by_model(
-                selection, model, file, system, sees_image, settings, dtype, batch_size, steps
+                selection, model, file, system, sees_image, detail, settings, dtype, batch_size, steps
             )
             if sees_image:
                 names = lookup.known_lookups(selection, model, steps)

@@ -17,7 +17,7 @@ BATCH_SIZE = 8
 _CHECKPOINTS = "the checkpoint's"
 
 RouterMode = Literal["generated", "template", "none"]
-Fusion = Literal["auto", "rerank", "rewrite", "concat"]
+Fusion = Literal["auto", "rerank", "rewrite", "concat", "sentences"]
 Dtype = Literal["float32", "bfloat16", "float16", "int8", "int8-dynamic", "nf4"]
 RouterOption = Annotated[
     RouterMode | None,
@@ -34,8 +34,9 @@ FusionOption = Annotated[
         metavar="MODE",
         help="How the experts' texts become one. concat: one after the other, without repeated sentences; rewrite: "
         "written by the base LM, which reads them; rerank: of them and the base LM's own caption the one that "
-        "fits the image best (needs a reranker); auto: rerank for captions where there is a reranker, else "
-        "rewrite.",
+        "fits the image best; sentences: of all their sentences those that the image supports and that say something "
+        "new (both need a reranker); auto: rerank for captions and sentences for details where there is a reranker, "
+        "else concat for details and rewrite for all others.",
         show_default=f"{_CHECKPOINTS}, usually auto",
     ),
 ]
@@ -45,7 +46,7 @@ MaxNewTokensOption = Annotated[
         min=1,
         max=LIMITS["max_new_tokens"][1],
         metavar="N",
-        help="Longest text of an expert, in tokens.",
+        help="Longest text of an expert, in tokens. A paragraph's default is the checkpoint's detail_max_new_tokens.",
         show_default=_CHECKPOINTS,
     ),
 ]
@@ -77,6 +78,10 @@ DtypeOption = Annotated[
         help="Weight dtype: float32, bfloat16, float16; int8 or int8-dynamic (torchao); nf4 (bitsandbytes).",
         show_default="float32, on a GPU bfloat16; the checkpoint's where it is quantised",
     ),
+]
+DetailOption = Annotated[
+    bool,
+    typer.Option("--detail", help='Write a paragraph: as --instruction "Describe the image in detail."'),
 ]
 FolderOption = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that DIR holds already.")]

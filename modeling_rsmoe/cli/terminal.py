@@ -115,14 +115,23 @@ def show(image: str, prediction: "Prediction", texts: dict[str, str], model: str
     """
     if as_json:
         experts = {"router_prompts": prediction.router_prompts, "expert_texts": prediction.expert_texts}
-        steps.print(json.dumps({"image": image, **texts, **experts, "model": model}))
+        sentences = {"sentences": prediction.sentences} if prediction.sentences else {}
+        steps.print(json.dumps({"image": image, **texts, **experts, **sentences, "model": model}))
         return
     rows: list[tuple[Text, ...]] = []
     for name, text in prediction.expert_texts.items():
         rows.append((Text(name, "cyan"), Text("asked", "dim"), shown(prediction.router_prompts[name], "dim italic")))
         rows.append((Text(), Text("found", "dim"), shown(text)))
     rows.append(())
-    rows += [(Text(name, "bold"), Text(), shown(text, "bold")) for name, text in texts.items()]
+    if prediction.sentences:  # of a paragraph, each beside its writer
+        *names, last = texts
+        rows += [(Text(name, "bold"), Text(), shown(texts[name], "bold")) for name in names]
+        writers = [Text(sentence["writer"], "cyan") for sentence in prediction.sentences]
+        headings = [Text(last, "bold"), *[Text()] * (len(writers) - 1)]
+        for heading, writer, sentence in zip(headings, writers, prediction.sentences, strict=True):
+            rows.append((heading, writer, shown(sentence["text"], "bold")))
+    else:
+        rows += [(Text(name, "bold"), Text(), shown(text, "bold")) for name, text in texts.items()]
     steps.print(panel(rows, 3, image, model))
 
 

@@ -15,7 +15,7 @@ from ..errors_rsmoe import RSMoEError
 from ..generation_rsmoe import DEFAULTS
 from ..inference.checkpoint import Checkpoint
 from ..inference.predict import GenerationSettings, Prediction, Predictor
-from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION, DETAIL_INSTRUCTION, question_instruction
 from ..utils.extras import require
 from ..utils.html import render
 from ..utils.images import read_image
@@ -43,7 +43,10 @@ _FUSIONS = [
     ("the base LM, which reads the expert texts", "rewrite"),
     ("the expert texts, one after another", "concat"),
 ]
-_RERANK = ("the best of all, by the reranker", "rerank")  # of captions, where the checkpoint has a reranker
+_RERANK = [  # of captions, where the checkpoint has a reranker
+    ("the best of all, by the reranker", "rerank"),
+    ("the sentences that the image supports", "sentences"),
+]
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,12 @@ def _lay_out(checkpoint: Checkpoint, examples: Sequence[Path]) -> SimpleNamespac
             _ROUTER_MODES, min_width=300, label="Each expert is asked by", value=_default(checkpoint, "router_mode")
         )
         widgets.fusion = gr.Radio(
-            _FUSIONS if checkpoint.model.model.reranker is None else [*_FUSIONS, _RERANK],
+            _FUSIONS if checkpoint.model.model.reranker is None else [*_FUSIONS, *_RERANK],
             min_width=300,
             label="The text is made by",
             value=_default(checkpoint, "fusion"),
         )
+        widgets.detail = gr.Checkbox(label="Describe in detail", container=True, min_width=160, elem_id="detail")
         widgets.bands = gr.Textbox(
             label="Bands of a GeoTIFF (--bands)",
             placeholder="as the file says",
@@ -157,7 +161,7 @@ def _default(checkpoint: Checkpoint, name: str) -> str:
 
 
 def _connect(widgets: SimpleNamespace, events: "_Events") -> None:
-    settings = [widgets.router_mode, widgets.fusion]
+    settings = [widgets.router_mode, widgets.fusion, widgets.detail]
     outputs = [widgets.message, widgets.session, widgets.image, widgets.caption, widgets.answers]
     common: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
     captions: dict[str, Any] = {**common, "show_progress": "minimal", "show_progress_on": widgets.caption}
@@ -167,10 +171,11 @@ def _connect(widgets: SimpleNamespace, events: "_Events") -> None:
         widgets.gallery.select(events.open_example, settings, [widgets.file, *outputs], **captions),
         widgets.router_mode.input(events.caption_again, [widgets.session, *settings], outputs, **captions),
         widgets.fusion.input(events.caption_again, [widgets.session, *settings], outputs, **captions),
+        widgets.detail.input(events.caption_again, [widgets.session, *settings], outputs, **captions),
     ]
     answer = widgets.question.submit(
         events.ask,
-        [widgets.question, widgets.session, *settings],
+        [widgets.question, widgets.session, widgets.router_mode, widgets.fusion],
         [widgets.message, widgets.session, widgets.question, widgets.answers],
         show_progress="minimal",
         show_progress_on=widgets.answers,
@@ -246,20 +251,24 @@ class _Events:
     def __init__(self, checkpoint: Checkpoint, examples: list[Path]) -> None:
         self._model, self._processor, self._examples = checkpoint.model, checkpoint.processor, examples
 
-    def open_file(self, file: str | None, bands: str, router_mode: str, fusion: str) -> Iterator[tuple]:
+    def open_file(
+        self, file: str | None, bands: str, router_mode: str, fusion: str, in_detail: bool = False
+    ) -> Iterator[tuple]:
         if file is not None:
-            yield from self._open(Path(file), bands, router_mode, fusion)
+            yield from self._open(Path(file), bands, router_mode, fusion, in_detail)
 
-    def open_example(self, router_mode: str, fusion: str, event: gr.SelectData) -> Iterator[tuple]:
-        for values in self._open(self._examples[event.index], "", router_mode, fusion):
+    def open_example(self, router_mode: str, fusion: str, in_detail: bool, event: gr.SelectData) -> Iterator[tuple]:
+        for values in self._open(self._examples[event.index], "", router_mode, fusion, in_detail):
             yield None, *values  # the file that was dropped before is no longer what is shown
 
-    def caption_again(self, session: Session | None, router_mode: str, fusion: str) -> Iterator[tuple]:
+    def caption_again(
+        self, session: Session | None, router_mode: str, fusion: str, in_detail: bool = False
+    ) -> Iterator[tuple]:
         """The same encoded image under other settings."""
         if session is not None:
-            yield from self._caption(session, router_mode, fusion, gr.skip())
+            yield from self._caption(session, router_mode, fusion, in_detail, gr.skip())
 
-    def _open(self, file: Path, bands: str, router_mode: str, fusion: str) -> Iterator[tuple]:
+    def _open(self, file: Path, bands: str, router_mode: str, fusion: str, in_detail: bool) -> Iterator[tuple]:
         try:
             image = encode_upload(Predictor(self._model, self._processor), file, bands[:_MAX_BANDS_CHARACTERS])
         except RSMoEError as error:
@@ -267,12 +276,15 @@ class _Events:
             return
         label = f"{image.name}, {image.size[0]} x {image.size[1]} pixels"
         update = gr.update(value=image.preview, visible=True, label=label)
-        yield from self._caption(Session(image), router_mode, fusion, update)
+        yield from self._caption(Session(image), router_mode, fusion, in_detail, update)
 
-    def _caption(self, session: Session, router_mode: str, fusion: str, image: Any) -> Iterator[tuple]:
-        empty, skip = Entry("Caption"), gr.skip()
+    def _caption(
+        self, session: Session, router_mode: str, fusion: str, in_detail: bool, image: Any
+    ) -> Iterator[tuple]:
+        empty, skip = Entry("Description" if in_detail else "Caption"), gr.skip()
+        instruction = DETAIL_INSTRUCTION if in_detail else DEFAULT_INSTRUCTION
         yield _problem(None), session, image, self._render(empty), self._render(*session.answers)
-        for entry in self._predict(empty, session.image, DEFAULT_INSTRUCTION, router_mode, fusion):
+        for entry in self._predict(empty, session.image, instruction, router_mode, fusion):
             yield skip, skip, skip, self._render(entry), skip
 
     def ask(self, question: str, session: Session | None, router_mode: str, fusion: str) -> Iterator[tuple]:
@@ -286,7 +298,8 @@ class _Events:
         if session is None or problem:
             yield _problem(problem), skip, skip, skip
             return
-        fusion = "rewrite" if fusion == "rerank" else fusion  # the reranker knows captions, no answers
+        # The reranker knows captions, no answers.
+        fusion = "rewrite" if fusion in ("rerank", "sentences") else fusion
         updates = _problem(None), ""  # of the message and the question, once
         try:
             instruction = question_instruction(question)

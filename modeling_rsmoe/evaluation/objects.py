@@ -116,11 +116,19 @@ def _counts(labels: ObjectLabels, text: str) -> tuple[int, int, int]:
     return len(mentioned & labels.present), len(mentioned), len(labels.present)
 
 
+def object_words(name: str) -> list[str]:
+    """The words that mention an object class, singular and plural, the longest first.
+
+    Args:
+        name: of a class, as in the labels.
+    """
+    nouns = _SETTINGS["classes"].get(name, [name.replace("-", " ").replace("_", " ").lower()])
+    return sorted({form for noun in nouns for form in _forms(noun)}, key=lambda form: (-len(form), form))
+
+
 @functools.cache
 def _pattern(name: str) -> re.Pattern[str]:
-    nouns = _SETTINGS["classes"].get(name, [name.replace("-", " ").replace("_", " ").lower()])
-    forms = sorted({form for noun in nouns for form in _forms(noun)}, key=len, reverse=True)
-    return re.compile(rf"\b(?:{'|'.join(map(re.escape, forms))})\b")
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, object_words(name)))})\b")
 
 
 def _forms(noun: str) -> list[str]:

@@ -25,15 +25,18 @@ Key = tuple[str, str]  # image relative to the data folder, question ("" for a c
 Line = dict[str, Any]  # of a predictions file
 
 
-def instruction_of(record: Record) -> str:
+def instruction_of(record: Record, in_detail: bool = False) -> str:
     """What a system is asked about a record.
 
     Args:
         record: a captioned image, or a question.
+        in_detail: whether captions are paragraphs.
     """
-    from ..prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+    from ..prompting_rsmoe import DEFAULT_INSTRUCTION, DETAIL_INSTRUCTION, question_instruction
 
-    return question_instruction(record.question) if isinstance(record, QuestionRecord) else DEFAULT_INSTRUCTION
+    if isinstance(record, QuestionRecord):
+        return question_instruction(record.question)
+    return DETAIL_INSTRUCTION if in_detail else DEFAULT_INSTRUCTION
 
 
 def text_field(record: Record) -> str:
@@ -98,13 +101,15 @@ def predict(
     log: KeyedLog,
     batch_size: int,
     sees_image: bool = True,
+    in_detail: bool = False,
     progress: Progress = no_progress,
 ) -> None:
     """Predict what the log lacks, writing each batch as it comes.
 
     A line has `image, dataset, split`, `caption` or `question, answer`; of the experts that wrote `router_prompts` and
-    `expert_texts`, by name; `score` of the reranker where it chose the text (as the lines of a scene have it);
-    `seconds` of the record's share of its batch and `peak_memory` of the process in bytes.
+    `expert_texts`, by name; of a paragraph its `sentences` with their writers; `score` of the reranker where it chose
+    the text (as the lines of a scene have it); `seconds` of the record's share of its batch and `peak_memory` of the
+    process in bytes.
 
     Args:
         predictor: of a checkpoint.
@@ -113,6 +118,7 @@ def predict(
         log: with `key_of_line` as its `key_of`.
         batch_size: images, or questions, in one batch.
         sees_image: whether it is given the image, or else a gray one.
+        in_detail: whether captions are paragraphs.
         progress: called after each batch.
     """
     questions = any(isinstance(record, QuestionRecord) for record in records)
@@ -123,7 +129,7 @@ def predict(
     progress(message, done, total, unit)
     for start in range(0, len(groups), batch_size):
         batch = groups[start : start + batch_size]
-        log.add(_lines(predictor, batch, folder, sees_image))
+        log.add(_lines(predictor, batch, folder, sees_image, in_detail))
         done += sum(map(len, batch))
         progress(message, done, total, unit)
 
@@ -137,12 +143,15 @@ def _groups(records: Sequence[Record], folder: Path, log: KeyedLog, sees_image: 
     return list(groups.values())
 
 
-def _lines(predictor: "Predictor", groups: Sequence[list[Record]], folder: Path, sees_image: bool) -> Iterator[Line]:
+def _lines(
+    predictor: "Predictor", groups: Sequence[list[Record]], folder: Path, sees_image: bool, in_detail: bool
+) -> Iterator[Line]:
     began = time.perf_counter()
     firsts = [group[0] for group in groups]
     gray = None if sees_image else _gray_image(predictor)
     image_embeds = predictor.encode([gray or record.image for record in firsts])
-    predictions = predictor.predict(None, [instruction_of(record) for record in firsts], image_embeds)
+    instructions = [instruction_of(record, in_detail) for record in firsts]
+    predictions = predictor.predict(None, instructions, image_embeds)
     seconds = (time.perf_counter() - began) / sum(map(len, groups))
     cost = {"seconds": round(seconds, 4), "peak_memory": peak_memory()}
     for group, prediction in zip(groups, predictions, strict=True):

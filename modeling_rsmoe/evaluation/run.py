@@ -163,6 +163,7 @@ def predictions_by_model(
     file: Path,
     system: str = "full",
     sees_image: bool = True,
+    in_detail: bool = False,
     settings: "GenerationSettings | None" = None,
     dtype: str = "float32",
     batch_size: int = 16,
@@ -176,6 +177,7 @@ def predictions_by_model(
         file: JSONL that predictions are written to as they come; a later run continues it.
         system: as of `inference.Predictor`.
         sees_image: whether it is given the images, or else a gray one.
+        in_detail: whether captions are paragraphs.
         settings: of the generation; by default the checkpoint's.
         dtype: of the weights. In float32 predictions do not depend on the batch size.
         batch_size: images, or questions, in one batch.
@@ -195,7 +197,7 @@ def predictions_by_model(
     progress(f"hashing {model}")
     records = selection.all()
     name = system if sees_image else f"{system}{NO_IMAGE}"
-    used = generation_settings(folder, system, instruction_of(records[0]), settings) | {"dtype": dtype}
+    used = generation_settings(folder, system, instruction_of(records[0], in_detail), settings) | {"dtype": dtype}
     logged = {"checkpoint": folder_sha256(folder), "system": name, **used}
     keys, device = [key_of(record, selection.folder) for record in records], "cpu"
     with only_writer(file):
@@ -205,7 +207,7 @@ def predictions_by_model(
             device = str(checkpoint.model.device)
             predictor = Predictor(checkpoint.model, checkpoint.processor, settings, system)
             with quiet_libraries():
-                predict(predictor, records, selection.folder, log, batch_size, sees_image, progress)
+                predict(predictor, records, selection.folder, log, batch_size, sees_image, in_detail, progress)
     lines = {key: log.lines[key] for key in keys}
     entry: CheckpointEntry = {"name": Path(model).name, "sha256": weights_sha256(folder)}
     return Predictions(name, lines, entry, used, device)
@@ -230,10 +232,15 @@ def generation_settings(folder: Path, system: str, instruction: str, settings: "
     from ..inference.loading import read_json
     from ..prompting_rsmoe import task_of
 
+    is_detail = task_of(instruction) == "detail"
     names = ["num_beams", "max_new_tokens", "do_sample", "repetition_penalty"]
     names += [] if system == "base" else ["router_mode", "router_max_new_tokens"]
     values = read_json(folder / "generation_config.json") | settings.arguments()
     used = {name: values[name] for name in names if name in values}
+    if is_detail:
+        used["instruction"] = instruction
+    if is_detail and settings.max_new_tokens is None:
+        used["max_new_tokens"] = values.get("detail_max_new_tokens", DEFAULTS["detail_max_new_tokens"])
     if system.startswith("full"):
         used["fusion"] = values.get("fusion", DEFAULTS["fusion"])
         if used["fusion"] == "auto":

@@ -20,6 +20,7 @@ from transformers.generation import (
 )
 
 from ..adapters_rsmoe import RSMoECache
+from ..paragraphs_rsmoe import EndsAtRepetition
 
 
 # Sequences that have ended leave when they are one in so many: the others' cache is copied then.
@@ -37,7 +38,7 @@ FORBIDDEN_TOKENS = {
 }
 # Each treats a sequence by that sequence's tokens alone, so it does not matter which others are still there.
 INDEPENDENT = {*FORBIDDEN_TOKENS, EosTokenCriteria, MaxLengthCriteria}
-INDEPENDENT |= {NoRepeatNGramLogitsProcessor, SuppressTokensAtBeginLogitsProcessor}
+INDEPENDENT |= {NoRepeatNGramLogitsProcessor, SuppressTokensAtBeginLogitsProcessor, EndsAtRepetition}
 
 
 def is_greedy(generation_config: Any, **arguments: Any) -> bool:

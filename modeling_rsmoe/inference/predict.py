@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors_rsmoe import RSMoEError
-from ..prompting_rsmoe import DEFAULT_INSTRUCTION, Prompt
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION, Prompt, task_of
 from ..utils.images import ImageInput, read_image
 from .context import check_context
 from .decoding import is_greedy, shrinking_greedy
@@ -39,8 +39,8 @@ class GenerationSettings:
 
     Attributes:
         router_mode: `generated`, `template` or `none`.
-        fusion: `auto`, `rerank`, `rewrite` or `concat`.
-        max_new_tokens: of an expert's text, and of the final one.
+        fusion: `auto`, `rerank`, `rewrite`, `concat` or `sentences`.
+        max_new_tokens: of an expert's text, and of the final one, be it a sentence or a paragraph.
         num_beams: of the search; 1 is greedy.
 
     Raises:
@@ -69,6 +69,7 @@ class Prediction:
         text: the caption or answer.
         router_prompts: what each expert was asked, by name, in order.
         expert_texts: what each expert wrote, by name, in order.
+        sentences: of a paragraph, each as `text` and `writer`: an expert's name, `base LM` or `rewriting`.
         scores: `reranker`: how well the text fits the image, if texts were reranked.
         num_prompt_tokens: of the instruction and the image.
         num_tokens: of the text.
@@ -78,6 +79,7 @@ class Prediction:
     text: str = ""
     router_prompts: dict[str, str] = field(default_factory=dict)
     expert_texts: dict[str, str] = field(default_factory=dict)
+    sentences: list[dict[str, str]] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
     num_prompt_tokens: int = 0
     num_tokens: int = 0
@@ -88,7 +90,7 @@ class Prediction:
         texts: dict[str, Any] = {"text": self.text}
         if self.expert_texts:
             texts |= {"router_prompts": self.router_prompts, "expert_texts": self.expert_texts}
-        return texts
+        return texts | ({"sentences": self.sentences} if self.sentences else {})
 
 
 class Predictor:
@@ -172,20 +174,22 @@ class Predictor:
         texts = [instructions] * num_images if isinstance(instructions, str) else list(instructions)
         inputs, _ = self._checked_inputs(image_embeds, texts)
         fusions = self._fusions(inputs)
+        kinds = [(fusion, task_of(text) == "detail") for fusion, text in zip(fusions, texts, strict=True)]
         arguments = self._arguments()
         stops = [stop] * num_images if callable(stop) else list(stop or [])
         if stops:
-            if len(set(fusions)) > 1:
-                return self._predict_by_fusion(fusions, texts, image_embeds, stops, on_change)
+            if len(set(kinds)) > 1:
+                return self._predict_by_kind(kinds, texts, image_embeds, stops, on_change)
             arguments["stopping_criteria"] = StoppingCriteriaList([_Stopped(stops)])
         try:
             with _ending_with_the_last(stops, self.model):
                 if self.system == BASE:
-                    return self._predict_base(inputs, arguments)
+                    longer = {"max_new_tokens": self._limit(texts)} if any(detail for _, detail in kinds) else {}
+                    return self._predict_base(inputs, {**arguments, **longer})
                 if on_change is not None:
-                    arguments |= self._streaming(fusions, arguments, on_change)
+                    arguments |= self._streaming(kinds, arguments, on_change)
                 outputs = self.model.generate(**inputs, **arguments, return_dict_in_generate=True)
-                return self._predictions(inputs, outputs)
+                return self._predictions(inputs, outputs, texts, fusions)
         except _AllStopped:
             return [Prediction()] * num_images
 
@@ -254,7 +258,10 @@ class Predictor:
             expert_texts: by the experts' names, in order.
         """
         inputs = self._inputs(self.encode([image]), [Prompt.rewrite(instruction, expert_texts)])
-        (prediction,) = self._predict_base(inputs, self._arguments())
+        arguments = self._arguments()
+        if task_of(instruction) == "detail":
+            arguments["max_new_tokens"] = self._limit([instruction])
+        (prediction,) = self._predict_base(inputs, arguments)
         return prediction.text
 
     def _checked_inputs(self, image_embeds: torch.Tensor, instructions: list[str]) -> tuple[dict[str, Any], list[int]]:
@@ -262,7 +269,7 @@ class Predictor:
         for text in dict.fromkeys(instructions):
             self.processor.refuse_special_tokens(text)
         inputs = self._inputs(image_embeds, [Prompt.base(text) for text in instructions])
-        max_new_tokens = self.generation.get("max_new_tokens") or self.model.generation_config.max_new_tokens or 0
+        max_new_tokens = self._limit(instructions) or 0
         of_router = self.model._setting("router_max_new_tokens", dict(self.generation), None)
         counts = check_context(instructions, inputs, self.processor, self.model.config, max_new_tokens, of_router)
         return inputs, counts
@@ -289,39 +296,56 @@ class Predictor:
         is_fast = is_greedy(self.model.generation_config, **self.generation)
         return {**self.generation, **({"custom_generate": shrinking_greedy} if is_fast else {})}
 
+    def _limit(self, instructions: Sequence[str]) -> int | None:
+        """New tokens of a text, the most of all instructions."""
+        if given := self.generation.get("max_new_tokens"):
+            return given
+        of_sentence = self.model.generation_config.max_new_tokens
+        if not any(task_of(text) == "detail" for text in instructions):
+            return of_sentence
+        of_paragraph = self.model._setting("detail_max_new_tokens", dict(self.generation), None)
+        has_others = any(task_of(text) != "detail" for text in instructions)
+        return max(of_sentence or 0, of_paragraph) if has_others else of_paragraph
+
     def _fusions(self, inputs: dict[str, Any]) -> list[str]:
         """Of each image."""
         fusion = self.generation.get("fusion") or getattr(self.model.generation_config, "fusion", None) or "auto"
         return self.model.resolve_fusion(fusion, inputs.get("task_ids"), len(inputs["input_ids"]))
 
-    def _predict_by_fusion(self, fusions, texts, image_embeds, stops, on_change) -> list[Prediction]:
-        """One call for each fusion: its images have equally many sequences, so that each stop finds its own."""
+    def _predict_by_kind(self, kinds, texts, image_embeds, stops, on_change) -> list[Prediction]:
+        """One call for each fusion and length: its images have equally many sequences, so that each stop finds its
+        own."""
         predictions: dict[int, Prediction] = {}
-        for fusion in dict.fromkeys(fusions):
-            places = [place for place, other in enumerate(fusions) if other == fusion]
+        for kind in dict.fromkeys(kinds):
+            places = [place for place, other in enumerate(kinds) if other == kind]
             changes = on_change and (lambda index, change, places=places: on_change(places[index], change))
             members = [texts[place] for place in places], image_embeds[places], [stops[place] for place in places]
             predictions |= zip(places, self.predict(None, *members, changes))
         return [predictions[place] for place in range(len(texts))]
 
     def _streaming(
-        self, fusions: list[str], arguments: dict[str, Any], on_change: Callable[[int, Prediction], None]
+        self,
+        kinds: list[tuple[str, bool]],
+        arguments: dict[str, Any],
+        on_change: Callable[[int, Prediction], None],
     ) -> dict[str, Any]:
         """A single image's steps always; texts only where all are written token by token."""
         if (arguments.get("num_beams") or self.model.generation_config.num_beams or 1) > 1:
             return {}  # transformers' search streams no beams
-        has_tokens = set(fusions) == {"rewrite"}
-        if len(fusions) > 1 and not has_tokens:
+        has_tokens = len(set(kinds)) == 1 and kinds[0][0] == "rewrite"
+        if len(kinds) > 1 and not has_tokens:
             return {}
-        return {"streamer": _Changes(self.processor, len(fusions), on_change, has_tokens)}
+        return {"streamer": _Changes(self.processor, len(kinds), on_change, has_tokens)}
 
-    def _predictions(self, inputs: dict[str, Any], outputs: Any) -> list[Prediction]:
-        limit = self.generation.get("max_new_tokens") or self.model.generation_config.max_new_tokens
-        is_joined = self.generation.get("fusion") == "concat"
+    def _predictions(
+        self, inputs: dict[str, Any], outputs: Any, instructions: list[str], fusions: list[str]
+    ) -> list[Prediction]:
         predictions = []
         for place, texts in enumerate(self.processor.post_process_generation(outputs)):
             new_tokens = outputs.sequences[place, outputs.prompt_length :].tolist()
+            is_joined = fusions[place] in ("concat", "sentences")
             written = outputs.expert_sequences[place].tolist() if is_joined else [new_tokens]
+            limit = self._limit(instructions[place : place + 1])
             longest = max(len(self.model._trim(tokens, {})) for tokens in written)
             scores = {}
             is_reranked = outputs.sequences_scores is not None and outputs.beam_indices is None

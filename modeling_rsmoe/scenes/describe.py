@@ -34,6 +34,7 @@ class Tile:
         text: the caption or answer.
         router_prompts: what each expert was asked, by name, in order.
         expert_texts: what each expert wrote, by name, in order.
+        sentences: of a paragraph, each as `text` and `writer`.
         score: how well the text fits the tile, by the reranker; None where it did not choose. It is no probability.
     """
 
@@ -44,6 +45,7 @@ class Tile:
     router_prompts: dict[str, str]
     expert_texts: dict[str, str]
     score: float | None = None
+    sentences: Sequence[Mapping[str, str]] = ()
 
 
 def log_path(output: Path) -> Path:
@@ -157,7 +159,7 @@ class TileDescriber:
 def _tile(number: int, window: Window, line: Mapping[str, Any]) -> Tile:
     """A described tile from its line in the log."""
     texts = (line["text"], line.get("router_prompts", {}), line.get("expert_texts", {}))
-    return Tile(number, window, line["valid"], *texts, line.get("score"))
+    return Tile(number, window, line["valid"], *texts, line.get("score"), line.get("sentences", ()))
 
 
 def read_side(side: int, image_side: int) -> int:

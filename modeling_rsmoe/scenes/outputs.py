@@ -69,6 +69,7 @@ def _properties(result: Result, tile: Any) -> dict[str, Any]:
         "tile": tile.number,
         **result.task.texts(tile.text),
         **flat_texts({"expert_text": tile.expert_texts, "router_prompt": tile.router_prompts}),
+        **marked_sentences(tile),
         **tile.window._asdict(),
         "valid": tile.valid,
         **_score(tile),
@@ -81,6 +82,12 @@ def _properties(result: Result, tile: Any) -> dict[str, Any]:
 def flat_texts(by_column: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Texts of each expert as columns: `expert_text_theme`, ..."""
     return {f"{column}_{name}": text for column, texts in by_column.items() for name, text in texts.items()}
+
+
+def marked_sentences(tile: "Tile") -> dict[str, str]:
+    """A paragraph as a column, each sentence after its writer: `[theme] A port. [object] Many ships.`"""
+    marked = " ".join(f"[{sentence['writer']}] {sentence['text']}" for sentence in tile.sentences)
+    return {"sentences": marked} if marked else {}
 
 
 def without_nul(text: str) -> str:
@@ -110,6 +117,7 @@ def record_tile(task: SceneTask, raster: Raster, tile: "Tile") -> dict[str, Any]
         **_score(tile),
         "router_prompts": tile.router_prompts,
         "expert_texts": tile.expert_texts,
+        **({"sentences": list(tile.sentences)} if tile.sentences else {}),
         "model": task.model,
         "revision": task.revision,
         "geometry": footprint(raster, tile.window),

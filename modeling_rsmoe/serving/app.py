@@ -71,6 +71,7 @@ class Service:
         self.metrics = Metrics()
         self.batcher = RequestBatcher(model, processor, self.limits.batch_size, self.limits.batch_wait, self.metrics)
         self.default_tokens = model.generation_config.max_new_tokens or 48
+        self.detail_tokens = model._setting("detail_max_new_tokens", {}, None)
         self.created = int(time.time())
         self.in_flight = 0
         self.clients: Counter[str] = Counter()  # requests of each address, those that are arriving included
@@ -171,7 +172,7 @@ class Service:
         """What a body asks; ApiError if it asks for what is not there."""
         chat_request = chat.parse_body(body)
         self._check_model(chat_request.model)
-        image_request = chat.image_request(chat_request, self.limits, self.default_tokens)
+        image_request = chat.image_request(chat_request, self.limits, self.default_tokens, self.detail_tokens)
         self.batcher.check(image_request)
         return image_request
 

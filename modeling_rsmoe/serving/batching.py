@@ -92,8 +92,9 @@ class RequestBatcher:
 
     def check(self, request: ImageRequest) -> None:
         """Raises 400 for what the model would refuse, or would take minutes for. In the reader's thread."""
-        if request.generation.get("fusion") == "rerank" and not self.model.config.reranker_rank:
-            reason = "fusion 'rerank' needs a reranker, and this checkpoint has none: leave it out"
+        fusion = request.generation.get("fusion")
+        if fusion in ("rerank", "sentences") and not self.model.config.reranker_rank:
+            reason = f"fusion {fusion!r} needs a reranker, and this checkpoint has none: leave it out"
             raise ApiError(400, reason, "invalid_request", "fusion")
         try:
             num_tokens = Predictor(self.model, self._readers_processor, request.generation).check(request.instruction)

@@ -97,7 +97,7 @@ class ChatRequest(BaseModel):
     stream_options: _StreamOptions | None = None
     # Ours: arguments of `generate`, and the wording of questions that are answered in a word or phrase.
     router_mode: Literal["generated", "template", "none"] | None = None
-    fusion: Literal["auto", "rerank", "rewrite", "concat"] | None = None
+    fusion: Literal["auto", "rerank", "rewrite", "concat", "sentences"] | None = None
     num_beams: int | None = Field(None, ge=1, le=MAX_BEAMS)
     short_answer: bool | None = None
 
@@ -166,19 +166,23 @@ def _field_path(location: tuple[int | str, ...]) -> str | None:
     return path.lstrip(".") or None
 
 
-def image_request(request: ChatRequest, limits: Limits, default_tokens: int) -> ImageRequest:
-    """What a request asks of the model, `default_tokens` where it does not say how long; 400 for no image, several
-    where one is meant, or a text that is too long."""
+def image_request(
+    request: ChatRequest, limits: Limits, default_tokens: int, detail_tokens: int | None = None
+) -> ImageRequest:
+    """What a request asks of the model, `default_tokens` where it does not say how long, or `detail_tokens` where it
+    asks for details; 400 for no image, several where one is meant, or a text that is too long."""
     if request.messages[-1].role != "user":
         raise _invalid("the last message must be the user's", "messages")
     content = request.messages[-1].content
     texts = [content] if isinstance(content, str) else [item.text for item in content or [] if isinstance(item, _Text)]
     image_url, image_field = _last_image(request.messages)
-    generation = _generation(request, limits, default_tokens)
+    instruction = _instruction(" ".join(texts), request.short_answer)
+    is_detail = task_of(instruction) == "detail"
+    generation = _generation(request, limits, detail_tokens if is_detail and detail_tokens else default_tokens)
     return ImageRequest(
         image_url,
         image_field,
-        instruction=_instruction(" ".join(texts), request.short_answer),
+        instruction=instruction,
         generation=generation,
         seed=request.seed if generation.get("do_sample") else None,
         stream=bool(request.stream),
@@ -282,4 +286,5 @@ def _usage(prediction: Prediction) -> dict[str, int]:
 
 
 def _steps(prediction: Prediction) -> dict[str, Any]:
-    return {"router_prompts": prediction.router_prompts, "expert_texts": prediction.expert_texts}
+    sentences = {"sentences": prediction.sentences} if prediction.sentences else {}
+    return {"router_prompts": prediction.router_prompts, "expert_texts": prediction.expert_texts, **sentences}

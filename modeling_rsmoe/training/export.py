@@ -50,7 +50,7 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
                 raise RSMoEError(f"{output}: the LoRA {name} is not of the base LM; train the Q-Former's own weights")
             if pair and name in tensors:
                 raise RSMoEError(f"{output}: the base LM has LoRA of an earlier stage already; give one stage with it")
-            tensors[name] = value.to(torch.float16)
+            tensors[name] = value.to(torch.float16) if value.is_floating_point() else value
     if not tensors:
         raise RSMoEError("nothing to export; give the folder of a finished training")
     target = Path(file)

@@ -1,7 +1,7 @@
 """Fitting the reranker: a ridge regression of reduced rank from images to the n-grams of their captions.
 
 It is solved in closed form, in a minute once the image features are there. The ridge is chosen on a tenth of the train
-images.
+images. Where the data folder has object labels, the reranker learns these too (`object_head.py`).
 """
 
 import json
@@ -27,6 +27,7 @@ from ..utils.progress import Progress, no_progress
 from ..utils.provenance import TRAINING_RECORD, folder_sha256, package_versions
 from .checkpoints import save_tensors
 from .features import FeatureCache
+from .object_head import fit_object_head, labelled_images, learnable_objects, token_texts
 from .outputs import LEARNED, STATE, history
 from .settings import Recipe
 from .stages import load_start
@@ -54,8 +55,10 @@ def train_reranker(
 ) -> Path:
     """Fit a reranker to the captions of the train split and write the checkpoint with it; all other weights stay.
 
+    With objects.jsonl in the data folder it also learns which objects an image shows.
+
     Args:
-        data: a data folder with captions.jsonl.
+        data: a data folder with captions.jsonl, perhaps objects.jsonl.
         output: the folder of the new checkpoint.
         checkpoint: the folder whose ViT encodes the images. A reranker that it has is replaced.
         rank: of the reranker, which has about `buckets` x `rank` weights.
@@ -80,14 +83,25 @@ def train_reranker(
         raise RSMoEError(f"{len(records)} captioned images are too few to fit a reranker; give {MIN_IMAGES} or more")
     model, processor = load_start(start, Recipe())
     model.eval()
-    reranker = model.model.add_reranker(rank, buckets)
+    labels = labelled_images(folder, datasets)
+    objects = learnable_objects(list(labels.values()))
+    vocab_size = len(processor.tokenizer)
+    reranker = model.model.add_reranker(rank, buckets, objects, vocab_size)
     cache = FeatureCache(features or cache_folder() / "features", model, processor)
     pooled = pooled_features(cache, [record.image for record in records], progress)
     progress(f"fitting to {len(records)} images")
     similarity = fit_reranker(reranker, pooled, token_ids(records, processor))
+    head_loss: dict[str, float] = {}
+    if reranker.objects is not None:
+        pooled = pooled_features(cache, list(labels), progress)
+        progress(f"learning {len(objects)} objects of {len(labels)} images")
+        head_loss = fit_object_head(reranker.objects, pooled, list(labels.values()))
+        reranker.objects.set_pieces(token_texts(processor.tokenizer))
     progress(f"writing {output}")
     fitted: dict[str, Any] = {"rank": rank, "buckets": buckets, "datasets": datasets, "similarity": similarity}
     fitted["data"] = {"sha256": records_sha256(records, folder), "captioned_images": len(records)}
+    if objects:
+        fitted["objects"] = {"names": list(objects), "labelled_images": len(labels), "held_out_loss": head_loss}
     fitted["start"] = {"name": start.name, "sha256": folder_sha256(start)}
     fitted["versions"] = package_versions()
     record = {**(history(start) or {"format": 1, "finished": False}), "reranker": fitted}

@@ -154,7 +154,7 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
     """
     config = open_config(start)
     if recipe.vision != "frozen" or recipe.standardize_vision:
-        config.reranker_rank = 0  # a reranker belongs to the ViT that it was fitted to
+        config.reranker_rank, config.reranker_objects = 0, {}  # a reranker belongs to the ViT that it was fitted to
     if getattr(config, "quantization_config", None) is not None:
         raise RSMoEError(f"the weights of {start} are quantised; give --model with one of float weights")
     processor = open_processor(start)

@@ -21,6 +21,13 @@ _NESTED_EXPERTS: Columns = {
     "router_prompts": ("object", "What each expert was asked, by its name."),
     "expert_texts": ("object", "What each expert wrote, by its name."),
 }
+_SENTENCES: Columns = {
+    "sentences": (
+        "string",
+        "Of a paragraph (--detail): each sentence after its writer in brackets, an expert, base LM or rewriting. In "
+        "JSON lines an array of objects with text and writer.",
+    ),
+}
 _WINDOW: Columns = {
     "column": ("integer", "Left edge of the tile in the raster, in pixels."),
     "row": ("integer", "Upper edge."),
@@ -46,6 +53,7 @@ TILE: Columns = {
     "tile": ("integer", "The tile's number, row by row, from 0."),
     **_TEXTS,
     **_EXPERTS,
+    **_SENTENCES,
     **_WINDOW,
     "valid": ("number", "Share of its pixels that are data, from 0 to 1."),
     **_SCORE,
@@ -145,6 +153,7 @@ PREDICTION: Columns = {
     "caption": ("string", "What the model wrote about the image."),
     "answer": ("string", "What it answered, in place of `caption`."),
     **_NESTED_EXPERTS,
+    "sentences": ("array", "Of a paragraph (--detail): each sentence as an object with `text` and `writer`."),
     "score": ("number", "How well the caption fits the image, by the reranker. Only where it chose the text."),
     "seconds": ("number", "The record's share of the time of its batch."),
     "peak_memory": ("integer", "Largest memory of the process until then, in bytes."),

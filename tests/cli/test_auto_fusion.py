@@ -11,7 +11,7 @@ from transformers import pipeline
 
 from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.inference import GenerationSettings, Predictor
-from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, DETAIL_INSTRUCTION, question_instruction
 from modeling_rsmoe.utils.images import read_image
 from tests.cli.test_cli import errors, run
 
@@ -182,6 +182,67 @@ def test_answers(checkpoint: Path, images: list[Path], tmp_path: Path) -> None:
     predictor = Predictor(*load(checkpoint), SETTINGS)
     scenes = [describe_scene(tiff(image, tmp_path), predictor, question=QUESTION) for image in images]
     assert [scene.tiles[0].text for scene in scenes] == expected
+
+
+def test_details(checkpoint: Path, images: list[Path], tmp_path: Path) -> None:
+    """By the instruction everywhere; --detail is that instruction. Each sentence has its writer."""
+    model, processor = load(checkpoint)
+    expected = Predictor(model, processor, SETTINGS).predict(images, DETAIL_INSTRUCTION)
+    texts = [prediction.text for prediction in expected]
+    assert texts == by_generate(checkpoint, images, DETAIL_INSTRUCTION)
+    result = run("caption", *images, "--detail", "--json", "--model", checkpoint, *SHORT)
+    assert result.exit_code == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["caption"] for line in lines] == texts
+    assert [line["sentences"] for line in lines] == [prediction.sentences for prediction in expected]
+    assert all(prediction.sentences for prediction in expected)
+
+    shown = run("caption", images[0], "--detail", "--model", checkpoint, *SHORT).stdout
+    assert all(sentence["writer"] in shown for sentence in expected[0].sentences)
+
+    describe = pipeline("image-text-to-text", model=model, processor=processor)
+    content = [{"type": "image", "url": str(images[0])}, {"type": "text", "text": DETAIL_INSTRUCTION}]
+    chat = [{"role": "user", "content": content}]
+    (found,) = describe(text=chat, return_full_text=False, generate_kwargs={"max_new_tokens": MAX_NEW_TOKENS})
+    assert found["generated_text"].strip() == texts[0]
+
+    data_folder(tmp_path, images)
+    output = tmp_path / "report.json"
+    result = run("evaluate", checkpoint, "--data", tmp_path, "--detail", "--output", output, *SHORT)
+    assert result.exit_code == 0, result.stderr
+    settings, *lines = map(json.loads, (tmp_path / "report.jsonl").read_text().splitlines())
+    assert [line["caption"] for line in lines if "caption" in line] == texts
+    assert all(line["sentences"] for line in lines if "caption" in line)
+    has_reranker = model.model.reranker is not None
+    assert settings["settings"]["fusion"] == ("sentences" if has_reranker else "concat")
+    assert settings["settings"]["instruction"] == DETAIL_INSTRUCTION
+
+    pytest.importorskip("rasterio")
+    output = tmp_path / "tiles.geojson"
+    scene = tiff(images[0], tmp_path)
+    result = run("caption", scene, "--tile", 64, "--detail", "--output", output, "--model", checkpoint, *SHORT)
+    assert result.exit_code == 0, result.stderr
+    (tile,) = json.loads(output.read_text())["features"]
+    assert tile["properties"]["caption"] == texts[0].replace("\0", "\ufffd")
+    assert tile["properties"]["sentences"].startswith(f"[{expected[0].sentences[0]['writer']}] ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--detail", "--instruction", "Describe it."], "--detail or --instruction, not both"),
+        (["--detail", "--change"], "--change compares captions of one sentence"),
+    ],
+)
+def test_details_that_cannot_be(options: list[str], message: str) -> None:
+    (line,) = errors(run("caption", "a.tif", "b.tif", *options))
+    assert message in line
+
+
+def test_details_are_of_captions(tmp_path: Path) -> None:
+    for options in (["--task", "vqa", "x"], ["--baseline", "constant"]):
+        (line,) = errors(run("evaluate", "--data", tmp_path, "--output", tmp_path / "r.json", "--detail", *options))
+        assert "--detail asks a MODEL for paragraphs" in line
 
 
 def test_an_option_is_obeyed(checkpoint: Path, images: list[Path], expected: list[str]) -> None:

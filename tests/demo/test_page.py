@@ -13,7 +13,7 @@ from PIL import Image
 
 from modeling_rsmoe.demo.images import encode_upload
 from modeling_rsmoe.inference import Checkpoint, GenerationSettings, Prediction, Predictor
-from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, DETAIL_INSTRUCTION, question_instruction
 from tests.browser import Person, chromium, needs_chromium
 from tests.tiny import INSTRUCTIONS, speaking_model, tiny_processor
 
@@ -144,6 +144,23 @@ def test_switches(person: Person, checkpoint: Checkpoint, images: list[Path]) ->
     one.wait_for()
     settings = {"router_mode": "template", "fusion": "rewrite"}
     assert words(one.inner_text()) == words(predict(checkpoint, images[0], "Is there a road?", **settings).text)
+
+
+def test_details(person: Person, checkpoint: Checkpoint, images: list[Path]) -> None:
+    """Each sentence with its writer; and back to a caption."""
+    drop(person, images[0])
+    caption(person).wait_for()
+    predictor = Predictor(checkpoint.model, checkpoint.processor)
+    (expected,) = predictor.predict([images[0]], DETAIL_INSTRUCTION)
+    person.page.get_by_label("Describe in detail").check()
+    sentences = caption(person).locator(".rsmoe-sentence")
+    sentences.first.wait_for()
+    assert [words(one) for one in sentences.all_inner_texts()] == [
+        words(f"{sentence['text']} {sentence['writer']}") for sentence in expected.sentences
+    ]
+    person.page.get_by_label("Describe in detail").uncheck()
+    caption(person).filter(has_text="Caption").wait_for()
+    assert person.problems == []
 
 
 def test_what_cannot_be_read_is_reported(person: Person, images: list[Path], tmp_path: Path) -> None:

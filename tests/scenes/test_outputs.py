@@ -105,6 +105,18 @@ def test_every_format_says_the_same(tmp_path: Path, placed: dict[str, Any]) -> N
     assert shape(lines[2]["geometry"]).equals(tiles.geometry[2])
 
 
+def test_sentences_have_their_writers(tmp_path: Path) -> None:
+    found = result(tmp_path / "a.tif", **UTM)
+    said = [{"text": "A port.", "writer": "theme"}, {"text": "Ships.\0", "writer": "base LM"}]
+    found = replace(found, tiles=[replace(tile, sentences=said) for tile in found.tiles])
+    for suffix in (".geojson", ".gpkg", ".jsonl"):
+        write([found], tmp_path / f"out{suffix}")
+    marked = "[theme] A port. [base LM] Ships.\ufffd"
+    for frame in (geopandas.read_file(tmp_path / f"out.{kind}") for kind in ("geojson", "gpkg")):
+        assert set(frame["sentences"]) == {marked}
+    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["sentences"] == said
+
+
 def test_answers_have_answers(tmp_path: Path) -> None:
     write([result(tmp_path / "a.tif", "answer", **UTM)], tmp_path / "out.geojson")
     collection = json.loads((tmp_path / "out.geojson").read_text())

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from modeling_rsmoe.inference import Predictor
-from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, question_instruction
+from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, DETAIL_INSTRUCTION, question_instruction
 from modeling_rsmoe.serving.access import Access
 from modeling_rsmoe.serving.limits import Limits
 from modeling_rsmoe.utils.images import read_image
@@ -86,6 +86,20 @@ def test_the_text_is_the_predictors(reranking) -> None:
         assert answer.choices[0].message.content == expected.text
         assert answer.rsmoe == {"router_prompts": expected.router_prompts, "expert_texts": expected.expert_texts}
         assert bool(expected.scores) == (text == DEFAULT_INSTRUCTION)
+
+
+def test_details_are_a_paragraph(reranking) -> None:
+    """By the instruction; without `max_tokens` as long as the checkpoint's paragraphs."""
+    model = reranking.model.model
+    (expected,) = Predictor(model, reranking.processor).predict([noise(8)], DETAIL_INSTRUCTION)
+    answer = reranking.ask(noise(8), DETAIL_INSTRUCTION)
+    assert answer.choices[0].message.content == expected.text
+    assert answer.rsmoe["sentences"] == expected.sentences and expected.sentences
+    assert max(map(len, expected.expert_texts.values())) > model.generation_config.max_new_tokens
+    short = reranking.ask(noise(8), DETAIL_INSTRUCTION, max_tokens=8)
+    assert max(map(len, short.rsmoe["expert_texts"].values())) <= 8
+    # A caption that waits beside it is the same as alone.
+    assert "sentences" not in reranking.ask(noise(8), DEFAULT_INSTRUCTION).rsmoe
 
 
 @pytest.mark.parametrize(("text", "is_by_token"), [("Describe the image.", False), ("How many planes?", True)])

@@ -10,7 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from modeling_rsmoe import RSMoEError, RSMoEForConditionalGeneration, RSMoEProcessor
-from modeling_rsmoe.reranker_rsmoe import RSMoEReranker
+from modeling_rsmoe.inference import Predictor
+from modeling_rsmoe.prompting_rsmoe import DETAIL_INSTRUCTION
+from modeling_rsmoe.reranker_rsmoe import RSMoEReranker, pool_image_features
 from modeling_rsmoe.training.export import export_trained
 from modeling_rsmoe.training.reranker import fit_reranker, train_reranker
 from modeling_rsmoe.utils.images import read_image
@@ -60,6 +62,43 @@ def test_all_else_stays_as_it_was(fitted, start):
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     record = json.loads((fitted / "training.json").read_text())["reranker"]
     assert record["rank"] == 6 and record["data"]["captioned_images"] == 30 and record["start"]["name"] == start.name
+
+
+@pytest.fixture(scope="module")
+def labelled(shades, tmp_path_factory):
+    """The same images with labels: dark ones have trees, bright ones have none; few labels say where a court is."""
+    folder = shutil.copytree(shades, tmp_path_factory.mktemp("labelled") / "data")
+    lines = []
+    for i in range(34):
+        present, absent = (["trees"], ["airplane"]) if i % 2 == 0 else (["airplane"], ["trees"])
+        entry = {"image": f"{i}.png", "dataset": "Tiny", "split": "val" if i >= 30 else "train"}
+        lines.append(json.dumps({**entry, "present": present + ["court"] * (i < 5), "absent": absent}))
+    (folder / "objects.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_labels_teach_which_objects_are_there(labelled, start, features, tmp_path, fitted):
+    output = train_reranker(labelled, tmp_path / "out", start, rank=6, buckets=512, features=features)
+    model, processor = (kind.from_pretrained(output) for kind in (RSMoEForConditionalGeneration, RSMoEProcessor))
+    reranker = model.model.reranker
+    assert reranker.objects.names == ["airplane", "trees"]  # five images with a court are too few
+    pictures = [read_image(labelled / f"{i}.png") for i in range(30, 34)]  # dark, bright, dark, bright
+    pixels = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    presence = reranker.objects(pool_image_features(model.encode_image(pixels)))
+    assert (presence > 0.5).tolist() == [[False, True], [True, False]] * 2
+    ids = processor.tokenizer(" Tall trees and two Airplanes", add_special_tokens=False)["input_ids"]
+    assert reranker.objects.mentions(ids) == {"airplane", "trees"}
+    learned = load_file(output / ".training" / "learned.safetensors")
+    assert {"model.reranker.objects.pieces", "model.reranker.objects.projection.weight"} <= learned.keys()
+    found = json.loads((output / "training.json").read_text())["reranker"]["objects"]
+    assert found["names"] == ["airplane", "trees"] and found["labelled_images"] == 30
+    # All else is as without labels.
+    other = RSMoEForConditionalGeneration.from_pretrained(fitted).model.reranker
+    assert other.objects is None
+    assert all(torch.equal(value, reranker.state_dict()[name]) for name, value in other.state_dict().items())
+    # The checkpoint writes paragraphs by it.
+    (result,) = Predictor(model, processor).predict(pictures[:1], DETAIL_INSTRUCTION)
+    assert result.sentences
 
 
 def test_every_direction_kept_is_the_ridge_itself():
