@@ -236,12 +236,14 @@ class RSMoEGenerationMixin(RSMoEFusionMixin):
         expert_texts = [
             list(sample) for image in candidates for sample in islice(zip(*image[-num_experts:]), samples)
         ]  # of each image and sample
+        sentence_tokens, writers = self._padded_sentences(sentences, input_ids.device)
         return RSMoEGenerateOutput(
             sequences=cast(torch.LongTensor, outputs),
             router_prompts=self._pad_by_expert(router_prompts, input_ids.device),
             expert_sequences=self._pad_by_expert(expert_texts, input_ids.device),
             prompt_length=input_ids.shape[1],
-            **self._padded_sentences(sentences, input_ids.device),
+            sentences=sentence_tokens,
+            sentence_writers=writers,
             **extra,
         )
 
@@ -388,16 +390,13 @@ class RSMoEGenerationMixin(RSMoEFusionMixin):
         if hasattr(streamer, "put_step"):
             streamer.put_step(name, self._pad(texts, "cpu"))
 
-    def _padded_sentences(self, texts: list[list[Sentence]], device) -> dict[str, torch.Tensor]:
-        """Fields of the output."""
+    def _padded_sentences(self, texts: list[list[Sentence]], device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens [texts, sentences, tokens] and writers [texts, sentences], -1 where a text has fewer."""
         count = max(1, *map(len, texts)) if texts else 1
         padded = [sentences + [Sentence([], -1)] * (count - len(sentences)) for sentences in texts]
         tokens = self._pad([sentence.tokens for sentences in padded for sentence in sentences], device)
         writers = [[sentence.writer for sentence in sentences] for sentences in padded]
-        return {
-            "sentences": tokens.view(len(texts), count, -1),
-            "sentence_writers": torch.tensor(writers, device=device),
-        }
+        return tokens.view(len(texts), count, -1), torch.tensor(writers, device=device)
 
     def _pad(self, sequences: Sequence[Tokens], device) -> torch.Tensor:
         """Padded on the right [batch_size, tokens]."""

@@ -76,7 +76,7 @@ def without_repetitions(sentences: Sequence[Sentence], weigh: Callable[[int], fl
     contents = [{token: weigh(token) for token in sentence.tokens} for sentence in sentences]
     order = sorted(range(len(sentences)), key=lambda place: -sum(contents[place].values()))
     said: set[int] = set()
-    kept = []
+    kept: list[int] = []
     for place in order:
         content = contents[place]
         new = sum(weight for token, weight in content.items() if token not in said)
