@@ -112,6 +112,8 @@ def test_scores_of_the_readme_are_those_of_the_reports():
     full, base = results("captioning-test-full"), results("captioning-test-base")
     assert cells("**rs-moe-nano") == shown([one["scores"] for one in full])
     assert cells("its base LM alone") == shown([one["scores"] for one in base])
+    assert cells("no language model: the training caption") == shown([one["baselines"]["retrieval"] for one in full])
+    assert cells("no language model: the captions of") == shown([one["baselines"]["nearest"] for one in full])
     assert cells("the most frequent") == shown([one["baselines"]["constant"] for one in full])
     assert f"Ours are the {', '.join(str(one['images']) for one in full[:2])} and {full[2]['images']} test" in readme
     answers = {name: read_report(SCORES / f"vqa-test-{name}.json")["results"][-1] for name in ("full", "base")}
