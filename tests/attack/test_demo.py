@@ -57,7 +57,7 @@ class Visitor:
         raise AssertionError("no end")
 
     def open(self, path: str, **more: str) -> dict[str, Any]:
-        return self.outcome(OPEN, file_of(path, **more), "", "generated", "concat")
+        return self.outcome(OPEN, file_of(path, **more), "", "generated", "concat", False)
 
 
 def file_of(path: str, **more: str) -> dict[str, Any]:
@@ -124,9 +124,9 @@ def test_the_server_fetches_nothing_for_visitors(url: str, visitor: Visitor, mon
         pytest.fail("it was fetched")
 
     monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_get", fetch)
-    answer = visitor.send(OPEN, file_of(url), "", "generated", "concat")
+    answer = visitor.send(OPEN, file_of(url), "", "generated", "concat", False)
     assert answer.status_code == 400 and "a URL is no upload" in answer.text
-    values = [[{"deep": [file_of(url)]}], "", "generated", "concat"]
+    values = [[{"deep": [file_of(url)]}], "", "generated", "concat", False]
     assert visitor.send(OPEN, *values).status_code == 400
     body = {"fn_index": OPEN, "data": values, "session_hash": "a"}
     assert visitor.http.post(f"{API}/run/predict", json=body).status_code == 400

@@ -11,7 +11,7 @@ from modeling_rsmoe.bench.instructblip import instructblip_like
 from modeling_rsmoe.bench.names import BASE, FULL, INSTRUCTBLIP, RSMOE, TEMPLATE, TRANSFORMERS
 from modeling_rsmoe.bench.peers import DECODERS, decoder
 from modeling_rsmoe.bench.workbench import Workbench, expert_sequences, made_images
-from modeling_rsmoe.generation_rsmoe import LOOKUP_TOKENS
+from modeling_rsmoe.fusion_rsmoe import LOOKUP_TOKENS
 from modeling_rsmoe.hub.assemble import round_to_half
 from modeling_rsmoe.inference.kernels import FastLinear, use_fast_kernels
 from tests.tiny import tiny_model, tiny_processor

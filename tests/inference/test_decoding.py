@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig
 
-from modeling_rsmoe import generation_rsmoe
-from modeling_rsmoe.generation_rsmoe import LOOKUP_TOKENS
+from modeling_rsmoe import arguments_rsmoe
+from modeling_rsmoe.fusion_rsmoe import LOOKUP_TOKENS
 from modeling_rsmoe.inference.decoding import is_greedy, shrinking_greedy
 
 from ..test_modeling import rows
@@ -103,7 +103,7 @@ def test_rewriting_looks_up_in_the_expert_texts(model, monkeypatch):
         model.generate(**inputs, fusion="rewrite", **other)
         assert set(lookups) == {None}, other
     with monkeypatch.context() as patched:
-        patched.setitem(generation_rsmoe.PLAIN_GREEDY, "num_beams", ())
+        patched.setitem(arguments_rsmoe.PLAIN_GREEDY, "num_beams", ())
         assert torch.equal(model.generate(**inputs, fusion="rewrite"), expected)
 
 
