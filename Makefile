@@ -83,6 +83,7 @@ notebooks: $(VENV)/installed-dev
 
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch, then the package: minutes, on a slow network"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt -e ".[assemble]"
 	touch $@

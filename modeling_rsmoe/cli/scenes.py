@@ -248,7 +248,8 @@ def _panel(result: SceneResult, with_tiles: bool) -> Panel:
     tiles = (Text("tiles", "cyan"), Text(counts))
     if isinstance(result.outcome, Summary):
         shares = ", ".join(f"{noun} {share:.0%}" for noun, share in result.outcome.mentioned.items())
-        rows += [(Text("mentioned", "cyan"), Text(shares or "(no noun that is known)")), tiles]
+        shares = f"in captions of tiles: {shares}" if shares else "(no noun that is known)"
+        rows += [(Text("mentioned", "cyan"), Text(shares)), tiles]
     else:
         question = (Text("question", "bold"), terminal.shown(result.task.user_text, "bold"))
         rows += [question, tiles, (Text("combined", "cyan"), Text(result.outcome.how))]

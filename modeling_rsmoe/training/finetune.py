@@ -95,7 +95,8 @@ class Plan:
         reranker = "a new reranker" if self.fits_reranker else "the reranker stays, for want of images"
         return (
             f"{self.train_images:,} images to learn from, {self.test_images:,} to score; {experts}; {reranker}\n"
-            f"about {_minutes(sum(self.seconds.values()))} minutes: {parts}"
+            f"about {_minutes(sum(self.seconds.values()))} minutes: {parts}\n"
+            "Ctrl-C stops it; the same command goes on"
         )
 
 

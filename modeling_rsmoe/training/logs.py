@@ -1,5 +1,6 @@
 """What a training shows while it runs: a bar that counts examples, TensorBoard, and the loss curve."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ class ExampleBar(TrainerCallback):
             initial=state.global_step * self.examples_per_step,
             unit=" examples",
             mininterval=0.5 if sys.stderr.isatty() else 30,
-            dynamic_ncols=True,
+            ncols=shutil.get_terminal_size().columns,  # tqdm alone draws nothing where a terminal gives no width
             disable=not state.is_world_process_zero,
         )
 
