@@ -22,7 +22,7 @@ pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"'
 from modeling_rsmoe.demo.page import MAX_QUESTION_CHARACTERS, launch, make_page
 
 
-OPEN, ASK = 0, 5  # events, in the order in which the page connects them
+OPEN, ASK = 0, 6  # events, in the order in which the page connects them
 API = "/gradio_api"
 
 
