@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from typer.testing import CliRunner
 
 from modeling_rsmoe import RSMoEProcessor
@@ -24,7 +23,6 @@ def run(*words) -> str:
     return result.output
 
 
-@pytest.mark.slow
 def test_from_rsicap_to_rsieval(start, settings_file, tmp_path):
     rows = []
     for number in range(8):
