@@ -80,7 +80,7 @@ def test_captions_are_reranked_and_answers_are_not(predictor: Predictor, model: 
         assert entry.prediction.text == answer and entry.is_complete and not entry.prediction.scores
     plain = Checkpoint("tiny", tiny_model(), tiny_processor(), Path())
     for shown, fusions in (
-        (checkpoint, ["auto", "rewrite", "concat", "rerank"]),
+        (checkpoint, ["auto", "rewrite", "concat", "rerank", "sentences"]),
         (plain, ["auto", "rewrite", "concat"]),
     ):
         radios = {
