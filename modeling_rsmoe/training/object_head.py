@@ -4,6 +4,7 @@ Logistic, so that its probabilities can be compared with one threshold for all o
 of the labelled train images.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,9 @@ def learnable_objects(labels: Sequence[ObjectLabels]) -> dict[str, list[str]]:
         labels: of all images.
     """
     names = sorted(frozenset().union(*(of_image.all for of_image in labels)))
-    kinds = {name: [sum(name in of_image.present for of_image in labels)] for name in names}
-    for name, counts in kinds.items():
-        counts.append(sum(name in of_image.absent for of_image in labels))
-    return {name: object_words(name) for name, counts in kinds.items() if min(counts) >= MIN_OF_A_KIND}
+    present = Counter(name for of_image in labels for name in of_image.present)
+    absent = Counter(name for of_image in labels for name in of_image.absent)
+    return {name: object_words(name) for name in names if min(present[name], absent[name]) >= MIN_OF_A_KIND}
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ from modeling_rsmoe import RSMoEProcessor
 from modeling_rsmoe.cli import app
 from modeling_rsmoe.evaluation.report import read_report
 
-from ..data.published import PUBLISHED, image, write_json
+from ..data.published import PUBLISHED
 from ..hub.test_convert import sources  # noqa: F401  # a fixture: an InstructBLIP and a Llama
-from .test_paragraphs import TEXTS
+from .test_paragraphs import paragraphs
 
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -44,12 +44,7 @@ def paper():
 @pytest.fixture
 def downloads(tmp_path) -> Path:
     """What people have: RSICD and VRSBench are not there."""
-    rows = []
-    for number in range(8):
-        name = image(tmp_path / f"downloads/RSICap/images/P{number}.png", 32).name
-        row = {"image_id": str(number), "filename": name, "text_input": "Describe this image in detail."}
-        rows.append({**row, "text_output": TEXTS[number % 2].format(number + 2)})
-    write_json(tmp_path / "downloads/RSICap/captions.json", {"annotations": rows})
+    paragraphs(tmp_path / "downloads/RSICap")
     for key, folder in TESTS.items():
         PUBLISHED[key](tmp_path / "downloads" / folder)
     return tmp_path / "downloads"

@@ -1,6 +1,7 @@
 """RSICap in its published form: both stages learn from it, without an option that a user must guess."""
 
 import json
+from pathlib import Path
 
 from typer.testing import CliRunner
 
@@ -17,6 +18,16 @@ TEXTS = [
 ]
 
 
+def paragraphs(folder: Path) -> None:
+    """RSICap as published, of eight images."""
+    rows = []
+    for number in range(8):
+        name = image(folder / f"images/P{number}.png", 32).name
+        row = {"image_id": str(number), "filename": name, "text_input": "Describe this image in detail."}
+        rows.append({**row, "text_output": TEXTS[number % 2].format(number + 2)})
+    write_json(folder / "captions.json", {"annotations": rows})
+
+
 def run(*words) -> str:
     result = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -24,12 +35,7 @@ def run(*words) -> str:
 
 
 def test_from_rsicap_to_rsieval(start, settings_file, tmp_path):
-    rows = []
-    for number in range(8):
-        name = image(tmp_path / f"rsicap/images/P{number}.png", 32).name
-        row = {"image_id": str(number), "filename": name, "text_input": "Describe this image in detail."}
-        rows.append({**row, "text_output": TEXTS[number % 2].format(number + 2)})
-    write_json(tmp_path / "rsicap/captions.json", {"annotations": rows})
+    paragraphs(tmp_path / "rsicap")
     rsieval(tmp_path / "rsieval")
     data = tmp_path / "data"
     for name in ("rsicap", "rsieval"):
