@@ -1,21 +1,43 @@
-"""Run the tutorials from top to bottom and keep what they print.
+"""Run the tutorials from top to bottom and keep what they show.
 
     make notebooks            # or: python -m docs.notebooks caption scene
 
-Maps, widgets, warnings and progress bars are left out: the committed notebooks stay small, and a change can be read.
+Printed text and small pictures are kept. Maps, widgets, warnings and progress bars are left out: the committed
+notebooks stay small, and a change can be read.
 `tests/test_notebooks.py` runs them with tiny checkpoints.
 """
 
 import argparse
+import base64
+import io
 import os
 import tempfile
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbformat.v4 import new_output
+from PIL import Image
 
 
 TUTORIALS = Path(__file__).resolve().parent / "tutorials"
+SIDE = 900  # pixels of a picture, at most
+
+
+def kept(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Printed text as it is, and pictures as small JPEGs."""
+    printed = [output for output in outputs if output.get("name") == "stdout"]
+    pngs = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    return printed + [new_output("display_data", {"image/jpeg": small_jpeg(png)}) for png in pngs]
+
+
+def small_jpeg(png: str) -> str:
+    """Base64 of a JPEG, of that of a PNG."""
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    image.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def run(file: Path, folder: Path) -> None:
@@ -28,7 +50,7 @@ def run(file: Path, folder: Path) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.execution_count = None
-            cell.outputs = [output for output in cell.outputs if output.get("name") == "stdout"]
+            cell.outputs = kept(cell.outputs)
     nbformat.write(book, file)
 
 

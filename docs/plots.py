@@ -22,7 +22,7 @@ DOCS = Path(__file__).resolve().parent
 SCORE = "CIDEr-D"
 PANELS = {"RSICD": "RSICD", "UCM-Captions": "UCM-Captions", "NWPU-Captions": "NWPU-Captions (never trained on)"}
 BASELINES = {
-    "retrieval": "best training caption (re-ranker)",
+    "retrieval": "best training caption (reranker)",
     "nearest": "captions of similar images",
     "constant": "most frequent caption",
 }

@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> str:
     if is_new("stage 2", stage2, is_trained(stage2)):
         rsmoe("train", "stage2", *train, "--model", stage1, "--output", stage2)
 
-    # 4. The scores. Captions are rewritten by the base LM out of the expert texts: no re-ranker [our decision].
+    # 4. The scores. Captions are rewritten by the base LM out of the expert texts: no reranker [our decision].
     outcomes: dict[str, Path | str] = {}  # reports, or why there is none
 
     def score(title: str, key: str, model: Path, task: str, name: str, *options: object) -> None:

@@ -52,12 +52,12 @@ def most_typical(texts: Sequence[str]) -> str:
 
 
 def mentioned_nouns(captions: Iterable[str]) -> dict[str, float]:
-    """The `NUM_MENTIONED` nouns that most captions mention, and the share of captions that do."""
+    """The `NUM_MENTIONED` nouns that most captions mention, and the share that do; ties as the captions have them."""
     counts: Counter[str] = Counter()
     num_captions = 0
     for caption in captions:
         num_captions += 1
-        counts.update({mention.noun.singular for mention in listed_mentions(_words(caption))})
+        counts.update(dict.fromkeys(mention.noun.singular for mention in listed_mentions(_words(caption))).keys())
     return {noun: round(count / num_captions, 3) for noun, count in counts.most_common(NUM_MENTIONED)}
 
 
