@@ -16,11 +16,12 @@ demo: $(VENV)/installed
 	$(BIN)/rsmoe caption $(if $(IMAGE),"$(IMAGE)",--demo)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# While one works: in less than three minutes, without network, Java and Chromium. Markers: pyproject.toml.
+# While one works: what takes no seconds, without network, Java, Chromium and attacks. Markers: pyproject.toml.
 test-fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not (slow or ray or browser or network or wheels or attack or timing)"
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore tests/attack --ignore tests/transformers_suite \
+		-m "not (slow or ray or browser or network or wheels or attack or timing)"
 
 # FiftyOne and lmms-eval, in an environment of their own: they pull much, and each holds others' versions down.
 test-integrations: $(INTEGRATIONS)/installed

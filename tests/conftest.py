@@ -1,28 +1,56 @@
 """The tiny model of all tests. Its checkpoints are made once a run for all workers, and must stay whole."""
 
+import gc
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
 
-from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
 from modeling_rsmoe.utils.files import sha256_of
 
-from .tiny import tiny_checkpoint, tiny_model, tiny_processor
+
+# Imported where they are used: pytest-xdist's own process, which runs no test, need not wait for torch.
+if TYPE_CHECKING:
+    from modeling_rsmoe import RSMoEForConditionalGeneration, RSMoEProcessor
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What was imported stays: the garbage collector need not look through millions of objects again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+LONG = ("slow", "ray", "browser", "network", "wheels")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests come first: at the end of a run, one worker would do the last of them alone."""
+    long = {item.path for item in items if any(map(item.get_closest_marker, LONG))}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="module")
-def model() -> RSMoEForConditionalGeneration:
+def model() -> "RSMoEForConditionalGeneration":
+    from .tiny import tiny_model
+
     return tiny_model()
 
 
 @pytest.fixture(scope="module")
-def processor() -> RSMoEProcessor:
+def processor() -> "RSMoEProcessor":
+    from .tiny import tiny_processor
+
     return tiny_processor()
 
 
@@ -33,6 +61,8 @@ def hashes(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def shared_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
     """Like `tiny_checkpoint`, but the folder is made once for all tests. A test that writes into it takes a copy."""
+    from .tiny import tiny_checkpoint
+
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "checkpoints"
     asked: dict[Path, dict[str, str]] = {}

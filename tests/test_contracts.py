@@ -98,6 +98,7 @@ def test_transformers_serve_takes_no_class_of_a_checkpoints_own_code(checkpoint)
         ModelManager.get_model_modality(tiny_model())
 
 
+@pytest.mark.slow
 def test_transformers_serve_answers_with_the_class_in_its_tables(checkpoint, monkeypatch) -> None:
     from transformers.cli.serve import Serve
 

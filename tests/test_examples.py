@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from modeling_rsmoe.prompting_rsmoe import Prompt, question_instruction
 from modeling_rsmoe.training.examples import ExampleCollator
 from modeling_rsmoe.training.modules import module_of
 
+from .forks import run_forked
 from .scenes.rasters import UTM, noise, write_raster
 from .tiny import tiny_processor
 
@@ -86,8 +86,7 @@ def without_package(code: str, *arguments: str | Path) -> str:
     """What Python code prints in a process where this package cannot be imported."""
     blocked = f"import sys; sys.modules['modeling_rsmoe'] = None\n{code}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    run = [sys.executable, "-c", blocked, *map(str, arguments)]
-    result = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300)
+    result = run_forked(["-c", blocked, *arguments], environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -104,6 +103,7 @@ def test_every_example_is_tested():
     assert [path.stem for path in EXAMPLES.glob("*.py") if f'"{path.stem}"' not in tested] == []
 
 
+@pytest.mark.slow
 def test_unchanged_scene(checkpoint, tmp_path, monkeypatch, capsys):
     scene = write_raster(tmp_path / "a.tif", noise(3, 40, 60, "uint8", 255), **UTM)
     monkeypatch.setattr(sys, "argv", ["unchanged_scene.py", str(checkpoint), str(scene), "--tile", "20"])
@@ -114,6 +114,7 @@ def test_unchanged_scene(checkpoint, tmp_path, monkeypatch, capsys):
     assert all(two <= one and one + same <= 100 for two, one, same in shares)
 
 
+@pytest.mark.slow
 def test_scene_memory(checkpoint, tmp_path, monkeypatch, capsys):
     options = ["--folder", tmp_path, "--side", 96, "--tile", 48, "--max-new-tokens", 2]
     monkeypatch.setattr(sys, "argv", ["scene_memory.py", *map(str, [checkpoint, *options])])
@@ -144,6 +145,7 @@ def test_compare_weights(checkpoint, capsys):
     assert table[2].startswith(f"| {checkpoint.name}:int8 |") and table[2].endswith("| 1.00 |")
 
 
+@pytest.mark.slow
 def test_sizes_in_the_documents_are_counted(capsys):
     """docs/how-to/quantization.md has the lines that the example prints."""
     example("compare_weights").main(["--sizes"])

@@ -124,6 +124,7 @@ def test_every_task_is_a_file() -> None:
     assert {file.stem for file in TASKS.glob("*.yaml")} == DATASETS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATASETS)
 def test_a_task_reads_and_scores_as_the_package_does(name: str, utils: Any, data: Path, without_java: None) -> None:
     read = task(name, utils)

@@ -446,6 +446,7 @@ def test_embeddings_are_read_as_their_ids_are():
             model(inputs_embeds=model.get_input_embeddings()(ids), **inputs)
 
 
+@pytest.mark.slow
 def test_forward_is_traced_as_one_graph():
     """`torch.compile(model, fullgraph=True)`, images included."""
     model, inputs = tiny_model(), rows()
@@ -464,7 +465,7 @@ def test_adapter_ids_of_another_shape_are_refused():
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"], ids=str)
 @pytest.mark.parametrize("use_dora", [False, True])
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_lora_of_peft(kind, use_dora, targets, tmp_path):
     """Trained, saved, loaded and merged: the same logits in the base LM's, the router's and the experts' sequences."""
     config = tiny_config(expert_config={"expert_type": kind, "r": 4})

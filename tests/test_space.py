@@ -26,6 +26,7 @@ def test_settings_are_those_of_the_package() -> None:
     assert found and set(found[1].split(",")) <= set(project["optional-dependencies"])
 
 
+@pytest.mark.slow
 def test_the_app_is_built(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gradio = pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"')
     tile = tmp_path / "tile.png"

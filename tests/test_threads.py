@@ -65,6 +65,7 @@ def test_forward(model):
     assert_equal_to_serial(forward(model), batches())
 
 
+@pytest.mark.slow
 def test_generate(model):
     assert_equal_to_serial(lambda batch: model.generate(**batch, max_new_tokens=4), batches())
 

@@ -53,6 +53,7 @@ class WrongScores(Decoder):
         return super().logits(sequences, new) * 1.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, wrong", [("swapped", swapped), ("few", lambda *_: Texts([], []))])
 def test_a_wrong_variant_is_found(bench, monkeypatch, name, wrong):
     monkeypatch.setitem(equality.VARIANTS, name, wrong)
@@ -62,6 +63,7 @@ def test_a_wrong_variant_is_found(bench, monkeypatch, name, wrong):
     assert said.startswith("expert 0 (theme): token ") if name == "swapped" else said == "0 texts instead of 6"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong, said", [(WrongAdapters, "sequence 0 (theme): token "), (WrongScores, "scores of the same")]
 )

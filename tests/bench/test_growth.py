@@ -50,6 +50,7 @@ def test_with_image_tokens(bench, untouched, count):
     assert variant.base()().shape[1] == ids.shape[1] + 4
 
 
+@pytest.mark.slow
 def test_curves(bench, monkeypatch, untouched):
     for name, few in (("EXPERTS", (1, 4)), ("TOKENS", (2, 3)), ("IMAGE_TOKENS", (2, 3))):
         monkeypatch.setattr(growth, name, few)

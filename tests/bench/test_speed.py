@@ -33,6 +33,7 @@ def test_every_text_has_the_same_length(bench):
     assert torch.equal(plain.generate(sequences), base.generate(sequences))
 
 
+@pytest.mark.slow
 def test_latency_and_throughput(bench, monkeypatch):
     monkeypatch.setattr(speed, "IMAGES", (1, 3))
     monkeypatch.setattr(speed, "MOST_IMAGES", 4)

@@ -41,6 +41,7 @@ def answers(output: str) -> list[tuple[str, str, str]]:
     return [(one["image"], one["question"], one["answer"]) for one in found]
 
 
+@pytest.mark.slow
 def test_several_questions_of_several_images(
     tiles: list[Path],  # noqa: F811
     checkpoint: Path,

@@ -33,6 +33,7 @@ def test_quick_checks_equality_and_no_times(checkpoint: Path) -> None:
     assert "captions/s" not in result.stdout and "Targets" not in result.stdout
 
 
+@pytest.mark.slow
 def test_quick_fails_where_a_variant_says_something_else(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_every_section_has_a_name() -> None:
     assert SECTIONS == run.NAMES
 
 
+@pytest.mark.slow
 def test_interrupted_it_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -83,6 +85,7 @@ def test_interrupted_it_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeyp
     assert result.exit_code == 130 and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_shown_again_as_markdown(tmp_path: Path) -> None:
     write_results(made_results(), tmp_path / "bench.json")
     result = command("--from", tmp_path / "bench.json", "--markdown", "--clock", "cpu")

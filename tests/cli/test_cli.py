@@ -313,6 +313,7 @@ def test_hub_checkpoint(tiles: list[Path], checkpoint: Path, monkeypatch: pytest
     assert told["model"] == "owner/tiny"
 
 
+@pytest.mark.slow
 def test_default_checkpoint_is_assembled_once(
     tiles: list[Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

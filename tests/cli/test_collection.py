@@ -50,6 +50,7 @@ def test_captions_of_a_folder_and_of_a_list(tiles: Path, checkpoint: Path, tmp_p
     assert again[str(tiles / "c.png")]["caption"] == rows["c.png"]["caption"]
 
 
+@pytest.mark.slow
 def test_questions_about_features(tiles: Path, checkpoint: Path, tmp_path: Path) -> None:
     """The answers are those about the images themselves."""
     model, output = ("--model", checkpoint), tmp_path / "features"
@@ -150,6 +151,7 @@ def test_special_tokens(tiles: Path, checkpoint: Path, tmp_path: Path) -> None:
     assert "holds <theme>, which only the model's own sequences may" in line
 
 
+@pytest.mark.slow
 def test_chips_of_many_bands_in_a_folder(checkpoint: Path, tmp_path: Path) -> None:
     """Refused without a choice: exit code 1 and the commonest reason; with one, described as each is alone."""
     (tmp_path / "chips").mkdir()

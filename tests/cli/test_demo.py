@@ -1,6 +1,6 @@
 """`rsmoe demo` as a process: it opens, serves, refuses what it cannot do, and Ctrl-C ends it. The model is tiny."""
 
-import importlib
+import importlib.util
 import os
 import re
 import signal
@@ -19,7 +19,9 @@ from modeling_rsmoe.inference import Checkpoint
 from tests.cli.test_cli import errors, run
 
 
-pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"')
+# Not imported here: it takes seconds, and most tests of a run are of other files.
+HAS_GRADIO = importlib.util.find_spec("gradio") is not None
+pytestmark = pytest.mark.skipif(not HAS_GRADIO, reason='no gradio here: pip install "rsmoe[demo]"')
 
 
 @pytest.mark.slow

@@ -88,6 +88,7 @@ def test_captions_of_the_full_model(checkpoint: Path, data: Path, tmp_path: Path
     assert "many &lt;b&gt;green&lt;/b&gt; trees" in text and "data:image/jpeg;base64," in text and "://" not in text
 
 
+@pytest.mark.slow
 def test_a_second_run_makes_the_same_report_without_the_model(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +176,7 @@ def test_predictions_of_other_settings_are_not_mixed(checkpoint: Path, data: Pat
     assert "report.jsonl is a run with other settings (max_new_tokens: 6, now 5)" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task, score", [("captioning", "CIDEr-D"), ("vqa", "accuracy")])
 def test_difference_from_another_system(task: str, score: str, data: Path, tmp_path: Path, no_model: None) -> None:
     """Right answers against wrong ones; a system against itself is 0 everywhere; the table is printed."""

@@ -107,6 +107,7 @@ def required(tree: ast.AST, constants: dict[str, str]) -> Iterator[tuple[str, st
             yield from ((str(each).split(".")[0], str(name)) for each in modules)
 
 
+@pytest.mark.slow
 def test_the_extra_that_is_named_brings_the_module() -> None:
     """And nothing that stands in an extra alone is imported without a `require` somewhere."""
     listed = extras()

@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -22,47 +20,29 @@ from typer.testing import CliRunner
 from modeling_rsmoe.cli import app
 from modeling_rsmoe.utils import extras
 
+from ..forks import Forked
 from ..serving.conftest import noise, user
 
 
 @pytest.fixture
 def server(checkpoint):
     """The process, and the address that it printed."""
-    command = [
-        sys.executable,
-        "-c",
-        "from modeling_rsmoe.cli import main; main()",
-        "serve",
-        "--model",
-        checkpoint,
-        "--port",
-        "0",
-        "--timeout",
-        "60",
-        "--dtype",
-        "float32",
-    ]
-    environment = {**os.environ, "RSMOE_API_KEY": "secret", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
-        list(map(str, command)),
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-    )
+    command = ["-c", "from modeling_rsmoe.cli import main; main()", "serve", "--model", checkpoint]
+    environment = {**os.environ, "RSMOE_API_KEY": "secret", "CUDA_VISIBLE_DEVICES": ""}
+    process = Forked([*command, "--port", 0, "--timeout", 60, "--dtype", "float32"], environment)
     try:
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.search(r"serving tiny at (http://127.0.0.1:\d+)/v1", line):
-                break
-        else:
-            pytest.fail("".join(lines))
+        while not (found := re.search(r"serving tiny at (http://127.0.0.1:\d+)/v1", process.read())):
+            assert process.poll() is None, process.read()
+            time.sleep(0.02)
         yield process, found[1]
     finally:
         process.kill()
         process.wait()
-        process.stderr.close()
+
+
+def after_start(said: str) -> list[str]:
+    """The lines after the one with the address."""
+    return said.partition("serving tiny at ")[2].splitlines()[1:]
 
 
 def in_flight(url: str) -> int:
@@ -88,10 +68,10 @@ def test_sigterm_finishes_what_is_in_flight(server) -> None:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert all(text.result() for text in texts)
-    assert process.wait(30) == 0
+    done = process.wait(30)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
     with pytest.raises(urllib.error.URLError):
         in_flight(url)
-    assert "Traceback" not in process.stderr.read()
 
 
 @pytest.mark.slow
@@ -99,8 +79,8 @@ def test_ctrl_c_is_an_interruption(server) -> None:
     process, url = server
     assert in_flight(url) == 0
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
-    assert process.stderr.read().splitlines() == ["rsmoe: interrupted"]
+    done = process.wait(30)
+    assert done.returncode == 130 and after_start(done.stderr) == ["rsmoe: interrupted"]
 
 
 @pytest.mark.slow
@@ -120,10 +100,10 @@ def test_ctrl_c_twice_does_not_wait(server) -> None:
                 in_flight(url)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        done = process.wait(30)
+        assert done.returncode == 130 and after_start(done.stderr) == ["rsmoe: interrupted"]
         with pytest.raises(ConnectionError):
             connection.getresponse()
-    assert process.stderr.read().splitlines() == ["rsmoe: interrupted"]
 
 
 @pytest.mark.slow

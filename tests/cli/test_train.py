@@ -38,6 +38,7 @@ def test_both_stages(rsmoe, start, data, features, settings_file, tmp_path):  # 
     assert (record["stage"], record["before"]["stage"], record["arguments"]["max_steps"]) == ("stage2", "stage1", 2)
 
 
+@pytest.mark.slow
 def test_a_name_is_assembled_untrained(rsmoe, start, data, features, settings_file, tmp_path, monkeypatch):  # noqa: F811
     asked = {}
 

@@ -124,6 +124,7 @@ def test_rows_are_those_of_each_scene(describer: TileCaptioner, scenes: Path, tm
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".parquet"] == []
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues(describer: TileCaptioner, scenes: Path, tmp_path: Path) -> None:
     """Also where it stopped while sparse tiles were described, and one scene is another since."""
     copy = tmp_path / "scenes"
@@ -233,6 +234,7 @@ def test_stac_collections(scenes: Path, tmp_path: Path) -> None:
         find_tiles([twice], CUT)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
     options = ("--model", checkpoint, "--router", "template", "--max-new-tokens", 6)
     output = tmp_path / "out.parquet"

@@ -39,6 +39,7 @@ def pixels(file: Path, **options) -> np.ndarray:
     return np.asarray(read_image(file, raster_options=RasterOptions(**options)))
 
 
+@pytest.mark.slow
 def test_chips_become_what_the_model_sees(source: Path, checkpoint: Path, tmp_path: Path, without_java) -> None:
     out = tmp_path / "data"
     result = run("data", "convert", "own", source, out, "--bands", "3,2,1", "--link")

@@ -18,10 +18,6 @@ from tests.browser import Person, chromium, needs_chromium
 from tests.tiny import INSTRUCTIONS, speaking_model, tiny_processor
 
 
-pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"')
-from modeling_rsmoe.demo.page import Session, launch, make_page
-
-
 pytestmark = [pytest.mark.browser, needs_chromium]
 WELCOME = "Drop an image or a GeoTIFF, or choose an example."
 
@@ -48,6 +44,9 @@ def checkpoint() -> Checkpoint:
 def home(checkpoint: Checkpoint, images: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"')
+        from modeling_rsmoe.demo.page import launch, make_page
+
         page = make_page(checkpoint, images[2:])
         url, public = launch(page, "127.0.0.1", upload_limit=1)
         assert public is None
@@ -266,6 +265,9 @@ def test_who_leaves_does_not_hold_the_model(
 
 def test_a_session_is_a_value(checkpoint: Checkpoint, images: list[Path]) -> None:
     predictor = Predictor(checkpoint.model, checkpoint.processor)
+    pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"')
+    from modeling_rsmoe.demo.page import Session
+
     session = Session(encode_upload(predictor, images[0]))
     with pytest.raises(AttributeError):
         session.image = encode_upload(predictor, images[1])

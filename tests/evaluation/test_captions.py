@@ -147,7 +147,7 @@ def test_scores_stand_in_order_inside_their_intervals(parity):
 # ---- scores beyond the parity
 
 
-def test_cider_is_cider_d_without_clipping_and_penalty(monkeypatch):
+def test_cider_is_cider_d_without_clipping_and_penalty(monkeypatch, without_java):
     from pycocoevalcap.cider import cider_scorer
 
     references, predictions = made_captions(60)
@@ -163,7 +163,7 @@ def test_cider_is_cider_d_without_clipping_and_penalty(monkeypatch):
     assert found.scores["CIDEr"].value > found.scores["CIDEr-D"].value
 
 
-def test_a_drawn_sample_is_scored_as_a_set():
+def test_a_drawn_sample_is_scored_as_a_set(without_java):
     from pycocoevalcap.bleu.bleu import Bleu
 
     references, predictions = made_captions(40)
@@ -176,7 +176,7 @@ def test_a_drawn_sample_is_scored_as_a_set():
     assert [found.scores[name].high for name in BLEU] == [found.scores[name].low for name in BLEU]
 
 
-def test_a_copied_reference_scores_full_and_the_order_of_images_does_not_matter():
+def test_a_copied_reference_scores_full_and_the_order_of_images_does_not_matter(without_java):
     copied = {key: REFERENCES[key][0].upper() for key in REFERENCES}
     found = score_captions(REFERENCES, copied, metrics=QUICK)
     assert values(found)["BLEU-4"] == pytest.approx(100, abs=1e-3)
@@ -189,7 +189,7 @@ def test_a_copied_reference_scores_full_and_the_order_of_images_does_not_matter(
     assert backwards.each == found.each[::-1]
 
 
-def test_diversity():
+def test_diversity(without_java):
     predictions = {"a": "A pond.", "b": "a pond", "c": "many trees near it"}
     found = score_captions(REFERENCES, predictions, train_captions=["a pond .", "trees"], metrics=QUICK)
     assert values(found)["distinct"] == pytest.approx(200 / 3)
@@ -199,13 +199,13 @@ def test_diversity():
     assert "distinct" not in found.each[0]
 
 
-def test_without_training_captions_nothing_is_novel_or_not():
+def test_without_training_captions_nothing_is_novel_or_not(without_java):
     found = score_captions(REFERENCES, PREDICTIONS, metrics=["novel", "distinct"])
     assert list(found.scores) == ["distinct"]
     assert found.missing == {"novel": "no training captions were given to compare with"}
 
 
-def test_empty_predictions_and_strange_line_ends_stay_in_place():
+def test_empty_predictions_and_strange_line_ends_stay_in_place(without_java):
     strange = {"a": "many green trees\u2028are near\r\na pond", "b": "", "c": " . "}
     found = score_captions(REFERENCES, strange, train_captions=[], metrics=QUICK)
     assert values(found)["ROUGE-L"] == pytest.approx(100 / 3)
@@ -216,17 +216,17 @@ def test_empty_predictions_and_strange_line_ends_stay_in_place():
     assert all(math.isfinite(score.low) and math.isfinite(score.high) for score in found.scores.values())
 
 
-def test_an_empty_prediction_does_not_equal_an_empty_reference():
+def test_an_empty_prediction_does_not_equal_an_empty_reference(without_java):
     found = score_captions({"a": ["."], "b": ["a pond"]}, {"a": "", "b": "a pond"}, metrics=["ROUGE-L"])
     assert [image["ROUGE-L"] for image in found.each] == pytest.approx([0, 100])
 
 
-def test_one_image_has_scores_but_no_cider():
+def test_one_image_has_scores_but_no_cider(without_java):
     found = score_captions({"a": ["a pond ."]}, {"a": "a pond"}, metrics=["CIDEr-D", "CIDEr", "ROUGE-L"])
     assert values(found) == {"ROUGE-L": pytest.approx(100), "CIDEr-D": 0, "CIDEr": 0}
 
 
-def test_references_without_words_have_no_cider():
+def test_references_without_words_have_no_cider(without_java):
     found = score_captions({"a": ["."], "b": ["!", ""]}, {"a": "a pond", "b": ""}, metrics=QUICK, samples=10)
     assert found.missing["CIDEr-D"] == found.missing["CIDEr"] == "no reference has a word"
     assert values(found)["BLEU-4"] == pytest.approx(0, abs=1e-6) and values(found)["ROUGE-L"] == 0
@@ -235,7 +235,7 @@ def test_references_without_words_have_no_cider():
 # ---- what is missing
 
 
-def test_only_the_wanted_metrics_are_computed_in_the_usual_order():
+def test_only_the_wanted_metrics_are_computed_in_the_usual_order(without_java):
     found = score_captions(REFERENCES, PREDICTIONS, metrics={"length", "CIDEr-D", "BLEU-4"})
     assert list(found.scores) == ["BLEU-4", "CIDEr-D", "length"]
     assert list(found.each[0]) == ["BLEU-4", "CIDEr-D"]
@@ -324,7 +324,7 @@ def test_what_cannot_be_scored_is_named(references, predictions, message):
         ({"metrics": ["length"], "samples": 0}, "0 bootstrap samples"),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_wrong_options_are_named(options, message, without_java):
     with pytest.raises(RSMoEError, match=message):
         score_captions(REFERENCES, PREDICTIONS, **options)
 

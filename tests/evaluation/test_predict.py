@@ -61,6 +61,7 @@ def texts_of(lines):
     return {key: {k: v for k, v in line.items() if k not in ("seconds", "peak_memory")} for key, line in lines.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "system, sees_image", [("full", True), ("base", True), ("experts:object", True), ("full", False)]
 )

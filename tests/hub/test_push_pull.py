@@ -1,4 +1,7 @@
-"""Push and pull over HTTP, in fresh processes, against a Hub on this machine (hub_server.py)."""
+"""Push and pull over HTTP, in processes of their own, against a Hub on this machine (hub_server.py).
+
+The first push, the first pull and the first command run in fresh processes, the rest in forked ones (tests/forks.py).
+"""
 
 import json
 import os
@@ -19,6 +22,7 @@ from modeling_rsmoe.hub.card import write_card
 from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.utils.files import sha256_of
 
+from ..forks import Forked, run_forked
 from ..tiny import tiny_model
 from .hub_server import TOKEN, LocalHub
 
@@ -45,34 +49,47 @@ def environment(hub: LocalHub, home: Path, token: str | None) -> dict[str, str]:
     return kept | ({"HF_TOKEN": token} if token else {})
 
 
-def start(
-    hub: LocalHub, home: Path, *command: object, token: str | None = TOKEN, offline: bool = False
-) -> subprocess.Popen:
+def words(*command: object) -> tuple[list[str], dict[str, str]]:
+    """The program and what it adds to the environment."""
     action, source, target, arguments = command
-    words = [str(CLIENT), str(action), str(source), str(target), json.dumps(arguments)]
     # Pulling is isolated: neither this folder nor PYTHONPATH leads to the package; pushing needs it.
-    isolated, paths = (["-I"], {}) if action == "pull" else ([], {"PYTHONPATH": str(ROOT)})
-    return subprocess.Popen(
-        [sys.executable, *isolated, *words],
-        env=environment(hub, home, token) | paths | ({"HF_HUB_OFFLINE": "1"} if offline else {}),
-        cwd=home,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    paths = {} if action == "pull" else {"PYTHONPATH": str(ROOT)}
+    return [str(CLIENT), str(action), str(source), str(target), json.dumps(arguments)], paths
+
+
+def start(hub: LocalHub, home: Path, *command: object, token: str | None = TOKEN, **changes: str) -> Forked:
+    home.mkdir(exist_ok=True, parents=True)
+    program, paths = words(*command)
+    return Forked(program, environment(hub, home, token) | paths | changes, home)
+
+
+def result(done: subprocess.CompletedProcess) -> dict:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def run(hub: LocalHub, home: Path, *command: object, token: str | None = TOKEN, offline: bool = False) -> dict:
+    changes = {"HF_HUB_OFFLINE": "1"} if offline else {}
+    return result(start(hub, home, *command, token=token, **changes).wait())
+
+
+def fresh(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess:
+    """A process of its own that imports all that it needs."""
+    command = [sys.executable, *words]
+    return subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+
+
+def run_fresh(hub: LocalHub, home: Path, *command: object) -> dict:
     home.mkdir(exist_ok=True, parents=True)
-    process = start(hub, home, *command, token=token, offline=offline)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
+    program, paths = words(*command)
+    isolated = [] if paths else ["-I"]
+    return result(fresh(environment(hub, home, TOKEN) | paths, *isolated, *program))
 
 
 def at_once(*calls: Callable[[], Any]) -> list[Any]:
-    """What each returns: most of the time of a fresh process is imports, so two run side by side.
+    """What each returns, two side by side.
 
     They only start processes: `from_pretrained` in two threads at a time leaves transformers without tied weights.
     """
@@ -95,7 +112,7 @@ def pushed(hub, folder, tmp_path_factory) -> dict:
     for name in ("theme", "object"):
         model.model.expert(name).save_pretrained(home / "parts" / name)
     arguments = {"card": True, "max_shard_size": "120KB", "parts": str(home / "parts")}
-    found = run(hub, home, "push", folder, ID, arguments)
+    found = run_fresh(hub, home, "push", folder, ID, arguments)
     assert "error" not in found, found
     return found
 
@@ -136,7 +153,8 @@ def other_weights(folder: Path, target: Path, seed: int) -> Path:
 
 def test_model_processor_and_code(hub, pushed, folder, tmp_path):
     """Sharded weights, large ones in parts and small ones in one piece; code, processor, card."""
-    assert_pulled(hub, tmp_path / "home", folder)
+    home = tmp_path / "home"
+    assert_equal(run_fresh(hub, home, "pull", ID, home / "out", {}), home, folder)
     files = hub.repos[ID].commits[pushed["commit"]]
     shards = [name for name in files if name.startswith("model-")]
     assert len(shards) > 2 and all(files[name][1] for name in shards)
@@ -156,19 +174,15 @@ def test_offline_after_a_pull(hub, pushed, folder, tmp_path):
     """The cache is enough, and gives the Q-Former its own tokenizer (`assert_equal`): after a pull, and after
     `hf download`, with HF_HUB_OFFLINE and with `local_files_only`."""
     pulled_home, downloaded_home = tmp_path / "pulled", tmp_path / "downloaded"
-    hf = [sys.executable, "-m", "huggingface_hub.cli.hf", "download", ID]
-    env = environment(hub, downloaded_home, TOKEN)
-    at_once(
-        lambda: assert_pulled(hub, pulled_home, folder),
-        lambda: subprocess.run(hf, env=env, check=True, capture_output=True, timeout=300),
-    )
+    assert_pulled(hub, pulled_home, folder)
+    done = fresh(environment(hub, downloaded_home, TOKEN), "-m", "huggingface_hub.cli.hf", "download", ID)
+    assert done.returncode == 0, done.stderr
     for home in (pulled_home, downloaded_home):
-        offline, local = at_once(
-            lambda home=home: run(hub, home, "pull", ID, home / "offline", {}, offline=True),
-            lambda home=home: run(hub, home, "pull", ID, home / "local", {"local_files_only": True}),
-        )
-        for found, name in ((offline, "offline"), (local, "local")):
-            assert_equal(found, home, folder, name)
+        # One after the other: transformers' cache of code is not made for two processes that fill it.
+        found = run(hub, home, "pull", ID, home / "offline", {}, offline=True)
+        assert_equal(found, home, folder, "offline")
+        found = run(hub, home, "pull", ID, home / "local", {"local_files_only": True})
+        assert_equal(found, home, folder, "local")
 
 
 def test_saving_with_push_to_hub(hub, folder, tmp_path):
@@ -179,8 +193,8 @@ def test_saving_with_push_to_hub(hub, folder, tmp_path):
         "processor.save_pretrained(sys.argv[2], push_to_hub=True, repo_id='tester/saved')"
     )
     env = environment(hub, tmp_path, TOKEN) | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "again")]
-    subprocess.run(command, env=env, check=True, timeout=300)
+    done = run_forked(["-c", code, folder, tmp_path / "again"], env)
+    assert done.returncode == 0, done.stderr
     repo = hub.repos["tester/saved"]
     files = repo.commits[repo.refs["main"]]
     assert {"qformer_tokenizer/config.json", "qformer_tokenizer/tokenizer.json", "processor_config.json"} <= set(files)
@@ -204,7 +218,7 @@ def test_expert_with_the_package(hub, pushed, folder, tmp_path):
         "print(type(expert).__module__, expert.config.r)"
     )
     env = environment(hub, tmp_path, TOKEN) | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code, ID], env=env, capture_output=True, text=True, timeout=300)
+    done = run_forked(["-c", code, ID], env)
     assert done.stdout.split() == ["modeling_rsmoe.experts_rsmoe", "4"], done.stderr
 
 
@@ -226,17 +240,16 @@ def test_pinned_revisions(hub, pushed, folder, tmp_path):
 def test_an_upload_cut_off_leaves_the_last_revision(hub, pushed, folder, tmp_path):
     newer, last = other_weights(folder, tmp_path / "newer", 6), hub.repos[ID].refs["main"]
     home = tmp_path / "pusher"
-    home.mkdir()
     hub.reached.clear()
     hub.stall.set()
     try:
         process = start(hub, home, "push", newer, ID, {})
         assert hub.reached.wait(120), "no large file was sent"
         process.kill()
-        process.communicate()
+        done = process.wait()
     finally:
         hub.stall.clear()
-    assert process.returncode == -9 and hub.repos[ID].refs["main"] == last
+    assert done.returncode == -9 and hub.repos[ID].refs["main"] == last
     assert_pulled(hub, tmp_path / "home", folder)
     found = run(hub, home, "push", newer, ID, {})  # again, whole
     assert_pulled(hub, tmp_path / "again", newer, revision=found["commit"], code_revision=found["commit"])
@@ -271,38 +284,22 @@ def test_errors_in_words(hub, pushed, folder, tmp_path):
     assert not out.with_suffix(".safetensors").exists()
 
 
-def rsmoe(hub: LocalHub, home: Path, *words: str, token: str | None = TOKEN) -> subprocess.CompletedProcess:
-    env = environment(hub, home, token) | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "modeling_rsmoe.cli", *words]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-
-
 def test_command_line(hub, pushed, folder, tmp_path):
     """`hf upload`, then our commands by the repository's name; its errors in one line."""
+    got = tmp_path / "got"
     from PIL import Image
 
     Image.new("RGB", (30, 30), "green").save(tmp_path / "tile.png")
-    caption = ("caption", str(tmp_path / "tile.png"), "--model")
-    done, *refused = at_once(
-        lambda: rsmoe(hub, tmp_path, *caption, ID, "--json"),
-        lambda: rsmoe(hub, tmp_path / "empty", *caption, "tester/none"),
-        lambda: rsmoe(hub, tmp_path / "empty", *caption, ID, token="hf_wrong"),
-    )
+    caption = ("-m", "modeling_rsmoe.cli", "caption", str(tmp_path / "tile.png"), "--model")
+    env, paths = environment(hub, tmp_path, TOKEN), {"PYTHONPATH": str(ROOT)}
+    done = fresh(env | paths, *caption, ID, "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["model"] == ID, done.stderr
-    for done in refused:
+    for name, token in (("tester/none", TOKEN), (ID, "hf_wrong")):
+        done = run_forked([*caption, name], environment(hub, tmp_path / "empty", token) | paths)
         (line,) = [line for line in done.stderr.splitlines() if "error" in line]
         assert done.returncode == 2 and "the Hub did not give a checkpoint of that name (" in line
-    env = environment(hub, tmp_path, TOKEN)
-    hf = [sys.executable, "-m", "huggingface_hub.cli.hf"]
-    subprocess.run(
-        [*hf, "upload", "tester/by-command", str(folder)], env=env, check=True, capture_output=True, timeout=300
-    )
-    subprocess.run(
-        [*hf, "download", "tester/by-command", "--local-dir", str(tmp_path / "got")],
-        env=env,
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    for words in (["upload", "tester/by-command", folder], ["download", "tester/by-command", "--local-dir", got]):
+        done = fresh(env, "-m", "huggingface_hub.cli.hf", *map(str, words))
+        assert done.returncode == 0, done.stderr
     for file in (path for path in folder.rglob("*") if path.is_file()):
-        assert (tmp_path / "got" / file.relative_to(folder)).read_bytes() == file.read_bytes()
+        assert (got / file.relative_to(folder)).read_bytes() == file.read_bytes()

@@ -327,6 +327,7 @@ def test_attention_of_each_part(folder, plain):
 # ---- compiling
 
 
+@pytest.mark.slow
 def test_compiled_decode_step_writes_the_same_tokens(plain):
     """Each step is one graph without a break, for all adapters; with a static cache its shapes do not change."""
     expected = plain.generate(**rows())

@@ -82,6 +82,7 @@ def test_full_model_says_the_same(model, router_mode, fusion):
         assert torch.equal(outputs[name], expected[name]), name
 
 
+@pytest.mark.slow
 def test_rewriting_looks_up_in_the_expert_texts(model, monkeypatch):
     """One image, greedily: several tokens in a step, and the same text. Other decoding is left as it is."""
     image = torch.randint(0, 255, (3, 40, 50), generator=torch.Generator().manual_seed(4)).to(torch.uint8)

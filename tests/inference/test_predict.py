@@ -140,6 +140,7 @@ def test_stop_finds_its_image_in_a_mixed_batch(model, processor, images, stopped
     assert stopped[stopped_place].num_tokens <= 1
 
 
+@pytest.mark.slow
 def test_whoever_leaves_stops_the_generation(processor, images, monkeypatch):
     predictor = Predictor(speaking_model(), processor, {"fusion": "rewrite", "max_new_tokens": 400})
     threads = threading.active_count()

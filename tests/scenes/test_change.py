@@ -96,6 +96,7 @@ def test_tiles_of_both_dates(dates: tuple[Path, Path], predictor: Predictor) -> 
     assert both.before.raster.nodata == both.after.raster.nodata == 7
 
 
+@pytest.mark.slow
 def test_every_format_has_both_dates(dates: tuple[Path, Path], predictor: Predictor, tmp_path: Path) -> None:
     files = [tmp_path / f"out.{suffix}" for suffix in ("geojson", "gpkg", "parquet", "jsonl")]
     result = [describe_change(*dates, predictor, tile=20, output=file) for file in files][0]

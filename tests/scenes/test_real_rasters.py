@@ -61,6 +61,7 @@ def gdal_bounds(path: Path) -> list[tuple[float, ...]] | None:
     return [(west, south, east, north)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in RASTERS if path.stem != EMPTY], ids=lambda path: path.stem)
 def test_a_raster_through_every_door(path: Path, predictor: Predictor, tmp_path: Path) -> None:
     bands = (1, 2, 3) if path.stem.startswith(CHOSEN) else None

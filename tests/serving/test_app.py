@@ -117,6 +117,7 @@ def test_a_sampled_text_is_streamed(served) -> None:
     assert "".join(pieces) == served.ask(noise(9), **asked).choices[0].message.content and len(pieces) > 2
 
 
+@pytest.mark.slow
 def test_what_is_read_of_a_conversation(served) -> None:
     """The last user message, and the last image that there is."""
     messages = [
@@ -139,6 +140,7 @@ def test_what_is_read_of_a_conversation(served) -> None:
     assert answer.choices[0].message.content == served.alone(noise(2), DEFAULT_INSTRUCTION)["text"]
 
 
+@pytest.mark.slow
 def test_decoding_is_as_asked(served) -> None:
     beams = served.alone(noise(4), num_beams=2, max_new_tokens=5, fusion="rewrite")
     answer = served.ask(noise(4), max_completion_tokens=5, extra_body={"num_beams": 2, "fusion": "rewrite"})

@@ -38,6 +38,7 @@ def ask_all(served: Served, pool: ThreadPoolExecutor, asked: list[dict]) -> list
     return answers
 
 
+@pytest.mark.slow
 def test_requests_that_decode_alike_share_a_batch(held) -> None:
     template = {"router_mode": "template"}
     asked = [
@@ -107,6 +108,7 @@ def test_streams_share_a_batch_with_their_task_only(held) -> None:
     assert held.model.batches == [1, 3, 1]
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_said_at_once(held) -> None:
     with ThreadPoolExecutor(12) as pool:
         answers = ask_all(held, pool, [{"image": noise(i)} for i in range(12)])
@@ -154,7 +156,7 @@ def post(served: Served, **more) -> http.client.HTTPConnection:
 
 def test_clients_that_leave_are_forgotten(held) -> None:
     runs, waits = post(held, max_tokens=256), post(held, stream=True)
-    held.until(lambda: sum(held.model.batches) + held.service.batcher.num_waiting == 2)
+    held.until(lambda: held.model.batches and sum(held.model.batches) + held.service.batcher.num_waiting == 2)
     for connection in (runs, waits):
         connection.close()
     held.until(lambda: held.service.in_flight == 0)
@@ -168,6 +170,7 @@ def test_clients_that_leave_are_forgotten(held) -> None:
     assert 'rsmoe_requests_total{status="499"} 2.0' in text
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_left_ends(held) -> None:
     """The rows of a client that has gone stop; 256 tokens would not have been written so soon."""
     held.model.go.set()
@@ -182,6 +185,7 @@ def test_a_stream_that_is_left_ends(held) -> None:
     assert held.ask(noise(1)).choices[0].message.content == held.alone(noise(1))["text"]
 
 
+@pytest.mark.slow
 def test_64_at_once() -> None:
     """None lost, none mixed up: what is said of each image is known before."""
     count, short = 64, {"router_mode": "template", "fusion": "concat"}  # one decode instead of three: to be quick

@@ -39,6 +39,7 @@ def test_values_that_ask_for_nothing_change_nothing(served) -> None:
         assert served.ask(noise(0), extra_body=more).choices[0].message.content == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), NEUTRAL, ids=str)
 def test_each_such_value_is_taken(served, name, value) -> None:
     assert served.client.chat.completions.create(

@@ -1,10 +1,10 @@
 """Trainings in processes of their own: killed at a step, or several at once."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from ..forks import run_forked
 
 
 KILL = """
@@ -29,18 +29,15 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE
 
 def killed_at(place: str, command: Sequence[str | Path]) -> None:
     """Run `rsmoe COMMAND`; it kills itself (-9) at the end of a step, such as "stage1:3"."""
-    run = [sys.executable, "-c", KILL, place, *map(str, command)]
-    result = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    result = run_forked(["-c", KILL, place, *command], ENVIRONMENT)
     assert result.returncode == -9, result.stderr
 
 
 def in_processes(count: int, command: Sequence[str | Path]) -> str:
     """Run `rsmoe COMMAND` in several processes of accelerate; returns what they said."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
     launch += ["--num_processes", str(count), "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--main_process_port", "0", "-m", "modeling_rsmoe.cli"]
-    result = subprocess.run(
-        [*launch, *map(str, command)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
+    result = run_forked([*launch, *command], ENVIRONMENT)
     assert result.returncode == 0, result.stderr
     return result.stderr

@@ -133,6 +133,7 @@ def test_it_learns(labelled):
     assert last["loss_words"] < first["loss_words"] and last["loss_objects"] < first["loss_objects"] / 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(labelled, tmp_path):
     start = tiny_checkpoint(tmp_path / "start", reranker_rank=4, reranker_buckets=64)
     whole = train(start, labelled, tmp_path / "whole")

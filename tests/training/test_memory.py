@@ -94,6 +94,7 @@ def test_what_learns(size):
         assert halved == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_no_weight_is_allocated():
     """The 7b's layers, two of them: 5 GB in float32."""
     config = config_of("rs-moe-7b")
@@ -183,6 +184,7 @@ def mixed_examples(stage, data, batch: int):
     return table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
 def test_states_are_those_of_a_real_training(start, data, settings_file, tmp_path, stage, bf16):
@@ -197,6 +199,7 @@ def test_states_are_those_of_a_real_training(start, data, settings_file, tmp_pat
     assert expected.buffers == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
@@ -265,6 +268,7 @@ def test_activations_are_the_memory_that_the_system_gives(stage):
     assert estimated > 1e8 and measured == pytest.approx(estimated, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_checkpointing_changes_memory_only(start, data, settings_file, tmp_path, stage):
     """A batch of several adapters and several completions; layers are computed again with their own sequences."""
@@ -355,6 +359,7 @@ def test_units_of_fsdp_are_in_the_model(size):
 # ---- the command
 
 
+@pytest.mark.slow
 def test_command(start, settings_file, tmp_path):
     arguments = ["train", "estimate", str(start), "--config", str(settings_file), "--processes", "1"]
     arguments += ["--processes", "4", "--tokens", "64", "--markdown"]

@@ -47,6 +47,7 @@ def states(output: Path) -> list[str]:
     return sorted(path.name for path in (output / ".training").glob("*checkpoint*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, break_loss", [("loss", lambda loss: loss * NAN), ("gradient norm", nan_gradients)], ids=["loss", "gradient"]
 )

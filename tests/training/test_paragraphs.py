@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from modeling_rsmoe import RSMoEProcessor
@@ -34,6 +35,7 @@ def run(*words) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_from_rsicap_to_rsieval(start, settings_file, tmp_path):
     paragraphs(tmp_path / "rsicap")
     rsieval(tmp_path / "rsieval")

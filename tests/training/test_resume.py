@@ -104,6 +104,7 @@ def test_images_lost_in_the_middle(start, data, features, settings_file, tmp_pat
     assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(start, data, features, settings_file, tmp_path):
     places = (start, data, features, settings_file)
     broken = tmp_path / "broken"
@@ -126,6 +127,7 @@ def test_a_damaged_checkpoint_is_named(start, data, features, settings_file, tmp
         run("stage2", *places, broken, resume=True, changes=killed)
 
 
+@pytest.mark.slow
 def test_nothing_is_pickled(start, data, features, settings_file, tmp_path):
     output = run("stage2", start, data, features, settings_file, tmp_path / "output", changes=["--max_steps", "2"])
     names = {path.name for path in (output / ".training" / "checkpoint-2").iterdir()}

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from modeling_rsmoe import RSMoEConfig
 from modeling_rsmoe.hub.sources import HUB_CONFIGS
 from modeling_rsmoe.training import memory, read_settings, train_stage
 
+from ..forks import run_forked
 from .runs import ENVIRONMENT
 
 
@@ -66,13 +66,11 @@ def eva(shared_checkpoint):
 def spread(count: int, folder, command) -> subprocess.CompletedProcess:
     """`rsmoe COMMAND` in processes of accelerate with the shipped fsdp.yaml, in full precision."""
     (folder / "driver.py").write_text(DRIVER)
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch = ["-m", "accelerate.commands.launch"]
     launch += ["--config_file", HUB_CONFIGS / "accelerate" / "fsdp.yaml", "--num_processes", count]
     launch += ["--mixed_precision", "no", "--main_process_port", 0, folder / "driver.py", folder / "counts.json"]
     environment = {**ENVIRONMENT, "ACCELERATE_TORCH_DEVICE": "cpu", "PYTHONPATH": str(HUB_CONFIGS.parent)}
-    return subprocess.run(
-        [*map(str, launch), *map(str, command)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    return run_forked([*launch, *command], environment)
 
 
 def losses(output) -> list[float]:
