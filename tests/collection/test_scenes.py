@@ -169,7 +169,10 @@ def test_a_lost_machine_loses_and_doubles_nothing(
 
     # Workers import this module, to unpickle the checkpoint's source.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 128 * 2**20})
+    # A machine is asked for its health often, so that its loss is known soon.
+    health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
+    head = {"num_cpus": 1, "object_store_memory": 128 * 2**20, "_system_config": health}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     lost = cluster.add_node(num_cpus=1, object_store_memory=128 * 2**20)
     tiles = find_tiles([str(scenes)], CUT)
     killed: list[int] = []

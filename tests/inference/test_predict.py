@@ -143,15 +143,15 @@ def test_stop_finds_its_image_in_a_mixed_batch(model, processor, images, stopped
 @pytest.mark.slow
 def test_whoever_leaves_stops_the_generation(processor, images, monkeypatch):
     predictor = Predictor(speaking_model(), processor, {"fusion": "rewrite", "max_new_tokens": 400})
-    threads = threading.active_count()
+    before = set(threading.enumerate())
     stream = predictor.stream(images[0], QUESTION)
     while not next(stream).text:
         pass
+    ours = set(threading.enumerate()) - before
     stream.close()
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.name.startswith(("pytest", "execnet", "Dummy")):
-            thread.join(20)
-    assert threading.active_count() <= threads
+    for thread in ours:
+        thread.join(20)
+    assert ours and not any(thread.is_alive() for thread in ours)
 
 
 def test_errors_reach_the_caller(model, processor, images):
