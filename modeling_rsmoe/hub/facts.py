@@ -142,14 +142,13 @@ class Facts:
 
     @property
     def datasets(self) -> list[str]:
-        """Names of what was learned from, as card.yaml or config.json list them or training.json names them."""
-        known = [dataset.name for dataset in self.data]
-        if self.texts.training or not self.record:
-            return known
-        recipe, data = self.record["recipe"], self.record["data"]
-        captions = recipe.get("datasets") or () if data["captioned_images"] else ()
-        questions = recipe.get("question_datasets") or () if data["questions"] else ()
-        return list(dict.fromkeys((*known, *captions, *questions)))
+        """Names of all that was learned from: as card.yaml or config.json list them, and those of the last training."""
+        return list(dict.fromkeys((*(dataset.name for dataset in self.data), *self.last_datasets)))
+
+    @property
+    def last_datasets(self) -> list[str]:
+        """Names of what the last training learned from, as its record tells; card.yaml needs no record."""
+        return self.record["data"].get("datasets", []) if self.record and not self.texts.training else []
 
     @property
     def minutes(self) -> int:

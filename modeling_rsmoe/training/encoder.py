@@ -113,7 +113,11 @@ def _record(
         "finished": False,
         "recipe": asdict(recipe),
         "arguments": decisive_arguments(arguments),
-        "data": {"sha256": records_sha256(data.records, folder), **counts},
+        "data": {
+            "sha256": records_sha256(data.records, folder),
+            "datasets": list(dict.fromkeys(record.dataset for record in data.records)),
+            **counts,
+        },
         "start": {"name": start.name, "sha256": folder_sha256(start)},
         "versions": package_versions(),
     }

@@ -201,6 +201,7 @@ def _record(job: _Job) -> dict[str, Any]:
         "arguments": decisive_arguments(job.arguments),
         "data": {
             "sha256": records_sha256(records, data.folder),
+            "datasets": list(dict.fromkeys(record.dataset for record in records)),
             "captioned_images": len(data.captions),
             "questions": len(data.questions),
             "extra_examples": len(data.extra),

@@ -27,11 +27,9 @@ def record(stage: str, before: dict | None = None, **changes) -> dict:
         "projection": "full",
         "language_model": "lora",
         "router": "frozen",
-        "datasets": ["Ships", "Ships"],
-        "question_datasets": ["RSVQA-LR"],
     } | changes
     arguments = {"learning_rate": 5e-4, "max_steps": 100, "num_train_epochs": 3.0, "examples_per_step": 16}
-    data = {"sha256": "d" * 64, "captioned_images": 1200, "questions": 0}
+    data = {"sha256": "d" * 64, "datasets": ["Ships"], "captioned_images": 1200, "questions": 0}
     made = {"stage": stage, "finished": True, "recipe": recipe, "arguments": arguments, "data": data}
     return made | {"start": {"name": "start", "sha256": "5" * 64}, "versions": {"torch": "2"}, "before": before}
 
