@@ -142,7 +142,7 @@ class Facts:
 
     @property
     def datasets(self) -> list[str]:
-        """Names of all that was learned from: as card.yaml or config.json list them, and those of the last training."""
+        """Names of all that was learned from: as card.yaml or config.json list them, and the last training's."""
         return list(dict.fromkeys((*(dataset.name for dataset in self.data), *self.last_datasets)))
 
     @property
