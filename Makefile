@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# While one works: what takes no seconds, without network, Java, Chromium and attacks. Markers: pyproject.toml.
+# While one works: in two minutes, without long tests, attacks and transformers' own. Markers: pyproject.toml.
 test-fast: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore tests/attack --ignore tests/transformers_suite \
 		-m "not (slow or ray or browser or network or wheels or attack or timing)"

@@ -22,7 +22,7 @@ from .tiny import speaking_model, tiny_processor
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 WIDGETS = "application/vnd.jupyter.widget-state+json"
-MAX_BYTES = 200_000  # a committed notebook shows texts and small pictures, not maps or widgets
+MAX_BYTES = 100_000  # a committed notebook shows texts and small pictures, not maps or widgets
 
 
 def cells(notebook: Path, kind: str) -> list[dict[str, Any]]:

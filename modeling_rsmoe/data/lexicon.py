@@ -115,6 +115,11 @@ def listed_mentions(words: list[str]) -> list[Mention]:
     return nouns
 
 
+def listed_nouns(words: list[str]) -> list[str]:
+    """The nouns of the list in a sentence's lower-case words: in the singular, each once, in order."""
+    return list(dict.fromkeys(mention.noun.singular for mention in listed_mentions(words)))
+
+
 def _match(words: list[str], start: int) -> Mention | None:
     for length in range(min(LONGEST_NOUN, len(words) - start), 0, -1):
         form = NOUNS.get(tuple(words[start : start + length]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..data.cleaning import words
-from ..data.lexicon import listed_mentions
+from ..data.lexicon import listed_nouns
 
 
 if TYPE_CHECKING:
@@ -81,16 +81,11 @@ def count_nouns(named: Iterable[Iterable[str]]) -> dict[str, int]:
 
 def _named_alone(tile: "Tile", other: "Tile", min_experts: int) -> dict[str, list[str]]:
     """Nouns of one date alone, and the experts that name each; of a base LM alone those of its caption."""
-    known = {noun for text in (*other.expert_texts.values(), other.text) for noun in _nouns(text)}
+    known = {noun for text in (*other.expert_texts.values(), other.text) for noun in listed_nouns(words(text))}
     named: dict[str, list[str]] = {}
     for expert, text in (tile.expert_texts or {"caption": tile.text}).items():
-        for noun in _nouns(text):
+        for noun in listed_nouns(words(text)):
             if noun not in known:
                 named.setdefault(noun, []).append(expert)
     enough = min(min_experts, max(1, len(tile.expert_texts)))
     return {noun: experts for noun, experts in named.items() if len(experts) >= enough}
-
-
-def _nouns(text: str) -> list[str]:
-    """Each once, in their order."""
-    return list(dict.fromkeys(mention.noun.singular for mention in listed_mentions(words(text))))

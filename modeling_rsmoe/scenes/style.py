@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..data.lexicon import listed_mentions
+from ..data.lexicon import listed_nouns
 
 
 if TYPE_CHECKING:
@@ -39,5 +39,5 @@ def tile_topic(task: "SceneTask", tile: "Tile") -> str:
     """A tile's answer, or the first noun of its caption."""
     if task.question is not None:
         return tile.text.strip().rstrip(".").lower() or OTHER
-    found = listed_mentions(re.findall(r"[a-z]+", tile.text.lower()))
-    return found[0].noun.singular if found else OTHER
+    found = listed_nouns(re.findall(r"[a-z]+", tile.text.lower()))
+    return found[0] if found else OTHER

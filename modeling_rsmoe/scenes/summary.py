@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..data.lexicon import listed_mentions
+from ..data.lexicon import listed_nouns
 
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def mentioned_nouns(captions: Iterable[str]) -> dict[str, float]:
     num_captions = 0
     for caption in captions:
         num_captions += 1
-        counts.update(dict.fromkeys(mention.noun.singular for mention in listed_mentions(_words(caption))).keys())
+        counts.update(listed_nouns(_words(caption)))
     return {noun: round(count / num_captions, 3) for noun, count in counts.most_common(NUM_MENTIONED)}
 
 

@@ -298,8 +298,8 @@ def test_command_line(hub, pushed, folder, tmp_path):
         done = run_forked([*caption, name], environment(hub, tmp_path / "empty", token) | paths)
         (line,) = [line for line in done.stderr.splitlines() if "error" in line]
         assert done.returncode == 2 and "the Hub did not give a checkpoint of that name (" in line
-    for words in (["upload", "tester/by-command", folder], ["download", "tester/by-command", "--local-dir", got]):
-        done = fresh(env, "-m", "huggingface_hub.cli.hf", *map(str, words))
+    for command in (["upload", "tester/by-command", folder], ["download", "tester/by-command", "--local-dir", got]):
+        done = fresh(env, "-m", "huggingface_hub.cli.hf", *map(str, command))
         assert done.returncode == 0, done.stderr
     for file in (path for path in folder.rglob("*") if path.is_file()):
         assert (got / file.relative_to(folder)).read_bytes() == file.read_bytes()
