@@ -16,6 +16,9 @@ from tempfile import TemporaryDirectory
 
 
 ROOT = str(Path(__file__).parents[1])
+# Without this checkout: neither the tests nor the package are found by it. Taken before any test runs: loading remote
+# code adds transformers' cache of it to this process's path, and a server that begins later would hand that down.
+INSTALLED = [path for path in sys.path if path not in ("", ROOT)]
 # What `import transformers` takes from others, most of its time.
 PRELOADED = ["torch", "torch._dynamo", "torch._dynamo.aot_compile", "torch._inductor.decomposition", "torch.export"]
 PRELOADED += ["torch.distributed.tensor", "torchao.quantization", "PIL.Image", "numpy", "safetensors.torch", "jinja2"]
@@ -24,7 +27,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOADED)
 
 
-def run_program(words: list[str], environment: dict[str, str], folder: str, output: str) -> None:
+def run_program(words: list[str], environment: dict[str, str], folder: str, installed: list[str], output: str) -> None:
     """In the new process: what `python WORDS` does (`-c CODE`, `-m MODULE` or a file, then arguments)."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(f"{output}/{name}", os.O_WRONLY | os.O_CREAT, 0o600)
@@ -34,7 +37,7 @@ def run_program(words: list[str], environment: dict[str, str], folder: str, outp
     os.environ.update(environment)
     os.chdir(folder)
     here = [folder] if words[0] in ("-c", "-m") else []
-    sys.path[:] = [*here, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *installed()]
+    sys.path[:] = [*here, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *installed]
     assert not {"transformers", "huggingface_hub", "modeling_rsmoe"} & {*sys.modules}, "the server imports too much"
     sys.modules["torch"].set_num_threads(1)
     if words[0] == "-c":
@@ -48,11 +51,6 @@ def run_program(words: list[str], environment: dict[str, str], folder: str, outp
         runpy.run_path(words[0], run_name="__main__")
 
 
-def installed() -> list[str]:
-    """`sys.path` without this checkout: neither the tests nor the package are found by it."""
-    return [path for path in sys.path if path not in ("", ROOT)]
-
-
 class Forked:
     """As `subprocess.Popen`, as far as the tests need it; what it writes goes to files."""
 
@@ -61,8 +59,8 @@ class Forked:
     ):
         self.words = ["python", *map(str, words)]
         self._output = TemporaryDirectory()
-        settings = (self.words[1:], dict(environment or os.environ), os.path.abspath(folder), self._output.name)
-        self._process = CONTEXT.Process(target=run_program, args=settings)
+        settings = (self.words[1:], dict(environment or os.environ), os.path.abspath(folder), INSTALLED)
+        self._process = CONTEXT.Process(target=run_program, args=(*settings, self._output.name))
         self._process.start()
 
     def read(self, name: str = "stderr") -> str:

@@ -3,8 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,8 @@ from modeling_rsmoe.bench.timing import seconds, spread
 from modeling_rsmoe.cli import app
 from modeling_rsmoe.evaluation.report import read_report
 from modeling_rsmoe.hub.facts import read_facts
+
+from .forks import run_forked
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,17 +55,15 @@ def test_python_of_the_card_runs(folder):
     """As a newcomer runs it: ten lines at most, in a process of its own, with the code of the checkpoint."""
     (block,) = python_of("model_card.md")
     assert len([line for line in block.splitlines() if line]) <= 10
-    told = run_in_a_fresh_process(block, folder)
+    told = run_alone(block, folder)
     assert "theme" in told[-1] and "theme" in told[-2] and told[0]
 
 
-def run_in_a_fresh_process(code: str, folder: Path) -> list[str]:
+def run_alone(code: str, folder: Path) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
     (folder / "use.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "use.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = run_forked(["use.py"], environment, folder)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()
 

@@ -18,7 +18,7 @@ from modeling_rsmoe.hub.adapters import export_vllm
 from modeling_rsmoe.hub.assemble import assemble
 from modeling_rsmoe.hub.download import demo_image
 
-from .test_documents import ROOT, python_of, run_in_a_fresh_process
+from .test_documents import ROOT, python_of, run_alone
 
 
 pytestmark = pytest.mark.wheels
@@ -27,6 +27,11 @@ pytestmark = pytest.mark.wheels
 @pytest.fixture(scope="module")
 def nano(tmp_path_factory) -> Path:
     return assemble("rs-moe-nano", tmp_path_factory.mktemp("nano") / "rs-moe-nano")
+
+
+@pytest.fixture(scope="module")
+def loaded(nano) -> tuple[RSMoEForConditionalGeneration, RSMoEProcessor]:
+    return RSMoEForConditionalGeneration.from_pretrained(nano).eval(), RSMoEProcessor.from_pretrained(nano)
 
 
 def test_captions_the_demo_tile_from_the_command_line(nano):
@@ -48,14 +53,14 @@ def test_python_of_the_card_captions_the_demo_tile(nano, tmp_path):
     """The ten lines of model_card.md with rs-moe-nano itself, in a process of their own; the card came along."""
     (tmp_path / "nano").symlink_to(nano)
     Image.open(demo_image()).convert("RGB").save(tmp_path / "tile.png")
-    caption, prompts, parts = run_in_a_fresh_process(python_of("model_card.md")[0], tmp_path)
+    caption, prompts, parts = run_alone(python_of("model_card.md")[0], tmp_path)
     assert "golf course" in caption.lower() and "theme" in prompts and "theme" in parts
     assert (nano / "README.md").read_bytes() == (ROOT / "model_card.md").read_bytes()
 
 
-def test_experts_and_router_learned_something(nano):
+def test_experts_and_router_learned_something(loaded):
     """Template prompts and the router's own lead to other texts; experts say other things than the base LM."""
-    model, processor = RSMoEForConditionalGeneration.from_pretrained(nano), RSMoEProcessor.from_pretrained(nano)
+    model, processor = loaded
     inputs = processor(images=demo_image(), text="Describe the image.", return_tensors="pt")
     outputs = model.generate(**inputs, return_dict_in_generate=True, fusion="concat")
     result = processor.post_process_generation(outputs)[0]
@@ -63,14 +68,13 @@ def test_experts_and_router_learned_something(nano):
     assert result["router_prompts"]["relation"].startswith("Where")
 
 
-def test_adapters_over_prompt_embeddings_say_what_generate_says(nano, tmp_path, monkeypatch):
+def test_adapters_over_prompt_embeddings_say_what_generate_says(loaded, tmp_path, monkeypatch):
     """The client that `rsmoe export vllm` writes, with PEFT in the server's place: the same texts."""
-    model, processor = RSMoEForConditionalGeneration.from_pretrained(nano).eval(), RSMoEProcessor.from_pretrained(nano)
+    model, processor = loaded
     export_vllm(model, processor, tmp_path / "served")
     inputs = processor(images=demo_image(), text="Describe the image.", return_tensors="pt")
     outputs = model.generate(**inputs, return_dict_in_generate=True, fusion="rewrite")
     expected = processor.post_process_generation(outputs)[0]
-    del model
     served = AutoModelForCausalLM.from_pretrained(tmp_path / "served" / "base")
     for name in ("router", "theme", "object", "relation"):
         folder = tmp_path / "served" / "adapters" / name

@@ -79,7 +79,7 @@ def test_full_model(model):
     ways = [{"fusion": "concat"}, {"fusion": "rewrite"}, {"router_mode": "template"}, {"num_beams": 2}]
     pairs = list(zip(inputs, ways))
     expected = [model.generate(**batch, **way, max_new_tokens=4) for batch, way in pairs]
-    found = in_threads(lambda pair: model.generate(**pair[0], **pair[1], max_new_tokens=4), pairs * CALLS)
+    found = in_threads(lambda pair: model.generate(**pair[0], **pair[1], max_new_tokens=4), pairs * (CALLS // 3))
     assert all(torch.equal(result, expected[place % 4]) for place, result in enumerate(found))
 
 

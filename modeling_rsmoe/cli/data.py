@@ -113,3 +113,18 @@ def convert(
             steps.print(f"{out / file}: {dataset} {of_split}, {count} records")
         for note in notes:
             steps.note(note)
+
+
+@data.command()
+def questions(
+    folder: Annotated[Path, typer.Argument(metavar="DATA", help="The data folder; its vqa.jsonl is written anew.")],
+) -> None:
+    """Make questions of a data folder's labels: presence and lists of objects.jsonl, scenes of scenes.jsonl.
+
+    They are added to its vqa.jsonl as datasets of their own, such as RSICD-labels. Presence questions are balanced:
+    each object is asked about as often where it is as where it is not.
+    """
+    from ..data.folder import add_label_questions
+
+    for (file, dataset, split), count in add_label_questions(folder).items():
+        typer.echo(f"{folder / file}: {dataset} {split}, {count} records")

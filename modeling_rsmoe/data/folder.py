@@ -5,6 +5,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,8 @@ from ..utils.extras import require
 from ..utils.files import disk_errors, parse_json, whole_file, write_whole
 from ..utils.progress import Progress, no_progress
 from .chips import NO_CHIPS, Chips
-from .labels import OBJECTS_FILE, SCENES_FILE, ObjectRecord, SceneRecord
+from .label_questions import object_questions, scene_questions
+from .labels import OBJECTS_FILE, SCENES_FILE, ObjectRecord, SceneRecord, read_objects, read_scenes
 from .records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
 
 
@@ -97,6 +99,37 @@ def write_folder(
         raise RSMoEError(
             f"cannot write {out} from {source} ({error}); check the permissions and the free space"
         ) from error
+    return counts
+
+
+def add_label_questions(folder: str | Path) -> Counter[tuple[str, str, str]]:
+    """Make questions of a data folder's ``objects.jsonl`` and ``scenes.jsonl`` and write them into its ``vqa.jsonl``.
+
+    Those about the labels of ``NAME`` are of the dataset ``NAME-labels``; they replace what was made before.
+
+    Args:
+        folder: the data folder.
+
+    Returns:
+        The number of questions by file, dataset and split.
+
+    Raises:
+        RSMoEError: there are no labels, as of ``read_objects``, or the file cannot be written.
+    """
+    folder = Path(folder)
+    objects, scenes = read_objects(folder), read_scenes(folder)
+    if not objects and not scenes:
+        raise RSMoEError(f"{folder} has no labels to ask about; add {OBJECTS_FILE} or {SCENES_FILE}")
+    names = list(dict.fromkeys(record.dataset for record in objects))  # each balanced by itself
+    made = [object_questions([record for record in objects if record.dataset == name]) for name in names]
+    lines, counts = [], Counter[tuple[str, str, str]]()
+    for record in chain(*made, scene_questions(scenes)):
+        image = record.image.relative_to(folder.absolute()).as_posix()
+        values = {**vars(record), "image": image, "dataset": f"{record.dataset}-labels"}
+        lines.append(json.dumps(values, ensure_ascii=False) + "\n")
+        counts[QUESTIONS_FILE, values["dataset"], record.split] += 1
+    with disk_errors("cannot write", "Copy the folder to where you may write, and check the free space."):
+        write_whole(folder / QUESTIONS_FILE, "".join([*_other_lines(folder / QUESTIONS_FILE, counts), *lines]))
     return counts
 
 

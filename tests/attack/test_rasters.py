@@ -153,7 +153,7 @@ def test_beneath_the_check_gdal_is_offline(
     monkeypatch.delenv("no_proxy")
     (tmp_path / "a.vrt").write_text(named(names(listener.url)[kind]))
     for options, is_heard in [(OFFLINE, False), ({}, kind in ("curl", "url", "s3", "gs", "az", "WMS", "WCS"))]:
-        with rasterio.Env(GDAL_HTTP_TIMEOUT="3", **options), warnings.catch_warnings():
+        with rasterio.Env(GDAL_HTTP_TIMEOUT="1", **options), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 with rasterio.open(tmp_path / "a.vrt", driver="VRT") as dataset:

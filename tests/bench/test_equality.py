@@ -21,7 +21,7 @@ def test_all_say_the_same(bench):
     assert {name: one["differences"] for name, one in found.items()} == dict.fromkeys(found, [])
     assert {ONE_AFTER_ANOTHER, PEFT, MERGED, equality.ONE_PASS} <= found.keys()
     assert found[ONE_AFTER_ANOTHER]["texts"] == 12 and found[PEFT]["texts"] == 3
-    assert 0 < found[PEFT]["logits"] < 1e-4  # computed in another order: not the very same code
+    assert found[PEFT]["logits"] < 1e-4  # computed in another order, on some processors to the very same numbers
 
 
 def test_texts_depend_on_the_experts(bench):

@@ -5,9 +5,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from modeling_rsmoe.cli import app
 from modeling_rsmoe.data.benchmarks import BENCHMARKS
-from modeling_rsmoe.data.folder import write_folder
+from modeling_rsmoe.data.folder import add_label_questions, write_folder
 from modeling_rsmoe.data.label_questions import object_questions, scene_questions
 from modeling_rsmoe.data.labels import ObjectRecord, SceneRecord, read_objects, read_scenes
 from modeling_rsmoe.data.records import read_questions
@@ -64,6 +66,38 @@ def test_converted_labels_and_questions_are_read_back(name, make, tmp_path):
     same = next(one for one in labels if one.image.name == first.image.name)
     assert {**vars(same), "image": None} == {**vars(first), "image": None}
     assert not (out / "captions.jsonl").exists()  # templates are no captions
+
+
+def test_questions_of_a_folders_own_labels(tmp_path):
+    """Beside the questions that people asked, and again without doubling them."""
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "b.png").write_bytes(b"")
+    of_harbors = {"dataset": "Harbors", "split": "train"}
+    asked = {"image": "a.png", **of_harbors, "question": "How many?", "question_type": "count", "answer": "2"}
+    (tmp_path / "vqa.jsonl").write_text(json.dumps(asked) + "\n")
+    labels = [
+        {"image": "a.png", "present": ["ship"], "absent": []},
+        {"image": "b.png", "present": [], "absent": ["ship"]},
+    ]
+    (tmp_path / "objects.jsonl").write_text("".join(json.dumps({**one, **of_harbors}) + "\n" for one in labels))
+    (tmp_path / "scenes.jsonl").write_text(json.dumps({"image": "b.png", **of_harbors, "scene": "SeaLake"}) + "\n")
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["data", "questions", str(tmp_path)], catch_exceptions=False)
+        assert done.exit_code == 0 and "Harbors-labels train, 4 records" in done.output
+        found = [(one.image.name, one.dataset, one.question, one.answer) for one in read_questions(tmp_path)]
+        assert found == [
+            ("a.png", "Harbors", "How many?", "2"),
+            ("a.png", "Harbors-labels", "Are there ships?", "yes"),
+            ("b.png", "Harbors-labels", "Are there ships?", "no"),
+            ("a.png", "Harbors-labels", "Which objects are in this image?", "ship"),
+            ("b.png", "Harbors-labels", "What is the scene of this image?", "sea or lake"),
+        ]
+
+
+def test_a_folder_without_labels_is_refused(tmp_path):
+    with pytest.raises(RSMoEError, match="has no labels to ask about; add objects.jsonl or scenes.jsonl"):
+        add_label_questions(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_ucm_labels_have_the_split_of_the_captions(tmp_path):

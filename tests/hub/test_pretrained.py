@@ -4,6 +4,7 @@ import gc
 import io
 import sys
 
+import gguf
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertConfig, BertModel, LlamaForCausalLM
+from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.hub import pretrained
@@ -44,9 +45,48 @@ def gguf_file(real_files):
 
 
 @pytest.fixture(scope="module")
-def llama_reference(gguf_file):
-    """transformers' own reading of the GGUF file."""
-    return LlamaForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32).eval()
+def gguf_reader(gguf_file):
+    return pretrained.open_gguf(gguf_file)
+
+
+# Names in a GGUF file -> names in a LlamaModel's layer.
+LAYER = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
+LAYER |= {f"attn_{name}": f"self_attn.{name}_proj" for name in "qkv"}
+LAYER |= {f"ffn_{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+OTHER = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
+
+
+def rotary_halves(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rotary pairs lie side by side in a GGUF file's query and key weights, [heads x size, in]; here in two halves."""
+    pairs = weight.reshape(heads, -1, 2, weight.shape[-1])  # [heads, half, which half, in]
+    return np.concatenate([pairs[:, :, 0], pairs[:, :, 1]], axis=1).reshape(weight.shape)
+
+
+@pytest.fixture(scope="module")
+def llama_reference(gguf_reader):
+    """The LLM of the GGUF file, by gguf's dequantization and the file's settings, without transformers' reader."""
+    keys = {"hidden_size": "embedding_length", "intermediate_size": "feed_forward_length"}
+    keys |= {"num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count"}
+    keys |= {"num_key_value_heads": "attention.head_count_kv", "rms_norm_eps": "attention.layer_norm_rms_epsilon"}
+    said = {name: gguf_reader.fields[f"llama.{key}"].contents() for name, key in keys.items()}
+    rope = {"rope_type": "default", "rope_theta": gguf_reader.fields["llama.rope.freq_base"].contents()}
+    state = {}
+    for tensor in gguf_reader.tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        *_, number, kind, _ = ["", *tensor.name.split(".")]  # blk.7.attn_k.weight
+        if kind in ("attn_q", "attn_k"):
+            heads = said["num_attention_heads" if kind == "attn_q" else "num_key_value_heads"]
+            values = rotary_halves(values, heads)
+        state[OTHER.get(tensor.name) or f"layers.{number}.{LAYER[kind]}.weight"] = torch.tensor(values)
+    vocab = len(state["embed_tokens.weight"])
+    config = LlamaConfig(**said, rope_parameters=rope, vocab_size=vocab, tie_word_embeddings=True)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model = model.to_empty(device="cpu").eval()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    model.model.load_state_dict(state)
+    model.tie_weights()
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +126,7 @@ def bert(nano, real_files):
 
 @pytest.mark.wheels
 class TestLanguageModel:
-    def test_weights_and_logits_equal_transformers_gguf_reader(self, nano, llama_reference):
+    def test_weights_and_logits_equal_the_gguf_files(self, nano, llama_reference):
         model = nano[0]
         ours, theirs = model.model.language_model.state_dict(), llama_reference.model.state_dict()
         assert ours.keys() == theirs.keys()
@@ -97,19 +137,18 @@ class TestLanguageModel:
             logits = model(input_ids=input_ids).logits[..., : llama_reference.config.vocab_size]
             torch.testing.assert_close(logits, llama_reference(input_ids).logits, rtol=0, atol=TOLERANCE)
 
-    def test_a_tensor_read_by_hand(self, nano, gguf_file):
+    def test_a_tensor_read_by_hand(self, nano, gguf_reader):
         """Q4_1 by definition: blocks of 32 weights, each half a scale, a minimum, 16 bytes of two 4-bit numbers."""
-        reader = pretrained.open_gguf(gguf_file)
-        tensor = next(tensor for tensor in reader.tensors if tensor.name == "blk.7.attn_k.weight")
+        tensor = next(tensor for tensor in gguf_reader.tensors if tensor.name == "blk.7.attn_k.weight")
         blocks = np.frombuffer(
             tensor.data.tobytes(), dtype=[("scale", "<f2"), ("minimum", "<f2"), ("packed", "u1", 16)]
         )
         numbers = np.concatenate([blocks["packed"] & 15, blocks["packed"] >> 4], axis=1)  # [blocks, 32]
         values = numbers * blocks["scale"].astype(np.float32)[:, None] + blocks["minimum"].astype(np.float32)[:, None]
-        rows = values.reshape(3, 32, 2, 576)  # [heads, half, which half, in]: rotary pairs side by side
-        expected = np.concatenate([rows[:, :, 0], rows[:, :, 1]], axis=1).reshape(192, 576)
         ours = nano[0].model.language_model.layers[7].self_attn.k_proj.weight
-        np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(
+            ours.detach().numpy(), rotary_halves(values.reshape(192, 576), 3), rtol=0, atol=TOLERANCE
+        )
 
     def test_added_tokens_start_near_the_mean_and_differ(self, nano):
         table = nano[0].model.language_model.embed_tokens.weight.detach()

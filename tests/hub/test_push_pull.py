@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ def pushed(hub, folder, tmp_path_factory) -> dict:
     return found
 
 
+@cache
 def expected(folder: Path) -> dict[str, torch.Tensor]:
     model = RSMoEForConditionalGeneration.from_pretrained(folder).eval()
     processor = RSMoEProcessor.from_pretrained(folder)
