@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import torch
 
+from ..inference.kernels import kernels_of
 from ..utils.progress import Progress, no_progress
 from .timing import in_rounds
 
@@ -18,7 +19,7 @@ READ_BYTES = 1 << 29  # far more than a processor's caches hold
 
 
 def machine_facts(device: str) -> dict[str, Any]:
-    """Name, features and threads of the processor; memory; the GPU where there is one."""
+    """Name, features, threads and kernels of the processor; memory; the GPU where there is one."""
     processor = torch.cpu.get_capabilities()
     facts: dict[str, Any] = {
         "processor": processor.get("cpu_name") or platform.processor() or platform.machine(),
@@ -28,6 +29,7 @@ def machine_facts(device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "products": "MKL" if torch.backends.mkl.is_available() else "OpenBLAS or other",
         "environment": {n: os.environ[n] for n in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY") if n in os.environ},
+        "kernels": kernels_of()._asdict(),
         "memory_bytes": psutil.virtual_memory().total,
     }
     if torch.device(device).type == "cuda":

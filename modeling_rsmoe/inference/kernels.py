@@ -1,10 +1,15 @@
 """Products of linear layers in the form that a processor computes fast; the numbers stay those of float32.
 
-`use_fast_kernels` decides once for each layer, when a checkpoint is loaded. A layer so replaced is an `nn.Linear` in
-every other respect: it trains, saves, merges and compiles as one.
+Which form is fast depends on the processor and on how many vectors there are, so it is measured, once on each machine
+(`machine_kernels`). `use_fast_kernels` builds it into each layer when a checkpoint is loaded. In every other respect
+a layer so replaced is an `nn.Linear`: it trains, saves, merges and compiles as one.
 """
 
+import json
 import os
+import time
+from bisect import bisect_left
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -12,31 +17,60 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..utils.files import cache_folder, parse_json, write_whole
 
-KERNELS = ("auto", "torch")
+
+KERNELS = ("torch", "half", "columns")
+CHOICES = ("auto", *KERNELS)
 KERNELS_VARIABLE = "RSMOE_KERNELS"
+CACHE_FILE = "kernels.json"
+COUNTS = (1, 3, 8, 24, 64, 256)  # vectors that are measured; any other number is computed as the next of these
+MOST_COLUMNS = 8  # vectors that `columns` is for
 SAMPLE_EVERY = 997  # one number in so many is compared, since a change of `weight.data` gives it no new version
+# What is measured: matrices like nano's, more than a processor's caches hold, as a decoding step reads them.
+MEASURED_SHAPE, MEASURED_LAYERS, ROUNDS = (1536, 576), 48, 3
+MANY = 64  # so many vectors take longer than reading the weight does: fewer matrices will do
+MIN_GAIN = 0.95  # of torch's time: what gains less is not told from noise
+
+
+class MachineKernels(NamedTuple):
+    """For each of `COUNTS` the kernel of a product with so many vectors.
+
+    Args:
+        plain: of any float32 weight.
+        half: of a float32 weight made of numbers that half precision has, as of a checkpoint written in float16.
+    """
+
+    plain: tuple[str, ...]
+    half: tuple[str, ...]
 
 
 class FastLinear(nn.Linear):
-    """A linear layer whose products without gradients read the weight as fast as memory allows, or nearer to that.
+    """A linear layer whose products without gradients are computed by the kernels of this machine:
 
-    A float32 weight made of numbers that half precision has, as of a checkpoint that was written in float16, is read
-    from a copy in half precision, half as many bytes, and computed in float32 (FBGEMM). For any other weight: on
-    processors without AVX-512, MKL's product of 2 to 8 sequences takes up to twice as long as that of one, though it
-    reads the same weight; with the weight as the left factor it does not, least of all where they are a multiple of 4.
-    That of one is faster in several blocks of the weight, where the weight is not longer than wide.
+    - `torch`: torch's own.
+    - `half`: a weight of numbers that half precision has is read from a copy in half precision, half as many bytes,
+      and computed in float32 (FBGEMM).
+    - `columns`: on processors without AVX-512 MKL's product of 2 to 8 vectors takes up to twice as long as that of
+      one, though it reads the same weight; with the weight as the left factor it does not, least of all where they are
+      a multiple of 4. That of one is faster in several blocks of the weight, where the weight is not longer than wide.
     """
 
+    kernels: MachineKernels
     packed: Any = None  # the copy in half precision; set by `Refresh`
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype != torch.float32:
             return super().forward(x)
-        if self.packed is not None:
-            return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
         num_vectors = x.numel() // self.in_features
-        if not 1 <= num_vectors <= 8:
+        of_counts = self.kernels.plain if self.packed is None else self.kernels.half
+        return self.product(of_counts[min(bisect_left(COUNTS, num_vectors), len(COUNTS) - 1)], x, num_vectors)
+
+    def product(self, kernel: str, x: torch.Tensor, num_vectors: int) -> torch.Tensor:
+        """The product with `x` (..., in_features), which holds so many vectors, by one of `KERNELS`."""
+        if kernel == "half":
+            return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        if kernel == "torch" or not 1 <= num_vectors <= MOST_COLUMNS:
             return super().forward(x)
         columns = x.reshape(num_vectors, -1).t()
         if num_vectors == 1:
@@ -60,6 +94,14 @@ class FastLinear(nn.Linear):
         # A copy or a pickle makes a packed weight of its own.
         return {name: value for name, value in self.__dict__.items() if name != "packed"}
 
+    @classmethod
+    def of(cls, layer: nn.Linear, kernels: MachineKernels) -> "FastLinear":
+        """The layer with these kernels; weight and hooks are the same objects."""
+        fast = cls.__new__(cls)
+        fast.__dict__.update(layer.__dict__)
+        fast.kernels = kernels
+        return fast
+
 
 class Refresh:
     """Pre-hook of a model: before it reads a prompt, packed weights become those of the layers' weights."""
@@ -71,9 +113,9 @@ class Refresh:
         tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or tokens is None or tokens.shape[1] == 1:
             return
-        can_pack = "fbgemm" in torch.backends.quantized.supported_engines
         for layer in self.layers:
-            layer.packed = _packed(layer.weight) if can_pack and _is_plain(layer.weight) else None
+            can_pack = "half" in layer.kernels.half and _is_plain(layer.weight)
+            layer.packed = _packed(layer.weight) if can_pack else None
 
 
 class _Packed(NamedTuple):
@@ -106,37 +148,129 @@ def _is_plain(weight: torch.Tensor) -> bool:
     return type(weight) is nn.Parameter and (weight.device.type, weight.dtype) == ("cpu", torch.float32)
 
 
-def is_slow(layer: nn.Module) -> bool:
-    """Whether torch's product of this layer is slow here: a float32 weight on a processor with AVX2 and no more."""
-    is_linear = type(layer) is nn.Linear and layer.bias is None and _is_plain(layer.weight)
-    return is_linear and torch.backends.cpu.get_cpu_capability() == "AVX2"
+def _is_replaceable(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear and layer.bias is None and _is_plain(layer.weight)
 
 
 def use_fast_kernels(model: nn.Module, kernels: str | None = None) -> int:
-    """Replace the slow linear layers of the language model and its head. Safe to call again.
+    """Give the linear layers of the language model and its head the kernels of this machine. Safe to call again.
 
     Args:
         model: an `RSMoEForConditionalGeneration`.
-        kernels: `"auto"`, or `"torch"` to leave all layers as they are; by default what `$RSMOE_KERNELS` says, else
-            auto.
+        kernels: `"auto"`: those that were measured to be fast here; one of `KERNELS` for all products that it can
+            compute, the others are torch's. By default what `$RSMOE_KERNELS` says, else auto.
 
     Returns:
         How many layers were replaced.
+
+    Raises:
+        ValueError: no such kernels; the known ones are listed.
     """
-    kernels = kernels or os.environ.get(KERNELS_VARIABLE) or "auto"
-    if kernels not in KERNELS:
-        raise ValueError(f"kernels {kernels!r} are not known; give one of {', '.join(KERNELS)} (${KERNELS_VARIABLE}).")
-    if kernels == "torch":
+    chosen = kernels_of(kernels)
+    if {*chosen.plain, *chosen.half} == {"torch"}:
         return 0
     replaced: list[FastLinear] = []
     decoder: Any = model.get_decoder()  # type: ignore[operator]
     for parent in [*decoder.modules(), model]:
         for name, child in parent.named_children():
-            if is_slow(child):
-                fast = FastLinear.__new__(FastLinear)
-                fast.__dict__.update(child.__dict__)  # weight and hooks are the same objects
-                setattr(parent, name, fast)
-                replaced.append(fast)
+            if _is_replaceable(child):
+                replaced.append(FastLinear.of(child, chosen))
+                setattr(parent, name, replaced[-1])
     if replaced:
         model.register_forward_pre_hook(Refresh(replaced), with_kwargs=True)
     return len(replaced)
+
+
+def kernels_of(kernels: str | None = None) -> MachineKernels:
+    """What `use_fast_kernels` takes `kernels` for."""
+    kernels = kernels or os.environ.get(KERNELS_VARIABLE) or "auto"
+    if kernels not in CHOICES:
+        raise ValueError(f"kernels {kernels!r} are not known; give one of {', '.join(CHOICES)} (${KERNELS_VARIABLE}).")
+    if kernels == "auto":
+        return machine_kernels(torch.get_num_threads())
+    return MachineKernels(
+        *(tuple(kernels if kernels in able else "torch" for able in _able(half)) for half in (False, True))
+    )
+
+
+def _able(is_half: bool) -> list[tuple[str, ...]]:
+    """The kernels that can compute a product of each of `COUNTS`; torch's first."""
+    half = ("half",) if is_half and "fbgemm" in torch.backends.quantized.supported_engines else ()
+    return [("torch", *half, *(("columns",) if count <= MOST_COLUMNS else ())) for count in COUNTS]
+
+
+# ---- measuring
+
+
+@lru_cache
+def machine_kernels(threads: int) -> MachineKernels:
+    """The fast kernels of this machine, from the cache or measured now, in about a second.
+
+    Args:
+        threads: that torch computes with.
+    """
+    processor = torch.cpu.get_capabilities().get("cpu_name") or "processor"
+    capability = torch.backends.cpu.get_cpu_capability()
+    key = f"{processor} {capability}, torch {torch.__version__}, {threads} threads"
+    file = cache_folder() / CACHE_FILE
+    try:
+        known = parse_json(file.read_bytes())
+        if (kept := _kept(known[key])) is not None:
+            return kept
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    measured = _measured()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps({**known, key: measured._asdict()}, indent=1))
+    except OSError:
+        pass  # measured again by the next process
+    return measured
+
+
+def _kept(value: Any) -> MachineKernels | None:
+    """What stands in the cache's file; None where it is nothing that could be used here."""
+    kernels = MachineKernels(tuple(value["plain"]), tuple(value["half"]))
+    for is_half, of_counts in enumerate(kernels):
+        able = _able(bool(is_half))
+        if len(of_counts) != len(able) or any(kernel not in some for kernel, some in zip(of_counts, able)):
+            return None
+    return kernels
+
+
+@torch.inference_mode()
+def _measured() -> MachineKernels:
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = MEASURED_SHAPE
+    layers = []
+    for _ in range(MEASURED_LAYERS):
+        linear = nn.Linear(columns, rows, bias=False, device="meta")
+        weight = torch.randn(rows, columns, generator=generator).half().float()
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        layers.append(FastLinear.of(linear, MachineKernels((), ())))
+    able = _able(True)
+    if "half" in able[0]:
+        for layer in layers:
+            layer.packed = torch.ops.quantized.linear_prepack_fp16(layer.weight.clone(), None)
+    seconds = [_seconds(layers, count, kernels) for count, kernels in zip(COUNTS, able)]
+    plain = [{kernel: value for kernel, value in of_count.items() if kernel != "half"} for of_count in seconds]
+    return MachineKernels(tuple(map(_fastest, plain)), tuple(map(_fastest, seconds)))
+
+
+def _seconds(layers: list[FastLinear], count: int, kernels: tuple[str, ...]) -> dict[str, float]:
+    """The shortest time of each kernel for the products of all layers with so many vectors."""
+    x = torch.ones(count, 1, layers[0].in_features)
+    layers = layers[: len(layers) // 8] if count >= MANY else layers
+    found = dict.fromkeys(kernels, float("inf"))
+    for _ in range(ROUNDS):
+        for kernel in kernels:
+            start = time.perf_counter()
+            for layer in layers:
+                layer.product(kernel, x, count)
+            found[kernel] = min(found[kernel], time.perf_counter() - start)
+    return found
+
+
+def _fastest(seconds: dict[str, float]) -> str:
+    best = min(seconds, key=lambda kernel: seconds[kernel])
+    return best if seconds[best] < MIN_GAIN * seconds["torch"] else "torch"

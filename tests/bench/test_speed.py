@@ -69,12 +69,11 @@ def test_a_step_s_bytes_are_counted(bench):
     )
 
 
-def test_a_copy_in_half_precision_is_half_as_many_bytes(monkeypatch):
+def test_a_copy_in_half_precision_is_half_as_many_bytes():
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         pytest.skip("torch was built without FBGEMM")
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     bench = Workbench(tiny_model(), tiny_processor(), Path("nowhere"), tokens=2, router_tokens=2)
-    use_fast_kernels(bench.model, "auto")
+    use_fast_kernels(bench.model, "half")
     bench.base()()
     modules = bench.model.model.language_model, bench.model.lm_head
     before = [speed.step_bytes(bench, experts) for experts in (False, True)]
@@ -86,11 +85,10 @@ def test_a_copy_in_half_precision_is_half_as_many_bytes(monkeypatch):
     assert [speed.step_bytes(bench, experts) for experts in (False, True)] == [size - saved for size in before]
 
 
-def test_without_kernels(monkeypatch):
+def test_without_kernels():
     """The same texts by layers of torch and a search of transformers; the bench's model stays as it is."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     bench = Workbench(tiny_model(), tiny_processor(), Path("nowhere"), tokens=4, router_tokens=5)
-    number = use_fast_kernels(bench.model, "auto")
+    number = use_fast_kernels(bench.model, "columns")
     plain = bench.without_kernels()
     fast = [sum(isinstance(layer, FastLinear) for layer in each.model.modules()) for each in (bench, plain)]
     assert fast == [number, 0] and number > 0
