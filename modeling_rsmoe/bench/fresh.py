@@ -31,6 +31,8 @@ MEMORY = {
     "full, 32 images": "full:32",
     "an LLM each for router and experts": "merged:1",
     "InstructBLIP, 1 image": "instructblip:1",
+    "SmolVLM-256M, 1 tile": "SmolVLM-256M:1",
+    "SmolVLM-500M, 1 tile": "SmolVLM-500M:1",
 }
 COLD = ("base LM alone, 1 image", "full, 1 image")
 COLD_ROUNDS = 3  # at most
@@ -102,6 +104,7 @@ def main(folder: str, what: str, tokens: int, threads: int) -> None:
     from .. import RSMoEForConditionalGeneration, RSMoEProcessor  # noqa: F401  # what `load` needs
     from ..inference.checkpoint import load
     from ..utils.provenance import peak_memory
+    from .smolvlm import SIZES, smolvlm, smolvlm_caption
     from .workbench import Workbench
 
     torch.set_num_threads(threads)
@@ -110,6 +113,8 @@ def main(folder: str, what: str, tokens: int, threads: int) -> None:
     kind, _, images = what.partition(":")
     if kind == "instructblip":
         caption = _instructblip(folder, tokens)
+    elif kind in SIZES:
+        caption = smolvlm_caption(smolvlm(kind, torch.float32), int(images), tokens)
     else:
         checkpoint = load(folder, device="cpu")
         bench = Workbench(checkpoint.model, checkpoint.processor, Path(folder), tokens)

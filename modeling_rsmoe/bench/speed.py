@@ -14,6 +14,7 @@ from .machine import read_rates
 from .names import count
 from .peers import DECODERS, decoder, one_after_another
 from .phases import phases, prompt_lengths
+from .smolvlm import DEFAULT_TILES, SIZES, smolvlm, smolvlm_caption
 from .timing import Group
 from .workbench import Sequences, Workbench, expert_sequences, modes
 
@@ -48,10 +49,11 @@ def throughput(bench: Workbench) -> tuple[list[Group], dict[str, Any]]:
 
 
 def peers(bench: Workbench) -> tuple[list[Group], dict[str, Any]]:
-    """What other programs do with the same weights: (a) to (g)."""
+    """What other programs do with the same weights, (a) to (g), and another model (h)."""
     groups = [sequential(bench, images) for images in DECODER_IMAGES]
     groups += [decoding(bench, images) for images in DECODER_IMAGES]
     groups.append(against_instructblip(bench))
+    groups += against_smolvlm(bench)
     group, floor = steps(bench)
     groups.append(group)
     floor["bytes_per_second"] = read_rates(str(bench.model.device), max(3, bench.repeats), bench.progress)
@@ -99,6 +101,24 @@ def against_instructblip(bench: Workbench) -> Group:
         names.INSTRUCTBLIP: partial(peer.generate, **inputs, **bench.lengths),
     }
     return bench.measure("instructblip", "(e) 1 caption from the same tensors", variants)
+
+
+def against_smolvlm(bench: Workbench) -> list[Group]:
+    """(h): SmolVLM's caption of one tile beside ours, from one image; and of as many tiles as its default makes."""
+    model: Any = bench.model
+    fusion = "rerank" if "rerank" in bench.fusions else "concat"
+    variants: Runs = {f"full, router, {fusion}": bench.full(1, "generated", fusion)}
+    peers = {size: smolvlm(size, model.dtype).to(model.device) for size in SIZES}
+    one = {f"{size}, 1 tile": smolvlm_caption(peer, 1, bench.tokens) for size, peer in peers.items()}
+    many = {
+        f"{size}, {DEFAULT_TILES} tiles": smolvlm_caption(peer, DEFAULT_TILES, bench.tokens)
+        for size, peer in peers.items()
+    }
+    title = "(h) 1 caption by SmolVLM's shapes"
+    return [
+        bench.measure("smolvlm", title, variants | one),
+        bench.measure("smolvlm: default", f"{title}, its default", many, repeats=1, warm=False),
+    ]
 
 
 def steps(bench: Workbench) -> tuple[Group, dict[str, Any]]:

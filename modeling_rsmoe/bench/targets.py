@@ -4,7 +4,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from .names import BASE, FULL, INSTRUCTBLIP, ONE_AFTER_ANOTHER, ONE_BATCH, ONE_REFERENCE, PEFT, RSMOE, TEMPLATE, TRL
+from .names import (
+    BASE,
+    FULL,
+    INSTRUCTBLIP,
+    ONE_AFTER_ANOTHER,
+    ONE_BATCH,
+    ONE_REFERENCE,
+    PEFT,
+    RERANKED,
+    RSMOE,
+    SMOLVLM,
+    TEMPLATE,
+    TRL,
+)
 from .results import Results, group_of
 from .timing import Spread, ratio, seconds, spread
 
@@ -69,6 +82,7 @@ def _ratio(key: str, name: str, base: str) -> Callable[[Results, str], Spread | 
 _AGAINST_BASE = "full (router, 3 experts, concat) against the base LM alone, 1 image"
 _SEQUENTIAL = "against router and experts one after another (b), 1 image"
 _INSTRUCTBLIP = "base LM's caption against InstructBLIP's of the same shapes (e)"
+_SMOLVLM = "full (router, 3 experts, reranked) against SmolVLM-256M's caption of one tile (h)"
 _EXPERTS = "5 to 8 experts against 3: growth over the added experts' share"
 _FLOOR = "decoding step over the bandwidth floor (g), base LM alone, 1 sequence"
 TARGETS = (
@@ -81,6 +95,7 @@ TARGETS = (
     Target("against PEFT's `adapter_names` (c), 3 sequences", "least", 1.4, _ratio("sequences: 1", PEFT, RSMOE)),
     Target("the same, 24 sequences", "least", 1.2, _ratio("sequences: 8", PEFT, RSMOE)),
     Target(_INSTRUCTBLIP, "least", 1.2, _ratio("instructblip", INSTRUCTBLIP, BASE)),
+    Target(_SMOLVLM, "least", 1.5, _ratio("smolvlm", SMOLVLM, RERANKED)),
     Target(_EXPERTS, "most", 1 / 3, partial(experts_share, mode=FULL)),
     Target("the same with `router=template`, 5 to 8 experts", "most", 1 / 3, partial(experts_share, mode=TEMPLATE)),
     Target(_FLOOR, "most", 2.0, partial(steps_over_floor, variant=BASE)),

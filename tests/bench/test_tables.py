@@ -29,6 +29,7 @@ def test_targets_are_ratios_of_rounds():
     assert [name for name, row in rows.items() if row[1] == "not measured"] == [
         "the same, 8 images",
         "the same, 24 sequences",
+        "full (router, 3 experts, reranked) against SmolVLM-256M's caption of one tile (h)",
         "the same with `router=template`, 5 to 8 experts",
     ]
     assert len(rows) == len(TARGETS)
