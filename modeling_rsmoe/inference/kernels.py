@@ -9,6 +9,7 @@ import json
 import os
 import time
 from bisect import bisect_left
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -113,9 +114,11 @@ class Refresh:
         tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or tokens is None or tokens.shape[1] == 1:
             return
+        packable = [layer for layer in self.layers if "half" in layer.kernels.half and _is_plain(layer.weight)]
+        _pack([layer.weight for layer in packable])
+        ids = {id(layer) for layer in packable}
         for layer in self.layers:
-            can_pack = "half" in layer.kernels.half and _is_plain(layer.weight)
-            layer.packed = _packed(layer.weight) if can_pack else None
+            layer.packed = _PACKED[layer.weight].weight if id(layer) in ids else None
 
 
 class _Packed(NamedTuple):
@@ -129,18 +132,37 @@ class _Packed(NamedTuple):
 _PACKED = WeakIdKeyDictionary()  # weight -> _Packed: layers and models that share a weight share its copy
 
 
-def _packed(parameter: torch.Tensor) -> Any:
-    """The packed copy of a weight, made once, and again when the weight has changed."""
+def _pack(parameters: list[torch.Tensor]) -> None:
+    """Make the packed copies of weights that have none, or have changed; as many at a time as torch has threads."""
+    states = WeakIdKeyDictionary({parameter: _state(parameter) for parameter in parameters})
+    new = [parameter for parameter, state in states.items() if not _is_packed(parameter, *state)]
+    if not new:
+        return
+    new.sort(key=lambda parameter: -parameter.numel())  # the largest is not left for the end
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for parameter, packed in zip(new, pool.map(_packed, new)):
+            state, sample = states[parameter]
+            _PACKED[parameter] = _Packed(state, sample.clone(), packed)
+
+
+def _state(parameter: torch.Tensor) -> tuple[tuple[int, int], torch.Tensor]:
+    """What changes with a weight's numbers, and some of them."""
     weight = parameter.detach()
-    state = weight.data_ptr(), 0 if weight.is_inference() else weight._version
-    sample = weight.flatten()[::SAMPLE_EVERY]
+    version = 0 if weight.is_inference() else weight._version
+    return (weight.data_ptr(), version), weight.flatten()[::SAMPLE_EVERY]
+
+
+def _is_packed(parameter: torch.Tensor, state: tuple[int, int], sample: torch.Tensor) -> bool:
     known = _PACKED.get(parameter)
-    if known is None or known.state != state or not torch.equal(known.sample, sample):
-        # A few numbers tell of most weights that they do not fit.
-        fits = all(torch.equal(numbers.half().float(), numbers) for numbers in (sample, weight))
-        packed = torch.ops.quantized.linear_prepack_fp16(weight, None) if fits else None
-        known = _PACKED[parameter] = _Packed(state, sample.clone(), packed)
-    return known.weight
+    return known is not None and known.state == state and torch.equal(known.sample, sample)
+
+
+def _packed(parameter: torch.Tensor) -> Any:
+    """The packed copy of a weight, or None where half precision has not all its numbers."""
+    weight = parameter.detach()
+    # A few numbers tell of most weights that they do not fit.
+    fits = all(torch.equal(some.half().float(), some) for some in (weight.flatten()[::SAMPLE_EVERY], weight))
+    return torch.ops.quantized.linear_prepack_fp16(weight, None) if fits else None
 
 
 def _is_plain(weight: torch.Tensor) -> bool:
