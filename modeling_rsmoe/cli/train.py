@@ -266,7 +266,12 @@ def reranker(
 @train.command()
 def export(
     outputs: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Outputs of stage1, stage2 and reranker, in this order.")
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="Outputs of stage1, stage2 and reranker, in this order; before them the file of an earlier export, "
+            "if stage1 began with its weights.",
+        ),
     ],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The safetensors file to write.")],
 ) -> None:

@@ -36,7 +36,30 @@ def test_the_start_and_what_was_learned_are_the_outcome(start, data, features, s
     record = json.loads((tmp_path / "trained.json").read_text())
     assert record == json.loads((tmp_path / "2" / "training.json").read_text())
     assert record["finished"] and record["before"]["stage"] == "stage1"
-    with pytest.raises(RSMoEError, match="has LoRA of an earlier stage"):
+    with pytest.raises(RSMoEError, match="1 is given twice"):
         export_trained([tmp_path / "1", tmp_path / "1"], file)
     with pytest.raises(RSMoEError, match="is no finished training"):
         export_trained([start], file)
+
+
+def test_a_training_of_what_had_learned_before(start, data, features, settings_file, tmp_path):
+    """The base LM's pairs of both stand side by side: put on the first start, they are the second outcome."""
+    torch.set_num_threads(1)
+    where = start
+    for place, scaling in (("first", 8), ("second", 2)):
+        changes = ["--max_steps", "2", "--learning_rate", "0.02", "--lora_r", "4", "--lora_alpha", str(4 * scaling)]
+        recipe, arguments = read_settings(settings_file, "stage1", tmp_path, changes)
+        where = train_stage("stage1", recipe, arguments, data, tmp_path / place, where, features=features)
+    earlier = export_trained([tmp_path / "first"], tmp_path / "earlier.safetensors")
+    file = export_trained([earlier, tmp_path / "second"], tmp_path / "trained.safetensors")
+    model = RSMoEForConditionalGeneration.from_pretrained(start)
+    merge_trained(model, file)
+    expected = RSMoEForConditionalGeneration.from_pretrained(where).state_dict()
+    for name, value in model.state_dict().items():
+        if not name.startswith(("model.router", "model.experts")):  # they belong to another base LM now, and are reset
+            torch.testing.assert_close(value, expected[name], atol=2e-3, rtol=2e-3)
+    pairs = load_file(file)
+    assert {value.shape[0] for name, value in pairs.items() if name.endswith("lora_A")} == {8}
+    earlier.with_suffix(".json").unlink()
+    with pytest.raises(RSMoEError, match="earlier.safetensors is no file of trained weights with its .json"):
+        export_trained([earlier], file)
