@@ -41,21 +41,20 @@ DEFAULT_TILES = 17
 TEXT_TOKENS = 16  # of the chat's marks and "Describe the image."; each tile has two marks more
 
 
-def smolvlm(size: str, dtype: torch.dtype, **changes: dict[str, Any]) -> Any:
+def smolvlm(size: str, dtype: torch.dtype) -> Any:
     """The model with random weights: only its speed and size are measured.
 
     Args:
         size: one of `SIZES`.
         dtype: of the weights.
-        **changes: of `text_config` and `vision_config`.
     """
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 
     text = {"model_type": "llama", **SIZES[size], "vocab_size": VOCAB_SIZE, "tie_word_embeddings": False}
-    text |= {"pad_token_id": END_TOKEN, "max_position_embeddings": 8192, **changes.get("text_config", {})}
+    text |= {"pad_token_id": END_TOKEN, "max_position_embeddings": 8192}
     config = Idefics3Config(
         text_config=text,
-        vision_config={**VISION, **changes.get("vision_config", {})},
+        vision_config=VISION,
         scale_factor=SCALE_FACTOR,
         image_token_id=IMAGE_TOKEN,
         tie_word_embeddings=False,

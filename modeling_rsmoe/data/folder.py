@@ -5,6 +5,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -77,9 +78,7 @@ def write_folder(
                 is_png = record.image in chips.files
                 images[record.image] = target.with_name(f"{target.name}.png") if is_png else target
             file = files[type(record)]
-            values = {name: value for name, value in vars(record).items() if value is not None}
-            values["image"] = images[record.image].as_posix()
-            lines[file].append(json.dumps(values, ensure_ascii=False) + "\n")
+            lines[file].append(_line(record, images[record.image]))
             counts[file, record.dataset, record.split] += 1
         check_images(images, remedy)
         for target, count in Counter(images.values()).items():
@@ -124,10 +123,9 @@ def add_label_questions(folder: str | Path) -> Counter[tuple[str, str, str]]:
     made = [object_questions([record for record in objects if record.dataset == name]) for name in names]
     lines, counts = [], Counter[tuple[str, str, str]]()
     for record in chain(*made, scene_questions(scenes)):
-        image = record.image.relative_to(folder.absolute()).as_posix()
-        values = {**vars(record), "image": image, "dataset": f"{record.dataset}-labels"}
-        lines.append(json.dumps(values, ensure_ascii=False) + "\n")
-        counts[QUESTIONS_FILE, values["dataset"], record.split] += 1
+        record = replace(record, dataset=f"{record.dataset}-labels")
+        lines.append(_line(record, record.image.relative_to(folder.absolute())))
+        counts[QUESTIONS_FILE, record.dataset, record.split] += 1
     with disk_errors("cannot write", "Copy the folder to where you may write, and check the free space."):
         write_whole(folder / QUESTIONS_FILE, "".join([*_other_lines(folder / QUESTIONS_FILE, counts), *lines]))
     return counts
@@ -209,6 +207,12 @@ def write_parquet(tables: "DatasetDict", out: str | Path, shard_size: int = 500)
                     shard.with_format(None).to_parquet(unfinished)
                 written.append(file)
     return written
+
+
+def _line(record: Record, image: Path) -> str:
+    """A record as its file holds it, with the image's path in the folder."""
+    values = {name: value for name, value in vars(record).items() if value is not None}
+    return json.dumps({**values, "image": image.as_posix()}, ensure_ascii=False) + "\n"
 
 
 def _other_lines(file: Path, replaced: Container[tuple[str, str, str]]) -> Iterator[str]:

@@ -188,31 +188,39 @@ def use_fast_kernels(model: nn.Module, kernels: str | None = None) -> int:
     Raises:
         ValueError: no such kernels; the known ones are listed.
     """
+    kernels = _known(kernels)
+    decoder: Any = model.get_decoder()  # type: ignore[operator]
+    parents = dict.fromkeys([*decoder.modules(), model])
+    children = [(parent, *named) for parent in parents for named in parent.named_children()]
+    found = [(parent, name, child) for parent, name, child in children if _is_replaceable(child)]
+    if not found:  # of a GPU, of half precision, quantised: nothing to measure for
+        return 0
     chosen = kernels_of(kernels)
     if {*chosen.plain, *chosen.half} == {"torch"}:
         return 0
-    replaced: list[FastLinear] = []
-    decoder: Any = model.get_decoder()  # type: ignore[operator]
-    for parent in [*decoder.modules(), model]:
-        for name, child in parent.named_children():
-            if _is_replaceable(child):
-                replaced.append(FastLinear.of(child, chosen))
-                setattr(parent, name, replaced[-1])
-    if replaced:
-        model.register_forward_pre_hook(Refresh(replaced), with_kwargs=True)
+    replaced = [FastLinear.of(child, chosen) for _, _, child in found]
+    for (parent, name, _), fast in zip(found, replaced):
+        setattr(parent, name, fast)
+    model.register_forward_pre_hook(Refresh(replaced), with_kwargs=True)
     return len(replaced)
 
 
 def kernels_of(kernels: str | None = None) -> MachineKernels:
     """What `use_fast_kernels` takes `kernels` for."""
-    kernels = kernels or os.environ.get(KERNELS_VARIABLE) or "auto"
-    if kernels not in CHOICES:
-        raise ValueError(f"kernels {kernels!r} are not known; give one of {', '.join(CHOICES)} (${KERNELS_VARIABLE}).")
+    kernels = _known(kernels)
     if kernels == "auto":
         return machine_kernels(torch.get_num_threads())
     return MachineKernels(
         *(tuple(kernels if kernels in able else "torch" for able in _able(half)) for half in (False, True))
     )
+
+
+def _known(kernels: str | None) -> str:
+    """One of `CHOICES`: what is given, else what the environment says."""
+    kernels = kernels or os.environ.get(KERNELS_VARIABLE) or "auto"
+    if kernels not in CHOICES:
+        raise ValueError(f"kernels {kernels!r} are not known; give one of {', '.join(CHOICES)} (${KERNELS_VARIABLE}).")
+    return kernels
 
 
 def _able(is_half: bool) -> list[tuple[str, ...]]:
@@ -243,7 +251,6 @@ def machine_kernels(threads: int) -> MachineKernels:
         known = {}
     measured = _measured()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps({**known, key: measured._asdict()}, indent=1))
     except OSError:
         pass  # measured again by the next process

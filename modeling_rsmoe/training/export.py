@@ -49,16 +49,12 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
         raise RSMoEError(f"{twice[0]} is given twice; give each training once")
     for output in given:
         record, learned, scaling = _earlier(output) if output.is_file() else _outcome(output)
-        own = {
-            name.removeprefix(MERGED_PREFIX): value
-            for name, value in learned.items()
-            if name.startswith(MERGED_PREFIX)
-        }
+        own = [name for name in learned if name.startswith(MERGED_PREFIX)]
         scalings += [scaling] if own else []
-        for name, value in own.items():
-            pairs.setdefault(name, []).append(value)
-        tensors |= {name: value for name, value in learned.items() if not name.startswith(MERGED_PREFIX)}
-    tensors |= {f"{MERGED_PREFIX}{name}": _side_by_side(name, values, scalings) for name, values in pairs.items()}
+        for name in own:
+            pairs.setdefault(name, []).append(learned.pop(name))
+        tensors |= learned
+    tensors |= {name: _side_by_side(name, values, scalings) for name, values in pairs.items()}
     if not tensors:
         raise RSMoEError("nothing to export; give the folder of a finished training")
     metadata = {"format": "pt"}
