@@ -1,11 +1,11 @@
-"""Does the reranker know which captions are right? A risk-coverage plot, and the AUROC.
+"""Does a model know which of its captions are right? A risk-coverage plot, the AUROC and the calibration error.
 
-python examples/risk_coverage.py PREDICTIONS.jsonl --data DATA [--output docs/images/risk-coverage.svg]
+python examples/risk_coverage.py PREDICTIONS.jsonl --data DATA [--by score] [--output docs/images/risk-coverage.svg]
 
-PREDICTIONS are those that `rsmoe evaluate` wrote of a full model with a reranker: each line has its caption's `score`.
-DATA is the data folder, with objects.jsonl. Captions are sorted by the score. Risk is the share of the objects
-mentioned by the captions kept that are not there; coverage is the share of captions kept. A dotted line is the risk of
-all captions: where the curve would be if the score said nothing.
+PREDICTIONS are those that `rsmoe evaluate` wrote of a full model: each line has the `confidence` of its caption, and
+the `score` that the reranker gave it. DATA is the data folder, with objects.jsonl. Captions are sorted by the
+confidence. Risk is the share of the objects mentioned by the captions kept that are not there; coverage is the share
+of captions kept. A dotted line is the risk of all captions: where the curve would be if the confidence said nothing.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 from modeling_rsmoe.bench.plots import INK, LOOK
 from modeling_rsmoe.data.labels import OBJECTS_FILE, read_objects
 from modeling_rsmoe.errors_rsmoe import RSMoEError
+from modeling_rsmoe.evaluation.calibration import auroc, calibration_error
 from modeling_rsmoe.evaluation.intervals import Array, interval
 from modeling_rsmoe.evaluation.objects import mentions, object_labels
 from modeling_rsmoe.evaluation.predict import read_predictions
@@ -32,8 +33,8 @@ FEWEST = 20  # captions kept that a curve begins with: fewer make no rate
 COLORS = ("#3b82c4", "#d9822b", "#3f9c56", "#8e6bbf")  # on white pages and on dark ones
 
 
-def judged(predictions: Path, data: Path) -> dict[str, Array]:
-    """By dataset, for each caption of a labelled image: score, objects mentioned, those of them that are not there.
+def judged(predictions: Path, data: Path, by: str = "confidence") -> dict[str, Array]:
+    """By dataset, for each caption of a labelled image: `by`, objects mentioned, those of them that are not there.
 
     Raises:
         RSMoEError: no labels, or no caption with a score has any.
@@ -42,20 +43,20 @@ def judged(predictions: Path, data: Path) -> dict[str, Array]:
     rows: dict[str, list[tuple[float, int, int]]] = {}
     for line in read_predictions(predictions).values():
         of_image = labels.get(data.absolute() / line["image"])
-        if of_image is not None and "score" in line:
+        if of_image is not None and by in line:
             mentioned = mentions(line["caption"], of_image.all)
-            row = (line["score"], len(mentioned), len(mentioned - of_image.present))
+            row = (line[by], len(mentioned), len(mentioned - of_image.present))
             rows.setdefault(line.get("dataset", "images"), []).append(row)
     if not rows:
         raise RSMoEError(
-            f"no caption of {predictions} has a score and labels in {data / OBJECTS_FILE}; give predictions of "
+            f"no caption of {predictions} has a {by} and labels in {data / OBJECTS_FILE}; give predictions of "
             "`rsmoe evaluate` by the full model, with fusion rerank"
         )
     return {dataset: np.array(of_dataset, dtype=np.float64) for dataset, of_dataset in rows.items()}
 
 
 def risk_coverage(rows: Array) -> tuple[Array, Array]:
-    """Coverage and risk, in %, with the captions of the highest scores first.
+    """Coverage and risk, in %, with the surest captions first.
 
     Args:
         rows: [captions, 3], of `judged`.
@@ -66,29 +67,24 @@ def risk_coverage(rows: Array) -> tuple[Array, Array]:
     return coverage, 100 * wrong / np.maximum(mentioned, 1)
 
 
-def auroc(rows: Array) -> float:
-    """How often, in %, a caption that mentions nothing that is not there has a higher score than one that does.
-
-    Args:
-        rows: [captions, 3], of `judged`. Not a number where all captions are of one kind.
-    """
-    right, wrong = rows[rows[:, 2] == 0, 0], rows[rows[:, 2] > 0, 0]
-    if not len(right) or not len(wrong):
-        return float("nan")
-    return 100 * float((right[:, None] > wrong).mean() + (right[:, None] == wrong).mean() / 2)
-
-
-def auroc_table(of_datasets: dict[str, Array]) -> str:
-    """Markdown: the captions, how many are right, and the AUROC with its bootstrap 95 % interval."""
+def auroc_table(of_datasets: dict[str, Array], by: str = "confidence") -> str:
+    """Markdown: the captions, how many are right, the AUROC with its bootstrap 95 % interval, and of a probability the
+    calibration error."""
     draw, lines = np.random.default_rng(0), []
     for dataset, rows in of_datasets.items():
-        drawn = [auroc(rows[draw.integers(len(rows), size=len(rows))]) for _ in range(SAMPLES)]
-        score = interval(auroc(rows), np.nan_to_num(drawn, nan=50.0))  # drawn captions of one kind say nothing
+        drawn = [_auroc(rows[draw.integers(len(rows), size=len(rows))]) for _ in range(SAMPLES)]
+        score = interval(_auroc(rows), np.nan_to_num(drawn, nan=50.0))  # drawn captions of one kind say nothing
         right = 100 * np.mean(rows[:, 2] == 0)
-        lines.append(
-            [dataset, f"{len(rows)}", f"{right:.1f}", f"{score.value:.1f} [{score.low:.1f}, {score.high:.1f}]"]
-        )
-    return markdown_table(["", "captions", "mention nothing that is not there, %", "AUROC"], lines)
+        error = f"{calibration_error(rows[:, 0], rows[:, 2] == 0):.1f}" if by == "confidence" else ""
+        interval_text = f"{score.value:.1f} [{score.low:.1f}, {score.high:.1f}]"
+        lines.append([dataset, f"{len(rows)}", f"{right:.1f}", interval_text, error])
+    header = ["", "captions", "mention nothing that is not there, %", "AUROC", "calibration error, %"]
+    return markdown_table(header, lines)
+
+
+def _auroc(rows: Array) -> float:
+    """How often a caption that mentions nothing that is not there comes before one that does."""
+    return auroc(rows[:, 0], rows[:, 2] == 0)
 
 
 def draw_curves(of_datasets: dict[str, Array], output: Path) -> None:
@@ -103,7 +99,7 @@ def draw_curves(of_datasets: dict[str, Array], output: Path) -> None:
             shown = slice(min(FEWEST, len(rows)) - 1, None)
             axis.plot(coverage[shown], risk[shown], color=color, linewidth=2, label=f"{dataset}, {len(rows)} captions")
             axis.axhline(risk[-1], color=color, linewidth=1, linestyle=":")
-        axis.set(xlabel="captions kept, of the highest scores, %", ylabel="objects that are not there, %")
+        axis.set(xlabel="captions kept, the surest, %", ylabel="objects that are not there, %")
         axis.set(xlim=(0, 100), ylim=(0, None))
         axis.grid(alpha=0.25, color=INK)
         axis.legend(frameon=False)
@@ -117,15 +113,16 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("predictions", type=Path)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--by", choices=["confidence", "score"], default="confidence")
     parser.add_argument("--output", type=Path, default=Path("risk-coverage.svg"))
     arguments = parser.parse_args(words)
     try:
-        of_datasets = judged(arguments.predictions, arguments.data)
+        of_datasets = judged(arguments.predictions, arguments.data, arguments.by)
         draw_curves(of_datasets, arguments.output)
     except RSMoEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(auroc_table(of_datasets))
+    print(auroc_table(of_datasets, arguments.by))
     return 0
 
 

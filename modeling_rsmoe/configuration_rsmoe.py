@@ -1,5 +1,6 @@
 """Configuration of RS-MoE: vision encoder, Q-Former, base LM, instruction router and experts."""
 
+import math
 from typing import Any, Literal, cast
 
 from huggingface_hub.dataclasses import strict
@@ -13,6 +14,9 @@ from .errors_rsmoe import RSMoEError
 EXPERT_NAMES = ("theme", "object", "relation")  # the paper's three sub-tasks; three are best in its ablation [paper]
 MAX_EXPERTS = 8
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# What a confidence is computed from, by what a text is (`confidence_rsmoe.py`).
+STATEMENT, ANSWER, BIAS = "statement", "answer", "bias"
+CONFIDENCE_SIGNALS = {STATEMENT: ("fit", "relative_fit", "presence"), ANSWER: ("likelihood", "least_likelihood")}
 # An expert's name becomes an attribute of an nn.ModuleDict and a token: these would shadow the container's own
 # methods.
 RESERVED_NAMES = frozenset(
@@ -126,6 +130,10 @@ class RSMoEConfig(_ChecksModelType):
             [our decision]. Empty: it judges sentences by their n-grams alone.
         reranker_vocab_size (`int`, *optional*, defaults to 0):
             Of the LLM's tokenizer, by which the reranker reads the objects' words; 0 without objects.
+        confidence_weights (`dict[str, dict[str, float]]`, *optional*):
+            How likely texts are to be right, as `rsmoe train confidence` fits it [our decision]: under `"statement"`
+            and `"answer"` the weight of each signal (`CONFIDENCE_SIGNALS`) and `"bias"`. Empty: no text has a
+            confidence.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
             Whether the head shares the weights of the embeddings; true where `text_config` says so.
 
@@ -169,6 +177,7 @@ class RSMoEConfig(_ChecksModelType):
     reranker_buckets: int = 4096
     reranker_objects: dict[str, list[str]] | None = None
     reranker_vocab_size: int = 0
+    confidence_weights: dict[str, dict[str, float]] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -182,6 +191,7 @@ class RSMoEConfig(_ChecksModelType):
         self.router_config.text_config = self.text_config
         self.expert_config.text_config = self.text_config
         self._check_modules()
+        self._check_confidence()
         self._check_names()
         self._set_token_ids()
 
@@ -214,6 +224,25 @@ class RSMoEConfig(_ChecksModelType):
                 f"reranker_objects names {', '.join(objects)}, with reranker_rank {self.reranker_rank} and "
                 f"reranker_vocab_size {self.reranker_vocab_size}: objects need words, a reranker, and the size of the "
                 "tokenizer's vocabulary."
+            )
+
+    def _check_confidence(self) -> None:
+        fitted = self.confidence_weights = self.confidence_weights or {}
+        for kind, weights in fitted.items():
+            names = {*CONFIDENCE_SIGNALS.get(kind, ()), BIAS}
+            if (
+                kind not in CONFIDENCE_SIGNALS
+                or set(weights) != names
+                or not all(map(math.isfinite, weights.values()))
+            ):
+                raise RSMoEError(
+                    f"confidence_weights: {kind} has {weights}; known are {', '.join(CONFIDENCE_SIGNALS)}, each with "
+                    "a finite weight for every signal and for bias. Fit them by `rsmoe train confidence`."
+                )
+        if STATEMENT in fitted and not self.reranker_objects:
+            raise RSMoEError(
+                "confidence_weights of statements need a reranker that knows objects (reranker_objects); fit it by "
+                "`rsmoe train reranker` first."
             )
 
     def _check_names(self) -> None:

@@ -21,6 +21,7 @@ from .arguments_rsmoe import (
     of_experts,
     of_router,
 )
+from .confidence_rsmoe import RSMoEConfidenceMixin
 from .errors_rsmoe import RSMoEError
 from .fusion_rsmoe import Images, Plan, RSMoEFusionMixin
 from .paragraphs_rsmoe import Sentence
@@ -58,6 +59,12 @@ class RSMoEGenerateOutput(GenerateDecoderOnlyOutput):
         sequences_scores (`torch.FloatTensor` of shape `(num_texts,)`, *optional*):
             How well the reranker found each text to fit its image, not a number for texts that were rewritten; without
             a reranker those of beams.
+        confidences (`torch.FloatTensor` of shape `(num_texts,)`, *optional*):
+            The probability that each text is right, of a model that it was fitted to; not a number for an empty text.
+        expert_confidences (`torch.FloatTensor` of shape `(num_images, num_experts)`, *optional*):
+            Likewise, of the expert texts, in the order of `expert_sequences`.
+        sentence_confidences (`torch.FloatTensor` of shape `(num_texts, num_sentences)`, *optional*):
+            Likewise, of a paragraph's sentences.
         beam_indices (`torch.LongTensor` of shape `(num_texts, new_tokens)`, *optional*):
             The beams that wrote each token of a rewritten text.
     """
@@ -68,6 +75,9 @@ class RSMoEGenerateOutput(GenerateDecoderOnlyOutput):
     sentences: torch.Tensor | None = None
     sentence_writers: torch.Tensor | None = None
     sequences_scores: torch.Tensor | None = None
+    confidences: torch.Tensor | None = None
+    expert_confidences: torch.Tensor | None = None
+    sentence_confidences: torch.Tensor | None = None
     beam_indices: torch.Tensor | None = None
 
 
@@ -83,7 +93,7 @@ def auto_fusion(task: str, has_reranker: bool) -> str:
     return "rerank" if has_reranker and task == "caption" else "rewrite"
 
 
-class RSMoEGenerationMixin(RSMoEFusionMixin):
+class RSMoEGenerationMixin(RSMoEConfidenceMixin, RSMoEFusionMixin):
     """`generate` of [`RSMoEForConditionalGeneration`], in front of transformers' own."""
 
     encode_image: Any  # of the model that this is mixed into
@@ -237,6 +247,12 @@ class RSMoEGenerationMixin(RSMoEFusionMixin):
             list(sample) for image in candidates for sample in islice(zip(*image[-num_experts:]), samples)
         ]  # of each image and sample
         sentence_tokens, writers = self._padded_sentences(sentences, input_ids.device)
+        tasks = expert_inputs["task_ids"]
+        is_answer = [False] * num_images if tasks is None else (tasks == TASKS.index("question")).tolist()
+        written = [self._trim(text, kwargs) for text in texts]
+        extra |= self._confidences(
+            sequences["base"], images.embeds, images.features, is_answer, written, sentences, expert_texts
+        )
         return RSMoEGenerateOutput(
             sequences=cast(torch.LongTensor, outputs),
             router_prompts=self._pad_by_expert(router_prompts, input_ids.device),

@@ -81,8 +81,8 @@ class RSMoEModel(RSMoEAdapterMixin, RSMoEPreTrainedModel):
         self.experts = nn.ModuleDict({name: RSMoEExpert(config.expert_config, layers) for name in config.expert_names})
         self.reranker: RSMoEReranker | None = None
         if config.reranker_rank:
-            sizes = config.reranker_rank, config.reranker_buckets
-            self.add_reranker(*sizes, config.reranker_objects, config.reranker_vocab_size)
+            sizes = config.vision_config.hidden_size, config.reranker_rank, config.reranker_buckets
+            self.reranker = RSMoEReranker(*sizes, config.reranker_objects, config.reranker_vocab_size)
         self.attach_adapters()
         self.post_init()
         for name in config.expert_names:  # not gathered, as they are no direct children
@@ -118,12 +118,14 @@ class RSMoEModel(RSMoEAdapterMixin, RSMoEPreTrainedModel):
         self.reranker = reranker = RSMoEReranker(width, rank, buckets, objects, vocab_size)
         config.reranker_rank, config.reranker_buckets = rank, buckets
         config.reranker_objects, config.reranker_vocab_size = objects or {}, vocab_size if objects else 0
+        config.confidence_weights = {}  # those of another reranker
         return reranker
 
     def remove_reranker(self) -> None:
         """Leave the model without one."""
         self.reranker, self.config.reranker_rank = None, 0
         self.config.reranker_objects, self.config.reranker_vocab_size = {}, 0
+        self.config.confidence_weights = {}
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """ViT features of images, to be given as `image_embeds` in place of `pixel_values`.

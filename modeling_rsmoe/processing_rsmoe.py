@@ -18,6 +18,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from .configuration_rsmoe import EXPERT_NAMES
 from .errors_rsmoe import RSMoEError
 from .images_rsmoe import map_images, to_rgb
+from .outputs_rsmoe import RSMoEPostProcessingMixin
 from .prompting_rsmoe import (
     CHAT_TEMPLATE,
     EXPERT_INSTRUCTIONS,
@@ -33,11 +34,10 @@ from .prompting_rsmoe import (
 from .sequences_rsmoe import EXPERT_INPUTS, ONE_IMAGE
 
 
-OTHER_WRITERS = ("base LM", "rewriting")  # of a paragraph's sentences, after the experts
 MAX_QFORMER_TOKENS = 512  # BERT's positions; a tokenizer without a limit of its own says 1e30
 
 
-class RSMoEProcessor(ProcessorMixin):
+class RSMoEProcessor(RSMoEPostProcessingMixin, ProcessorMixin):
     r"""
     Wraps an image processor, the LLM's tokenizer and the Q-Former's tokenizer.
 
@@ -409,62 +409,6 @@ class RSMoEProcessor(ProcessorMixin):
             return MultiModalData()
         count = len(image_sizes)
         return MultiModalData(num_image_tokens=[self.num_query_tokens] * count, num_image_patches=[1] * count)
-
-    def post_process_generation(self, outputs) -> list[dict[str, Any]]:
-        """The texts of a generation.
-
-        Args:
-            outputs ([`RSMoEGenerateOutput`]):
-                Of `generate(..., return_dict_in_generate=True)`.
-
-        Returns:
-            `list[dict]`: for each text `{"text": str, "router_prompts": {expert: str}, "expert_texts": {expert:
-            str}}`; of a paragraph also `"sentences"`, a list of `{"text": str, "writer": str}`, with an expert's name,
-            `"base LM"` or `"rewriting"` as the writer.
-
-        Raises:
-            RSMoEError: outputs that router and experts had no part in.
-        """
-        if getattr(outputs, "expert_sequences", None) is None:
-            raise RSMoEError(
-                "these outputs hold no expert texts: they are sequences alone (give generate "
-                "return_dict_in_generate=True), or come of inputs without expert inputs, which the base LM or one "
-                "expert read alone: decode their new tokens by processor.batch_decode."
-            )
-        texts = self.tokenizer.batch_decode(outputs.sequences[:, outputs.prompt_length :], skip_special_tokens=True)
-        results = []
-        for index, text in enumerate(texts):
-            router_index = index * len(outputs.router_prompts) // len(texts)
-            expert_index = index * len(outputs.expert_sequences) // len(texts)
-            results.append(
-                {
-                    "text": text.strip(),
-                    "router_prompts": self.decode_by_expert(outputs.router_prompts[router_index]),
-                    "expert_texts": self.decode_by_expert(outputs.expert_sequences[expert_index]),
-                }
-            )
-            if sentences := self._decode_sentences(outputs, index):
-                results[-1]["sentences"] = sentences
-        return results
-
-    def _decode_sentences(self, outputs, index: int) -> list[dict[str, str]]:
-        texts = self.tokenizer.batch_decode(outputs.sentences[index], skip_special_tokens=True)
-        writers = [*self.experts, *OTHER_WRITERS]
-        return [
-            {"text": text.strip(), "writer": writers[writer]}
-            for text, writer in zip(texts, outputs.sentence_writers[index].tolist())
-            if writer >= 0
-        ]
-
-    def decode_by_expert(self, ids) -> dict[str, str]:
-        """Texts by the experts' names.
-
-        Args:
-            ids (`torch.LongTensor` of shape `(num_experts, sequence_length)`):
-                Router prompts or expert texts of one image.
-        """
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return {name: text.strip() for name, text in zip(self.experts, texts)}
 
     @property
     def model_input_names(self) -> list[str]:

@@ -51,6 +51,7 @@ def ask(
     fusion: options.FusionOption = None,
     max_new_tokens: options.MaxNewTokensOption = None,
     num_beams: options.NumBeamsOption = None,
+    min_confidence: options.MinConfidenceOption = None,
     batch_size: options.BatchSizeOption = options.BATCH_SIZE,
     model: options.ModelOption = None,
     dtype: options.DtypeOption = None,
@@ -62,7 +63,7 @@ def ask(
     GeoTIFF is asked, and the answer says how the tiles' answers were combined. Of features, every image is asked.
     """
     images, asked = _split(arguments, questions or [])
-    generation = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model)
+    generation = options.Generation(router, fusion, max_new_tokens, num_beams, min_confidence, batch_size, model)
     scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite, nodata=nodata)
     of_features = [image for image in images if holds_features(image)]
     if of_features and len(images) > 1:

@@ -46,6 +46,7 @@ def caption(
     fusion: options.FusionOption = None,
     max_new_tokens: options.MaxNewTokensOption = None,
     num_beams: options.NumBeamsOption = None,
+    min_confidence: options.MinConfidenceOption = None,
     batch_size: options.BatchSizeOption = options.BATCH_SIZE,
     model: options.ModelOption = None,
     dtype: options.DtypeOption = None,
@@ -67,7 +68,7 @@ def caption(
         raise RSMoEError("give --detail or --instruction, not both: --detail is an instruction")
     if detail and change:
         raise RSMoEError("--change compares captions of one sentence: leave --detail out")
-    generation = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model)
+    generation = options.Generation(router, fusion, max_new_tokens, num_beams, min_confidence, batch_size, model)
     chosen_engine = collection.make_engine(engine, workers, address)
     scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite, change, nodata)
     text = DETAIL_INSTRUCTION if detail else instruction.strip() if instruction else DEFAULT_INSTRUCTION

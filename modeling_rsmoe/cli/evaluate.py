@@ -120,7 +120,9 @@ def evaluate(
         if model is not None and baseline in lookup.LOOKUPS:
             predicted = lookup.predictions_by_lookups(selection, model, {baseline: file}, progress=steps)[baseline]
         elif model is not None and by_model:
-            settings = options.Generation(router, fusion, max_new_tokens, num_beams, batch_size, model).settings()
+            settings = options.Generation(
+                router, fusion, max_new_tokens, num_beams, None, batch_size, model
+            ).settings()
             sees_image = baseline is None
             predicted = run.predictions_by_model(
                 selection, model, file, system, sees_image, detail, settings, dtype, batch_size, steps

@@ -60,6 +60,17 @@ NumBeamsOption = Annotated[
         show_default=_CHECKPOINTS,
     ),
 ]
+MinConfidenceOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="P",
+        help="Give no text that is less likely right than this, from 0 to 1. In its place stands that the model does "
+        "not know.",
+        show_default="every text is given",
+    ),
+]
 BatchSizeOption = Annotated[
     int, typer.Option(min=1, metavar="N", help="Images, or tiles of a scene, that are described together.")
 ]
@@ -98,10 +109,11 @@ class Generation:
     fusion: Fusion | None
     max_new_tokens: int | None
     num_beams: int | None
+    min_confidence: float | None
     batch_size: int
     model: str | None
 
     def settings(self) -> "GenerationSettings":
         from ..inference import GenerationSettings
 
-        return GenerationSettings(self.router, self.fusion, self.max_new_tokens, self.num_beams)
+        return GenerationSettings(self.router, self.fusion, self.max_new_tokens, self.num_beams, self.min_confidence)

@@ -114,14 +114,14 @@ def show(image: str, prediction: "Prediction", texts: dict[str, str], model: str
     `texts` are what the command is about, by name, the last one being the outcome: `{"caption": ...}`.
     """
     if as_json:
-        experts = {"router_prompts": prediction.router_prompts, "expert_texts": prediction.expert_texts}
-        sentences = {"sentences": prediction.sentences} if prediction.sentences else {}
-        steps.print(json.dumps({"image": image, **texts, **experts, **sentences, "model": model}))
+        steps_of_text = {"router_prompts": {}, "expert_texts": {}, **prediction.record()}
+        del steps_of_text["text"]  # under its own name in `texts`
+        steps.print(json.dumps({"image": image, **texts, **steps_of_text, "model": model}))
         return
     rows: list[tuple[Text, ...]] = []
     for name, text in prediction.expert_texts.items():
         rows.append((Text(name, "cyan"), Text("asked", "dim"), shown(prediction.router_prompts[name], "dim italic")))
-        rows.append((Text(), Text("found", "dim"), shown(text)))
+        rows.append((Text(), Text("found", "dim"), rated(shown(text), prediction.expert_confidences.get(name))))
     rows.append(())
     if prediction.sentences:  # of a paragraph, each beside its writer
         *names, last = texts
@@ -129,9 +129,13 @@ def show(image: str, prediction: "Prediction", texts: dict[str, str], model: str
         writers = [Text(sentence["writer"], "cyan") for sentence in prediction.sentences]
         headings = [Text(last, "bold"), *[Text()] * (len(writers) - 1)]
         for heading, writer, sentence in zip(headings, writers, prediction.sentences, strict=True):
-            rows.append((heading, writer, shown(sentence["text"], "bold")))
+            rows.append((heading, writer, rated(shown(sentence["text"], "bold"), sentence.get("confidence"))))
     else:
-        rows += [(Text(name, "bold"), Text(), shown(text, "bold")) for name, text in texts.items()]
+        *others, (last, text) = texts.items()
+        rows += [(Text(name, "bold"), Text(), shown(other, "bold")) for name, other in others]
+        rows.append((Text(last, "bold"), Text(), rated(shown(text, "bold"), prediction.confidence)))
+    if prediction.confidence is not None:
+        rows.append((Text(), Text(), Text("%: how likely it is right", "dim")))
     steps.print(panel(rows, 3, image, model))
 
 
@@ -153,6 +157,11 @@ def more_tiles(num_tiles: int) -> list[tuple[Text, Text]]:
         return []
     rest = count_of(num_tiles - MAX_SHOWN_TILES, "more tile")
     return [(Text("...", "dim"), Text(f"{rest}: --output keeps them all", "dim"))]
+
+
+def rated(text: Text, confidence: float | None) -> Text:
+    """A text with how likely it is right, where that is known."""
+    return text if confidence is None else Text.assemble(text, (f"  {100 * confidence:.0f} %", "dim not bold"))
 
 
 def shown(text: str, style: str = "") -> Text:

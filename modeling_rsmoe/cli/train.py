@@ -264,6 +264,42 @@ def reranker(
 
 
 @train.command()
+def confidence(
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="Predictions of the checkpoint on val, as `rsmoe evaluate` writes them: captions, answers, or both.",
+        ),
+    ],
+    data: DataOption,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The new checkpoint.")],
+    model: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="A checkpoint with a reranker: a folder, or a name such as rs-moe-nano."),
+    ],
+    features: FeaturesOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the checkpoint that --output names.")
+    ] = False,
+) -> None:
+    """Fit how likely a text is right to predictions whose objects, or answers, are known."""
+    with terminal.Steps() as steps, quiet_libraries():
+        start = find_checkpoint(model, steps)
+        from ..training.confidence import train_confidence
+
+        worth = train_confidence(
+            data, output, start, predictions, features=features, overwrite=overwrite, progress=steps
+        )
+        for kind, figures in worth.items():
+            steps.print(
+                f"{kind}: {figures['texts']:,.0f} texts, {figures['right']} % right; on held-out images AUROC "
+                f"{figures['auroc']} %, calibration error {figures['calibration_error']} %"
+            )
+        steps.print(f"{output} (confidence fitted)")
+
+
+@train.command()
 def export(
     outputs: Annotated[
         list[Path],
@@ -274,6 +310,15 @@ def export(
         ),
     ],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The safetensors file to write.")],
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="R",
+            help="Cut the base LM's LoRA to this rank, for a smaller file.",
+            show_default="the sum of the trainings' ranks",
+        ),
+    ] = None,
 ) -> None:
     """Write only what was learned, in half precision: the trained.safetensors that `rsmoe assemble` takes."""
     check_outputs(output)
@@ -281,7 +326,7 @@ def export(
         steps("reading what was learned")
         from ..training.export import export_trained
 
-        file = export_trained(outputs, output)
+        file = export_trained(outputs, output, rank)
         steps.print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 

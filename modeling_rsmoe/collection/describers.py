@@ -128,7 +128,8 @@ def column_of(rows: Sequence[Row], name: str, dtype: "pa.DataType") -> "pa.Array
 
 
 class Captioner(Describer):
-    """Columns `caption`, and `router_prompts` and `expert_texts` by the experts' names."""
+    """Columns `caption`, and `router_prompts` and `expert_texts` by the experts' names; of a model that says how sure
+    it is, `confidence` and `expert_confidences` too."""
 
     kind = "captions"
 
@@ -148,6 +149,12 @@ class Captioner(Describer):
         task = {"instruction": self.instruction, "generation": self.generation.arguments()}
         return {**model, **task, **self.raster_options.settings}
 
+    @property
+    def rates(self) -> bool:
+        """Whether the model says how sure it is."""
+        assert self._loaded is not None
+        return bool(self._loaded[0].config.confidence_weights)
+
     def describe(self, images: "Sequence[Image.Image]") -> list[Row]:
         from ..inference import Predictor
 
@@ -155,8 +162,8 @@ class Captioner(Describer):
         predictor = Predictor(*self._loaded, self.generation)
         rows = []
         for prediction in predictor.predict(images, self.instruction):
-            experts = {"router_prompts": prediction.router_prompts, "expert_texts": prediction.expert_texts}
-            rows.append({"caption": prediction.text, **experts})
+            record = prediction.record()
+            rows.append({"caption": record.pop("text"), **record})
         return rows
 
     def columns(self, rows: Sequence[Row]) -> "dict[str, pa.Array]":
@@ -165,6 +172,9 @@ class Captioner(Describer):
         assert self._loaded is not None
         by_expert = pa.struct([(name, pa.string()) for name in self._loaded[1].experts])
         dtypes = {"caption": pa.string(), "router_prompts": by_expert, "expert_texts": by_expert}
+        if self.rates:
+            numbers = pa.struct([(field.name, pa.float64()) for field in by_expert])
+            dtypes |= {"confidence": pa.float64(), "expert_confidences": numbers}
         return {name: column_of(rows, name, dtype) for name, dtype in dtypes.items()}
 
 

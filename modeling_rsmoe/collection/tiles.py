@@ -48,12 +48,15 @@ class TileCaptioner(Captioner):
         experts = dict.fromkeys(self._loaded[1].experts, "")
         texts = ["caption", *flat_texts({"expert_text": experts, "router_prompt": experts})]
         dtypes = {"scene": pa.string(), "tile": pa.int64(), **dict.fromkeys(texts, pa.string())}
+        if self.rates:
+            dtypes |= dict.fromkeys(["confidence", *flat_texts({"expert_confidence": experts})], pa.float64())
         dtypes |= {**dict.fromkeys(Window._fields, pa.int64()), "valid": pa.float64()}
         dtypes |= {**dict.fromkeys(("model", "revision", "status", "error"), pa.string()), "geometry": pa.binary()}
         return pa.Table.from_pylist([self._columns_of(row) for row in rows], pa.schema(dtypes.items()))
 
     def _columns_of(self, row: Row) -> Row:
         texts = {"expert_text": row.get("expert_texts", {}), "router_prompt": row.get("router_prompts", {})}
+        texts["expert_confidence"] = row.get("expert_confidences", {})
         status = ERROR if "error" in row else DESCRIBED if "caption" in row else SKIPPED
         checkpoint = {"model": self.checkpoint.name, "revision": self.checkpoint.revision}
         columns = {**row, **flat_texts(texts), **checkpoint, "status": status}

@@ -108,8 +108,8 @@ def predict(
 
     A line has `image, dataset, split`, `caption` or `question, answer`; of the experts that wrote `router_prompts` and
     `expert_texts`, by name; of a paragraph its `sentences` with their writers; `score` of the reranker where it chose
-    the text (as the lines of a scene have it); `seconds` of the record's share of its batch and `peak_memory` of the
-    process in bytes.
+    the text (as the lines of a scene have it); `confidence` and `expert_confidences` where there are any; `seconds` of
+    the record's share of its batch and `peak_memory` of the process in bytes.
 
     Args:
         predictor: of a checkpoint.

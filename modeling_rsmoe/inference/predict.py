@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ..processing_rsmoe import RSMoEProcessor
 
 FULL, BASE, EXPERTS = "full", "base", "experts"
+# In place of a text that is less likely right than was asked for [our decision].
+UNSURE = {"caption": "Nothing here that I know.", "detail": "Nothing here that I know.", "question": "I do not know."}
 Stop = Callable[[], bool]
 
 
@@ -42,22 +44,27 @@ class GenerationSettings:
         fusion: `auto`, `rerank`, `rewrite`, `concat` or `sentences`.
         max_new_tokens: of an expert's text, and of the final one, be it a sentence or a paragraph.
         num_beams: of the search; 1 is greedy.
+        min_confidence: from 0 to 1. A text that is less likely right is not given: `UNSURE` stands in its place, and
+            of a paragraph the sentences that are as likely. The experts' texts stay.
 
     Raises:
-        RSMoEError: `max_new_tokens` or `num_beams` is beyond `loading.LIMITS`.
+        RSMoEError: `max_new_tokens` or `num_beams` is beyond `loading.LIMITS`, or `min_confidence` beyond 0 to 1.
     """
 
     router_mode: str | None = None
     fusion: str | None = None
     max_new_tokens: int | None = None
     num_beams: int | None = None
+    min_confidence: float | None = None
 
     def __post_init__(self) -> None:
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
+            raise RSMoEError(f"min_confidence is {self.min_confidence}: give a probability, from 0 to 1")
         for name in ("max_new_tokens", "num_beams"):
             check_limit(name, getattr(self, name))
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `generate`."""
+        """Keyword arguments of `generate`, and `min_confidence` of the predictor."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -69,7 +76,11 @@ class Prediction:
         text: the caption or answer.
         router_prompts: what each expert was asked, by name, in order.
         expert_texts: what each expert wrote, by name, in order.
-        sentences: of a paragraph, each as `text` and `writer`: an expert's name, `base LM` or `rewriting`.
+        sentences: of a paragraph, each as `text` and `writer`: an expert's name, `base LM` or `rewriting`; with its
+            `confidence` where there is one.
+        confidence: the probability that the text is right; None where the checkpoint was not fitted to say so, of the
+            base LM or an expert alone, and of an empty text.
+        expert_confidences: likewise, of the expert texts.
         scores: `reranker`: how well the text fits the image, if texts were reranked.
         num_prompt_tokens: of the instruction and the image.
         num_tokens: of the text.
@@ -79,18 +90,33 @@ class Prediction:
     text: str = ""
     router_prompts: dict[str, str] = field(default_factory=dict)
     expert_texts: dict[str, str] = field(default_factory=dict)
-    sentences: list[dict[str, str]] = field(default_factory=list)
+    sentences: list[dict[str, Any]] = field(default_factory=list)
+    confidence: float | None = None
+    expert_confidences: dict[str, float | None] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     num_prompt_tokens: int = 0
     num_tokens: int = 0
     finish_reason: str = "stop"
 
     def record(self) -> dict[str, Any]:
-        """The texts, as files and JSON output hold them."""
+        """The texts and how likely they are right, as files and JSON output hold them."""
         texts: dict[str, Any] = {"text": self.text}
         if self.expert_texts:
             texts |= {"router_prompts": self.router_prompts, "expert_texts": self.expert_texts}
-        return texts | ({"sentences": self.sentences} if self.sentences else {})
+        if self.sentences:
+            texts["sentences"] = self.sentences
+        if self.confidence is not None:
+            texts["confidence"] = self.confidence
+        return texts | ({"expert_confidences": self.expert_confidences} if self.expert_confidences else {})
+
+    def withhold(self, min_confidence: float, instruction: str) -> "Prediction":
+        """What is left of it where only texts are wanted that are so likely right."""
+        if self.confidence is None or self.confidence >= min_confidence:
+            return self
+        kept = [sentence for sentence in self.sentences if (sentence["confidence"] or 0) >= min_confidence]
+        text = " ".join(sentence["text"] for sentence in kept) or UNSURE[task_of(instruction)]
+        least = min((sentence["confidence"] for sentence in kept), default=self.confidence)
+        return replace(self, text=text, sentences=kept, confidence=least)
 
 
 class Predictor:
@@ -98,12 +124,13 @@ class Predictor:
     Args:
         model: of a checkpoint.
         processor: of the same checkpoint.
-        settings: a `GenerationSettings`, or keyword arguments of `generate`.
+        settings: a `GenerationSettings`, or keyword arguments of `generate` and `min_confidence`.
         system: who speaks: `full`; `full:NAME,NAME` (with these experts only); `base` (the base LM alone);
             `experts:NAME` (one expert alone).
 
     Raises:
-        RSMoEError: the model has no such expert; the known systems are listed.
+        RSMoEError: the model has no such expert (the known systems are listed), or `min_confidence` is asked of what
+            has no confidence.
     """
 
     def __init__(
@@ -115,6 +142,10 @@ class Predictor:
     ):
         self.model, self.system = model, system
         self.generation = settings.arguments() if isinstance(settings, GenerationSettings) else dict(settings)
+        self._min_confidence = self.generation.pop("min_confidence", None)
+        if self._min_confidence is not None and (system == BASE or not model.config.confidence_weights):
+            remedy = "ask the full model" if system == BASE else "fit it by rsmoe train confidence"
+            raise RSMoEError(f"min_confidence needs what says how sure it is, and this does not: {remedy}")
         experts = _experts_of(system, processor.experts)
         self.processor = processor if experts is None else processor.with_experts(experts)
         if system.startswith(f"{EXPERTS}:"):  # one expert's text is the whole text
@@ -186,7 +217,7 @@ class Predictor:
                 if self.system == BASE:
                     longer = {"max_new_tokens": self._limit(texts)} if any(detail for _, detail in kinds) else {}
                     return self._predict_base(inputs, {**arguments, **longer})
-                if on_change is not None:
+                if on_change is not None and self._min_confidence is None:  # nothing is shown before it is sure
                     arguments |= self._streaming(kinds, arguments, on_change)
                 outputs = self.model.generate(**inputs, **arguments, return_dict_in_generate=True)
                 return self._predictions(inputs, outputs, texts, fusions)
@@ -351,15 +382,16 @@ class Predictor:
             is_reranked = outputs.sequences_scores is not None and outputs.beam_indices is None
             if is_reranked and not outputs.sequences_scores[place].isnan():
                 scores["reranker"] = float(outputs.sequences_scores[place])
-            predictions.append(
-                Prediction(
-                    **texts,
-                    scores=scores,
-                    num_prompt_tokens=int(inputs["attention_mask"][place].sum()),
-                    num_tokens=len(self.model._trim(new_tokens, {})),
-                    finish_reason="length" if limit is not None and longest >= limit else "stop",
-                )
+            prediction = Prediction(
+                **texts,
+                scores=scores,
+                num_prompt_tokens=int(inputs["attention_mask"][place].sum()),
+                num_tokens=len(self.model._trim(new_tokens, {})),
+                finish_reason="length" if limit is not None and longest >= limit else "stop",
             )
+            if self._min_confidence is not None:
+                prediction = prediction.withhold(self._min_confidence, instructions[place])
+            predictions.append(prediction)
         return predictions
 
 

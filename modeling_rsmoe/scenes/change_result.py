@@ -43,6 +43,12 @@ class TileChange:
         """In pixels of the common grid."""
         return self.before.window
 
+    @property
+    def confidence(self) -> float | None:
+        """Of the less likely text."""
+        known = [tile.confidence for tile in (self.before, self.after) if tile.confidence is not None]
+        return min(known, default=None)
+
 
 @dataclass(frozen=True)
 class ChangeResult:

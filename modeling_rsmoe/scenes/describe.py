@@ -4,7 +4,7 @@ Knows nothing about options, formats or how rasters are found.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ class Tile:
         expert_texts: what each expert wrote, by name, in order.
         sentences: of a paragraph, each as `text` and `writer`.
         score: how well the text fits the tile, by the reranker; None where it did not choose. It is no probability.
+        confidence: the probability that the text is right; None where the checkpoint was not fitted to say so.
+        expert_confidences: likewise, of the expert texts.
     """
 
     number: int
@@ -45,7 +47,9 @@ class Tile:
     router_prompts: dict[str, str]
     expert_texts: dict[str, str]
     score: float | None = None
-    sentences: Sequence[Mapping[str, str]] = ()
+    sentences: Sequence[Mapping[str, Any]] = ()
+    confidence: float | None = None
+    expert_confidences: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def log_path(output: Path) -> Path:
@@ -159,7 +163,8 @@ class TileDescriber:
 def _tile(number: int, window: Window, line: Mapping[str, Any]) -> Tile:
     """A described tile from its line in the log."""
     texts = (line["text"], line.get("router_prompts", {}), line.get("expert_texts", {}))
-    return Tile(number, window, line["valid"], *texts, line.get("score"), line.get("sentences", ()))
+    confidences = line.get("confidence"), line.get("expert_confidences", {})
+    return Tile(number, window, line["valid"], *texts, line.get("score"), line.get("sentences", ()), *confidences)
 
 
 def read_side(side: int, image_side: int) -> int:

@@ -76,8 +76,15 @@ def _data(view: View) -> dict[str, Any]:
 def _texts(tile: Tile, experts: list[str]) -> dict[str, Any]:
     return {
         "text": _text(tile.text),
+        "confidence": tile.confidence,
         "steps": [
-            [name, experts.index(name) % len(COLORS), _text(tile.router_prompts.get(name, "")), _text(text)]
+            [
+                name,
+                experts.index(name) % len(COLORS),
+                _text(tile.router_prompts.get(name, "")),
+                _text(text),
+                tile.expert_confidences.get(name),
+            ]
             for name, text in tile.expert_texts.items()
         ],
     }

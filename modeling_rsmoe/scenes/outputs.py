@@ -72,14 +72,15 @@ def _properties(result: Result, tile: Any) -> dict[str, Any]:
         **marked_sentences(tile),
         **tile.window._asdict(),
         "valid": tile.valid,
-        **_score(tile),
+        **_scores(tile),
+        **flat_texts({"expert_confidence": tile.expert_confidences}),
         "model": result.task.model,
         "revision": result.task.revision,
     }
     return {name: without_nul(value) if isinstance(value, str) else value for name, value in columns.items()}
 
 
-def flat_texts(by_column: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+def flat_texts(by_column: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Texts of each expert as columns: `expert_text_theme`, ..."""
     return {f"{column}_{name}": text for column, texts in by_column.items() for name, text in texts.items()}
 
@@ -95,8 +96,10 @@ def without_nul(text: str) -> str:
     return text.replace("\0", "\ufffd")
 
 
-def _score(tile: "Tile") -> dict[str, float]:
-    return {} if tile.score is None else {"score": tile.score}
+def _scores(tile: "Tile") -> dict[str, float | None]:
+    """An empty text has no confidence where others have one."""
+    scores = {} if tile.score is None else {"score": tile.score}
+    return scores | ({"confidence": tile.confidence} if tile.expert_confidences else {})
 
 
 def tile_record(result: Result, tile: Any) -> dict[str, Any]:
@@ -114,10 +117,11 @@ def record_tile(task: SceneTask, raster: Raster, tile: "Tile") -> dict[str, Any]
         "window": list(tile.window),
         "valid": tile.valid,
         **task.texts(tile.text),
-        **_score(tile),
+        **_scores(tile),
         "router_prompts": tile.router_prompts,
         "expert_texts": tile.expert_texts,
         **({"sentences": list(tile.sentences)} if tile.sentences else {}),
+        **({"expert_confidences": tile.expert_confidences} if tile.expert_confidences else {}),
         "model": task.model,
         "revision": task.revision,
         "geometry": footprint(raster, tile.window),
@@ -137,7 +141,7 @@ def _features(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
     """Each tile as GeoJSON. Its property `style` is where ipyleaflet, leafmap and folium look for one."""
     colors = legend(results)
     for result, tile in _all_tiles(results):
-        properties = {**_properties(result, tile), "style": tile_style(result.topic(tile), colors)}
+        properties = {**_properties(result, tile), "style": tile_style(result.topic(tile), colors, tile.confidence)}
         geometry = footprint(result.raster, tile.window)
         yield {"type": "Feature", "geometry": geometry, "properties": properties}
 

@@ -29,10 +29,16 @@ def legend(results: "Sequence[SceneResult | ChangeResult]") -> dict[str, str]:
     return dict(zip(topics, COLORS)) | {OTHER: GREY}
 
 
-def tile_style(topic: str, colors: dict[str, str]) -> dict[str, Any]:
-    """Leaflet's path options for a tile of a topic; `colors` as of `legend`."""
+def tile_style(topic: str, colors: dict[str, str], confidence: float | None = None) -> dict[str, Any]:
+    """Leaflet's path options for a tile of a topic; `colors` as of `legend`. The less likely a text is right, the more
+    its tile fades."""
     color = colors.get(topic, GREY)
-    return {"color": color, "weight": 1, "fillColor": color, "fillOpacity": 0.35}
+    return {
+        "color": color,
+        "weight": 1,
+        "fillColor": color,
+        "fillOpacity": 0.35 if confidence is None else round(0.5 * confidence, 2),
+    }
 
 
 def tile_topic(task: "SceneTask", tile: "Tile") -> str:

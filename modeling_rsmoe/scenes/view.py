@@ -88,7 +88,8 @@ def view_image(
     small = image.copy()
     small.thumbnail((side, side))
     texts = (prediction.text, prediction.router_prompts, prediction.expert_texts)
-    tile = Tile(0, Window(0, 0, width, height), 1.0, *texts)
+    sure = (prediction.confidence, prediction.expert_confidences)
+    tile = Tile(0, Window(0, 0, width, height), 1.0, *texts, None, prediction.sentences, *sure)
     names = _file_name(name), _model_name(model)
     return View(*names, instruction, prediction.text, small, width, height, [tile], [None])
 

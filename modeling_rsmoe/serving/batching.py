@@ -96,6 +96,9 @@ class RequestBatcher:
         if fusion in ("rerank", "sentences") and not self.model.config.reranker_rank:
             reason = f"fusion {fusion!r} needs a reranker, and this checkpoint has none: leave it out"
             raise ApiError(400, reason, "invalid_request", "fusion")
+        if request.generation.get("min_confidence") is not None and not self.model.config.confidence_weights:
+            reason = "min_confidence needs a checkpoint that says how sure it is, and this one does not: leave it out"
+            raise ApiError(400, reason, "invalid_request", "min_confidence")
         try:
             num_tokens = Predictor(self.model, self._readers_processor, request.generation).check(request.instruction)
         except ContextLengthError as error:

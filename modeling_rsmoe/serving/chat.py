@@ -99,6 +99,7 @@ class ChatRequest(BaseModel):
     router_mode: Literal["generated", "template", "none"] | None = None
     fusion: Literal["auto", "rerank", "rewrite", "concat", "sentences"] | None = None
     num_beams: int | None = Field(None, ge=1, le=MAX_BEAMS)
+    min_confidence: float | None = Field(None, ge=0, le=1)
     short_answer: bool | None = None
 
 
@@ -220,7 +221,7 @@ def _instruction(text: str, short_answer: bool | None) -> str:
 def _generation(request: ChatRequest, limits: Limits, default_tokens: int) -> dict[str, Any]:
     """Arguments of `generate`. Requests that agree in them share a batch."""
     max_tokens = request.max_completion_tokens or request.max_tokens or default_tokens
-    arguments = request.model_dump(include={"num_beams", "router_mode", "fusion"}, exclude_none=True)
+    arguments = request.model_dump(include={"num_beams", "router_mode", "fusion", "min_confidence"}, exclude_none=True)
     arguments["max_new_tokens"] = min(max_tokens, limits.new_tokens)
     if request.temperature is not None and request.temperature < MIN_TEMPERATURE:
         arguments["do_sample"] = False
@@ -286,5 +287,7 @@ def _usage(prediction: Prediction) -> dict[str, int]:
 
 
 def _steps(prediction: Prediction) -> dict[str, Any]:
-    sentences = {"sentences": prediction.sentences} if prediction.sentences else {}
-    return {"router_prompts": prediction.router_prompts, "expert_texts": prediction.expert_texts, **sentences}
+    """What led to the text and how likely it is right, without the text."""
+    steps = {"router_prompts": {}, "expert_texts": {}, **prediction.record()}
+    del steps["text"]
+    return steps

@@ -23,7 +23,7 @@ MERGED_PREFIX = "llm_lora."  # of the base LM's pairs in the file
 BASE_LM_LORA = re.compile(r"model\.language_model\.(.+)\.(lora_[AB])\.default\.weight")
 
 
-def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
+def export_trained(outputs: Sequence[str | Path], file: str | Path, rank: int | None = None) -> Path:
     """Write what the stages learned, in half precision, for `hub_configs/NAME/trained.safetensors`.
 
     Beside it the same name with .json says how it came about: the record of the last stage, with those before it.
@@ -33,17 +33,21 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
             the first began at a checkpoint that had learned already, that one's trained.safetensors comes before it.
         file: the safetensors file; low-rank pairs of the base LM stay pairs, which keeps it small. Those of several
             trainings stand side by side, as one of a higher rank.
+        rank: keep of those pairs only the nearest of this rank (truncated singular value decomposition), where theirs
+            is higher. None keeps them as they are.
 
     Returns:
         `file`.
 
     Raises:
         RSMoEError: a folder is no finished training, stands there twice, has lost its state, or has LoRA that cannot
-            be kept as pairs.
+            be kept as pairs; `rank` is below 1.
     """
     tensors: dict[str, torch.Tensor] = {}
     pairs: dict[str, list[torch.Tensor]] = {}  # of the base LM: name -> those of each training
     scalings: list[float] = []
+    if rank is not None and rank < 1:
+        raise RSMoEError(f"a LoRA of rank {rank} holds nothing; give 1 or more")
     given = [Path(output).absolute() for output in outputs]
     if twice := [output for output in given if given.count(output) > 1]:
         raise RSMoEError(f"{twice[0]} is given twice; give each training once")
@@ -55,6 +59,10 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path) -> Path:
             pairs.setdefault(name, []).append(learned.pop(name))
         tensors |= learned
     tensors |= {name: _side_by_side(name, values, scalings) for name, values in pairs.items()}
+    if rank is not None:
+        for name in [name for name in tensors if name.startswith(MERGED_PREFIX) and name.endswith("lora_A")]:
+            other = f"{name.removesuffix('A')}B"
+            tensors[name], tensors[other] = _nearest(tensors[name].float(), tensors[other].float(), rank)
     if not tensors:
         raise RSMoEError("nothing to export; give the folder of a finished training")
     metadata = {"format": "pt"}
@@ -75,6 +83,16 @@ def _side_by_side(name: str, values: list[torch.Tensor], scalings: list[float]) 
     if name.endswith("lora_A"):
         return torch.cat([value.float() for value in values])
     return torch.cat([scaling * value.float() for scaling, value in zip(scalings, values, strict=True)], dim=1)
+
+
+def _nearest(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [rank, in] and B [out, rank] whose product is nearest to `b @ a` in the Frobenius norm (Eckart and Young)."""
+    if a.shape[0] <= rank:
+        return a, b
+    (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b), torch.linalg.qr(a.T)
+    left, values, right = torch.linalg.svd(r_b @ r_a.T)
+    root = values[:rank].sqrt()
+    return root[:, None] * (right[:rank] @ q_a.T), q_b @ left[:, :rank] * root
 
 
 def _earlier(file: Path) -> tuple[dict, dict[str, torch.Tensor], float]:

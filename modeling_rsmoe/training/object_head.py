@@ -68,9 +68,9 @@ def fit_object_head(head: RSMoEObjectHead, pooled: torch.Tensor, labels: Sequenc
     held_out = torch.arange(len(labels)) % HOLDOUT_EVERY == 0
     losses = {}
     for ridge in RIDGE_GRID:
-        weight, bias = _solve(scaled[~held_out], targets[~held_out], ridge)
+        weight, bias = fit_logistic(scaled[~held_out], targets[~held_out], ridge)
         losses[ridge] = float(_loss(scaled[held_out] @ weight.T + bias, targets[held_out]))
-    weight, bias = _solve(scaled, targets, min(losses, key=lambda ridge: losses[ridge]))
+    weight, bias = fit_logistic(scaled, targets, min(losses, key=lambda ridge: losses[ridge]))
     head.projection.weight.copy_(weight / spread)
     head.projection.bias.copy_(bias - (weight / spread) @ mean)
     return {str(ridge): round(loss, 4) for ridge, loss in losses.items()}
@@ -90,8 +90,14 @@ def token_texts(tokenizer: Any) -> list[str]:
 
 
 @torch.enable_grad()
-def _solve(features: torch.Tensor, targets: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [objects, width] and biases [objects] of least cross-entropy plus `ridge` / 2 times squared weights."""
+def fit_logistic(features: torch.Tensor, targets: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [targets, width] and biases [targets] of least cross-entropy plus `ridge` / 2 times squared weights.
+
+    Args:
+        features: [items, width].
+        targets: [items, targets] of 0, 1 and, where nothing is known, not a number.
+        ridge: of the weights.
+    """
     weight = torch.zeros(targets.shape[1], features.shape[1], requires_grad=True)
     bias = torch.zeros(targets.shape[1], requires_grad=True)
     solver = torch.optim.LBFGS([weight, bias], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")

@@ -155,6 +155,7 @@ def load_start(start: Path, recipe: Recipe) -> tuple[RSMoEForConditionalGenerati
     config = open_config(start)
     if recipe.vision != "frozen" or recipe.standardize_vision:
         config.reranker_rank, config.reranker_objects = 0, {}  # a reranker belongs to the ViT that it was fitted to
+    config.confidence_weights = {}  # how sure the texts of before were
     if getattr(config, "quantization_config", None) is not None:
         raise RSMoEError(f"the weights of {start} are quantised; give --model with one of float weights")
     processor = open_processor(start)

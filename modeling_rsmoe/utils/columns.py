@@ -17,6 +17,20 @@ _EXPERTS: Columns = {
     f"expert_text_{EXPERT}": ("string", "What this expert wrote."),
     f"router_prompt_{EXPERT}": ("string", "What the router asked it."),
 }
+_CONFIDENCE: Columns = {
+    "confidence": (
+        "number",
+        "The probability that the caption or answer is right, from 0 to 1. Of a checkpoint that was fitted to say so.",
+    ),
+}
+_CONFIDENCES: Columns = {
+    **_CONFIDENCE,
+    f"expert_confidence_{EXPERT}": ("number", "Likewise, of this expert's text."),
+}
+_NESTED_CONFIDENCES: Columns = {
+    **_CONFIDENCE,
+    "expert_confidences": ("object", "Likewise of the expert texts, by the experts' names."),
+}
 _NESTED_EXPERTS: Columns = {
     "router_prompts": ("object", "What each expert was asked, by its name."),
     "expert_texts": ("object", "What each expert wrote, by its name."),
@@ -42,8 +56,7 @@ _SCORE: Columns = {
     "score": (
         "number",
         "How well the caption fits the tile, by the reranker: about the share of n-grams that a human caption would "
-        "have, too. Only where it chose the text. No probability: it "
-        "compares tiles of one model.",
+        "have, too. Only where it chose the text. No probability: it compares tiles of one model.",
     ),
 }
 
@@ -57,6 +70,7 @@ TILE: Columns = {
     **_WINDOW,
     "valid": ("number", "Share of its pixels that are data, from 0 to 1."),
     **_SCORE,
+    **_CONFIDENCES,
     **_CHECKPOINT,
     "style": ("object", "Colors for web maps. Only in GeoJSON."),
     "geometry": ("geometry", "Where the tile lies."),
@@ -92,7 +106,10 @@ CHANGE: Columns = {
     f"appears_{EXPERT}": ("string", "Those that this expert names."),
     "disappears": ("string", "Nouns that only the earlier date names."),
     f"disappears_{EXPERT}": ("string", "Those that this expert names."),
-    "..._before": ("", "`scene`, texts and `score` of the earlier date, each under its name with this ending."),
+    "..._before": (
+        "",
+        "`scene`, texts, `score` and confidences of the earlier date, each under its name with this ending.",
+    ),
     "..._after": ("", "Those of the later date."),
     **_WINDOW,
     "valid": TILE["valid"],
@@ -118,6 +135,8 @@ IMAGE: Columns = {
     "caption": ("string", "The caption."),
     "router_prompts": ("struct", "What each expert was asked, by its name."),
     "expert_texts": ("struct", "What each expert wrote, by its name."),
+    **_CONFIDENCE,
+    "expert_confidences": ("struct", "Likewise of the expert texts, by the experts' names."),
     **_ERROR,
     **_CHECKPOINT,
 }
@@ -136,6 +155,7 @@ FEATURES: Columns = {
 COLLECTION_TILE: Columns = {
     **{name: column for name, column in TILE.items() if name in ("scene", "tile", "caption")},
     **_EXPERTS,
+    **_CONFIDENCES,
     **_WINDOW,
     "valid": TILE["valid"],
     **_CHECKPOINT,
@@ -155,6 +175,7 @@ PREDICTION: Columns = {
     **_NESTED_EXPERTS,
     "sentences": ("array", "Of a paragraph (--detail): each sentence as an object with `text` and `writer`."),
     "score": ("number", "How well the caption fits the image, by the reranker. Only where it chose the text."),
+    **_NESTED_CONFIDENCES,
     "seconds": ("number", "The record's share of the time of its batch."),
     "peak_memory": ("integer", "Largest memory of the process until then, in bytes."),
 }

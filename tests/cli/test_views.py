@@ -34,7 +34,7 @@ def test_an_image(photo: Path, checkpoint: Path, tmp_path: Path) -> None:
     (tile,) = view["tiles"]
     assert tile["window"] == [0, 0, 50, 40] and tile["place"] is None
     for place, (name, prompt) in enumerate(told["router_prompts"].items()):
-        assert tile["steps"][place] == [name, place, prompt, told["expert_texts"][name]]
+        assert tile["steps"][place] == [name, place, prompt, told["expert_texts"][name], None]
     with Image.open(figure) as opened:
         assert opened.width > 1000
     assert "map.html exists: give another name, or --overwrite" in errors(run("caption", photo, *options))[0]

@@ -5,7 +5,6 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from runpy import run_path
 
-import numpy as np
 import pytest
 
 
@@ -20,7 +19,8 @@ def data(tmp_path: Path) -> Path:
     for label in labels:
         (tmp_path / str(label["image"])).touch()
     lines = [
-        {"image": f"{i}.png", "dataset": "A", "caption": text, "score": s} for i, (text, s) in enumerate(CAPTIONS)
+        {"image": f"{i}.png", "dataset": "A", "caption": text, "confidence": s, "score": 1 - s}
+        for i, (text, s) in enumerate(CAPTIONS)
     ]
     for name, rows in (("objects", labels), ("predictions", lines)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -28,13 +28,15 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_curve_and_auroc(data: Path) -> None:
-    """Scores 0.9 and 0.4 are of right captions, 0.5 and 0.1 of wrong ones: of four pairs three are in order."""
+    """Confidences 0.9 and 0.4 are of right captions, 0.5 and 0.1 of wrong ones: of four pairs three are in order."""
     module = run_path(str(EXAMPLE))
     rows = module["judged"](data / "predictions.jsonl", data)["A"]
     assert rows.tolist() == [[0.9, 1, 0], [0.5, 2, 1], [0.4, 1, 0], [0.1, 1, 1]]
     coverage, risk = module["risk_coverage"](rows)
     assert coverage.tolist() == [25, 50, 75, 100] and risk == pytest.approx([0, 100 / 3, 25, 40])
-    assert module["auroc"](rows) == 75 and np.isnan(module["auroc"](rows[:1]))
+    assert module["judged"](data / "predictions.jsonl", data, "score")["A"][:, 0] == pytest.approx(
+        [0.1, 0.5, 0.6, 0.9]
+    )
 
 
 def test_picture_and_table(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,14 +44,16 @@ def test_picture_and_table(data: Path, capsys: pytest.CaptureFixture[str]) -> No
     main, output = run_path(str(EXAMPLE))["main"], data / "new.svg"
     words = [str(data / "predictions.jsonl"), "--data", str(data), "--output", str(output)]
     assert main(words) == 0
-    assert "| A | 4 | 50.0 | 75.0 [" in capsys.readouterr().out
+    # Each of four bins holds one caption, away from its truth by 0.1, 0.5, 0.6 and 0.1.
+    table = capsys.readouterr().out
+    assert "| A | 4 | 50.0 | 75.0 [" in table and table.rstrip().endswith("] | 32.5 |")
     assert ElementTree.parse(output).getroot().tag.endswith("svg")
     first = output.read_bytes()
     assert main(words) == 0 and output.read_bytes() == first
 
 
-def test_predictions_without_scores(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_without_confidences(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data / "predictions.jsonl").write_text('{"image": "0.png", "caption": "a ship"}\n')
     main = run_path(str(EXAMPLE))["main"]
     assert main([str(data / "predictions.jsonl"), "--data", str(data)]) == 2
-    assert "has a score and labels in" in capsys.readouterr().err
+    assert "has a confidence and labels in" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def test_search_highlights_tiles(reader: Person) -> None:
     page, search = reader.page, reader.page.get_by_label("Search the texts")
     hits = page.locator("#hits rect")
     assert hits.count() == 0 and not page.locator("#shade").is_visible()
+    assert not page.get_by_label("likely right").is_visible()  # no text of this page has a confidence
     search.fill("RIVER caption")
     assert hits.evaluate_all("all => all.map(one => one.getAttribute('x') + ',' + one.getAttribute('y'))") == [
         "300,0",
@@ -113,6 +115,29 @@ def test_search_highlights_tiles(reader: Person) -> None:
     assert page.locator("#count").inner_text() == "0 of 7 tiles"
     search.fill("")
     assert page.locator("#count").inner_text() == "" and hits.count() == 0
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_what_is_less_likely_right_is_shaded(browser: Any, tmp_path: Path) -> None:
+    """Tile 0 is right in 10 of 100 cases, tile 1 in 30, and so on; the image says nothing of itself."""
+    view = scene("scene.tif")
+    sure = {"theme": 0.5, "object": None, "relation": 0.25}
+    tiles = [replace(tile, confidence=(1 + 2 * tile.number) / 10, expert_confidences=sure) for tile in view.tiles[:5]]
+    write_map([replace(view, tiles=[*tiles, view.tiles[5]])], tmp_path / "map.html")
+    someone = Person(browser, (tmp_path / "map.html").as_uri(), offline=True)
+    page, limit = someone.page, someone.page.get_by_label("likely right")
+    assert page.locator("#tile .final").inner_text() == f"{texts(0)['text']} 10 %"
+    found = [f"{text}{shown}" for text, shown in zip(texts(0)["expert_texts"].values(), (" 50 %", "", " 25 %"))]
+    assert page.locator("#tile .found").all_inner_texts() == found
+    assert not page.locator("#shade").is_visible()
+    limit.fill("50")
+    assert page.locator("#limit").inner_text().strip() == "at least 50 %" and page.locator("#shade").is_visible()
+    assert page.locator("#count").inner_text() == "4 of 6 tiles" and page.locator("#hits rect").count() == 4
+    page.get_by_label("Search the texts").fill("river")
+    assert page.locator("#count").inner_text() == "1 of 6 tiles"  # number 4; number 1 is less sure
+    assert someone.problems == []
+    someone.context.close()
 
 
 @pytest.mark.browser

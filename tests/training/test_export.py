@@ -60,6 +60,15 @@ def test_a_training_of_what_had_learned_before(start, data, features, settings_f
             torch.testing.assert_close(value, expected[name], atol=2e-3, rtol=2e-3)
     pairs = load_file(file)
     assert {value.shape[0] for name, value in pairs.items() if name.endswith("lora_A")} == {8}
+    cut = load_file(export_trained([earlier, tmp_path / "second"], tmp_path / "cut.safetensors", rank=3))
+    a = next(name for name, value in pairs.items() if name.endswith("lora_A") and value.float().norm() > 0)
+    b = f"{a.removesuffix('A')}B"
+    assert cut[a].shape[0] == cut[b].shape[1] == 3
+    whole = pairs[b].float() @ pairs[a].float()
+    lost = float(torch.linalg.svdvals(whole)[3:].norm())  # no matrix of rank 3 is nearer
+    assert float((whole - cut[b].float() @ cut[a].float()).norm()) == pytest.approx(lost, rel=0.01)
+    with pytest.raises(RSMoEError, match="a LoRA of rank 0 holds nothing"):
+        export_trained([earlier], file, rank=0)
     earlier.with_suffix(".json").unlink()
     with pytest.raises(RSMoEError, match="earlier.safetensors is no file of trained weights with its .json"):
         export_trained([earlier], file)
