@@ -52,6 +52,8 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 PromptKind = Literal["base", "router", "expert", "rewrite"]
 Task = Literal["caption", "detail", "question"]
 TASKS: tuple[Task, ...] = ("caption", "detail", "question")  # a task's place here is its id in the model's inputs
+# In place of a text that is less likely right than was asked for, by its task [our decision].
+UNSURE = {"caption": "Nothing here that I know.", "detail": "Nothing here that I know.", "question": "I do not know."}
 # An instruction asks for a caption where the image itself, and not something in it, is to be described.
 _CAPTION = re.compile(
     r"\b(describe|caption|(description|contents) of|caption for)\s+(this|the|that|an?)\s+([\w/-]+\s+){0,2}"

@@ -125,6 +125,8 @@ def test_an_empty_text_has_none(model, processor, images):
     (prediction,) = Predictor(model, processor, silent).predict(images[:1])
     assert prediction.text == "" and prediction.confidence is None
     assert set(prediction.expert_confidences.values()) == {None}
+    assert prediction.withhold(0.0, DEFAULT_INSTRUCTION) is prediction
+    assert prediction.withhold(0.1, DEFAULT_INSTRUCTION).text == "Nothing here that I know."
 
 
 def test_without_weights_there_is_none(processor, images):

@@ -68,6 +68,8 @@ def caption(
         raise RSMoEError("give --detail or --instruction, not both: --detail is an instruction")
     if detail and change:
         raise RSMoEError("--change compares captions of one sentence: leave --detail out")
+    if change and min_confidence is not None:
+        raise RSMoEError("--change compares all captions, sure or not: leave --min-confidence out")
     generation = options.Generation(router, fusion, max_new_tokens, num_beams, min_confidence, batch_size, model)
     chosen_engine = collection.make_engine(engine, workers, address)
     scene_options = scenes.SceneOptions(tile, overlap, bands, asset, remote, output, overwrite, change, nodata)

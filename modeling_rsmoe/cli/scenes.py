@@ -239,7 +239,9 @@ def _panel(result: SceneResult, with_tiles: bool) -> Panel:
     rows: list[tuple[Text, ...]] = []
     if with_tiles:
         for tile in result.tiles[: terminal.MAX_SHOWN_TILES]:
-            rows.append((Text(f"tile {tile.number}", "dim"), terminal.shown(tile.text)))
+            rows.append(
+                (Text(f"tile {tile.number}", "dim"), terminal.rated(terminal.shown(tile.text), tile.confidence))
+            )
         rows += terminal.more_tiles(len(result.tiles))
         rows.append(())
     counts = f"{len(result.tiles)} of {result.grid.tile} px"

@@ -10,8 +10,10 @@ and origins of modules and data, and the steps of the training. Where files are 
 """
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -397,7 +399,8 @@ def steps_of(last: Mapping[str, Any]) -> tuple[Step, ...]:
             batch, learning_rate = settings["alignment_batch_size"], settings["alignment_learning_rate"]
             amount = f"{settings['alignment_steps'] * batch:,} images"
             steps.append(Step("alignment", "queries, cross-attention, Q-Former", amount, batch, learning_rate))
-        batch, count = settings["examples_per_step"], settings["max_steps"]
+        # One that was stopped, and exported all the same, has fewer steps than it was to have.
+        batch, count = settings["examples_per_step"], min(settings["max_steps"], record.get("steps", math.inf))
         amount = f"{count * batch:,} examples" if count > 0 else f"{settings['num_train_epochs']:g} epochs"
         if record["stage"] == "encoder":
             name, learned = "encoder", _LEARNABLE["vision"]
@@ -406,7 +409,15 @@ def steps_of(last: Mapping[str, Any]) -> tuple[Step, ...]:
         steps.append(Step(name, learned, amount, batch, settings["learning_rate"]))
         if reranker := record.get("reranker"):
             steps.append(reranker_step(reranker))
-    return tuple(steps)
+    return tuple(_numbered(steps))
+
+
+def _numbered(steps: Sequence[Step]) -> Iterator[Step]:
+    """What was done in several parts has a name for each."""
+    seen: Counter[str] = Counter()
+    for step in steps:
+        seen[step.name] += 1
+        yield replace(step, name=f"{step.name}, part {seen[step.name]}") if seen[step.name] > 1 else step
 
 
 def reranker_step(fitted: Mapping[str, Any]) -> Step:

@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors_rsmoe import RSMoEError
-from ..prompting_rsmoe import DEFAULT_INSTRUCTION, Prompt, task_of
+from ..prompting_rsmoe import DEFAULT_INSTRUCTION, UNSURE, Prompt, task_of
 from ..utils.images import ImageInput, read_image
 from .context import check_context
 from .decoding import is_greedy, shrinking_greedy
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from ..processing_rsmoe import RSMoEProcessor
 
 FULL, BASE, EXPERTS = "full", "base", "experts"
-# In place of a text that is less likely right than was asked for [our decision].
-UNSURE = {"caption": "Nothing here that I know.", "detail": "Nothing here that I know.", "question": "I do not know."}
 Stop = Callable[[], bool]
 
 
@@ -110,8 +108,8 @@ class Prediction:
         return texts | ({"expert_confidences": self.expert_confidences} if self.expert_confidences else {})
 
     def withhold(self, min_confidence: float, instruction: str) -> "Prediction":
-        """What is left of it where only texts are wanted that are so likely right."""
-        if self.confidence is None or self.confidence >= min_confidence:
+        """What is left of it where only texts are wanted that are so likely right; an empty one is not."""
+        if (self.confidence or 0.0) >= min_confidence:
             return self
         kept = [sentence for sentence in self.sentences if (sentence["confidence"] or 0) >= min_confidence]
         text = " ".join(sentence["text"] for sentence in kept) or UNSURE[task_of(instruction)]
@@ -142,8 +140,8 @@ class Predictor:
     ):
         self.model, self.system = model, system
         self.generation = settings.arguments() if isinstance(settings, GenerationSettings) else dict(settings)
-        self._min_confidence = self.generation.pop("min_confidence", None)
-        if self._min_confidence is not None and (system == BASE or not model.config.confidence_weights):
+        self.min_confidence = self.generation.pop("min_confidence", None)
+        if self.min_confidence is not None and (system == BASE or not model.config.confidence_weights):
             remedy = "ask the full model" if system == BASE else "fit it by rsmoe train confidence"
             raise RSMoEError(f"min_confidence needs what says how sure it is, and this does not: {remedy}")
         experts = _experts_of(system, processor.experts)
@@ -217,7 +215,7 @@ class Predictor:
                 if self.system == BASE:
                     longer = {"max_new_tokens": self._limit(texts)} if any(detail for _, detail in kinds) else {}
                     return self._predict_base(inputs, {**arguments, **longer})
-                if on_change is not None and self._min_confidence is None:  # nothing is shown before it is sure
+                if on_change is not None and self.min_confidence is None:  # nothing is shown before it is sure
                     arguments |= self._streaming(kinds, arguments, on_change)
                 outputs = self.model.generate(**inputs, **arguments, return_dict_in_generate=True)
                 return self._predictions(inputs, outputs, texts, fusions)
@@ -389,8 +387,8 @@ class Predictor:
                 num_tokens=len(self.model._trim(new_tokens, {})),
                 finish_reason="length" if limit is not None and longest >= limit else "stop",
             )
-            if self._min_confidence is not None:
-                prediction = prediction.withhold(self._min_confidence, instructions[place])
+            if self.min_confidence is not None:
+                prediction = prediction.withhold(self.min_confidence, instructions[place])
             predictions.append(prediction)
         return predictions
 

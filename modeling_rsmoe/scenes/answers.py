@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..prompting_rsmoe import UNSURE
+
 
 _ASKS_FOR_AMOUNT = re.compile(r"\b(how many|how much|number of|amount of|count|area of|area covered)\b", re.IGNORECASE)
 _COMPARES = re.compile(r"\b(more|less|fewer|equal|same|larger|smaller|most|majority|mostly|mainly)\b", re.IGNORECASE)
@@ -38,9 +40,11 @@ def combine(question: str, answers: Sequence[str], shares: Sequence[float]) -> C
 
     Args:
         question: of the user.
-        answers: one for each tile, at least one.
+        answers: one for each tile that is as sure of it as was asked for.
         shares: of each of these tiles (`Grid.area_shares`).
     """
+    if not answers:
+        return CombinedAnswer(UNSURE["question"], "no tile is sure enough")
     plain = [answer.strip().rstrip(".").lower() for answer in answers]
     if all(answer in ("yes", "no") for answer in plain):
         if not _COMPARES.search(question):

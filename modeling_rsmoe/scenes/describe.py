@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..inference.resume import KeyedLog
+from ..prompting_rsmoe import UNSURE
 from ..utils.progress import Progress, no_progress
 from ..utils.rasters.raster import no_data
 from .grid import Grid, Window
@@ -50,6 +51,11 @@ class Tile:
     sentences: Sequence[Mapping[str, Any]] = ()
     confidence: float | None = None
     expert_confidences: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def is_withheld(self) -> bool:
+        """Whether there is no text that is as likely right as was asked for."""
+        return self.text in UNSURE.values()
 
 
 def log_path(output: Path) -> Path:

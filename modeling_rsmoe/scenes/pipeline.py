@@ -148,7 +148,8 @@ def _describe(raster: Raster, describer: TileDescriber, grid: Grid, task: SceneT
         outcome: Any = summarize(tiles, raster, describer.predictor, task.instruction)
     else:
         shares = list(grid.area_shares())
-        outcome = combine(task.question, [one.text for one in tiles], [shares[one.number] for one in tiles])
+        sure = [one for one in tiles if not one.is_withheld]
+        outcome = combine(task.question, [one.text for one in sure], [shares[one.number] for one in sure])
     return SceneResult(task, raster, grid, tiles, outcome)
 
 
@@ -208,4 +209,6 @@ def _settings(predictor: "Predictor", task: SceneTask, tile: int, overlap: int) 
     """All that a tile's text depends on, beside its scene."""
     task_settings = {task.kind: task.user_text, "model": task.model, "revision": task.revision}
     generation = {"system": predictor.system, **predictor.generation}
+    if predictor.min_confidence is not None:
+        generation["min_confidence"] = predictor.min_confidence
     return {"tile": tile, "overlap": overlap, **task_settings, **generation}

@@ -3,7 +3,8 @@
 [our decision] For each expert, the text of the most typical tile is chosen: the one whose words are nearest to the
 words of all tiles' texts. The base LM then reads these expert texts beside an overview of the scene, as it reads those
 of one image, and writes the caption. Beside it stands what the tiles' captions mention, with the share of tiles that
-do, because a caption names only a few things. Of a scene of one tile, the tile's own caption is the scene's.
+do, because a caption names only a few things. Of a scene of one tile, the tile's own caption is the scene's. Tiles
+whose caption is withheld, as less sure than was asked for, have no part in it.
 """
 
 import re
@@ -36,9 +37,10 @@ class Summary:
 
 def summarize(tiles: Sequence["Tile"], raster: "Raster", predictor: "Predictor", instruction: str) -> Summary:
     """The summary of a scene from its tiles, at least one, which were described under the instruction."""
-    if len(tiles) == 1:
+    sure = [tile for tile in tiles if not tile.is_withheld]
+    if len(tiles) == 1 or not sure:
         return Summary(tiles[0].text, tiles[0].expert_texts, mentioned_nouns([tiles[0].text]))
-    expert_texts = {name: most_typical([tile.expert_texts[name] for tile in tiles]) for name in tiles[0].expert_texts}
+    expert_texts = {name: most_typical([tile.expert_texts[name] for tile in sure]) for name in sure[0].expert_texts}
     caption = predictor.rewrite(raster.overview(_OVERVIEW_SIDE).image, instruction, expert_texts)
     return Summary(caption, expert_texts, mentioned_nouns([tile.text for tile in tiles]))
 

@@ -26,7 +26,8 @@ BASE_LM_LORA = re.compile(r"model\.language_model\.(.+)\.(lora_[AB])\.default\.w
 def export_trained(outputs: Sequence[str | Path], file: str | Path, rank: int | None = None) -> Path:
     """Write what the stages learned, in half precision, for `hub_configs/NAME/trained.safetensors`.
 
-    Beside it the same name with .json says how it came about: the record of the last stage, with those before it.
+    Beside it the same name with .json says how it came about: the record of the last stage, with those before it (of
+    this list, where a record names none itself).
 
     Args:
         outputs: folders of finished trainings, in their order: those of stage 1 and stage 2. Later weights win. Where
@@ -43,6 +44,7 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path, rank: int | 
         RSMoEError: a folder is no finished training, stands there twice, has lost its state, or has LoRA that cannot
             be kept as pairs; `rank` is below 1.
     """
+    record: dict = {}
     tensors: dict[str, torch.Tensor] = {}
     pairs: dict[str, list[torch.Tensor]] = {}  # of the base LM: name -> those of each training
     scalings: list[float] = []
@@ -52,7 +54,8 @@ def export_trained(outputs: Sequence[str | Path], file: str | Path, rank: int | 
     if twice := [output for output in given if given.count(output) > 1]:
         raise RSMoEError(f"{twice[0]} is given twice; give each training once")
     for output in given:
-        record, learned, scaling = _earlier(output) if output.is_file() else _outcome(output)
+        of_output, learned, scaling = _earlier(output) if output.is_file() else _outcome(output)
+        record = {**of_output, "before": record} if record and not of_output.get("before") else of_output
         own = [name for name in learned if name.startswith(MERGED_PREFIX)]
         scalings += [scaling] if own else []
         for name in own:

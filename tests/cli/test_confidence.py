@@ -1,6 +1,7 @@
 """How sure the model is, through every door: terminal, JSON, scenes, collections, the server, the demo's page."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ from openai import BadRequestError
 from PIL import Image
 
 from modeling_rsmoe.inference.checkpoint import load
-from modeling_rsmoe.inference.predict import UNSURE, Predictor
+from modeling_rsmoe.inference.predict import Prediction, Predictor
+from modeling_rsmoe.prompting_rsmoe import UNSURE
+from modeling_rsmoe.scenes.pipeline import _settings
+from modeling_rsmoe.scenes.result import SceneTask
 from modeling_rsmoe.utils import columns
+from modeling_rsmoe.utils.html import render
 from tests.cli.test_cli import errors, run
 from tests.serving.conftest import noise, serving
 from tests.test_confidence import WEIGHTS
@@ -87,6 +92,20 @@ def test_tiles_of_a_scene(rated: Path, tmp_path: Path) -> None:
     for before, after in zip(features, sure, strict=True):
         is_sure = before["properties"]["confidence"] >= least
         assert after["properties"]["caption"] == (before["properties"]["caption"] if is_sure else UNSURE["caption"])
+    asked = run(
+        "ask", tmp_path / "scene.tif", "Is there a road?", "--tile", 30, "--model", rated, "--min-confidence", 1
+    )
+    assert "I do not know." in asked.stdout and "no tile is sure enough" in asked.stdout
+    (problem,) = errors(run("caption", "a.tif", "b.tif", "--change", "--min-confidence", 0.5, "--model", rated))
+    assert problem == "--change compares all captions, sure or not: leave --min-confidence out"
+
+
+def test_a_stopped_run_goes_on_with_its_own_limit(rated: Path) -> None:
+    loaded = load(str(rated), "float32")
+    task = SceneTask("Describe.", None)
+    limits = [None, 0.5, 0.7]
+    found = [_settings(Predictor(loaded.model, loaded.processor, {"min_confidence": p}), task, 30, 0) for p in limits]
+    assert [settings.get("min_confidence") for settings in found] == limits
 
 
 def test_images_of_a_collection(rated: Path, folder: Path, tmp_path: Path) -> None:
@@ -117,3 +136,21 @@ def test_the_server(rated: Path) -> None:
             served.ask(noise(0), extra_body={"min_confidence": 2})
     with serving() as served, pytest.raises(BadRequestError, match="says how sure it is, and this one does not"):
         served.ask(noise(0), **asked)
+
+
+def test_the_demos_page() -> None:
+    pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"')
+    from modeling_rsmoe.demo import page
+
+    sentences = [{"text": "A port.", "writer": "theme", "confidence": 0.62}]
+    of_experts = {"theme": 0.91, "object": None}
+    texts: dict[str, Any] = {"expert_texts": {"theme": "A port.", "object": ""}, "expert_confidences": of_experts}
+    caption = Prediction("Many ships.", confidence=0.284, **texts)
+    paragraph = Prediction("A port.", sentences=sentences, confidence=0.62, **texts)
+    for prediction, shown in ((caption, ["28 %", "91 %"]), (paragraph, ["62 %", "91 %"]), (Prediction("A port."), [])):
+        html = render(
+            Path(page.__file__).with_name("predictions.html"),
+            entries=[page.Entry("Caption", prediction, True)],
+            experts=["theme", "object"],
+        )
+        assert [percent for percent in re.findall(r"(\d+ %) likely right", html)] == shown

@@ -70,6 +70,13 @@ def test_a_training_record(folder):
         ("stage 1", "Q-Former, projection, LoRA on the base LM", "1,600 examples", 16, 5e-4),
         ("stage 2", "experts ships", "3 epochs", 16, 1e-4),
     ]
+    # A stage in two parts, of which the first was stopped after 40 of 100 steps.
+    (folder / "training.json").write_text(json.dumps(record("stage1", {**before, "finished": False, "steps": 40})))
+    assert [(step.name, step.amount) for step in read_facts(folder).steps] == [
+        ("alignment", "80 images"),
+        ("stage 1", "640 examples"),
+        ("stage 1, part 2", "1,600 examples"),
+    ]
     (folder / "training.json").write_text(json.dumps(last | {"finished": False}))
     assert read_facts(folder).steps == () and "is not recorded" in read_facts(folder).unrecorded
 

@@ -69,6 +69,14 @@ def test_a_training_of_what_had_learned_before(start, data, features, settings_f
     assert float((whole - cut[b].float() @ cut[a].float()).norm()) == pytest.approx(lost, rel=0.01)
     with pytest.raises(RSMoEError, match="a LoRA of rank 0 holds nothing"):
         export_trained([earlier], file, rank=0)
+    (tmp_path / "cut.json").write_text(json.dumps({"stage": "encoder", "finished": True}))  # names none before it
+    chained = export_trained([earlier, tmp_path / "cut.safetensors"], tmp_path / "chained.safetensors")
+    record = json.loads(chained.with_suffix(".json").read_text())
+    assert record == {
+        "stage": "encoder",
+        "finished": True,
+        "before": json.loads((tmp_path / "earlier.json").read_text()),
+    }
     earlier.with_suffix(".json").unlink()
     with pytest.raises(RSMoEError, match="earlier.safetensors is no file of trained weights with its .json"):
         export_trained([earlier], file)
