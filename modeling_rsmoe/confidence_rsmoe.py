@@ -47,18 +47,17 @@ class RSMoEConfidenceMixin(RSMoEDecodingMixin):
             texts (`Sequence[list[int]]`): Tokens of each statement.
 
         Returns:
-            `torch.FloatTensor` of shape `(num_texts, 3)`: the reranker's score; that as a share of the best score that
-            any text could have; the log-odds that the least likely of the objects mentioned is there (0 without one).
+            `torch.FloatTensor` of shape `(num_texts, 2)`: the reranker's score; the log-odds that the least likely of
+            the objects mentioned is there (0 without one).
         """
         reranker = self.model.reranker
         (fit,) = reranker(image_embeds, [texts])
-        pooled = pool_image_features(image_embeds).to(reranker.image_projection.weight)
-        best = reranker.image_projection(pooled).float().norm().clamp(min=1e-6)
-        log_odds = reranker.objects(pooled)[0].logit().clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS).tolist()
+        presence = reranker.objects(pool_image_features(image_embeds))[0]
+        log_odds = presence.logit().clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS).tolist()
         of_objects = dict(zip(reranker.objects.names, log_odds))
         mentioned = [reranker.objects.mentions(text) for text in texts]
-        presence = [min((of_objects[name] for name in names), default=0.0) for names in mentioned]
-        return torch.stack([fit, fit / best, fit.new_tensor(presence)], dim=1)
+        least = [min((of_objects[name] for name in names), default=0.0) for names in mentioned]
+        return torch.stack([fit, fit.new_tensor(least)], dim=1)
 
     @torch.no_grad()
     def answer_signals(

@@ -16,7 +16,7 @@ MAX_EXPERTS = 8
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # What a confidence is computed from, by what a text is (`confidence_rsmoe.py`).
 STATEMENT, ANSWER, BIAS = "statement", "answer", "bias"
-CONFIDENCE_SIGNALS = {STATEMENT: ("fit", "relative_fit", "presence"), ANSWER: ("likelihood", "least_likelihood")}
+CONFIDENCE_SIGNALS = {STATEMENT: ("fit", "presence"), ANSWER: ("likelihood", "least_likelihood")}
 # An expert's name becomes an attribute of an nn.ModuleDict and a token: these would shadow the container's own
 # methods.
 RESERVED_NAMES = frozenset(

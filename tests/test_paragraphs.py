@@ -49,11 +49,11 @@ def test_each_sentence_once_with_its_first_writer() -> None:
 
 
 def test_of_two_that_say_the_same_the_fuller_one_stays() -> None:
-    said = [Sentence([1, 2, 3], 0), Sentence([7, 8], 1), Sentence([1, 2, 3, 4, 5], 2), Sentence([1, 2, 3, 6], 3)]
+    said = [Sentence([1, 2, 3], 0), Sentence([7, 8], 1), Sentence([1, 2, 3, 4, 5], 2), Sentence([1, 2, 3, 4, 6], 3)]
     kept = without_repetitions(said, lambda _: 1.0)
     assert kept == [Sentence([7, 8], 1), Sentence([1, 2, 3, 4, 5], 2)]
     # What tokens are worth decides: here the fourth says more than half anew.
-    assert without_repetitions(said, lambda token: 10.0 if token == 6 else 1.0)[-1] == Sentence([1, 2, 3, 6], 3)
+    assert without_repetitions(said, lambda token: 10.0 if token == 6 else 1.0)[-1] == Sentence([1, 2, 3, 4, 6], 3)
     assert without_repetitions([], lambda _: 1.0) == []
 
 

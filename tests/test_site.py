@@ -18,6 +18,7 @@ from modeling_rsmoe.cli import app
 from modeling_rsmoe.utils import columns
 
 from .scenes.rasters import UTM, noise, write_raster
+from .test_confidence import RATED
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, shared_checkpoint: Callable
     """What the pages speak of: checkpoints, a tile, rasters, a data folder, features."""
     folder = tmp_path_factory.mktemp("reader")
     for name in ("nano", "rs-moe-nano"):
-        shutil.copytree(shared_checkpoint(reranker_rank=4, reranker_buckets=32), folder / name)
+        shutil.copytree(shared_checkpoint(**RATED), folder / name)
     write_raster(folder / "chip.tif", noise(4, 40, 60))
     for name in ("scene", "before", "after"):
         write_raster(folder / f"{name}.tif", noise(3, 300, 300, "uint8", 255), photometric="rgb", **UTM)

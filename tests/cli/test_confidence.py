@@ -20,21 +20,13 @@ from modeling_rsmoe.utils import columns
 from modeling_rsmoe.utils.html import render
 from tests.cli.test_cli import errors, run
 from tests.serving.conftest import noise, serving
-from tests.test_confidence import WEIGHTS
-from tests.test_paragraphs import OBJECTS
-from tests.tiny import tiny_tokenizer
+from tests.test_confidence import RATED
 
 
 @pytest.fixture(scope="module")
 def rated(shared_checkpoint: Callable[..., Path]) -> Path:
     """The tiny checkpoint, fitted to say how sure it is."""
-    return shared_checkpoint(
-        reranker_rank=8,
-        reranker_buckets=64,
-        reranker_objects=OBJECTS,
-        reranker_vocab_size=len(tiny_tokenizer()),
-        confidence_weights=WEIGHTS,
-    )
+    return shared_checkpoint(**RATED)
 
 
 @pytest.fixture
@@ -153,4 +145,4 @@ def test_the_demos_page() -> None:
             entries=[page.Entry("Caption", prediction, True)],
             experts=["theme", "object"],
         )
-        assert [percent for percent in re.findall(r"(\d+ %) likely right", html)] == shown
+        assert re.findall(r"(\d+ %) likely right", html) == shown

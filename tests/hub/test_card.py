@@ -37,7 +37,8 @@ def test_nanos_metadata():
     assert data.get("module_licenses").keys() == {module.name for module in facts.modules}
     for model in data.base_model:
         validate_repo_id(model)
-    assert data.datasets == ["rsicd", "ucm-captions", "rsvqa-lr", "rsvqa-hr", "rsivqa-ucm"] and data.language == "en"
+    questions, labels = ["rsvqa-lr", "rsvqa-hr", "rsivqa-ucm"], ["aid-multilabel", "ucm-multilabel", "eurosat"]
+    assert data.datasets == ["rsicd", "ucm-captions", *questions, *labels] and data.language == "en"
     assert data.metrics == ["cider"] and data.model_name == "rs-moe-nano"
     assert [one.metric_value for one in data.eval_results] == [153.84]
 

@@ -52,7 +52,11 @@ def test_nanos_steps_are_those_of_its_settings():
     assert [(step.name, step.amount, step.batch, step.learning_rate) for step in facts.steps] == [
         ("alignment", "19,200 images", 32, 3e-4),
         ("stage 1", "38,400 examples", 16, 5e-4),
-        ("stage 2", "19,200 examples", 16, 5e-4),
+        ("encoder", "28,800 examples", 32, 5e-5),
+        ("alignment, part 2", "6,400 images", 32, 3e-4),
+        ("stage 1, part 2", "11,200 examples", 16, 5e-4),
+        ("stage 1, part 3", "3,200 examples", 16, 1.5e-4),
+        ("stage 2", "7,200 examples", 16, 5e-4),
         ("reranker", "10,403 images", None, None),
     ]
     assert facts.minutes == sum(facts.texts.training.minutes.values()) > 0
