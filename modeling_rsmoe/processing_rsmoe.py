@@ -37,7 +37,7 @@ from .sequences_rsmoe import EXPERT_INPUTS, ONE_IMAGE
 MAX_QFORMER_TOKENS = 512  # BERT's positions; a tokenizer without a limit of its own says 1e30
 
 
-class RSMoEProcessor(RSMoEPostProcessingMixin, ProcessorMixin):
+class RSMoEProcessor(ProcessorMixin, RSMoEPostProcessingMixin):
     r"""
     Wraps an image processor, the LLM's tokenizer and the Q-Former's tokenizer.
 
