@@ -114,9 +114,7 @@ def show(image: str, prediction: "Prediction", texts: dict[str, str], model: str
     `texts` are what the command is about, by name, the last one being the outcome: `{"caption": ...}`.
     """
     if as_json:
-        steps_of_text = {"router_prompts": {}, "expert_texts": {}, **prediction.record()}
-        del steps_of_text["text"]  # under its own name in `texts`
-        steps.print(json.dumps({"image": image, **texts, **steps_of_text, "model": model}))
+        steps.print(json.dumps({"image": image, **texts, **prediction.steps(), "model": model}))
         return
     rows: list[tuple[Text, ...]] = []
     for name, text in prediction.expert_texts.items():

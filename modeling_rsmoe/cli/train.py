@@ -17,6 +17,7 @@ from ..utils.progress import no_progress
 from ..utils.quiet import quiet_libraries
 from ..utils.tables import markdown_table
 from . import terminal
+from .options import OverwriteOption
 
 
 if TYPE_CHECKING:
@@ -240,9 +241,7 @@ def reranker(
     rank: Annotated[int, typer.Option(min=1, metavar="N", help="Rank of the reranker.")] = 256,
     buckets: Annotated[int, typer.Option(min=1, metavar="N", help="Number of hashed n-grams.")] = 4096,
     features: FeaturesOption = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the checkpoint that --output names.")
-    ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Fit the reranker of captions (--fusion rerank) to the train images, in closed form."""
     with terminal.Steps() as steps, quiet_libraries():
@@ -279,9 +278,7 @@ def confidence(
         typer.Option(metavar="MODEL", help="A checkpoint with a reranker: a folder, or a name such as rs-moe-nano."),
     ],
     features: FeaturesOption = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the checkpoint that --output names.")
-    ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Fit how likely a text is right to predictions whose objects, or answers, are known."""
     with terminal.Steps() as steps, quiet_libraries():

@@ -98,14 +98,19 @@ class Prediction:
 
     def record(self) -> dict[str, Any]:
         """The texts and how likely they are right, as files and JSON output hold them."""
-        texts: dict[str, Any] = {"text": self.text}
-        if self.expert_texts:
-            texts |= {"router_prompts": self.router_prompts, "expert_texts": self.expert_texts}
+        steps = self.steps()
+        if not self.expert_texts:
+            del steps["router_prompts"], steps["expert_texts"]
+        return {"text": self.text, **steps}
+
+    def steps(self) -> dict[str, Any]:
+        """What led to the text and how likely it is right, without the text."""
+        steps: dict[str, Any] = {"router_prompts": self.router_prompts, "expert_texts": self.expert_texts}
         if self.sentences:
-            texts["sentences"] = self.sentences
+            steps["sentences"] = self.sentences
         if self.confidence is not None:
-            texts["confidence"] = self.confidence
-        return texts | ({"expert_confidences": self.expert_confidences} if self.expert_confidences else {})
+            steps["confidence"] = self.confidence
+        return steps | ({"expert_confidences": self.expert_confidences} if self.expert_confidences else {})
 
     def withhold(self, min_confidence: float, instruction: str) -> "Prediction":
         """What is left of it where only texts are wanted that are so likely right; an empty one is not."""

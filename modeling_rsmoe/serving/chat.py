@@ -249,7 +249,7 @@ class Completion:
             **self._head("chat.completion"),
             "choices": [choice],
             "usage": _usage(prediction),
-            "rsmoe": _steps(prediction),
+            "rsmoe": prediction.steps(),
         }
 
     def chunk(self, delta: dict[str, Any], prediction: Prediction | None = None) -> bytes:
@@ -257,7 +257,7 @@ class Completion:
         `rsmoe`."""
         finish_reason = prediction.finish_reason if prediction else None
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        steps = {"rsmoe": _steps(prediction)} if prediction else {}
+        steps = {"rsmoe": prediction.steps()} if prediction else {}
         return event({**self._head("chat.completion.chunk"), "choices": [choice], **steps})
 
     def usage_chunk(self, prediction: Prediction) -> bytes:
@@ -284,10 +284,3 @@ def _usage(prediction: Prediction) -> dict[str, int]:
         "completion_tokens": prediction.num_tokens,
         "total_tokens": prediction.num_prompt_tokens + prediction.num_tokens,
     }
-
-
-def _steps(prediction: Prediction) -> dict[str, Any]:
-    """What led to the text and how likely it is right, without the text."""
-    steps = {"router_prompts": {}, "expert_texts": {}, **prediction.record()}
-    del steps["text"]
-    return steps

@@ -92,9 +92,9 @@ def train_confidence(
     if not weights:
         raise RSMoEError(f"no prediction has labels in {folder / OBJECTS_FILE} or is of a question there; give others")
     progress(f"writing {output}")
-    record = {**(history(start) or {"format": 1, "finished": False})}
-    record["confidence"] = {"held_out": worth, "start": {"name": start.name, "sha256": folder_sha256(start)}}
-    record["confidence"]["versions"] = package_versions()
+    fitted = {"held_out": worth, "start": {"name": start.name, "sha256": folder_sha256(start)}}
+    fitted["versions"] = package_versions()
+    record = {**(history(start) or {"format": 1, "finished": False}), "confidence": fitted}
     with whole_folder(output, overwrite) as unfinished:
         shutil.copytree(start, unfinished, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STATE))
         config = json.loads((start / "config.json").read_text(encoding="utf-8"))
