@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 INTEGRATIONS := $(VENV)/integrations
 WHEEL := $(VENV)/wheel
 IMAGE ?=
+# One more than processors, since tests also wait: for servers, clusters, processes that start.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))")
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
@@ -16,11 +18,11 @@ demo: $(VENV)/installed
 	$(BIN)/rsmoe caption $(if $(IMAGE),"$(IMAGE)",--demo)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # While one works: in two minutes, without long tests, attacks and transformers' own. Markers: pyproject.toml.
 test-fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal --ignore tests/attack --ignore tests/transformers_suite \
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --ignore tests/attack --ignore tests/transformers_suite \
 		-m "not (slow or ray or browser or network or wheels or attack or timing)"
 
 # FiftyOne and lmms-eval, in an environment of their own: they pull much, and each holds others' versions down.
