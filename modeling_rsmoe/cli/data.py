@@ -128,3 +128,22 @@ def questions(
 
     for (file, dataset, split), count in add_label_questions(folder).items():
         typer.echo(f"{folder / file}: {dataset} {split}, {count} records")
+
+
+@data.command()
+def mosaics(
+    folder: Annotated[Path, typer.Argument(metavar="DATA", help="The data folder; its vqa.jsonl is written anew.")],
+    number: Annotated[int, typer.Option(min=1, metavar="N", help="Mosaics of each dataset and split.")] = 500,
+    side: Annotated[int, typer.Option(min=2, max=8, metavar="N", help="Images in a row of a mosaic.")] = 2,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of the drawing.")] = 0,
+) -> None:
+    """Make mosaics of a data folder's scene images, and questions about them as RSVQA-LR asks: is there, are there
+    more, how many.
+
+    The questions are added to its vqa.jsonl as datasets of their own, such as EuroSAT-mosaics.
+    """
+    from ..data.folder import add_mosaics
+
+    with Steps() as steps:
+        for (file, dataset, split), count in add_mosaics(folder, number, side, seed, steps).items():
+            steps.print(f"{folder / file}: {dataset} {split}, {count} records")

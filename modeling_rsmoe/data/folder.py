@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator
@@ -17,6 +18,7 @@ from ..utils.progress import Progress, no_progress
 from .chips import NO_CHIPS, Chips
 from .label_questions import object_questions, scene_questions
 from .labels import OBJECTS_FILE, SCENES_FILE, ObjectRecord, SceneRecord, read_objects, read_scenes
+from .mosaics import draw_mosaics
 from .records import CAPTIONS_FILE, QUESTIONS_FILE, CaptionRecord, QuestionRecord, read_captions, read_questions
 
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 Record = CaptionRecord | QuestionRecord | ObjectRecord | SceneRecord
 _FILES: dict[type, str] = {CaptionRecord: CAPTIONS_FILE, ObjectRecord: OBJECTS_FILE, SceneRecord: SCENES_FILE}
+REMEDY = "Copy the folder to where you may write, and check the free space."
 _NAMED_IMAGES = 3  # missing images in an error
 _PROGRESS_EVERY = 1000  # records between two reports of progress
 
@@ -121,13 +124,61 @@ def add_label_questions(folder: str | Path) -> Counter[tuple[str, str, str]]:
         raise RSMoEError(f"{folder} has no labels to ask about; add {OBJECTS_FILE} or {SCENES_FILE}")
     names = list(dict.fromkeys(record.dataset for record in objects))  # each balanced by itself
     made = [object_questions([record for record in objects if record.dataset == name]) for name in names]
+    records = [replace(record, dataset=f"{record.dataset}-labels") for record in chain(*made, scene_questions(scenes))]
+    with disk_errors("cannot write", REMEDY):
+        return _add_questions(folder, records)
+
+
+def add_mosaics(
+    folder: str | Path, number: int, side: int = 2, seed: int = 0, progress: Progress = no_progress
+) -> Counter[tuple[str, str, str]]:
+    """Make mosaics of the images of a data folder's ``scenes.jsonl`` and questions about them, in its ``vqa.jsonl``.
+
+    Those of ``NAME`` are of the dataset ``NAME-mosaics``; they replace what was made before.
+
+    Args:
+        folder: the data folder.
+        number: of mosaics of each dataset and split.
+        side: images in a row of a mosaic.
+        seed: of the drawing.
+        progress: how many mosaics are drawn.
+
+    Returns:
+        The number of questions by file, dataset and split.
+
+    Raises:
+        RSMoEError: there are no scenes, or only one in a split; an image cannot be read, or a file not be written.
+    """
+    folder = Path(folder)
+    scenes = read_scenes(folder)
+    if not scenes:
+        raise RSMoEError(f"{folder} has no scenes to make mosaics of; add {SCENES_FILE}")
+    groups: dict[tuple[str, str], list[SceneRecord]] = {}
+    for record in scenes:
+        groups.setdefault((record.dataset, record.split), []).append(record)
+    made: list[QuestionRecord] = []
+    with disk_errors("cannot write", REMEDY):
+        for (dataset, split), records in groups.items():
+            names = sorted({record.scene for record in records})
+            if len(names) < 2:
+                raise RSMoEError(f"{dataset} {split} has one scene alone, {names[0]}; a question needs another")
+            generator = random.Random(seed)
+            for place, mosaic in enumerate(draw_mosaics(records, number, side, seed)):
+                progress(f"drawing mosaics of {dataset} {split}", place, number, "mosaics")
+                image = folder.absolute() / "images" / f"{dataset}-mosaics" / f"{split}-{place}.png"
+                with whole_file(image) as unfinished:
+                    mosaic.draw().save(unfinished, "PNG")
+                made += mosaic.questions(image, names, generator)
+        return _add_questions(folder, made)
+
+
+def _add_questions(folder: Path, records: Iterable[QuestionRecord]) -> Counter[tuple[str, str, str]]:
+    """Write questions about a data folder's images, in place of those of the same dataset and split."""
     lines, counts = [], Counter[tuple[str, str, str]]()
-    for record in chain(*made, scene_questions(scenes)):
-        record = replace(record, dataset=f"{record.dataset}-labels")
+    for record in records:
         lines.append(_line(record, record.image.relative_to(folder.absolute())))
         counts[QUESTIONS_FILE, record.dataset, record.split] += 1
-    with disk_errors("cannot write", "Copy the folder to where you may write, and check the free space."):
-        write_whole(folder / QUESTIONS_FILE, "".join([*_other_lines(folder / QUESTIONS_FILE, counts), *lines]))
+    write_whole(folder / QUESTIONS_FILE, "".join([*_other_lines(folder / QUESTIONS_FILE, counts), *lines]))
     return counts
 
 
