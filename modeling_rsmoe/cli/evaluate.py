@@ -46,6 +46,9 @@ def evaluate(
         int | None,
         typer.Option(min=1, metavar="N", help="Only N items of each dataset, evenly spread.", show_default="all"),
     ] = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="Only images of whose captions none stands in train word for word.")
+    ] = False,
     detail: Annotated[
         bool, typer.Option("--detail", help="Ask for paragraphs: faithfulness and coverage are their measures.")
     ] = False,
@@ -108,13 +111,15 @@ def evaluate(
     _check(model, baseline, predictions, against or [])
     if detail and (task != "captioning" or model is None or baseline not in (None, "no-image")):
         raise RSMoEError("--detail asks a MODEL for paragraphs, with --task captioning: leave it out")
+    if unseen and task != "captioning":
+        raise RSMoEError("--unseen is of captions, not of --task vqa: leave it out")
     check_outputs(output, file, page)
     with terminal.Steps() as steps:
         steps("reading the data")
         from ..evaluation import lookup, report, run
         from ..evaluation.predict import read_predictions
 
-        selection = run.select(data, task, split, dataset, limit, questions)
+        selection = run.select(data, task, split, dataset, limit, questions, unseen)
         check_images(list(dict.fromkeys(str(record.image) for record in selection.all())), 0, steps)
         lookups: dict[str, run.Predictions] = {}
         if model is not None and baseline in lookup.LOOKUPS:

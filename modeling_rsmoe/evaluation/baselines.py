@@ -105,9 +105,24 @@ def share_in_train(references: Iterable[str], train: Iterable[str]) -> float:
         references: at least one; repeated ones count as often as they stand there.
         train: training captions.
     """
-    known = {" ".join(_words(text)) for text in train}
+    known = _known(train)
     found = [" ".join(_words(text)) in known for text in references]
     return 100 * sum(found) / len(found)
+
+
+def unseen_captions(records: Sequence[CaptionRecord], train: Iterable[str]) -> list[CaptionRecord]:
+    """Those images of whose references none stands among the training captions word for word (in lower case).
+
+    Args:
+        records: captioned images.
+        train: training captions.
+    """
+    known = _known(train)
+    return [record for record in records if not any(" ".join(_words(text)) in known for text in record.captions)]
+
+
+def _known(train: Iterable[str]) -> set[str]:
+    return {" ".join(_words(text)) for text in train}
 
 
 def constant_answers(train: Records, questions: Records) -> list[str]:

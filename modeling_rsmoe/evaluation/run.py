@@ -18,7 +18,7 @@ from ..utils.extras import require
 from ..utils.files import only_writer
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import folder_sha256, peak_memory, weights_sha256
-from .baselines import constant_answers, constant_caption, question_only_answers, share_in_train
+from .baselines import constant_answers, constant_caption, question_only_answers, share_in_train, unseen_captions
 from .captions import score_captions
 from .intervals import interval, paired_difference
 from .objects import COVERAGE, FAITHFULNESS, ObjectLabels, object_labels, score_mentions
@@ -63,7 +63,7 @@ class Selection:
 
     folder: Path  # the data folder
     task: Task
-    split: str
+    split: str  # as a report names it: of unseen captions it is "unseen val"
     limit: int | None  # of each dataset's records, if not all are evaluated
     records: dict[str, list[Any]]  # captioned images or questions, by dataset
     train: list[Any]  # may be empty
@@ -103,8 +103,18 @@ def select(
     datasets: Collection[str] | None = None,
     limit: int | None = None,
     questions_file: str = QUESTIONS_FILE,
+    unseen: bool = False,
 ) -> Selection:
     """The records of a split, checked.
+
+    Args:
+        folder: the data folder.
+        task: which records.
+        split: of the folder's.
+        datasets: only these.
+        limit: of each dataset, evenly spread.
+        questions_file: of the data folder.
+        unseen: only images of whose captions none stands in train word for word, so that a look-up cannot have it.
 
     Raises:
         RSMoEError: as of the functions of `data.records` and of `read_objects`; a dataset without this split; an image
@@ -128,10 +138,18 @@ def select(
     except RSMoEError:  # no such split: baselines that learn from it are left out
         train = []
     _check_images(records, train, folder)
+    if unseen:
+        captions = [caption for record in train for caption in record.captions]
+        by_dataset = {dataset: unseen_captions(of_dataset, captions) for dataset, of_dataset in by_dataset.items()}
+        if empty := [dataset for dataset, of_dataset in by_dataset.items() if not of_dataset]:
+            raise RSMoEError(
+                f'split "{split}" of {", ".join(empty)} has only captions that stand in "{TRAIN}": leave '
+                "the dataset out, or --unseen"
+            )
     if limit is not None:
         by_dataset = {dataset: _spread(of_dataset, limit) for dataset, of_dataset in by_dataset.items()}
     objects = object_labels(read_objects(folder, split)) if task == "captioning" else {}
-    return Selection(folder, task, split, limit, by_dataset, train, objects)
+    return Selection(folder, task, f"unseen {split}" if unseen else split, limit, by_dataset, train, objects)
 
 
 def _spread(records: list[Any], limit: int) -> list[Any]:
@@ -246,6 +264,9 @@ def generation_settings(folder: Path, system: str, instruction: str, settings: "
         if used["fusion"] == "auto":
             has_reranker = read_json(folder / "config.json").get("reranker_rank", 0) > 0
             used["fusion"] = auto_fusion(task_of(instruction), has_reranker)
+        num_beams = values.get("detail_num_beams")
+        if is_detail and used["fusion"] == "sentences" and settings.num_beams is None and num_beams is not None:
+            used["num_beams"] = num_beams
     return used
 
 

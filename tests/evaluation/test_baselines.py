@@ -7,7 +7,7 @@ import pytest
 
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.data.records import CaptionRecord
-from modeling_rsmoe.evaluation.baselines import nearest_captions, retrieved_captions, share_in_train
+from modeling_rsmoe.evaluation.baselines import nearest_captions, retrieved_captions, share_in_train, unseen_captions
 
 
 def test_nearest_captions() -> None:
@@ -36,3 +36,11 @@ def test_share_in_train() -> None:
     references = ["a river", "a river .", "a wide river .", "Many green trees, are in a park."]
     assert share_in_train(references, train) == 75.0
     assert share_in_train(references, []) == 0.0
+
+
+def test_unseen_captions() -> None:
+    """An image goes if one of its captions alone stands in train, whatever the case and the marks."""
+    texts = [("a wide river .", "A river!"), ("a wide river .", "a lake ."), ("many trees",)]
+    records = [CaptionRecord(Path(f"/{place}.png"), "A", "val", captions) for place, captions in enumerate(texts)]
+    assert unseen_captions(records, ["a river .", "Many  trees ."]) == records[1:2]
+    assert unseen_captions(records, []) == records

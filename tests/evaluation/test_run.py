@@ -120,6 +120,23 @@ def test_limit_is_spread_over_the_file(folder):
     assert [len(records) for records in many.records.values()] == [3, 2]
 
 
+def test_unseen_captions_are_a_split_of_their_own(folder):
+    """It has a name of its own in the report, and the limit is of what is left."""
+    lines = (folder / "captions.jsonl").read_text().replace("a wide river flows here .", "A river")
+    (folder / "captions.jsonl").write_text(lines)
+    chosen = select(folder, "captioning", "test", unseen=True)
+    assert [record.image.name for record in chosen.records["A"]] == ["A-test-1.png", "A-test-2.png"]
+    assert [len(records) for records in chosen.records.values()] == [2, 2]
+    selection = select(folder, "captioning", "test", ["A"], limit=1, unseen=True)
+    (evaluated,) = evaluate(selection, predicted(selection))
+    assert (evaluated.result["split"], evaluated.result["images"]) == ("unseen test", 1)
+    (folder / "captions.jsonl").write_text(
+        lines.replace("a gray bridge", "a river").replace("a white plane", "a river")
+    )
+    with pytest.raises(RSMoEError, match='split "test" of B has only captions that stand in "train"'):
+        select(folder, "captioning", "test", unseen=True)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
