@@ -6,7 +6,7 @@ processes, so that a run can be repeated, resumed, and spread over processes.
 
 import logging
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -31,6 +31,7 @@ from ..data.records import (
 from ..errors_rsmoe import RSMoEError
 from ..processing_rsmoe import RSMoEProcessor
 from ..prompting_rsmoe import Prompt
+from ..sequences_rsmoe import pad_left
 from ..utils.images import read_images
 from .features import FeatureCache
 from .settings import Recipe
@@ -268,7 +269,8 @@ class ExampleCollator:
 
         Args:
             examples: table rows with `image`, `kind`, `expert`, `prompt`, `completions` and `qformer_text`. Where the
-                last is missing or empty (a line of `extra_examples`), it is read out of the prompt.
+                last is missing or empty (a line of `extra_examples`), it is read out of the prompt. `weights`, one of
+                each completion, take the place of equal ones; they may be negative.
 
         Returns:
             `input_ids`, `position_ids`, `labels` [examples, tokens].
@@ -280,10 +282,11 @@ class ExampleCollator:
             `image_embeds` [examples, patches, width] or `pixel_values` [examples, 3, height, width].
             `kinds` [examples], places in `self.kinds`.
         """
-        processor, tokenizer = self.processor, self.processor.tokenizer
-        prompts = [processor.render(example["prompt"]) for example in examples]
-        prompt_ids = tokenizer([processor.with_image_tokens(prompt) for prompt in prompts])["input_ids"]
-        sequences = [self._sequence(ids, example["completions"]) for ids, example in zip(prompt_ids, examples)]
+        tokenizer = self.processor.tokenizer
+        sequences = [
+            self._sequence(ids, example["completions"], example.get("weights"))
+            for ids, example in zip(self._prompt_ids(examples), examples)
+        ]
         longest = max(len(columns["input_ids"]) for columns in sequences)
         width = -(-longest // PAD_TO) * PAD_TO
         padding = {"input_ids": tokenizer.pad_token_id, "labels": -100, "segments": PADDING}
@@ -294,21 +297,45 @@ class ExampleCollator:
         segments = tensors.pop("segments")
         one_completion = segments.max() == 1
         tensors["attention_mask"] = (segments != PADDING).long() if one_completion else _completions_mask(segments)
-        qformer_texts = [
-            example.get("qformer_text") or processor.read_rendered(prompt)
-            for example, prompt in zip(examples, prompts)
+        kinds = torch.tensor([self._kind(example) for example in examples])
+        return {**tensors, "kinds": kinds, **self._encoder_inputs(examples)}
+
+    def prompts(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """What `generate` takes to write a completion of each example.
+
+        Args:
+            examples: as above.
+
+        Returns:
+            `input_ids`, `attention_mask` [examples, tokens], padded on the left, and what the encoder reads.
+        """
+        pad = self.processor.tokenizer.pad_token_id
+        ids, mask = pad_left(self._prompt_ids(examples), pad, "cpu")
+        return {"input_ids": ids, "attention_mask": mask, **self._encoder_inputs(examples)}
+
+    def _prompt_ids(self, examples: Sequence[dict[str, Any]]) -> list[list[int]]:
+        prompts = [self.processor.render(example["prompt"]) for example in examples]
+        return self.processor.tokenizer([self.processor.with_image_tokens(prompt) for prompt in prompts])["input_ids"]
+
+    def _encoder_inputs(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        processor = self.processor
+        texts = [
+            example.get("qformer_text") or processor.read_rendered(processor.render(example["prompt"]))
+            for example in examples
         ]
         return {
-            **tensors,
-            **processor.tokenize_qformer(qformer_texts, "pt"),
-            "kinds": torch.tensor([self._kind(example) for example in examples]),
+            **processor.tokenize_qformer(texts, "pt"),
             **self._images([example["image"] for example in examples]),
         }
 
-    def _sequence(self, prompt: list[int], completions: Sequence[str]) -> dict[str, list[Any]]:
+    def _sequence(
+        self, prompt: list[int], completions: Sequence[str], weights: Sequence[float] | None
+    ) -> dict[str, list[Any]]:
         """The columns of one example. Segment 0 is the prompt, 1 its first completion, and so on."""
         tokenizer = self.processor.tokenizer
-        counts = Counter(completions)
+        shares: defaultdict[str, float] = defaultdict(float)
+        for text, weight in zip(completions, weights or [1 / len(completions)] * len(completions), strict=True):
+            shares[text] += weight
         before = len(prompt) - 1
         columns: dict[str, list[Any]] = {
             "input_ids": prompt[:-1],
@@ -318,10 +345,9 @@ class ExampleCollator:
             "token_weights": [0.0] * before,
             "example_weights": [0.0] * before,
         }
-        texts = [f" {text}{tokenizer.eos_token}" for text in counts]
+        texts = [f" {text}{tokenizer.eos_token}" for text in shares]
         completion_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        for segment, (ids, count) in enumerate(zip(completion_ids, counts.values()), start=1):
-            share = count / counts.total()
+        for segment, (ids, share) in enumerate(zip(completion_ids, shares.values()), start=1):
             columns["input_ids"] += [prompt[-1], *ids]
             columns["position_ids"] += range(before, before + len(ids) + 1)
             columns["labels"] += [-100, *ids]

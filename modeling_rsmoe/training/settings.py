@@ -118,6 +118,11 @@ class Recipe:
     extra_examples: str | None = _setting(
         None, "JSONL of further examples for every epoch: image, kind, expert (or null), prompt, completions."
     )
+    caption_loss: Literal["references", "reward"] = _setting(
+        "references", "Captions are learned from references, or by the reward of what the base LM itself writes."
+    )
+    reward_samples: int = _setting(5, "Captions that are written of an image and compared by their reward.")
+    object_penalty: float = _setting(1.0, "Taken off a caption's reward for each mentioned object that is not there.")
     example_weight: float = _setting(0.5, "Share of the loss in which all examples count the same, not all tokens.")
     eval_examples: int = _setting(0, "Examples of the val split whose loss is measured every eval_steps; 0 for none.")
 
@@ -335,4 +340,6 @@ def _expected(name: str, kind: Any, value: Any) -> str | None:
         return "a share from 0 to 1"
     if name in ("lora_r", "alignment_batch_size", "references_per_example", "image_size") and value < 1:
         return "1 or more"
+    if name == "reward_samples" and value < 2:
+        return "2 or more, which are compared"
     return None

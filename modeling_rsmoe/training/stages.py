@@ -19,8 +19,11 @@ from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from .. import RSMoEForConditionalGeneration, RSMoEProcessor
+from ..data.cleaning import clean_caption
+from ..data.labels import read_objects
 from ..data.records import CaptionRecord, QuestionRecord, records_sha256
 from ..errors_rsmoe import RSMoEError
+from ..evaluation.objects import object_labels
 from ..hub.facts import has_learned, read_facts
 from ..inference.loading import open_config, open_model, open_processor
 from ..utils.files import cache_folder
@@ -43,6 +46,7 @@ from .outputs import (
     show,
     training_in,
 )
+from .reward import CaptionReward, RewardTrainer
 from .settings import Recipe, Stage, TrainArguments
 from .trainer import ExampleTrainer
 
@@ -323,7 +327,12 @@ def _example_trainer(
         val = val_examples(held_out, recipe, instructions, arguments.seed, arguments.per_device_eval_batch_size)
     if cache is not None:
         cache.add([Path(image) for table in (train, val) if table for image in table["image"]], job.progress)
-    return ExampleTrainer(
+    trainer: Callable[..., ExampleTrainer] = ExampleTrainer
+    if recipe.caption_loss == "reward":
+        labels = object_labels(read_objects(job.data.folder, "train"))
+        references = {item.image: [clean_caption(text) for text in item.captions] for item in job.data.captions}
+        trainer = partial(RewardTrainer, reward=CaptionReward(references.values(), labels, recipe.object_penalty))
+    return trainer(
         model=selected,
         args=arguments,
         recipe=recipe,
