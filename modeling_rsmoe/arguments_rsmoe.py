@@ -17,6 +17,7 @@ DEFAULTS = {
     "fusion": "auto",
     "router_max_new_tokens": 24,
     "detail_max_new_tokens": 256,  # a paragraph's; RSICap's longest has about 200 words
+    "detail_num_beams": None,  # as all texts
 }
 PLAIN_GREEDY = {  # what decoding arguments may be where every step takes its likeliest token
     "do_sample": (None, False),

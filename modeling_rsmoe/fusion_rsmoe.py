@@ -35,6 +35,7 @@ class Plan(NamedTuple):
     fusion: str
     is_detail: bool = False  # a paragraph is asked for
     max_new_tokens: int | None = None  # of a paragraph; None: as of all texts of the call
+    num_beams: int | None = None  # likewise
 
     @property
     def has_base(self) -> bool:
@@ -62,7 +63,10 @@ class RSMoEFusionMixin(RSMoEDecodingMixin):
                 if plan.is_detail:
                     sentences[image] = [self._reranked_sentences(text, candidates[image]) for text in best]
             elif plan.fusion == "sentences" or (plan.fusion == "concat" and plan.is_detail):
-                sentences[image] = [self._paragraph(plan, sample, embeds) for sample in zip(*candidates[image])]
+                samples = [candidates[image]]  # all beams of all, or of each paragraph one text
+                if num_samples > 1:
+                    samples = [[[text] for text in sample] for sample in zip(*candidates[image])]
+                sentences[image] = [self._paragraph(plan, sample, embeds) for sample in samples]
                 texts[image] = [_joined(kept) + eos for kept in sentences[image]]
             elif plan.fusion == "concat":
                 ends = self.config.sentence_end_token_ids
@@ -99,15 +103,19 @@ class RSMoEFusionMixin(RSMoEDecodingMixin):
         if not plan.is_detail:
             return arguments
         ends = EndsAtRepetition(prompt_length, self.config.sentence_end_token_ids)
-        limit = {} if plan.max_new_tokens is None else {"max_new_tokens": plan.max_new_tokens}
-        return {**arguments, "stopping_criteria": [*(arguments.get("stopping_criteria") or []), ends], **limit}
+        own = {"max_new_tokens": plan.max_new_tokens, "num_beams": plan.num_beams}
+        arguments = arguments | {name: value for name, value in own.items() if value is not None}
+        if (plan.num_beams or 1) > 1:
+            arguments.pop("custom_generate", None)  # a loop of greedy searches
+            arguments["early_stopping"] = True  # as many texts as beams are enough: the reranker chooses
+        return {**arguments, "stopping_criteria": [*(arguments.get("stopping_criteria") or []), ends]}
 
-    def _paragraph(self, plan: Plan, texts: Sequence[Tokens], embeds: torch.Tensor) -> list[Sentence]:
-        """The sentences of what the experts wrote, and before them the base LM where it did."""
-        experts = texts[1:] if plan.has_base else texts
-        ordered = [*experts, texts[0]] if plan.has_base else experts
+    def _paragraph(self, plan: Plan, texts: Sequence[Sequence[Tokens]], embeds: torch.Tensor) -> list[Sentence]:
+        """The sentences of what each expert wrote, and before them the base LM where it did."""
+        ordered = [*texts[1:], texts[0]] if plan.has_base else texts
         ends, reranker = self.config.sentence_end_token_ids, self.model.reranker
-        sentences = written_sentences(ordered, range(len(ordered)), ends)
+        writers = [writer for writer, written in enumerate(ordered) for _ in written]
+        sentences = written_sentences(list(chain.from_iterable(ordered)), writers, ends)
         if plan.fusion == "sentences":
             return choose_sentences(sentences, embeds, reranker, ends)
         return without_repetitions(sentences, (lambda _: 1.0) if reranker is None else reranker.weigh_token)

@@ -116,8 +116,8 @@ class RSMoEGenerationMixin(RSMoEConfidenceMixin, RSMoEFusionMixin):
         Args:
             inputs (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): As `input_ids`.
             generation_config (`GenerationConfig`, *optional*):
-                Decoding arguments; may hold `router_mode`, `fusion`, `router_max_new_tokens` and
-                `detail_max_new_tokens`.
+                Decoding arguments; may hold `router_mode`, `fusion`, `router_max_new_tokens`,
+                `detail_max_new_tokens` and `detail_num_beams`.
             streamer (`BaseStreamer`, *optional*):
                 Of one image; gets the final text. One that has a method `put_step(name, ids)` also gets
                 `"router_prompts"` and `"expert_texts"` as soon as they are written, with ids of shape `(num_experts,
@@ -130,12 +130,15 @@ class RSMoEGenerationMixin(RSMoEConfidenceMixin, RSMoEFusionMixin):
                 expert texts and writes the text; `"rerank"`: of the base LM's own text and the expert texts (all beams
                 or samples of them) the one that the reranker finds to fit the image best, or the
                 `num_return_sequences` best; `"sentences"`: of the sentences of all these those that the image supports
-                and that say something new; `"auto"`: `"rerank"` for captions and `"sentences"` for details where the
-                model has a reranker, else `"concat"` for details and `"rewrite"` for all others.
+                and that say something new (where several are to be returned, of one text of each writer for each);
+                `"auto"`: `"rerank"` for captions and `"sentences"` for details where the model has a reranker, else
+                `"concat"` for details and `"rewrite"` for all others.
             router_max_new_tokens (`int`, *optional*, defaults to 24): Limit of a router prompt.
             detail_max_new_tokens (`int`, *optional*, defaults to 256):
                 In place of the configured `max_new_tokens` where an instruction asks for details. A `max_new_tokens`
                 that is given to this call holds for them too.
+            detail_num_beams (`int`, *optional*):
+                In place of the configured `num_beams` for paragraphs of `"sentences"`, likewise.
             return_dict_in_generate (`bool`, *optional*):
                 Return [`RSMoEGenerateOutput`] with router prompts and expert texts.
             **kwargs:
@@ -221,7 +224,7 @@ class RSMoEGenerationMixin(RSMoEConfidenceMixin, RSMoEFusionMixin):
         num_samples = self._argument("num_return_sequences", kwargs, config) or 1
         fusions = self.resolve_fusion(settings["fusion"], expert_inputs["task_ids"], num_images)
         check_arguments(lambda name: self._argument(name, kwargs, config), fusions)
-        plans = self._plans(fusions, expert_inputs["task_ids"], settings["detail_max_new_tokens"], kwargs)
+        plans = self._plans(fusions, expert_inputs["task_ids"], settings, kwargs)
         if allowed := kwargs.pop("prefix_allowed_tokens_fn", None):
             constraint = PrefixConstrainedLogitsProcessor(allowed, self._argument("num_beams", kwargs, config) or 1)
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), constraint]
@@ -263,12 +266,17 @@ class RSMoEGenerationMixin(RSMoEConfidenceMixin, RSMoEFusionMixin):
             **extra,
         )
 
-    def _plans(self, fusions: list[str], task_ids, detail_max_new_tokens: int, kwargs: dict) -> list[Plan]:
-        """Of each image. A limit that is given to the call holds for paragraphs too."""
+    def _plans(self, fusions: list[str], task_ids, settings: dict, kwargs: dict) -> list[Plan]:
+        """Of each image. What is given to the call holds for paragraphs too."""
         is_limited = any(kwargs.get(name) is not None for name in ("max_new_tokens", "max_length"))
+        max_new_tokens = None if is_limited else settings["detail_max_new_tokens"]
+        is_searched = any(kwargs.get(name) is not None for name in ("num_beams", "do_sample"))
+        num_beams = None if is_searched else settings["detail_num_beams"]
         detail = TASKS.index("detail")
         return [
-            Plan(fusion, True, None if is_limited else detail_max_new_tokens) if task == detail else Plan(fusion)
+            Plan(fusion, True, max_new_tokens, num_beams if fusion == "sentences" else None)
+            if task == detail
+            else Plan(fusion)
             for fusion, task in zip(fusions, [None] * len(fusions) if task_ids is None else task_ids.tolist())
         ]
 
@@ -364,7 +372,7 @@ class RSMoEGenerationMixin(RSMoEConfidenceMixin, RSMoEFusionMixin):
         )  # each expert reads the image under its sub-task instruction
         expert_features = outputs.pooler_output.unflatten(0, (num_images, num_experts))
         slot = self.config.prompt_token_id
-        needs = [(self._num_candidates(plan.fusion, num_samples, kwargs), plan.is_detail) for plan in plans]
+        needs = [(self._num_candidates(plan, num_samples, kwargs), plan.is_detail) for plan in plans]
         candidates: list[list[list[Tokens]]] = [[] for _ in plans]
         for need in dict.fromkeys(needs):  # one batch, unless an image needs another number or length of texts
             members = [image for image in range(num_images) if needs[image] == need]
@@ -390,15 +398,15 @@ class RSMoEGenerationMixin(RSMoEConfidenceMixin, RSMoEFusionMixin):
                 candidates[image] = [list(islice(texts, need[0])) for _ in image_prompts]
         return candidates
 
-    def _num_candidates(self, fusion: str, num_samples: int, kwargs: dict) -> int:
+    def _num_candidates(self, plan: Plan, num_samples: int, kwargs: dict) -> int:
         """Texts of each expert."""
-        if fusion == "rewrite":
+        if plan.fusion == "rewrite":
             return 1
-        if fusion in ("concat", "sentences"):
+        if plan.fusion == "concat" or (plan.fusion == "sentences" and num_samples > 1):
             return num_samples
         config = kwargs["generation_config"]
         num_beams, do_sample = (self._argument(name, kwargs, config) for name in ("num_beams", "do_sample"))
-        return max(num_beams or 1, num_samples if do_sample else 1)
+        return max(plan.num_beams or num_beams or 1, num_samples if do_sample else 1)
 
     # ---- sequences
 

@@ -16,7 +16,7 @@ from .sequences_rsmoe import Tokens, split_sentences
 
 # Of these, what gives 436 val images most coverage without a loss of faithfulness (docs/explanation/fusion.md).
 MIN_PRESENCE = 0.5  # probability of an object below which a sentence may not mention it
-MIN_SCORE = 0.2  # share of the best sentence's score by the reranker
+MIN_SCORE = 0.4  # share of the best sentence's score by the reranker
 MIN_NEW = 0.2  # share of a sentence's words, by weight, that other sentences have not
 
 

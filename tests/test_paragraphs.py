@@ -1,9 +1,11 @@
 """Paragraphs: which sentences stay, who wrote them, and how long they may be."""
 
+from collections import Counter
+
 import pytest
 import torch
 
-from modeling_rsmoe import RSMoEConfig, RSMoEError, RSMoEForConditionalGeneration, paragraphs_rsmoe
+from modeling_rsmoe import RSMoEConfig, RSMoEError, RSMoEForConditionalGeneration, fusion_rsmoe, paragraphs_rsmoe
 from modeling_rsmoe.objects_rsmoe import RSMoEObjectHead
 from modeling_rsmoe.paragraphs_rsmoe import (
     EndsAtRepetition,
@@ -222,3 +224,33 @@ def test_every_sample_is_a_paragraph(processor) -> None:
     model = tiny_model(config=tiny_config(reranker_rank=4, reranker_buckets=64))
     found = asked(model, processor, [DETAIL_INSTRUCTION], do_sample=True, num_return_sequences=2)
     assert len(found) == 2 and all(sample["sentences"] for sample in found)
+
+
+@pytest.mark.parametrize(
+    ("given", "configured", "texts"),
+    [
+        ({}, None, 1),
+        ({}, 3, 3),
+        ({"num_beams": 2}, None, 2),
+        ({"num_beams": 1}, 3, 1),
+        ({"detail_num_beams": 2}, 3, 2),
+    ],
+)
+def test_sentences_come_of_all_beams(processor, monkeypatch, given: dict, configured: int | None, texts: int) -> None:
+    """Of the experts in their order, the base LM last; the configured beams are for paragraphs alone."""
+    offered: list[list[Sentence]] = []
+
+    def offer(sentences, *others):
+        offered.append(sentences)
+        return sentences
+
+    monkeypatch.setattr(fusion_rsmoe, "choose_sentences", offer)
+    model = tiny_model(config=tiny_config(reranker_rank=4, reranker_buckets=64))
+    model.generation_config.detail_num_beams = configured
+    (found,) = asked(model, processor, [DETAIL_INSTRUCTION], detail_max_new_tokens=6, **given)
+    writers = [sentence.writer for sentence in offered[0]]
+    assert writers == sorted(writers) and Counter(writers) == dict.fromkeys(range(4), texts)
+    # An expert's own text is its best beam.
+    assert [words(s.tokens).strip() for s in offered[0][::texts]][:3] == list(found["expert_texts"].values())
+    asked(model, processor, [DEFAULT_INSTRUCTION], max_new_tokens=6, fusion="sentences")
+    assert max(Counter(sentence.writer for sentence in offered[-1]).values()) == 1

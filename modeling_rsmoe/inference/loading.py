@@ -36,7 +36,7 @@ LIMITS = {
     **dict.fromkeys(("image_size", "patch_size", "height", "width", "shortest_edge"), (1, 4_096)),
     **dict.fromkeys(("num_query_tokens", "r"), (1, 10_000)),
     **dict.fromkeys(("reranker_rank", "reranker_buckets", "reranker_vocab_size"), (0, 10_000_000)),
-    **dict.fromkeys(("num_beams", "num_return_sequences"), (1, 100)),
+    **dict.fromkeys(("num_beams", "detail_num_beams", "num_return_sequences"), (1, 100)),
     **dict.fromkeys(("max_new_tokens", "router_max_new_tokens", "detail_max_new_tokens"), (1, 100_000)),
 }
 
