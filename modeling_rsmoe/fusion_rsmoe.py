@@ -114,10 +114,11 @@ class RSMoEFusionMixin(RSMoEDecodingMixin):
         """The sentences of what each expert wrote, and before them the base LM where it did."""
         ordered = [*texts[1:], texts[0]] if plan.has_base else texts
         ends, reranker = self.config.sentence_end_token_ids, self.model.reranker
-        writers = [writer for writer, written in enumerate(ordered) for _ in written]
-        sentences = written_sentences(list(chain.from_iterable(ordered)), writers, ends)
+        sentences = written_sentences([written[0] for written in ordered], range(len(ordered)), ends)
         if plan.fusion == "sentences":
-            return choose_sentences(sentences, embeds, reranker, ends)
+            others = [(text, writer) for writer, written in enumerate(ordered) for text in written[1:]]
+            more = written_sentences([text for text, _ in others], [writer for _, writer in others], ends)
+            return choose_sentences(sentences, more, embeds, reranker, ends)
         return without_repetitions(sentences, (lambda _: 1.0) if reranker is None else reranker.weigh_token)
 
     def _reranked_sentences(self, text: Tokens, candidates: list[list[Tokens]]) -> list[Sentence]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from transformers.generation import StoppingCriteria
 
+from .objects_rsmoe import RSMoEObjectHead
 from .reranker_rsmoe import RSMoEReranker, pool_image_features
 from .sequences_rsmoe import Tokens, split_sentences
 
@@ -17,7 +18,7 @@ from .sequences_rsmoe import Tokens, split_sentences
 # Of these, what gives 436 val images most coverage without a loss of faithfulness (docs/explanation/fusion.md).
 MIN_PRESENCE = 0.5  # probability of an object below which a sentence may not mention it
 MIN_SCORE = 0.4  # share of the best sentence's score by the reranker
-MIN_NEW = 0.2  # share of a sentence's words, by weight, that other sentences have not
+MIN_NEW = 0.3  # share of a sentence's words, by weight, that other sentences have not
 
 
 class Sentence(NamedTuple):
@@ -88,12 +89,17 @@ def without_repetitions(sentences: Sequence[Sentence], weigh: Callable[[int], fl
 
 
 def choose_sentences(
-    sentences: Sequence[Sentence], image_embeds: torch.Tensor, reranker: RSMoEReranker, sentence_ends: Sequence[int]
+    sentences: Sequence[Sentence],
+    more: Sequence[Sentence],
+    image_embeds: torch.Tensor,
+    reranker: RSMoEReranker,
+    sentence_ends: Sequence[int],
 ) -> list[Sentence]:
     """Of all sentences about an image those that it supports and that say something new.
 
     Args:
-        sentences (`Sequence[Sentence]`): In order.
+        sentences (`Sequence[Sentence]`): Of each writer's likeliest text; new are words.
+        more (`Sequence[Sentence]`): Of further beams. New are objects alone: beams say much the same in other words.
         image_embeds (`torch.FloatTensor` of shape `(1, patches, vision width)`): Of `encode_image`.
         reranker (`RSMoEReranker`):
             Scores each; with an object head, what mentions an object that is likely absent goes, be it the sentence or
@@ -101,28 +107,53 @@ def choose_sentences(
         sentence_ends (`Sequence[int]`): Tokens that end a sentence.
 
     Returns:
-        `list[Sentence]`: one at least, if there is one.
+        `list[Sentence]`: one at least, if there is one, in the order of their writers.
     """
     stated = [sentence for sentence in sentences if sentence.tokens]
-    supported = stated
-    if reranker.objects is not None:
-        presence = reranker.objects(pool_image_features(image_embeds))[0].tolist()
-        absent = {name for name, value in zip(reranker.objects.names, presence) if value < MIN_PRESENCE}
-        cut = [_without_absent(sentence, reranker, absent, sentence_ends) for sentence in stated]
-        supported = [sentence for sentence in cut if sentence.tokens] or stated
+    supported = _supported(stated, image_embeds, reranker, sentence_ends) or stated
     if not supported:
         return []
-    (scores,) = reranker(image_embeds, [[sentence.tokens for sentence in supported]])
-    best = scores.max()
-    likely = [sentence for sentence, score in zip(supported, scores) if score >= MIN_SCORE * best or score == best]
-    return without_repetitions(likely, reranker.weigh_token)
+    head = reranker.objects
+    others = [] if head is None else _supported(more, image_embeds, reranker, sentence_ends)
+    (scores,) = reranker(image_embeds, [[sentence.tokens for sentence in (*supported, *others)]])
+    best = float(scores[: len(supported)].max())
+    likely = [score >= min(MIN_SCORE * best, best) for score in scores.tolist()]
+    kept = without_repetitions([s for s, is_likely in zip(supported, likely) if is_likely], reranker.weigh_token)
+    if head is not None:
+        ranked = sorted(zip(scores[len(supported) :].tolist(), others), key=lambda pair: -pair[0])
+        kept += _with_new_objects(kept, [s for score, s in ranked if score >= MIN_SCORE * best], head)
+    return sorted(kept, key=lambda sentence: sentence.writer)
 
 
-def _without_absent(
-    sentence: Sentence, reranker: RSMoEReranker, absent: set[str], sentence_ends: Sequence[int]
-) -> Sentence:
-    assert reranker.objects is not None
-    kept = reranker.objects.supported(sentence.tokens, absent)
+def _with_new_objects(said: Sequence[Sentence], more: Sequence[Sentence], head: RSMoEObjectHead) -> list[Sentence]:
+    """Of more sentences, the likeliest first, those that mention objects which none yet does; most of them first."""
+    mentioned = set[str]().union(*(head.mentions(sentence.tokens) for sentence in said))
+    mentions = [(head.mentions(sentence.tokens), sentence) for sentence in more]
+    added: list[Sentence] = []
+    while mentions:
+        objects, sentence = max(mentions, key=lambda pair: len(pair[0] - mentioned))  # of equals the likeliest
+        if objects <= mentioned:
+            break
+        added.append(sentence)
+        mentioned |= objects
+    return added
+
+
+def _supported(
+    sentences: Sequence[Sentence], image_embeds: torch.Tensor, reranker: RSMoEReranker, sentence_ends: Sequence[int]
+) -> list[Sentence]:
+    """Without what mentions an object that is likely absent, where the reranker knows objects."""
+    head = reranker.objects
+    stated = [sentence for sentence in sentences if sentence.tokens]
+    if head is None:
+        return stated
+    presence = head(pool_image_features(image_embeds))[0].tolist()
+    absent = {name for name, value in zip(head.names, presence) if value < MIN_PRESENCE}
+    return [kept for kept in (_without(sentence, head, absent, sentence_ends) for sentence in stated) if kept.tokens]
+
+
+def _without(sentence: Sentence, head: RSMoEObjectHead, absent: set[str], sentence_ends: Sequence[int]) -> Sentence:
+    kept = head.supported(sentence.tokens, absent)
     if kept and len(kept) < len(sentence.tokens) and sentence.tokens[-1] in sentence_ends:
         kept = [*kept, sentence.tokens[-1]]
     return Sentence(kept, sentence.writer)

@@ -100,7 +100,7 @@ class Presence:
     """An object head with known probabilities."""
 
     def __init__(self, head: RSMoEObjectHead, present: dict[str, float]) -> None:
-        self.names, self.supported = head.names, head.supported
+        self.names, self.supported, self.mentions = head.names, head.supported, head.mentions
         self.probabilities = torch.tensor([[present.get(name, 1.0) for name in head.names]])
 
     def __call__(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -137,15 +137,39 @@ def test_what_the_image_supports_stays(
     monkeypatch.setattr(paragraphs_rsmoe, "MIN_NEW", -1)  # letters are tokens here, and say little new
     said = ["Two planes.", "Tall trees.", "A port is big near trees.", "xyz"]
     sentences = [Sentence(ids(text), writer) for writer, text in enumerate(said)]
-    kept = choose_sentences(sentences, torch.ones(1, 2, 4), Judge(SCORES, present, head), [END])
+    kept = choose_sentences(sentences, [], torch.ones(1, 2, 4), Judge(SCORES, present, head), [END])
     assert [words(sentence.tokens) for sentence in kept] == expected
 
 
 def test_something_stays_even_if_nothing_is_likely(head: RSMoEObjectHead) -> None:
     judge = Judge(SCORES, {"airplane": 0.0, "trees": 0.0}, head)
     sentences = [Sentence(ids(text), 0) for text in ("Two planes.", "Tall trees.")]
-    assert choose_sentences(sentences, torch.ones(1, 2, 4), judge, [END])
-    assert choose_sentences([Sentence([], 0)], torch.ones(1, 2, 4), judge, [END]) == []
+    assert choose_sentences(sentences, [], torch.ones(1, 2, 4), judge, [END])
+    assert choose_sentences([Sentence([], 0)], [], torch.ones(1, 2, 4), judge, [END]) == []
+
+
+def test_of_further_beams_stays_what_mentions_another_object(head: RSMoEObjectHead) -> None:
+    """The one with most of them first, of equals the likeliest; in the order of the writers; none of an absent one."""
+    said = [Sentence(ids("Two planes."), 0), Sentence(ids("Two planes."), 3)]
+    texts = {
+        "Big planes and a court.": 0.5,
+        "Planes, trees and a court.": 0.6,
+        "Trees and a court.": 0.7,
+        "Tall buildings.": 0.9,
+        "Many planes.": 0.9,
+        "Some trees.": 0.3,
+    }
+    more = [Sentence(ids(text), writer % 4) for writer, text in enumerate(texts, 1)]
+    scores = {**texts, "Two planes.": 0.8}
+    everything = choose_sentences(said, more, torch.ones(1, 2, 4), Judge(scores, {}, head), [END])
+    expected = [("Two planes.", 0), ("Tall buildings.", 0), ("Trees and a court.", 3)]
+    assert [(words(sentence.tokens), sentence.writer) for sentence in everything] == expected
+    without = choose_sentences(said, more, torch.ones(1, 2, 4), Judge(scores, {"buildings": 0.1}, head), [END])
+    assert [words(sentence.tokens) for sentence in without] == ["Two planes.", "Trees and a court."]
+    scores["Trees and a court."] = 0.2  # unlikely
+    without = choose_sentences(said, more, torch.ones(1, 2, 4), Judge(scores, {"buildings": 0.1}, head), [END])
+    assert [words(sentence.tokens) for sentence in without] == ["Two planes.", "Planes, trees and a court."]
+    assert choose_sentences(said, more, torch.ones(1, 2, 4), Judge(scores, None, head), [END]) == said[:1]
 
 
 def test_objects_need_words_and_a_reranker() -> None:
@@ -240,17 +264,16 @@ def test_sentences_come_of_all_beams(processor, monkeypatch, given: dict, config
     """Of the experts in their order, the base LM last; the configured beams are for paragraphs alone."""
     offered: list[list[Sentence]] = []
 
-    def offer(sentences, *others):
-        offered.append(sentences)
+    def offer(sentences, more, *others):
+        offered.append([*sentences, *more])
         return sentences
 
     monkeypatch.setattr(fusion_rsmoe, "choose_sentences", offer)
     model = tiny_model(config=tiny_config(reranker_rank=4, reranker_buckets=64))
     model.generation_config.detail_num_beams = configured
     (found,) = asked(model, processor, [DETAIL_INSTRUCTION], detail_max_new_tokens=6, **given)
-    writers = [sentence.writer for sentence in offered[0]]
-    assert writers == sorted(writers) and Counter(writers) == dict.fromkeys(range(4), texts)
+    assert Counter(sentence.writer for sentence in offered[0]) == dict.fromkeys(range(4), texts)
     # An expert's own text is its best beam.
-    assert [words(s.tokens).strip() for s in offered[0][::texts]][:3] == list(found["expert_texts"].values())
+    assert [words(s.tokens).strip() for s in offered[0][:3]] == list(found["expert_texts"].values())
     asked(model, processor, [DEFAULT_INSTRUCTION], max_new_tokens=6, fusion="sentences")
     assert max(Counter(sentence.writer for sentence in offered[-1]).values()) == 1
