@@ -18,6 +18,7 @@ from .sequences_rsmoe import Tokens, split_sentences
 # Of these, what gives 436 val images most coverage without a loss of faithfulness (docs/explanation/fusion.md).
 MIN_PRESENCE = 0.5  # probability of an object below which a sentence may not mention it
 MIN_SCORE = 0.4  # share of the best sentence's score by the reranker
+MAX_TRIFLE = 0.1  # share of a sentence's words, by weight, without which another says the same
 MIN_NEW = 0.3  # share of a sentence's words, by weight, that other sentences have not
 
 
@@ -122,6 +123,7 @@ def choose_sentences(
     if head is not None:
         ranked = sorted(zip(scores[len(supported) :].tolist(), others), key=lambda pair: -pair[0])
         kept += _with_new_objects(kept, [s for score, s in ranked if score >= MIN_SCORE * best], head)
+        kept = _without_contained(kept, reranker.weigh_token)
     return sorted(kept, key=lambda sentence: sentence.writer)
 
 
@@ -137,6 +139,19 @@ def _with_new_objects(said: Sequence[Sentence], more: Sequence[Sentence], head: 
         added.append(sentence)
         mentioned |= objects
     return added
+
+
+def _without_contained(sentences: Sequence[Sentence], weigh: Callable[[int], float]) -> list[Sentence]:
+    """Without those of which another says all but a trifle: "Planes are in an airport." beside "Planes are in an
+    airport near a road."."""
+    kept = list(sentences)
+    for sentence in sorted(sentences, key=lambda sentence: len({*sentence.tokens})):
+        content = {token: weigh(token) for token in sentence.tokens}
+        others = [{*other.tokens} for other in kept if other is not sentence]
+        trifle = MAX_TRIFLE * sum(content.values())
+        if any(sum(content[token] for token in content.keys() - other) <= trifle for other in others):
+            kept = [other for other in kept if other is not sentence]
+    return kept
 
 
 def _supported(

@@ -148,6 +148,14 @@ def test_something_stays_even_if_nothing_is_likely(head: RSMoEObjectHead) -> Non
     assert choose_sentences([Sentence([], 0)], [], torch.ones(1, 2, 4), judge, [END]) == []
 
 
+def test_a_sentence_within_another_goes(head: RSMoEObjectHead) -> None:
+    """Of a writer's own text too, once a further beam says it and more."""
+    said = [Sentence(ids("A port is big."), 0)]
+    more = [Sentence(ids("A port is big near trees."), 2)]
+    kept = choose_sentences(said, more, torch.ones(1, 2, 4), Judge(SCORES, {}, head), [END])
+    assert kept == more
+
+
 def test_of_further_beams_stays_what_mentions_another_object(head: RSMoEObjectHead) -> None:
     """The one with most of them first, of equals the likeliest; in the order of the writers; none of an absent one."""
     said = [Sentence(ids("Two planes."), 0), Sentence(ids("Two planes."), 3)]
