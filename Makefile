@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 INTEGRATIONS := $(VENV)/integrations
 WHEEL := $(VENV)/wheel
 IMAGE ?=
-# More than processors, since tests also wait: for servers, clusters, processes that start.
-WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, 2 + (os.cpu_count() or 1)))")
+# One more than processors, since tests also wait: for servers, clusters, processes that start.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))")
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false

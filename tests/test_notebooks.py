@@ -1,9 +1,10 @@
 """docs/tutorials: every notebook is small, and runs from top to bottom."""
 
 import ast
+import asyncio
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,22 @@ def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs a notebook in an empty folder, with other parameters, and returns it."""
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One for all notebooks: each takes seconds to import what they all do."""
     pytest.importorskip("ipykernel")
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    changed = {"PYTHONPATH": paths, "RSMOE_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    manager = pytest.importorskip("jupyter_client").AsyncKernelManager(kernel_name="python3")
+    asyncio.run(manager.start_kernel(env={**os.environ, **changed}))
+    yield manager
+    asyncio.run(manager.shutdown_kernel(now=True))
+
+
+@pytest.fixture
+def execute(tmp_path: Path, kernel: Any) -> Callable[..., Any]:
+    """Runs a notebook in an empty folder, with other parameters and none of another's variables, and returns it."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("RSMOE_CACHE", str(tmp_path / "cache"))
 
     def run(name: str, **parameters: Any) -> Any:
         book = nbformat.read(ROOT / "docs" / "tutorials" / f"{name}.ipynb", as_version=4)
@@ -62,7 +72,8 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
         known = {one.id for one in ast.walk(ast.parse(cell.source)) if isinstance(one, ast.Name)}
         assert known == parameters.keys()
         cell.source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
-        nbclient.NotebookClient(book, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+        book.cells.insert(0, nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {tmp_path}"))
+        nbclient.NotebookClient(book, timeout=1200, km=kernel).execute()
         return book
 
     return run

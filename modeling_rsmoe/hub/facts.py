@@ -406,6 +406,7 @@ def steps_of(last: Mapping[str, Any]) -> tuple[Step, ...]:
             name, learned = "encoder", _LEARNABLE["vision"]
         else:
             name, learned = f"stage {record['stage'].removeprefix('stage')}", _learned(settings)
+            name += ", by reward" if settings.get("caption_loss") == "reward" else ""
         steps.append(Step(name, learned, amount, batch, settings["learning_rate"]))
         if reranker := record.get("reranker"):
             steps.append(reranker_step(reranker))

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..errors_rsmoe import RSMoEError
 from ..evaluation.objects import ObjectLabels, mentions
 from .examples import ExampleCollator
 from .settings import Recipe
@@ -116,6 +117,9 @@ class RewardTrainer(ExampleTrainer):
         recipe: `reward_samples` says how many captions of an image are compared.
         data_collator: makes batches of examples.
         **kwargs: of `ExampleTrainer`.
+
+    Raises:
+        RSMoEError: the model is spread over devices.
     """
 
     def __init__(
@@ -123,6 +127,11 @@ class RewardTrainer(ExampleTrainer):
     ):
         recipe = replace(recipe, example_weight=1.0)  # advantages are of whole captions
         super().__init__(*args, recipe=recipe, data_collator=data_collator, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise RSMoEError(
+                "caption_loss: reward writes captions between the steps, which a model that is spread by FSDP or "
+                "DeepSpeed cannot: train without them, so that each process has the whole model"
+            )
         self.reward, self.collator = reward, data_collator
         self.data_collator = _as_they_are
 

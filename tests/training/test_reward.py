@@ -11,10 +11,12 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.evaluation.objects import ObjectLabels
+from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.training import Recipe, TrainArguments
 from modeling_rsmoe.training.examples import ExampleCollator, read_data, training_examples
 from modeling_rsmoe.training.modules import select_modules
 from modeling_rsmoe.training.reward import END, CaptionReward, RewardTrainer, advantages
+from modeling_rsmoe.training.trainer import ExampleTrainer
 
 from ..tiny import INSTRUCTIONS, tiny_model, tiny_processor
 from .test_stages import moved, train
@@ -140,6 +142,18 @@ def test_what_is_rewarded_becomes_likelier(data):
     assert sum(rewards[-16:]) > 1.5 * sum(rewards[:16]), rewards
 
 
+def test_a_model_that_is_spread_is_refused(data, monkeypatch):
+    begin = ExampleTrainer.__init__
+
+    def begin_spread(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(ExampleTrainer, "__init__", begin_spread)
+    with pytest.raises(RSMoEError, match="spread by FSDP or DeepSpeed cannot: train without them"):
+        reward_trainer(select_modules(tiny_model(), Recipe(lora_r=2)), data, CaptionReward(REFERENCES))
+
+
 @pytest.mark.slow
 def test_a_stage_by_reward(start, data, features, settings_file, tmp_path, monkeypatch):
     # What a model of random weights writes has no word of a reference.
@@ -160,6 +174,7 @@ def test_a_stage_by_reward(start, data, features, settings_file, tmp_path, monke
     assert all(math.isfinite(entry["reward"]) and entry["reward"] >= 0 for entry in log if "reward" in entry)
     assert sum("reward" in entry for entry in log) >= 4 and any("eval_loss_caption" in entry for entry in log)
     assert json.loads((output / "training.json").read_text())["recipe"]["caption_loss"] == "reward"
+    assert read_facts(output).steps[-1].name == "stage 1, by reward"
 
 
 def test_one_caption_cannot_be_compared():
