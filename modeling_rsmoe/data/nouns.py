@@ -14,6 +14,7 @@ from textblob.en.inflect import singularize
 from .lexicon import LEXICON, NOUNS, Mention, Noun, listed_mentions, spatial_spans
 
 
+MAX_COMPOUND = 4  # words of a noun; more in a row are no English
 # Of the tagger's nouns, those that name nothing that can be seen.
 _NOT_SEEN = frozenset(LEXICON["not_seen"].replace(",", " ").split())
 _NOUN_TAGS = ("NN", "NNS")
@@ -26,9 +27,9 @@ def mentions(words: list[str]) -> list[Mention]:
         words: as of ``cleaning.words``.
 
     Returns:
-        Nouns of the word list (the longest match wins), and between them other nouns, as many words as stand together.
-        A noun before another one only describes it ("concrete" of "concrete roof") and is left out where the list does
-        not know it.
+        Nouns of the word list (the longest match wins), and between them other nouns, as many words as stand together,
+        the last four at most. A noun before another one only describes it ("concrete" of "concrete roof") and is left
+        out where the list does not know it.
     """
     return list(_mentions(tuple(words)))
 
@@ -45,7 +46,7 @@ def _mentions(words: tuple[str, ...]) -> tuple[Mention, ...]:
         while end < len(words) and end not in taken and tags[end] in _NOUN_TAGS and words[end] not in _NOT_SEEN:
             end += 1
         if end > start and not any(mention.start == end for mention in listed):
-            found.append(_mention(words, start, end, tags[end - 1] == "NNS"))
+            found.append(_mention(words, max(start, end - MAX_COMPOUND), end, tags[end - 1] == "NNS"))
         start = max(end, start + 1)
     return tuple(sorted(found, key=lambda mention: mention.start))
 

@@ -74,6 +74,25 @@ def test_every_distinct_sentence_stands_exactly_once():
     assert split_aspects(captions)["theme"] == ["It is a pond ."]
 
 
+@pytest.mark.parametrize(
+    ("caption", "sentences", "prompt"),
+    [
+        (
+            "It is. It was very so.",
+            ["It is.", "It was very so."],
+            "Which objects are there, and what do they look like?",
+        ),
+        ("word " * 1999 + "word.", ["word " * 1999 + "word."], "What does the word word word word look like?"),
+        ("机场有很多飞机。", ["机场有很多飞机。"], None),
+        ("", [], None),
+    ],
+)
+def test_odd_texts_are_sentences_of_object(caption, sentences, prompt):
+    assert split_aspects([caption]) == {"theme": [], "object": sentences, "relation": []}
+    if prompt is not None:
+        assert router_prompt("object", sentences) == prompt
+
+
 def test_an_empty_aspect_takes_the_sentence_that_fits_best():
     split = split_aspects(
         ["a pond is near a house .", "many cars are near a house .", "this is a pond beside a road ."]
