@@ -111,11 +111,14 @@ def choose_sentences(
         `list[Sentence]`: one at least, if there is one, in the order of their writers.
     """
     stated = [sentence for sentence in sentences if sentence.tokens]
-    supported = _supported(stated, image_embeds, reranker, sentence_ends) or stated
-    if not supported:
+    if not stated:
         return []
-    head = reranker.objects
-    others = [] if head is None else _supported(more, image_embeds, reranker, sentence_ends)
+    head, absent = reranker.objects, set[str]()
+    if head is not None:
+        presence = head(pool_image_features(image_embeds))[0].tolist()
+        absent = {name for name, value in zip(head.names, presence) if value < MIN_PRESENCE}
+    supported = _supported(stated, head, absent, sentence_ends) or stated
+    others = [] if head is None else _supported(more, head, absent, sentence_ends)
     (scores,) = reranker(image_embeds, [[sentence.tokens for sentence in (*supported, *others)]])
     best = float(scores[: len(supported)].max())
     likely = [score >= min(MIN_SCORE * best, best) for score in scores.tolist()]
@@ -155,16 +158,13 @@ def _without_contained(sentences: Sequence[Sentence], weigh: Callable[[int], flo
 
 
 def _supported(
-    sentences: Sequence[Sentence], image_embeds: torch.Tensor, reranker: RSMoEReranker, sentence_ends: Sequence[int]
+    sentences: Sequence[Sentence], head: RSMoEObjectHead | None, absent: set[str], sentence_ends: Sequence[int]
 ) -> list[Sentence]:
-    """Without what mentions an object that is likely absent, where the reranker knows objects."""
-    head = reranker.objects
-    stated = [sentence for sentence in sentences if sentence.tokens]
+    """Without what mentions an object that is likely absent, where there is an object head."""
     if head is None:
-        return stated
-    presence = head(pool_image_features(image_embeds))[0].tolist()
-    absent = {name for name, value in zip(head.names, presence) if value < MIN_PRESENCE}
-    return [kept for kept in (_without(sentence, head, absent, sentence_ends) for sentence in stated) if kept.tokens]
+        return list(sentences)
+    cut = (_without(sentence, head, absent, sentence_ends) for sentence in sentences)
+    return [sentence for sentence in cut if sentence.tokens]
 
 
 def _without(sentence: Sentence, head: RSMoEObjectHead, absent: set[str], sentence_ends: Sequence[int]) -> Sentence:

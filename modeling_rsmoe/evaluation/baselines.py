@@ -105,8 +105,8 @@ def share_in_train(references: Iterable[str], train: Iterable[str]) -> float:
         references: at least one; repeated ones count as often as they stand there.
         train: training captions.
     """
-    known = _known(train)
-    found = [" ".join(_words(text)) in known for text in references]
+    known = set(map(_comparable, train))
+    found = [_comparable(text) in known for text in references]
     return 100 * sum(found) / len(found)
 
 
@@ -117,12 +117,12 @@ def unseen_captions(records: Sequence[CaptionRecord], train: Iterable[str]) -> l
         records: captioned images.
         train: training captions.
     """
-    known = _known(train)
-    return [record for record in records if not any(" ".join(_words(text)) in known for text in record.captions)]
+    known = set(map(_comparable, train))
+    return [record for record in records if known.isdisjoint(map(_comparable, record.captions))]
 
 
-def _known(train: Iterable[str]) -> set[str]:
-    return {" ".join(_words(text)) for text in train}
+def _comparable(caption: str) -> str:
+    return " ".join(_words(caption))
 
 
 def constant_answers(train: Records, questions: Records) -> list[str]:

@@ -139,7 +139,7 @@ def select(
         train = []
     _check_images(records, train, folder)
     if unseen:
-        captions = [caption for record in train for caption in record.captions]
+        captions = _captions(train)
         by_dataset = {dataset: unseen_captions(of_dataset, captions) for dataset, of_dataset in by_dataset.items()}
         if empty := [dataset for dataset, of_dataset in by_dataset.items() if not of_dataset]:
             raise RSMoEError(
@@ -378,8 +378,7 @@ def _evaluate_one(
         seconds=sum(line["seconds"] for line in lines) if all("seconds" in line for line in lines) else None,
     )
     if selection.task == "captioning" and selection.train:
-        references = (text for record in records for text in record.captions)
-        result["references_in_train"] = share_in_train(references, _train_captions(selection))
+        result["references_in_train"] = share_in_train(_captions(records), _captions(selection.train))
     if labelled:
         result["labelled_images"] = labelled
     return Evaluated(result, records, lines, scored, baselines)
@@ -481,7 +480,7 @@ def _score(selection: Selection, records: list[Any], texts: list[str]) -> Scored
         return score_answers(records, texts)
     names = [key_of(record, selection.folder)[0] for record in records]
     references = {name: list(record.captions) for name, record in zip(names, records, strict=True)}
-    scored = score_captions(references, dict(zip(names, texts, strict=True)), _train_captions(selection) or None)
+    scored = score_captions(references, dict(zip(names, texts, strict=True)), _captions(selection.train) or None)
     if not any(record.image in selection.objects for record in records):
         return scored
     mentioned = _mention_scores(selection, records, texts)
@@ -505,5 +504,5 @@ def _mention_scores(selection: Selection, records: list[Any], texts: list[str]) 
     return replace(scored, each=each)
 
 
-def _train_captions(selection: Selection) -> list[str]:
-    return [caption for record in selection.train for caption in record.captions]
+def _captions(records: Sequence[Any]) -> list[str]:
+    return [caption for record in records for caption in record.captions]

@@ -8,7 +8,7 @@ what it mentions and they did not see. The advantage of a caption is its reward 
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -152,11 +152,11 @@ class RewardTrainer(ExampleTrainer):
     def _with_own_captions(self, examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The examples, with what the base LM writes and its advantages in place of an image's captions."""
         captions = [example for example in examples if example["kind"] == "caption"]
-        written = iter(self._write(captions)) if captions else iter(())
-        return [self._rewarded(example, written) if example["kind"] == "caption" else example for example in examples]
+        others = [example for example in examples if example["kind"] != "caption"]
+        written = self._write(captions) if captions else []
+        return [*map(self._rewarded, captions, written), *others]
 
-    def _rewarded(self, example: dict[str, Any], written: Iterator[list[str]]) -> dict[str, Any]:
-        texts = next(written)
+    def _rewarded(self, example: dict[str, Any], texts: list[str]) -> dict[str, Any]:
         rewards = self.reward(texts, example["completions"], Path(example["image"]))
         self.note("reward", sum(rewards) / len(rewards))
         return {**example, "completions": texts, "weights": [value / len(texts) for value in advantages(rewards)]}
