@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 from transformers.generation import GenerationMixin, RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -35,6 +36,37 @@ class RSMoEDecodingMixin(GenerationMixin):
         if features is not None:
             kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
         return super().generate(input_ids=ids, attention_mask=mask, **kwargs)  # type: ignore[misc]
+
+    def _prefill(self, input_ids, generation_config, model_kwargs, is_first_iteration=True):
+        """Private, but there is no public place: transformers copies a sequence for its beams or samples and reads
+        every copy. Here the first is read, and what is kept of it copied."""
+        copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        images = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
+        cache = model_kwargs.get("past_key_values")
+        shares = (
+            copies > 1
+            and is_first_iteration
+            and type(cache) in (DynamicCache, RSMoECache)
+            and cache.get_seq_length() == 0
+            and model_kwargs.get("inputs_embeds") is None
+            and (images is None or len(images.pooler_output) == len(input_ids))  # one of each sequence
+            and not generation_config.prefill_chunk_size
+            and not (generation_config.output_attentions or generation_config.output_hidden_states)
+        )
+        read: Callable = super()._prefill  # type: ignore[misc]
+        if not shares:
+            return read(input_ids, generation_config, model_kwargs, is_first_iteration)
+        first = dict(model_kwargs)
+        for name in ("attention_mask", "position_ids", "adapter_ids"):
+            if (value := first.get(name)) is not None and len(value) == len(input_ids):
+                first[name] = value[::copies]
+        if images is not None:
+            features = images.pooler_output[::copies]
+            first["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
+        outputs = read(input_ids[::copies], generation_config, first, is_first_iteration)
+        outputs.past_key_values.batch_repeat_interleave(copies)
+        outputs.logits = outputs.logits.repeat_interleave(copies, dim=0)
+        return outputs
 
     def _read(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> RSMoECache:
         """The cache after reading these sequences."""

@@ -5,9 +5,17 @@ import threading
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
 from modeling_rsmoe import RSMoEError, sequences_rsmoe
+from modeling_rsmoe.decoding_rsmoe import RSMoEDecodingMixin
 from modeling_rsmoe.inference.decoding import shrinking_greedy
 from modeling_rsmoe.sequences_rsmoe import join_sentences
 
@@ -152,6 +160,26 @@ def test_beams_and_sampling(model, processor, inputs):
         for fusion in ("concat", "rewrite"):
             results = describe(model, processor, inputs, fusion=fusion, **decoding)
             assert len(results) == 3 and all(results[0]["expert_texts"])
+
+
+@pytest.mark.parametrize("copies", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}])
+def test_copies_of_a_sequence_are_read_once(model, inputs, monkeypatch, copies):
+    """Beams and samples of one sequence begin with what was read for the first, and the texts are transformers'."""
+    seen, forward = [], model.model.forward
+    monkeypatch.setattr(
+        model.model, "forward", lambda *a, **k: (seen.append(tuple(k["input_ids"].shape)), forward(*a, **k))[1]
+    )
+
+    def write():
+        seen.clear()
+        torch.manual_seed(0)
+        return model.generate(**inputs, fusion="concat", router_mode="template", **copies)
+
+    shared = write()
+    read = sum(rows for rows, tokens in seen if tokens > 1)
+    monkeypatch.setattr(RSMoEDecodingMixin, "_prefill", GenerationMixin._prefill)
+    assert torch.equal(write(), shared)
+    assert sum(rows for rows, tokens in seen if tokens > 1) == 3 * read > 0
 
 
 @pytest.mark.parametrize("fusion", ["concat", "rewrite"])

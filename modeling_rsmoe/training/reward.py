@@ -8,7 +8,8 @@ what it mentions and they did not see. The advantage of a caption is its reward 
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -171,7 +172,7 @@ class RewardTrainer(ExampleTrainer):
         completions = list(chain.from_iterable(example["completions"] for example in examples))
         longest = max(map(len, tokenizer(completions, add_special_tokens=False)["input_ids"]))
         trained.eval()
-        with cast(Any, self).accelerator.autocast():
+        with cast(Any, self).accelerator.autocast(), _frozen_in_bfloat16(model, cast(Any, self).args.bf16):
             ids = model.generate(
                 **inputs,
                 do_sample=True,
@@ -183,6 +184,20 @@ class RewardTrainer(ExampleTrainer):
         texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         texts = [text.strip() for text in texts]
         return [texts[start : start + count] for start in range(0, len(texts), count)]
+
+
+@contextmanager
+def _frozen_in_bfloat16(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Within, the matrices that do not learn are in half precision: autocast would cast them anew at each token."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad and parameter.ndim == 2]
+    kept = [parameter.data for parameter in frozen] if wanted else []
+    for parameter, value in zip(frozen, kept):
+        parameter.data = value.to(torch.bfloat16)
+    try:
+        yield
+    finally:
+        for parameter, value in zip(frozen, kept):
+            parameter.data = value
 
 
 def _as_they_are(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pycocoevalcap.cider.cider_scorer import CiderScorer
+from torch import nn
 
 from modeling_rsmoe import RSMoEError
 from modeling_rsmoe.evaluation.objects import ObjectLabels
@@ -15,7 +16,7 @@ from modeling_rsmoe.hub.facts import read_facts
 from modeling_rsmoe.training import Recipe, TrainArguments
 from modeling_rsmoe.training.examples import ExampleCollator, read_data, training_examples
 from modeling_rsmoe.training.modules import select_modules
-from modeling_rsmoe.training.reward import END, CaptionReward, RewardTrainer, advantages
+from modeling_rsmoe.training.reward import END, CaptionReward, RewardTrainer, _frozen_in_bfloat16, advantages
 from modeling_rsmoe.training.trainer import ExampleTrainer
 
 from ..tiny import INSTRUCTIONS, tiny_model, tiny_processor
@@ -140,6 +141,17 @@ def test_what_is_rewarded_becomes_likelier(data):
         optimizer.zero_grad()
     rewards = trainer._noted[True]["reward"]
     assert sum(rewards[-16:]) > 1.5 * sum(rewards[:16]), rewards
+
+
+def test_frozen_matrices_are_halved_for_writing_only():
+    """What learns keeps its precision, and the frozen weights come back to the last bit, after an error too."""
+    model = nn.Sequential(nn.Linear(3, 4).requires_grad_(False), nn.Linear(4, 2))
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(KeyboardInterrupt), _frozen_in_bfloat16(model, True):
+        dtypes = [parameter.dtype for parameter in model.parameters()]
+        raise KeyboardInterrupt
+    assert dtypes == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
+    assert all(map(torch.equal, model.parameters(), before))
 
 
 def test_a_model_that_is_spread_is_refused(data, monkeypatch):
