@@ -138,7 +138,8 @@ class RSMoEGenerationMixin(RSMoEConfidenceMixin, RSMoEFusionMixin):
                 In place of the configured `max_new_tokens` where an instruction asks for details. A `max_new_tokens`
                 that is given to this call holds for them too.
             detail_num_beams (`int`, *optional*):
-                In place of the configured `num_beams` for paragraphs of `"sentences"`, likewise.
+                In place of the configured `num_beams` for paragraphs of `"sentences"`. A `num_beams` that is given to
+                this call, also by a `generation_config`, holds for them too. Samples have no beams.
             return_dict_in_generate (`bool`, *optional*):
                 Return [`RSMoEGenerateOutput`] with router prompts and expert texts.
             **kwargs:
@@ -270,7 +271,11 @@ class RSMoEGenerationMixin(RSMoEConfidenceMixin, RSMoEFusionMixin):
         """Of each image. What is given to the call holds for paragraphs too."""
         is_limited = any(kwargs.get(name) is not None for name in ("max_new_tokens", "max_length"))
         max_new_tokens = None if is_limited else settings["detail_max_new_tokens"]
-        is_searched = any(kwargs.get(name) is not None for name in ("num_beams", "do_sample"))
+        config = kwargs["generation_config"]
+        # A config that is given may be a copy of the model's: then it says nothing of its own.
+        beams = kwargs.get("num_beams"), getattr(config, "num_beams", None)
+        is_searched = beams[0] is not None or beams[1] not in (None, self.generation_config.num_beams)
+        is_searched = is_searched or self._argument("do_sample", kwargs, config)
         num_beams = None if is_searched else settings["detail_num_beams"]
         detail = TASKS.index("detail")
         return [

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from modeling_rsmoe import RSMoEConfig, RSMoEError, RSMoEForConditionalGeneration, fusion_rsmoe, paragraphs_rsmoe
 from modeling_rsmoe.objects_rsmoe import RSMoEObjectHead
@@ -266,6 +267,10 @@ def test_every_sample_is_a_paragraph(processor) -> None:
         ({"num_beams": 2}, None, 2),
         ({"num_beams": 1}, 3, 1),
         ({"detail_num_beams": 2}, 3, 2),
+        ({"do_sample": False}, 3, 3),
+        ({"do_sample": True}, 3, 1),
+        ({"generation_config": GenerationConfig(num_beams=1)}, 3, 1),
+        ({"generation_config": GenerationConfig(do_sample=False)}, 3, 3),  # as of pipelines, which copy the model's
     ],
 )
 def test_sentences_come_of_all_beams(processor, monkeypatch, given: dict, configured: int | None, texts: int) -> None:
@@ -279,6 +284,7 @@ def test_sentences_come_of_all_beams(processor, monkeypatch, given: dict, config
     monkeypatch.setattr(fusion_rsmoe, "choose_sentences", offer)
     model = tiny_model(config=tiny_config(reranker_rank=4, reranker_buckets=64))
     model.generation_config.detail_num_beams = configured
+    torch.manual_seed(0)
     (found,) = asked(model, processor, [DETAIL_INSTRUCTION], detail_max_new_tokens=6, **given)
     assert Counter(sentence.writer for sentence in offered[0]) == dict.fromkeys(range(4), texts)
     # An expert's own text is its best beam.

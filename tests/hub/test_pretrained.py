@@ -1,5 +1,6 @@
 """rs-moe-nano's pretrained modules equal independent readings of their sources; bad files are refused."""
 
+import functools
 import gc
 import io
 import sys
@@ -30,6 +31,14 @@ TEXTS = [
     "  two  spaces\tand\na tab, don't we'll I'm\r\n🛰️ 🏞️",
     "",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_gguf_reader():
+    """A file's 98,000 tokens and merges take 2 s to read, and five readers here want them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+        yield
 
 
 @pytest.fixture(scope="module")
