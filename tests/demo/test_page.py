@@ -14,7 +14,7 @@ from PIL import Image
 from modeling_rsmoe.demo.images import encode_upload
 from modeling_rsmoe.inference import Checkpoint, GenerationSettings, Prediction, Predictor
 from modeling_rsmoe.prompting_rsmoe import DEFAULT_INSTRUCTION, DETAIL_INSTRUCTION, question_instruction
-from tests.browser import Person, chromium, needs_chromium
+from tests.browser import WAIT, Person, chromium, needs_chromium
 from tests.tiny import INSTRUCTIONS, speaking_model, tiny_processor
 
 
@@ -255,8 +255,11 @@ def test_who_leaves_does_not_hold_the_model(
     monkeypatch.setattr(Predictor, "stream", endless)
     leaving, staying = Person(browser, home), Person(browser, home)
     drop(leaving, images[0])
-    while not started.is_set():  # not `wait`: the watch on requests works in this thread
+    for _ in range(WAIT // 50):  # not `wait`: the watch on requests works in this thread
+        if started.is_set():
+            break
         leaving.page.wait_for_timeout(50)
+    assert started.is_set()
     leaving.context.close()
     drop(staying, images[1])
     caption(staying).filter(has_text=words(predict(checkpoint, images[1]).text)).wait_for()
