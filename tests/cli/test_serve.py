@@ -92,7 +92,9 @@ def test_ctrl_c_twice_does_not_wait(server) -> None:
     address = urlsplit(url).netloc
     with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
         connection.request("POST", "/v1/chat/completions", json.dumps(content), headers)
+        until = time.monotonic() + 60
         while not in_flight(url):
+            assert time.monotonic() < until, "the request was over before it was seen, or never began"
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         with pytest.raises(urllib.error.URLError):
