@@ -246,16 +246,19 @@ def launch(
 
 
 class _Events:
-    """What the page's events do. Each yields values for its outputs, in order; `gr.skip()` leaves one as it is."""
+    """What the page's events do. Each yields values for its outputs, in order; `gr.skip()` leaves one as it is.
+
+    A field is None where somebody is faster than the page, which sets its values after it is shown.
+    """
 
     def __init__(self, checkpoint: Checkpoint, examples: list[Path]) -> None:
         self._model, self._processor, self._examples = checkpoint.model, checkpoint.processor, examples
 
     def open_file(
-        self, file: str | None, bands: str, router_mode: str, fusion: str, in_detail: bool = False
+        self, file: str | None, bands: str | None, router_mode: str, fusion: str, in_detail: bool = False
     ) -> Iterator[tuple]:
         if file is not None:
-            yield from self._open(Path(file), bands, router_mode, fusion, in_detail)
+            yield from self._open(Path(file), bands or "", router_mode, fusion, in_detail)
 
     def open_example(self, router_mode: str, fusion: str, in_detail: bool, event: gr.SelectData) -> Iterator[tuple]:
         for values in self._open(self._examples[event.index], "", router_mode, fusion, in_detail):
@@ -287,9 +290,9 @@ class _Events:
         for entry in self._predict(empty, session.image, instruction, router_mode, fusion):
             yield skip, skip, skip, self._render(entry), skip
 
-    def ask(self, question: str, session: Session | None, router_mode: str, fusion: str) -> Iterator[tuple]:
+    def ask(self, question: str | None, session: Session | None, router_mode: str, fusion: str) -> Iterator[tuple]:
         skip = gr.skip()
-        question = " ".join(question.split())
+        question = " ".join((question or "").split())
         problem = None if question else "the question is empty"
         if len(question) > MAX_QUESTION_CHARACTERS:  # the page's field takes no more, but others may ask
             problem = f"the question has more than {MAX_QUESTION_CHARACTERS} characters"

@@ -1,5 +1,7 @@
 """The page in a real browser, as people use it. The model is tiny and random, the page's server is in this process."""
 
+import html
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -274,3 +276,15 @@ def test_a_session_is_a_value(checkpoint: Checkpoint, images: list[Path]) -> Non
     session = Session(encode_upload(predictor, images[0]))
     with pytest.raises(AttributeError):
         session.image = encode_upload(predictor, images[1])
+
+
+def test_who_is_faster_than_the_page_gets_a_caption(checkpoint: Checkpoint, images: list[Path]) -> None:
+    """Its fields have no values yet: the file is read as it is, by the checkpoint's settings."""
+    pytest.importorskip("gradio", reason='no gradio here: pip install "rsmoe[demo]"')
+    from modeling_rsmoe.demo.page import _Events
+
+    events = _Events(checkpoint, [])
+    *_, (_, _, _, shown, _) = events.open_file(str(images[0]), None, None, None, None)  # type: ignore[arg-type]
+    assert words(predict(checkpoint, images[0]).text) in words(re.sub("<[^>]*>", " ", html.unescape(shown)))
+    ((problem, *_),) = events.ask(None, None, None, None)  # type: ignore[arg-type]
+    assert "first choose an image" in str(problem)
