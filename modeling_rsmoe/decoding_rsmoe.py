@@ -49,7 +49,7 @@ class RSMoEDecodingMixin(GenerationMixin):
             and type(cache) in (DynamicCache, RSMoECache)
             and cache.get_seq_length() == 0
             and model_kwargs.get("inputs_embeds") is None
-            and (images is None or len(images.pooler_output) == len(input_ids))  # one of each sequence
+            and (images is None or self._have_one_image(input_ids, images.pooler_output))
             and not generation_config.prefill_chunk_size
             and not (generation_config.output_attentions or generation_config.output_hidden_states)
         )
@@ -67,6 +67,11 @@ class RSMoEDecodingMixin(GenerationMixin):
         outputs.past_key_values.batch_repeat_interleave(copies)
         outputs.logits = outputs.logits.repeat_interleave(copies, dim=0)
         return outputs
+
+    def _have_one_image(self, input_ids: torch.Tensor, features: torch.Tensor) -> bool:
+        """Whether each sequence has the features of one image, neither of several nor of none."""
+        counts = (input_ids == self.config.image_token_id).sum(1)
+        return len(features) == len(input_ids) and bool((counts == features.shape[1]).all())
 
     def _read(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> RSMoECache:
         """The cache after reading these sequences."""

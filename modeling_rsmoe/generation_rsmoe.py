@@ -273,9 +273,11 @@ class RSMoEGenerationMixin(RSMoEConfidenceMixin, RSMoEFusionMixin):
         max_new_tokens = None if is_limited else settings["detail_max_new_tokens"]
         config = kwargs["generation_config"]
         # A config that is given may be a copy of the model's: then it says nothing of its own.
-        beams = kwargs.get("num_beams"), getattr(config, "num_beams", None)
-        is_searched = beams[0] is not None or beams[1] not in (None, self.generation_config.num_beams)
-        is_searched = is_searched or self._argument("do_sample", kwargs, config)
+        is_searched = (
+            kwargs.get("num_beams") is not None
+            or getattr(config, "num_beams", None) not in (None, self.generation_config.num_beams)
+            or self._argument("do_sample", kwargs, config)
+        )
         num_beams = None if is_searched else settings["detail_num_beams"]
         detail = TASKS.index("detail")
         return [
