@@ -21,6 +21,8 @@ from .options import OverwriteOption
 
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from ..configuration_rsmoe import RSMoEConfig
     from ..training.settings import Stage
     from ..utils.progress import Progress
@@ -134,6 +136,12 @@ def _before_the_bar(steps: terminal.Steps) -> "Progress":
     return progress
 
 
+def _leave_together(arguments: "TrainingArguments") -> None:
+    """The end of one of several processes: gloo aborts one that exits while a thread of it still frees its tensors."""
+    arguments.distributed_state.wait_for_everyone()
+    arguments.distributed_state.destroy_process_group()
+
+
 def _stage(
     context: typer.Context,
     config: Annotated[Path, typer.Option(metavar="FILE", help="YAML with settings of each stage, stage1 and stage2.")],
@@ -169,7 +177,7 @@ def _stage(
         train_stage(stage, recipe, arguments, data, output, start, resume=resume, features=features, progress=progress)
         if first:
             steps.print(f"{output} ({stage} finished)")
-        arguments.distributed_state.destroy_process_group()
+        _leave_together(arguments)
 
 
 for _name, _help in (
@@ -224,7 +232,7 @@ def encoder(
         train_encoder(recipe, arguments, data, output, start, resume=resume, progress=progress)
         if first:
             steps.print(f"{output} (encoder trained)")
-        arguments.distributed_state.destroy_process_group()
+        _leave_together(arguments)
 
 
 @train.command()

@@ -6,6 +6,7 @@ a layer so replaced is an `nn.Linear`: it trains, saves, merges and compiles as 
 """
 
 import json
+import math
 import os
 import time
 from bisect import bisect_left
@@ -19,6 +20,7 @@ from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..utils.files import cache_folder, parse_json, write_whole
+from .pages import has_private_pages, release_file_pages
 
 
 KERNELS = ("torch", "half", "columns")
@@ -32,6 +34,7 @@ SAMPLE_EVERY = 997  # one number in so many is compared, since a change of `weig
 MEASURED_SHAPE, MEASURED_LAYERS, ROUNDS = (1536, 576), 48, 3
 MANY = 64  # so many vectors take longer than reading the weight does: fewer matrices will do
 MIN_GAIN = 0.95  # of torch's time: what gains less is not told from noise
+MAX_LOSS = 1.1  # of the shortest time: `half` may take it, since the float32 weight need not stay in memory then
 
 
 class MachineKernels(NamedTuple):
@@ -122,11 +125,12 @@ class Refresh:
 
 
 class _Packed(NamedTuple):
-    """Which numbers of a weight were packed; None where it has numbers that half precision has not."""
+    """Which numbers of a weight were packed; the copy is None where it has numbers that half precision has not."""
 
-    state: tuple[int, int]
-    sample: torch.Tensor
     weight: Any
+    place: tuple[int, int]
+    sample: torch.Tensor
+    is_of_file: bool
 
 
 _PACKED = WeakIdKeyDictionary()  # weight -> _Packed: layers and models that share a weight share its copy
@@ -134,35 +138,39 @@ _PACKED = WeakIdKeyDictionary()  # weight -> _Packed: layers and models that sha
 
 def _pack(parameters: list[torch.Tensor]) -> None:
     """Make the packed copies of weights that have none, or have changed; as many at a time as torch has threads."""
-    states = WeakIdKeyDictionary({parameter: _state(parameter) for parameter in parameters})
-    new = [parameter for parameter, state in states.items() if not _is_packed(parameter, *state)]
-    if not new:
-        return
+    different = {id(parameter): parameter for parameter in parameters}.values()
+    new = [parameter for parameter in different if not _is_packed(parameter)]
     new.sort(key=lambda parameter: -parameter.numel())  # the largest is not left for the end
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for parameter, packed in zip(new, pool.map(_packed, new)):
-            state, sample = states[parameter]
-            _PACKED[parameter] = _Packed(state, sample.clone(), packed)
+            _PACKED[parameter] = packed
 
 
-def _state(parameter: torch.Tensor) -> tuple[tuple[int, int], torch.Tensor]:
-    """What changes with a weight's numbers, and some of them."""
-    weight = parameter.detach()
-    version = 0 if weight.is_inference() else weight._version
-    return (weight.data_ptr(), version), weight.flatten()[::SAMPLE_EVERY]
-
-
-def _is_packed(parameter: torch.Tensor, state: tuple[int, int], sample: torch.Tensor) -> bool:
+def _is_packed(parameter: torch.Tensor) -> bool:
     known = _PACKED.get(parameter)
-    return known is not None and known.state == state and torch.equal(known.sample, sample)
+    if known is None or known.place != _place(parameter):
+        return False
+    # A change of `weight.data` gives it no new version. It is seen in the pages, else in some of the numbers.
+    return not has_private_pages(parameter) if known.is_of_file else torch.equal(known.sample, _sample(parameter))
 
 
-def _packed(parameter: torch.Tensor) -> Any:
-    """The packed copy of a weight, or None where half precision has not all its numbers."""
-    weight = parameter.detach()
+def _place(parameter: torch.Tensor) -> tuple[int, int]:
+    return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
+
+
+def _sample(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.detach().flatten()[::SAMPLE_EVERY]
+
+
+def _packed(parameter: torch.Tensor) -> _Packed:
+    place, sample, weight = _place(parameter), _sample(parameter).clone(), parameter.detach()
     # A few numbers tell of most weights that they do not fit.
-    fits = all(torch.equal(some.half().float(), some) for some in (weight.flatten()[::SAMPLE_EVERY], weight))
-    return torch.ops.quantized.linear_prepack_fp16(weight, None) if fits else None
+    fits = all(torch.equal(some.half().float(), some) for some in (sample, weight))
+    packed = torch.ops.quantized.linear_prepack_fp16(weight, None) if fits else None
+    is_of_file = not has_private_pages(weight)
+    if fits:
+        release_file_pages(weight)
+    return _Packed(packed, place, sample, is_of_file)
 
 
 def _is_plain(weight: torch.Tensor) -> bool:
@@ -302,4 +310,6 @@ def _seconds(layers: list[FastLinear], count: int, kernels: tuple[str, ...]) -> 
 
 def _fastest(seconds: dict[str, float]) -> str:
     best = min(seconds, key=lambda kernel: seconds[kernel])
+    if seconds.get("half", math.inf) <= MAX_LOSS * seconds[best]:
+        return "half"
     return best if seconds[best] < MIN_GAIN * seconds["torch"] else "torch"

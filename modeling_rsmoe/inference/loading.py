@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors_rsmoe import RSMoEError, first_line
 from ..utils.files import check_input, parse_json
 from ..utils.provenance import CHECKPOINT_FILES
+from .pages import release_file_pages
 
 
 if TYPE_CHECKING:
@@ -232,6 +233,7 @@ def check_finite(model: "torch.nn.Module", folder: str | Path) -> None:
             raise RSMoEError(
                 f"the checkpoint {folder}: {name} is not finite in {weight.dtype} (nan or infinity): {REMEDY}"
             )
+        release_file_pages(weight)
 
 
 def is_finite(tensor: "torch.Tensor") -> bool:
