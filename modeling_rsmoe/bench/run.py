@@ -9,6 +9,7 @@ from typing import Any
 from ..utils.progress import Progress, no_progress
 from ..utils.provenance import folder_sha256, package_versions
 from . import equality, fresh, growth, phases, speed
+from .device import device
 from .machine import machine_facts
 from .results import FORMAT, Results
 from .timing import Group
@@ -35,6 +36,7 @@ SECTIONS: dict[str, Callable[[Workbench], tuple[list[Group], dict[str, Any]]]] =
     "profile": phases.profile,
     "growth": growth.growth,
     "training": _training,
+    "device": device,
 }
 NAMES = (EQUALITY, *SECTIONS)
 

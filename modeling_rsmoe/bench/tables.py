@@ -19,6 +19,7 @@ TITLES = {  # of the sections
     "profile": "Profile: where a decode's time goes",
     "growth": "Growth: with experts, tokens and threads",
     "training": "Training",
+    "device": "Device: first tokens, captions and kinds of cache",
 }
 
 
@@ -89,6 +90,9 @@ def _facts(results: Results, facts: dict[str, Any], clock: str) -> list[Table]:
     if "peak_bytes" in facts:
         rows = [[name, _megabytes(size)] for name, size in facts["peak_bytes"].items()]
         made.append(Table("peak memory of a fresh process", ["", "MB"], rows))
+    if "device_bytes" in facts:
+        rows = [[name, _megabytes(size)] for name, size in facts["device_bytes"].items()]
+        made.append(Table("peak of the device's memory", ["", "MB"], rows))
     if "floor" in facts:
         made.append(_floor(results, facts["floor"], clock))
     if "gguf" in facts:

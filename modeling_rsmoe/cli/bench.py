@@ -1,5 +1,7 @@
 """`rsmoe bench`: speed, memory and where the time goes, against other ways to the same texts, in one run."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -7,8 +9,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..errors_rsmoe import RSMoEError
-from ..inference.checkpoint import DEFAULT_MODEL, load
+from ..errors_rsmoe import RSMoEError, first_line
+from ..inference.checkpoint import DEFAULT_MODEL, Checkpoint, load
 from ..utils.files import check_outputs
 from ..utils.quiet import quiet_libraries
 from . import options, terminal
@@ -17,7 +19,7 @@ from . import options, terminal
 if TYPE_CHECKING:
     from ..bench.results import Results
 
-SECTIONS = ("equality", "cold", "latency", "throughput", "peers", "memory", "profile", "growth", "training")
+SECTIONS = ("equality", "cold", "latency", "throughput", "peers", "memory", "profile", "growth", "training", "device")
 DIFFERENT = 1  # exit code where variants do not say the same
 
 
@@ -50,7 +52,7 @@ def bench(
         typer.Option(
             metavar="SECTION",
             help=f"{', '.join(SECTIONS[:-1])} or {SECTIONS[-1]}. May be given more than once.",
-            show_default="all; training where there is --data",
+            show_default="all but device; training where there is --data",
         ),
     ] = None,
     repeats: Annotated[
@@ -84,6 +86,14 @@ def bench(
         ),
     ] = None,
     dtype: options.DtypeOption = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="Where the model runs, such as cuda. Without --only the section device alone is measured.",
+            show_default="a GPU if there is one",
+        ),
+    ] = None,
     clock: Annotated[
         Literal["wall", "cpu"],
         typer.Option(metavar="CLOCK", help="Times in tables: wall, or cpu (processor time, for a busy machine)."),
@@ -100,7 +110,7 @@ def bench(
     """
     if earlier is not None and (model or quick or only):
         raise RSMoEError("--from shows what was measured before: leave MODEL, --quick and --only out")
-    sections = [] if earlier is not None else _sections(quick, only, data)
+    sections = [] if earlier is not None else _sections(quick, only, data, device)
     if plot is None and output is not None:
         plot = output.with_suffix(".png")
     if plot is not None and plot.suffix not in (".svg", ".png"):
@@ -114,7 +124,9 @@ def bench(
         else:
             _check_needs(sections, None if quick else plot, data, gguf)
             how = {"repeats": repeats, "threads": threads, "data": data, "config": config, "gguf": gguf}
-            results = _measure(model, dtype, sections, None if quick else tokens, how, steps)
+            _check_device(device)
+            loading = partial(load, model, dtype, device, steps)
+            results = _measure(loading, sections, None if quick else tokens, how, steps)
         _write(results, output, plot, clock, steps)
         _show(results, clock, markdown, steps)
         different = [one for one in results.get("equality", ()) if one["differences"]]
@@ -124,7 +136,7 @@ def bench(
         raise typer.Exit(DIFFERENT)
 
 
-def _sections(quick: bool, only: list[str] | None, data: Path | None) -> list[str]:
+def _sections(quick: bool, only: list[str] | None, data: Path | None, device: str | None) -> list[str]:
     unknown = [name for name in only or () if name not in SECTIONS]
     if unknown:
         raise RSMoEError(f"--only {unknown[0]}: there is no such section; known are {', '.join(SECTIONS)}")
@@ -134,7 +146,11 @@ def _sections(quick: bool, only: list[str] | None, data: Path | None) -> list[st
         raise RSMoEError("the section training needs --data, a data folder")
     if quick:
         return ["equality"]
-    return list(only) if only else [name for name in SECTIONS if name != "training" or data is not None]
+    if only:
+        return list(only)
+    if device is not None:
+        return ["device"]
+    return [name for name in SECTIONS[:-1] if name != "training" or data is not None]
 
 
 def _check_needs(sections: list[str], plot: Path | None, data: Path | None, gguf: Path | None) -> None:
@@ -155,8 +171,7 @@ def _check_needs(sections: list[str], plot: Path | None, data: Path | None, gguf
 
 
 def _measure(
-    name: str | None,
-    dtype: options.Dtype | None,
+    loading: Callable[[], Checkpoint],
     sections: list[str],
     tokens: int | None,
     how: dict[str, Any],
@@ -170,12 +185,22 @@ def _measure(
 
     if how["threads"] is not None:
         torch.set_num_threads(how["threads"])
-    loaded = load(name, dtype, progress=steps)
+    loaded = loading()
     settings = {**how, "threads": torch.get_num_threads(), "config": how["config"] or _training_config(loaded.folder)}
     settings["tokens"], settings["router_tokens"] = tokens or QUICK_TOKENS, tokens or QUICK_ROUTER_TOKENS
     with quiet_libraries():
         bench = Workbench(loaded.model, loaded.processor, loaded.folder, **settings)
         return measure(bench, Path(loaded.name).name, sections, steps)
+
+
+def _check_device(device: str | None) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        problem = f"--device {device} cannot be used ({first_line(error)})"
+        raise RSMoEError(f"{problem}: give one that torch has here, such as cpu") from error
 
 
 def _training_config(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from modeling_rsmoe.bench import equality, run, speed
+from modeling_rsmoe.bench import device, equality, run, speed
 from modeling_rsmoe.bench.peers import Texts
 from modeling_rsmoe.bench.results import write_results
 from modeling_rsmoe.cli import app
@@ -68,6 +68,15 @@ def test_a_run_writes_all_times_and_a_plot(checkpoint: Path, tmp_path: Path, mon
     assert again.exit_code == 0 and again.stdout.startswith("**Targets**")
 
 
+def test_a_device_is_measured_alone(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "IMAGES", (1, 2))
+    file = tmp_path / "bench.json"
+    result = command(checkpoint, "--device", "cpu", "--repeats", 1, "--tokens", 3, "--output", file)
+    assert result.exit_code == 0, result.stderr
+    (section,) = json.loads(file.read_text())["sections"].values()
+    assert [one["key"] for one in section["groups"]] == ["device: 1", "device: 2", "caches: 1", "caches: 2"]
+
+
 def test_every_section_has_a_name() -> None:
     from modeling_rsmoe.cli.bench import SECTIONS
 
@@ -111,6 +120,8 @@ def test_wrong_usage(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert "there is no file" in error(command("--from", tmp_path / "x.json"))
     assert "is a folder" in error(command(checkpoint, "--output", tmp_path))
     assert command(checkpoint, "--repeats", 0).exit_code == 2
+    for name in ("nowhere", "cuda:99"):
+        assert error(command(checkpoint, "--device", name)).startswith(f"--device {name} cannot be used (")
     absent = error(command(checkpoint, "--gguf", tmp_path / "x.gguf", "--only", "peers"))
     assert absent == f"there is no file {tmp_path / 'x.gguf'}; give --gguf a GGUF file of the LLM"
     assert error(command(checkpoint, "--data", tmp_path / "absent")).startswith("data folder")
