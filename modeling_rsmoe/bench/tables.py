@@ -1,4 +1,4 @@
-"""Results as tables: for the terminal, and as Markdown for docs/benchmarks/performance.md, never typed by hand."""
+"""Results as tables: for the terminal, and as Markdown for docs/benchmarks/bench.md, never typed by hand."""
 
 from dataclasses import dataclass, field
 from typing import Any
