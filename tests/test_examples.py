@@ -295,9 +295,9 @@ with torch.no_grad():
     ids, logits = (torch.tensor(values) for values in json.loads(without_package(code, output)))
     model = RSMoEForConditionalGeneration.from_pretrained(checkpoint)
     with torch.no_grad():
-        expected, block = (model(input_ids=ids, adapter_ids=torch.tensor([reader])).logits for reader in (4, 0))
+        expected, base = (model(input_ids=ids, adapter_ids=torch.tensor([adapter])).logits for adapter in (4, 0))
     torch.testing.assert_close(logits, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
-    assert (logits - block).abs().max() > 0.1
+    assert (logits - base).abs().max() > 0.1
     assert not [file for file in output.iterdir() if file.suffix in (".py", ".bin")]
     assert not [file for file in output.glob("*.json") if "rsmoe" in file.read_text().lower()]
 

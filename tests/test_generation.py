@@ -19,7 +19,7 @@ from modeling_rsmoe.decoding_rsmoe import RSMoEDecodingMixin
 from modeling_rsmoe.inference.decoding import shrinking_greedy
 from modeling_rsmoe.sequences_rsmoe import join_sentences
 
-from .test_modeling import READERS, one, rows
+from .sequences import ADAPTERS, one, rows
 from .tiny import speaking_model, tiny_config, tiny_model, tiny_processor
 
 
@@ -45,7 +45,7 @@ def test_mixed_rows_equal_single_runs(model, decoding):
     """Greedy, beams, without a cache and with a static one: a row's tokens do not depend on the rows beside it."""
     together = rows()
     batch = model.generate(**together, **decoding)[:, together["input_ids"].shape[1] :]
-    for i in range(len(READERS)):
+    for i in range(len(ADAPTERS)):
         alone = one(together, i)
         single = model.generate(**alone, **decoding)[0, alone["input_ids"].shape[1] :]
         assert batch[i, : len(single)].tolist() == single.tolist(), i

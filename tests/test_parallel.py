@@ -49,7 +49,7 @@ for folder in sys.argv[1:]:
     with torch.no_grad():
         ours, theirs = shared(**rows).logits, alone(**rows).logits
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
-    assert (ours[1:, -1] - ours[0, -1]).abs().amax(-1).min() > 1, "all readers read the same"
+    assert (ours[1:, -1] - ours[0, -1]).abs().amax(-1).min() > 1, "all adapters read the same"
     assert torch.equal(shared.generate(**whole), alone.generate(**whole))
     if alone.config.expert_config.expert_type == "lora":
         try:

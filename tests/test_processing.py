@@ -165,7 +165,7 @@ def test_tasks_go_along(processor, image):
     assert [TASKS[task] for task in inputs["task_ids"]] == ["caption", "detail", "question"]
 
 
-def test_rows_with_a_reader_get_no_expert_inputs(processor, image):
+def test_rows_with_an_adapter_token_get_no_expert_inputs(processor, image):
     row = processor(images=image, text=processor.render(Prompt.router("theme", "Describe.").text), return_tensors="pt")
     assert "expert_input_ids" not in row and "qformer_input_ids" in row
 

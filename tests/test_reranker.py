@@ -91,7 +91,7 @@ def test_several_are_returned_best_first(model, inputs):  # noqa: F811
     assert torch.equal(scores, scores.sort(dim=1, descending=True).values) and len(scores[0].unique()) == 3
     one = model.generate(**inputs, **settings, num_beams=3)
     assert torch.equal(one.sequences_scores, scores[:, 0])
-    greedy = model.generate(**inputs, **settings, num_return_sequences=3)  # of one text by each reader
+    greedy = model.generate(**inputs, **settings, num_return_sequences=3)  # of one text by each adapter
     assert len(greedy.sequences) == 9 and len(greedy.sequences_scores[:3].unique()) == 3
     greedy = model.generate(**inputs, **settings)
     assert bool((one.sequences_scores >= greedy.sequences_scores - 1e-6).any())

@@ -11,7 +11,7 @@ from PIL import Image
 
 from modeling_rsmoe.inference.context import check_context
 
-from .test_modeling import rows
+from .sequences import rows
 from .tiny import tiny_config, tiny_model, tiny_processor
 
 

@@ -198,7 +198,7 @@ class TestTrainedWeights:
             assert not (folder / "stac_item.json").exists() and not (folder / "card.yaml").exists()
 
     @pytest.mark.slow
-    def test_there_is_a_selector_where_they_hold_one(self, tiny_sources, configs, state, tmp_path):
+    def test_there_is_a_reranker_where_they_hold_one(self, tiny_sources, configs, state, tmp_path):
         """Of a configuration that has one: the start of a training and older weights are without."""
         change_json(configs / NAME / "config.json", reranker_rank=4, reranker_buckets=16)
         tensors = trained_tensors(state)
@@ -225,7 +225,7 @@ class TestTrainedWeights:
         model, _ = build(NAME, tiny_sources.wheels, trained=path, hub_configs=tiny_sources.hub_configs)
         assert torch.equal(model.model.encoder.projection.bias, tensors["model.encoder.projection.bias"].float())
 
-    def test_experts_may_be_left_at_the_llm_block(self, tiny_sources, state, tmp_path):
+    def test_experts_may_be_left_at_the_base_lm(self, tiny_sources, state, tmp_path):
         tensors = {k: v for k, v in trained_tensors(state).items() if "experts" not in k and "router" not in k}
         path = write_trained(tmp_path / "stage1.safetensors", tensors)
         model, _ = build(NAME, tiny_sources.wheels, trained=path, hub_configs=tiny_sources.hub_configs)

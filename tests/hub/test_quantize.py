@@ -34,7 +34,7 @@ from modeling_rsmoe.inference.checkpoint import load as load_checkpoint
 from modeling_rsmoe.training.settings import Recipe
 from modeling_rsmoe.training.stages import load_start
 
-from ..test_modeling import rows
+from ..sequences import rows
 from ..tiny import tiny_config, tiny_model, tiny_processor
 
 
@@ -301,7 +301,7 @@ def places(on_disk: str) -> dict[str, str]:
     return {name: "disk" if name == f"model.{on_disk}" else "cpu" for name in modules}
 
 
-def test_llm_block_on_disk(folder, plain, tmp_path):
+def test_base_lm_on_disk(folder, plain, tmp_path):
     where = places("language_model.layers")
     model = RSMoEForConditionalGeneration.from_pretrained(folder, device_map=where, offload_folder=tmp_path)
     assert model.model.language_model.layers[0].mlp.up_proj.weight.is_meta

@@ -8,7 +8,7 @@ from modeling_rsmoe import arguments_rsmoe
 from modeling_rsmoe.fusion_rsmoe import LOOKUP_TOKENS
 from modeling_rsmoe.inference.decoding import is_greedy, shrinking_greedy
 
-from ..test_modeling import rows
+from ..sequences import rows
 from ..tiny import tiny_model, tiny_processor
 
 

@@ -131,9 +131,9 @@ def test_examples_as_tensors(data):
         assert inputs["position_ids"][i][real].tolist() == list(range(int(real.sum())))
         instruction = inputs["qformer_input_ids"][i][inputs["qformer_attention_mask"][i].bool()]
         assert torch.equal(instruction, generated["qformer_input_ids"][0])
-    readers = tiny_model().model.get_adapter_ids(inputs["input_ids"])
+    adapters = tiny_model().model.get_adapter_ids(inputs["input_ids"])
     expected = {"caption": 0, "answer": 0, "rewrite": 0, "router": 1, "theme": 2, "object": 3, "relation": 4}
-    assert [expected[collator.kinds[kind]] for kind in inputs["kinds"]] == readers.tolist()
+    assert [expected[collator.kinds[kind]] for kind in inputs["kinds"]] == adapters.tolist()
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -210,9 +210,9 @@ def test_activations_are_those_of_a_real_step(start, data, settings_file, tmp_pa
     if stage == "stage1":
         table = [{**example, "kind": "caption", "expert": None, "prompt": "what is it?"}] * 4
     else:
-        readers = [("router", "theme", "<router> theme: what"), ("expert", "theme", "<theme> what is it?")]
-        readers += [("expert", "object", "<object> what is i?"), ("expert", "relation", "<relation> what is?")]
-        table = [{**example, "kind": kind, "expert": name, "prompt": prompt} for kind, name, prompt in readers]
+        adapters = [("router", "theme", "<router> theme: what"), ("expert", "theme", "<theme> what is it?")]
+        adapters += [("expert", "object", "<object> what is i?"), ("expert", "relation", "<relation> what is?")]
+        table = [{**example, "kind": kind, "expert": name, "prompt": prompt} for kind, name, prompt in adapters]
     changes = {"bf16": bf16, "activation_checkpointing": checkpointing, "lora_dropout": 0}
     trainer, measured = measured_training(stage, start, settings_file, tmp_path, Dataset.from_list(table), **changes)
     inputs = trainer.data_collator(table)

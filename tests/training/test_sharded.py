@@ -105,10 +105,10 @@ def test_spread_over_two_processes(eva, data, features, settings_file, tmp_path,
     assert len(ours) == 3 and ours == pytest.approx(theirs, abs=1e-4) and ours[0] != ours[-1]
     first, second = (load_file(folder / "model.safetensors") for folder in (one, two))
     began = load_file(eva / "model.safetensors")
-    readers = [name for name in began if "lora_" in name]
-    if stage == "stage2":  # the readers began anew: the base LM exactly, with B = 0
-        assert all((first[name] != began[name]).any() for name in readers)
-        began |= {name: first[name] if "lora_A" in name else torch.zeros_like(first[name]) for name in readers}
+    adapters = [name for name in began if "lora_" in name]
+    if stage == "stage2":  # the adapters began anew: the base LM exactly, with B = 0
+        assert all((first[name] != began[name]).any() for name in adapters)
+        began |= {name: first[name] if "lora_A" in name else torch.zeros_like(first[name]) for name in adapters}
     moved = sum((first[name] - began[name]).abs().sum() for name in began)
     apart = sum((first[name] - second[name]).abs().sum() for name in began)
     # Adam divides by the gradient's size: where it is nearly 0 (a bias of keys), rounding decides its sign.

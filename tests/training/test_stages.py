@@ -238,7 +238,7 @@ def test_where_experts_begin(kind):
     def apart() -> float:
         ids = {**inputs, "input_ids": plain["input_ids"], "attention_mask": plain["attention_mask"]}
         with torch.no_grad():
-            logits = [model(**ids, adapter_ids=torch.tensor([reader])).logits for reader in (0, 2)]
+            logits = [model(**ids, adapter_ids=torch.tensor([adapter])).logits for adapter in (0, 2)]
         return (logits[0] - logits[1]).abs().max().item()
 
     modules.initialize_adapters(model, Recipe.of("stage2", expert_start="checkpoint"))

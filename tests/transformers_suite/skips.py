@@ -50,7 +50,7 @@ SKIPS = (
     Skip(
         "test_eager_matches_batched_and_grouped_inference_*",
         NOT_THIS_MODEL,
-        "Compares grouped products of sparse mixture layers; our experts are readers of rows, not sparse layers.",
+        "Compares grouped products of sparse mixture layers; our experts are adapters of sequences, not layers.",
     ),
     Skip("test_moe_models_record_router_logits", NOT_THIS_MODEL, "No router logits: our router writes text."),
     Skip("test_output_router_logits_from_config", NOT_THIS_MODEL, "No router logits: our router writes text."),

@@ -33,7 +33,7 @@ class RSMoEModelTester:
     """
 
     is_training = True
-    readers = (OBJECT, None, THEME, RELATION, ROUTER, RELATION, None)
+    adapters = (OBJECT, None, THEME, RELATION, ROUTER, RELATION, None)
     padding = (0, 0, 0, 0, 0, 2, 3)
     pad_token_id = PAD
     num_query_tokens = 4
@@ -47,7 +47,7 @@ class RSMoEModelTester:
     def __init__(self, parent: unittest.TestCase, kind: str = "lora"):
         self.parent = parent
         self.kind = kind
-        self.batch_size = len(self.readers)
+        self.batch_size = len(self.adapters)
         self.seq_length = max(self.padding) + self.num_query_tokens + 1 + self.words
 
     def get_config(self) -> RSMoEConfig:
@@ -96,8 +96,8 @@ class RSMoEModelTester:
 
     def prepare_config_and_inputs_for_common(self) -> tuple[RSMoEConfig, dict[str, torch.Tensor]]:
         rows, masks = [], []
-        for reader, pad in zip(self.readers, self.padding):
-            marks = [IMAGE] * self.num_query_tokens + ([] if reader is None else [reader])
+        for adapter, pad in zip(self.adapters, self.padding):
+            marks = [IMAGE] * self.num_query_tokens + ([] if adapter is None else [adapter])
             words = self.seq_length - pad - len(marks)
             rows.append([PAD] * pad + marks + torch.randint(FIRST_WORD, self.vocab_size, (words,)).tolist())
             masks.append([0] * pad + [1] * (self.seq_length - pad))

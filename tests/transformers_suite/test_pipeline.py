@@ -24,7 +24,7 @@ TEXTS = [
     "What?",
     "Where are the planes parked relative to the terminal?",
 ]
-READERS = ["<theme> ", "", "<relation> ", "<object> ", "<router> theme: "]
+ADAPTERS = ["<theme> ", "", "<relation> ", "<object> ", "<router> theme: "]
 
 
 def tile(seed: int) -> Image.Image:
@@ -76,9 +76,9 @@ def test_full_model_in_batches(pipe, fusion):
         assert said(pipe, chats, batch_size, generate_kwargs={"fusion": fusion}) == alone
 
 
-def test_rows_of_all_readers_in_batches(pipe):
+def test_rows_of_all_adapters_in_batches(pipe):
     """Base LM, router and experts, one text each: mixed in a batch they say what they say alone."""
-    chats = [chat(reader + text, seed) for seed, (reader, text) in enumerate(zip(READERS, TEXTS))]
+    chats = [chat(adapter + text, seed) for seed, (adapter, text) in enumerate(zip(ADAPTERS, TEXTS))]
     arguments = {"processor_kwargs": {"expert_inputs": False}}
     alone = said(pipe, chats, 1, **arguments)
     assert len(set(alone)) == len(chats)
