@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from ..errors_rsmoe import RSMoEError, first_line
 from ..utils.files import check_input, parse_json
 from ..utils.provenance import CHECKPOINT_FILES
-from .pages import release_file_pages
 
 
 if TYPE_CHECKING:
@@ -228,6 +227,8 @@ def check_tokens(config: "RSMoEConfig", processor: "RSMoEProcessor") -> None:
 
 def check_finite(model: "torch.nn.Module", folder: str | Path) -> None:
     """Refuse a checkpoint with a weight that is not finite: one in one expert empties every text, in silence."""
+    from .pages import release_file_pages
+
     for name, weight in model.state_dict().items():
         if not is_finite(weight):
             raise RSMoEError(
