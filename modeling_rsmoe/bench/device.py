@@ -14,7 +14,6 @@ from .workbench import Workbench
 
 
 IMAGES = (1, 4, 16, 64)
-STATIC, COMPILED = "static cache", "static cache, torch.compile"
 
 
 def device(bench: Workbench) -> tuple[list[Group], dict[str, Any]]:
@@ -49,10 +48,10 @@ def caches(bench: Workbench, images: int) -> Group:
     variants = {
         names.BASE: bench.base(images),
         f"{names.BASE}, dynamic cache": generate("dynamic"),
-        f"{names.BASE}, {STATIC}": generate("static", disable_compile=True),
+        f"{names.BASE}, static cache": generate("static", disable_compile=True),
     }
     if (config := compile_config(bench.model.device)) is not None:
-        variants[f"{names.BASE}, {COMPILED}"] = generate("static", compile_config=config)
+        variants[f"{names.BASE}, static cache, torch.compile"] = generate("static", compile_config=config)
     title = f"kinds of cache, {count(images, 'image')}"
     return {**bench.measure(f"caches: {images}", title, variants), "captions": images}
 

@@ -21,6 +21,7 @@ TITLES = {  # of the sections
     "training": "Training",
     "device": "Device: first tokens, captions and kinds of cache",
 }
+PEAKS = {"peak_bytes": "peak memory of a fresh process", "device_bytes": "peak of the device's memory"}  # facts
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,10 @@ def _facts(results: Results, facts: dict[str, Any], clock: str) -> list[Table]:
     if "lengths" in facts:
         rows = [[name, str(lengths).strip("[]")] for name, lengths in facts["lengths"].items()]
         made.append(Table("tokens of 1 image", ["", "tokens"], rows))
-    if "peak_bytes" in facts:
-        rows = [[name, _megabytes(size)] for name, size in facts["peak_bytes"].items()]
-        made.append(Table("peak memory of a fresh process", ["", "MB"], rows))
-    if "device_bytes" in facts:
-        rows = [[name, _megabytes(size)] for name, size in facts["device_bytes"].items()]
-        made.append(Table("peak of the device's memory", ["", "MB"], rows))
+    for key, title in PEAKS.items():
+        if key in facts:
+            rows = [[name, _megabytes(size)] for name, size in facts[key].items()]
+            made.append(Table(title, ["", "MB"], rows))
     if "floor" in facts:
         made.append(_floor(results, facts["floor"], clock))
     if "gguf" in facts:

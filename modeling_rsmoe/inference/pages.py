@@ -21,17 +21,21 @@ _DONTNEED = 4  # of madvise(2)
 
 def has_private_pages(tensor: torch.Tensor) -> bool:
     """Whether a page of a tensor's memory is no page of a file: its numbers may be others than the file's."""
-    flags = _page_flags(tensor)
-    return not len(flags) or not np.isin(flags, (_ABSENT, _OF_FILE)).all()
+    return _has_private(_page_flags(tensor))
 
 
 def release_file_pages(tensor: torch.Tensor) -> None:
     """Give back a tensor's memory where all of it are pages of a file. No other thread may write to it meanwhile."""
-    if has_private_pages(tensor) or _OF_FILE not in _page_flags(tensor):
+    flags = _page_flags(tensor)
+    if _has_private(flags) or _OF_FILE not in flags:
         return
     first, last = _pages(tensor)
     address, length = ctypes.c_void_p(first * mmap.PAGESIZE), ctypes.c_size_t((last - first) * mmap.PAGESIZE)
     ctypes.CDLL(None).madvise(address, length, _DONTNEED)
+
+
+def _has_private(flags: np.ndarray) -> bool:
+    return not len(flags) or not np.isin(flags, (_ABSENT, _OF_FILE)).all()
 
 
 def _pages(tensor: torch.Tensor) -> tuple[int, int]:
