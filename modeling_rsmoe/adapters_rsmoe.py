@@ -7,8 +7,9 @@ about images or prompts.
 
 import inspect
 import threading
+from collections.abc import Iterable
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -28,10 +29,21 @@ class _CallState(threading.local):
 
     # [batch_size, 1 or sequence_length, sum of ranks]: the adapter's scaling, 0 in others' columns
     gate: torch.Tensor | None = None
+    gated: tuple[int, ...] | None = None  # the adapters that the gate has columns of; None: all
     # [batch_size] or [batch_size, sequence_length]; only where there are `full` experts
     adapter_ids: torch.Tensor | None = None
     norm_input: torch.Tensor | None = None  # [batch_size, sequence_length, hidden_size]: input of the first norm
-    stacks: "dict[int, tuple[torch.Tensor, torch.Tensor]] | None" = None  # by hook, for as long as `stacked_adapters`
+    # By hook and `gated`, for as long as `stacked_adapters`.
+    stacks: "dict[tuple[int, tuple[int, ...] | None], _Stack | None] | None" = None
+
+
+class _Stack(NamedTuple):
+    """The low-rank pairs of one linear layer as one pair."""
+
+    A: torch.Tensor  # [in, sum of ranks]
+    B: torch.Tensor  # [sum of ranks, out]
+    columns: list[int] | None  # of the gate; None: all of them
+    group: Any  # of the processes that the layer's inputs are split over
 
 
 _STATE = _CallState()
@@ -72,7 +84,7 @@ class SelectAdapters:
 
     def __call__(self, module, args, kwargs):
         kwargs = dict(kwargs)  # attention backends never see our arguments
-        _STATE.gate = kwargs.pop("adapter_gate", None)
+        _STATE.gate, _STATE.gated = kwargs.pop("adapter_gate", None), kwargs.pop("gated_adapters", None)
         _STATE.adapter_ids = kwargs.pop("adapter_ids", None)
         if self.first_norms is not None and _STATE.adapter_ids is not None:
             # The first norm ran before the adapters were known here: sequences of `full` experts get their norm now.
@@ -92,41 +104,57 @@ class KeepNormInput:
 
 
 class AddLowRank:
-    """Forward hook of a linear layer: adds each sequence's low-rank product, all adapters in one masked pair of
-    products. `columns` of the gate belong to `pairs`; None where every adapter with low-rank weights has this
-    layer."""
+    """Forward hook of a linear layer: adds each sequence's low-rank product, those of all adapters that are read in
+    one masked pair of products. `pairs` by adapter id; an adapter may lack this layer. `ranks` of all adapters."""
 
-    def __init__(self, pairs: list[LowRank], columns: list[int] | None):
-        self.pairs, self.columns = pairs, columns
+    def __init__(self, pairs: dict[int, LowRank], ranks: dict[int, int]):
+        self.pairs, self.ranks = pairs, ranks
 
     def __call__(self, module, args, output):
         gate = _STATE.gate
         if gate is None:
             return output
-        if self.columns is not None:
-            gate = gate[..., self.columns]
         x = args[0]  # [batch_size, sequence_length, in]
-        A, B = self._stack(x)
+        stack = self._stack(x)
+        if stack is None:
+            return output
+        A, B, columns, group = stack
+        if columns is not None:
+            gate = gate[..., columns]
         low = x @ A  # [batch_size, sequence_length, sum of ranks]
-        if is_shard(self.pairs[0].lora_A):  # of inputs that are split: each process has a part of the sum
-            dist.all_reduce(low, group=cast(Any, self.pairs[0].lora_A).device_mesh.get_group())
+        if group is not None:  # each process has a part of the sum
+            dist.all_reduce(low, group=group)
         gate = gate.to(x.device, x.dtype)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or output.dtype != x.dtype:
             return output + ((low * gate) @ B).to(output.dtype)
         # In place: a new tensor for each product costs as much as the product itself in a long sequence.
-        output.view(-1, output.shape[-1]).addmm_(low.mul_(gate).view(-1, low.shape[-1]), B)
+        output.view(-1, B.shape[1]).addmm_(low.mul_(gate).view(-1, B.shape[0]), B)
         return output
 
-    def _stack(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """All pairs as one, for an input like `x`: A [in, sum of ranks], B [sum of ranks, out]."""
+    def _stack(self, x: torch.Tensor) -> _Stack | None:
+        """The pairs of the adapters that are read, for an input like `x`; None where none of them has this layer."""
         stacks = None if torch.is_grad_enabled() else _STATE.stacks
-        if stacks is not None and id(self) in stacks:
-            return stacks[id(self)]
-        A = torch.cat([local_shard(pair.lora_A) for pair in self.pairs]).t().to(x.device, x.dtype)
-        B = torch.cat([local_shard(pair.lora_B) for pair in self.pairs], dim=1).t().to(x.device, x.dtype)
         if stacks is None:
-            return A, B
-        return stacks.setdefault(id(self), (A.contiguous(), B.contiguous()))
+            return self._stacked(x)
+        key = (id(self), _STATE.gated)
+        if key not in stacks:
+            stack = self._stacked(x)
+            stacks[key] = stack and stack._replace(A=stack.A.contiguous(), B=stack.B.contiguous())
+        return stacks[key]
+
+    def _stacked(self, x: torch.Tensor) -> _Stack | None:
+        gated = tuple(self.ranks) if _STATE.gated is None else _STATE.gated
+        own = [adapter_id for adapter_id in gated if adapter_id in self.pairs]
+        if not own:
+            return None
+        columns = None
+        if len(own) < len(gated):
+            columns = [column for column, owner in enumerate(column_owners(self.ranks, gated)) if owner in own]
+        pairs = [self.pairs[adapter_id] for adapter_id in own]
+        A = torch.cat([local_shard(pair.lora_A) for pair in pairs]).t().to(x.device, x.dtype)
+        B = torch.cat([local_shard(pair.lora_B) for pair in pairs], dim=1).t().to(x.device, x.dtype)
+        weight: Any = pairs[0].lora_A
+        return _Stack(A, B, columns, weight.device_mesh.get_group() if is_shard(weight) else None)
 
 
 class ReplaceOutputs:
@@ -195,14 +223,18 @@ def local_shard(weight: torch.Tensor) -> torch.Tensor:
     return cast(Any, weight).to_local()
 
 
-def gate_columns(adapters: dict[int, RSMoEExpert]) -> dict[int, range]:
-    """Columns of the gate that belong to each adapter with low-rank weights: one for each of its ranks."""
-    columns, start = {}, 0
-    for adapter_id, adapter in adapters.items():
-        if adapter.config.expert_type == "lora":
-            columns[adapter_id] = range(start, start + adapter.config.r)
-            start += adapter.config.r
-    return columns
+def low_rank_ranks(adapters: dict[int, RSMoEExpert]) -> dict[int, int]:
+    """The rank of each adapter that has low-rank weights, by id: so many columns of the gate are its own."""
+    return {
+        adapter_id: adapter.config.r
+        for adapter_id, adapter in adapters.items()
+        if adapter.config.expert_type == "lora"
+    }
+
+
+def column_owners(ranks: dict[int, int], gated: Iterable[int]) -> list[int]:
+    """The adapter of each column of a gate over the adapters `gated`."""
+    return [adapter_id for adapter_id in gated for _ in range(ranks[adapter_id])]
 
 
 def check_decoder(language_model: PreTrainedModel) -> None:
@@ -221,7 +253,7 @@ def check_decoder(language_model: PreTrainedModel) -> None:
 def attach_adapters(language_model: PreTrainedModel, adapters: dict[int, RSMoEExpert]) -> None:
     """Hook adapters, by id, into the decoder. What is hooked stays as it is; what was replaced is hooked anew; what an
     adapter library wrapped is hooked as a whole, because it may scale what it wraps (DoRA)."""
-    columns = gate_columns(adapters)
+    ranks = low_rank_ranks(adapters)
     with _ATTACHING:
         for index, layer in enumerate(decoder_layers(language_model)):
             by_place: dict[tuple[str, str], dict[int, RSMoEExpert]] = {}
@@ -237,9 +269,8 @@ def attach_adapters(language_model: PreTrainedModel, adapters: dict[int, RSMoEEx
                 elif expert_type == "full":
                     _hook(module, ReplaceOutputs(experts, index, path))
                 elif not is_hooked(module, AddLowRank):
-                    pairs = [cast(LowRank, expert.module_at(index, path)) for expert in experts.values()]
-                    own_columns = [column for adapter_id in experts for column in columns[adapter_id]]
-                    _hook(module, AddLowRank(pairs, None if len(experts) == len(columns) else own_columns))
+                    pairs = {key: cast(LowRank, expert.module_at(index, path)) for key, expert in experts.items()}
+                    _hook(module, AddLowRank(pairs, ranks))
             attention = layer.get_submodule("self_attn")
             if not is_hooked(attention, SelectAdapters):
                 attention.register_forward_pre_hook(SelectAdapters(first_norms), with_kwargs=True)
@@ -351,21 +382,22 @@ class RSMoEAdapterMixin:
         adapter_ids = nn.functional.pad(marks, (0, 1)).gather(-1, first)
         return adapter_ids[:, 0] if sequence_indices is None else adapter_ids.gather(-1, indices)
 
-    def get_adapter_gate(self, adapter_ids: torch.Tensor) -> torch.Tensor:
+    def get_adapter_gate(self, adapter_ids: torch.Tensor, gated: Iterable[int] | None = None) -> torch.Tensor:
         """The scaling of each sequence's (or token's) adapter in that adapter's columns, 0 elsewhere.
 
         Args:
             adapter_ids (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, sequence_length)`):
                 Of `get_adapter_ids`.
+            gated (`Iterable[int]`, *optional*):
+                The adapters with low-rank weights that have columns; by default all.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, 1 or sequence_length, sum of ranks)`.
         """
         adapters = self.adapters
-        owners, scales = [], []
-        for adapter_id, columns in gate_columns(adapters).items():
-            owners += [adapter_id] * len(columns)
-            scales += [adapters[adapter_id].scaling] * len(columns)
+        ranks = low_rank_ranks(adapters)
+        owners = column_owners(ranks, ranks if gated is None else gated)
+        scales = [adapters[owner].scaling for owner in owners]
         device = adapter_ids.device
         adapter_ids = adapter_ids.view(len(adapter_ids), -1, 1)  # [batch_size, 1 or sequence_length, 1]
         return (adapter_ids == torch.tensor(owners, device=device)) * torch.tensor(scales, device=device)
@@ -391,16 +423,33 @@ class RSMoEAdapterMixin:
             )
         return adapter_ids.to(inputs_embeds.device)
 
-    def _adapter_kwargs(self, adapter_ids: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Keyword arguments by which each decoder layer knows the adapters of its sequences."""
-        adapters = self.adapters.values()
-        # Where adapters train, the gate is always there: every one stays in the graph (DDP needs no search for absent
+    def adapter_kwargs(self, adapter_ids: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
+        """Keyword arguments by which each decoder layer knows the adapters of its sequences.
+
+        Args:
+            adapter_ids (`torch.LongTensor` of shape `(batch_size,)` or `(batch_size, sequence_length)`):
+                Of `get_adapter_ids`.
+            dtype (`torch.dtype`): Of the gate.
+
+        Returns:
+            `dict[str, Any]`: `adapter_gate`, over the adapters that read a sequence (all while one trains or is
+            compiled); `gated_adapters`, their ids; and `adapter_ids`, where there are `full` experts. Empty where the
+            base LM reads all sequences.
+        """
+        adapters = self.adapters
+        ranks = low_rank_ranks(adapters)
+        # Where adapters train, all have their columns: every one stays in the graph (DDP needs no search for absent
         # ones).
-        trains = self.training and any(p.requires_grad for adapter in adapters for p in adapter.parameters())
-        if not (trains or torch.compiler.is_compiling() or bool(adapter_ids.any())):
-            return {}
-        arguments = {"adapter_gate": self.get_adapter_gate(adapter_ids).to(dtype)}
-        if any(adapter.config.expert_type == "full" for adapter in adapters):
+        trains = self.training and any(p.requires_grad for adapter in adapters.values() for p in adapter.parameters())
+        gated = tuple(ranks)
+        if not (trains or torch.compiler.is_compiling()):
+            readers = set(adapter_ids.flatten().tolist())
+            if readers == {0}:
+                return {}
+            gated = tuple(adapter_id for adapter_id in ranks if adapter_id in readers)
+        gate = self.get_adapter_gate(adapter_ids, gated).to(dtype)
+        arguments: dict[str, Any] = {"adapter_gate": gate, "gated_adapters": gated}
+        if len(ranks) < len(adapters):
             arguments["adapter_ids"] = adapter_ids
         return arguments
 

@@ -200,7 +200,7 @@ class RSMoEExpert(RSMoEPreTrainedModel):
 
         Raises:
             RSMoEError: names the first weight that is missing, of another shape, or not finite (one infinite weight
-                would turn every sequence of a batch into NaN, because all experts are one masked product).
+                would turn every sequence of its batches into NaN, because all experts of one are a masked product).
         """
         source, info = cast(Any, type(self)).from_pretrained(folder, output_loading_info=True)
         if info["missing_keys"]:  # else they would be new ones

@@ -281,7 +281,7 @@ class RSMoEModel(RSMoEAdapterMixin, RSMoEPreTrainedModel):
         if sequence_indices is not None:
             kwargs["use_cache"] = False
         selected = self._select_adapters(input_ids, adapter_ids, past_key_values, inputs_embeds, sequence_indices)
-        adapter_kwargs = self._adapter_kwargs(selected, inputs_embeds.dtype)
+        adapter_kwargs = self.adapter_kwargs(selected, inputs_embeds.dtype)
         has_begun = past_key_values is not None and past_key_values.get_seq_length() > 0
         if adapter_kwargs and not torch.compiler.is_compiling() and not has_begun:  # once for each sequence
             self.attach_adapters()

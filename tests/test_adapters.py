@@ -27,6 +27,23 @@ def test_mixed_batch_equals_row_by_row(kind):
         torch.testing.assert_close(together[i, -logits.shape[1] :], logits[0], atol=1e-5, rtol=1e-5)
 
 
+def test_only_adapters_that_read_a_sequence_are_computed():
+    model = tiny_model()
+    adapter_ids = torch.tensor([3, 0, 2])
+    found = model.model.adapter_kwargs(adapter_ids, torch.float32)
+    assert found["gated_adapters"] == (2, 3) and found["adapter_gate"].shape == (3, 1, 2 * 4)
+    assert found["adapter_gate"].ne(0).sum(-1).flatten().tolist() == [4, 0, 4]
+    assert model.model.adapter_kwargs(torch.tensor([0, 0]), torch.float32) == {}
+    inputs = rows(adapters=[263, None, 262])
+    with torch.no_grad():
+        before = model(**inputs).logits
+        for absent in (model.model.router, model.model.experts["relation"]):
+            for parameter in absent.parameters():
+                parameter.fill_(torch.nan)
+        assert torch.equal(model(**inputs).logits, before)
+    assert model.train().model.adapter_kwargs(adapter_ids, torch.float32)["gated_adapters"] == (1, 2, 3, 4)
+
+
 def test_adapters_differ():
     """The check above could not fail if every adapter wrote the same."""
     model = tiny_model()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors_rsmoe import RSMoEError
+from .names import BASE_IMAGE, FULL_IMAGE, PROCESS
 from .timing import Group, Seconds, now, phases_in_rounds
 
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 # What a process does after loading, by its name in tables.
 MEMORY = {
-    "base LM alone, 1 image": "base:1",
-    "full, 1 image": "full:1",
+    BASE_IMAGE: "base:1",
+    FULL_IMAGE: "full:1",
     "full, 8 images": "full:8",
     "full, 32 images": "full:32",
     "an LLM each for router and experts": "merged:1",
@@ -34,9 +35,9 @@ MEMORY = {
     "SmolVLM-256M, 1 tile": "SmolVLM-256M:1",
     "SmolVLM-500M, 1 tile": "SmolVLM-500M:1",
 }
-COLD = ("base LM alone, 1 image", "full, 1 image")
+COLD = (BASE_IMAGE, FULL_IMAGE)
 COLD_ROUNDS = 3  # at most
-PHASES, PROCESS = ("import", "load", "first caption"), "whole process"
+PHASES = ("import", "load", "first caption")
 HELP = "rsmoe --help"
 
 

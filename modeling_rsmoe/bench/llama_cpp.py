@@ -15,6 +15,7 @@ from ..utils.extras import require
 
 
 PROMPT_WORD = "image "
+TYPES = ("F32", "F16", "Q8_0")  # that a file's weights are written out in
 
 
 def check_file(file: Path) -> Any:
@@ -75,11 +76,10 @@ def file_facts(file: Path) -> dict[str, Any]:
     return {"types": sizes, "bytes": sum(sizes.values())}
 
 
-def write_float(file: Path, target: Path) -> None:
-    """The same GGUF with all weights in float32, as our weights are."""
-    import numpy as np
-    from gguf import GGUFReader, GGUFValueType, GGUFWriter
-    from gguf.quants import dequantize
+def write_as(file: Path, target: Path, weight_type: str) -> None:
+    """The same GGUF with all matrices of one of `TYPES`; vectors are float32, as llama.cpp has them."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+    from gguf.quants import dequantize, quantize
 
     reader = GGUFReader(file)
     writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
@@ -88,7 +88,9 @@ def write_float(file: Path, target: Path) -> None:
             item_type = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
             writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=item_type)
     for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+        weights = dequantize(tensor.data, tensor.tensor_type)
+        kind = GGMLQuantizationType[weight_type if weights.ndim > 1 else "F32"]
+        writer.add_tensor(tensor.name, quantize(weights, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -134,21 +134,21 @@ def products(bench: Workbench, images: int = 1) -> Group:
     layers.append(model.lm_head)
     sequences = images * len(bench.processor.experts)
     adapter_ids = torch.arange(sequences, device=model.device) % len(bench.processor.experts) + 2
-    gate, select = model.model.get_adapter_gate(adapter_ids), SelectAdapters(None)
+    experts, select = model.model.adapter_kwargs(adapter_ids, model.dtype), SelectAdapters(None)
 
-    def run(number: int, gate: torch.Tensor | None) -> None:
+    def run(number: int, adapters: dict[str, Any]) -> None:
         weight = model.lm_head.weight
         inputs = {width: weight.new_ones(number, 1, width) for width in {layer.in_features for layer in layers}}
-        select(None, (), {"adapter_gate": gate})  # as before a layer's attention
+        select(None, (), adapters)  # as before a layer's attention
         for layer in layers:
             layer(inputs[layer.in_features])
         clear_selection()
 
     several = count(sequences, "sequence")
     variants = {
-        f"{BASE}, 1 sequence": partial(run, 1, None),
-        f"{BASE}, {several}": partial(run, sequences, None),
-        f"with experts, {several}": partial(run, sequences, gate),
+        f"{BASE}, 1 sequence": partial(run, 1, {}),
+        f"{BASE}, {several}": partial(run, sequences, {}),
+        f"with experts, {several}": partial(run, sequences, experts),
     }
     bench.base()()  # so that weights have their copies in half precision
     with torch.inference_mode(), stacked_adapters():

@@ -9,7 +9,7 @@ from typing import Any
 from ..inference.kernels import FastLinear
 from . import names
 from .instructblip import INPUTS, instructblip_like
-from .llama_cpp import decode, file_facts, llama, write_float
+from .llama_cpp import TYPES, decode, file_facts, llama, write_as
 from .machine import read_rates
 from .names import count
 from .peers import DECODERS, decoder, one_after_another
@@ -140,35 +140,38 @@ def _lengths(bench: Workbench, name: str, sequences: Sequences) -> Runs:
 
 
 def against_llama_cpp(bench: Workbench, gguf: Path) -> tuple[Group, dict[str, Any]]:
-    """(f): llama.cpp beside transformers' own causal LM and our base LM, after a prompt of as many tokens; from the
-    file as it is and from one of float32 weights."""
-    one = expert_sequences(bench, bench.inputs(1, expert_inputs=True)).select([0])
+    """(f): llama.cpp beside transformers' own causal LM, our base LM and the experts' sequences, after a prompt of as
+    many tokens; from the file as it is and from others of its weights."""
+    sequences = expert_sequences(bench, bench.inputs(1, expert_inputs=True))
+    one = sequences.select([0])
     prompt, types, facts = one.embeds.shape[1], file_facts(gguf)["types"], {}
     variants: Runs = {**_lengths(bench, names.TRANSFORMERS, one), **_lengths(bench, names.BASE, one)}
+    variants |= _lengths(bench, names.RSMOE, sequences)
     with TemporaryDirectory() as folder:
-        as_float = Path(folder) / "float32.gguf"
-        write_float(gguf, as_float)
-        of_file = f"llama.cpp, the file ({max(types, key=types.__getitem__)})"
-        for name, file in (("llama.cpp, float32", as_float), (of_file, gguf)):
+        files = {f"the file ({max(types, key=types.__getitem__)})": gguf}
+        for weight_type in TYPES:
+            files[weight_type] = Path(folder) / f"{weight_type}.gguf"
+            write_as(gguf, files[weight_type], weight_type)
+        for kind, file in files.items():
+            name = names.LLAMA_CPP.format(kind)
             facts[name] = file_facts(file)
             model = llama(file, bench.threads, prompt + bench.tokens + 8)
             for tokens in (1, bench.tokens):
                 variants[f"{name}, {count(tokens, 'token')}"] = decode(model, prompt, tokens)
-        group = bench.measure(
-            "llama.cpp", f"(f) decoding 1 sequence after {prompt} tokens, by the LLM alone", variants
-        )
+        title = f"(f) decoding after {prompt} tokens, by the LLM alone and by the experts of 1 image"
+        group = bench.measure("llama.cpp", title, variants)
     return {**group, "base": f"{names.TRANSFORMERS}, {count(bench.tokens, 'token')}"}, facts
 
 
 def step_bytes(bench: Workbench, experts: bool) -> int:
     """Bytes of weights that a decoding step of a model that has generated reads.
 
-    The decoder's layers, the head, and all low-rank weights (they are one masked product). Of the embeddings it reads
-    one vector for each token, which is nothing; of weights that have a copy in half precision, that copy.
+    The decoder's layers, the head, and the experts' low-rank weights, which are one masked product. Of the embeddings
+    it reads one vector for each token, which is nothing; of weights that have a copy in half precision, that copy.
     """
     model: Any = bench.model
     weights = [*model.model.language_model.layers.parameters(), *model.lm_head.parameters()]
     if experts:
-        weights += [*model.model.router.parameters(), *model.model.experts.parameters()]
+        weights += model.model.experts.parameters()
     halved = {id(m.weight) for m in model.modules() if isinstance(m, FastLinear) and m.packed is not None}
     return sum(weight.numel() * (2 if id(weight) in halved else weight.element_size()) for weight in weights)

@@ -53,7 +53,7 @@ def targets(results: Results, clock: str = "wall") -> Table:
     rows = []
     for target in TARGETS:
         measured = target.measured(results, clock)
-        limit = f"at {target.at} {target.limit:.2g} x"
+        limit = f"at {target.at} {target.limit:.2g} {target.unit}"
         met = "" if measured is None else ("yes" if target.met(measured) else "no")
         rows.append([target.text, limit, "not measured" if measured is None else _ratio(measured), met])
     return Table("Targets", ["", "target", "measured, median (lowest to highest)", "met"], rows)

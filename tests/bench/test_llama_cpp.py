@@ -9,8 +9,8 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 
 from modeling_rsmoe.bench import speed
-from modeling_rsmoe.bench.llama_cpp import check_file, decode, file_facts, llama, write_float
-from modeling_rsmoe.bench.names import BASE
+from modeling_rsmoe.bench.llama_cpp import check_file, decode, file_facts, llama, write_as
+from modeling_rsmoe.bench.names import BASE, RSMOE
 from modeling_rsmoe.errors_rsmoe import RSMoEError
 
 
@@ -39,14 +39,19 @@ def test_bytes_by_type(gguf):
     assert file_facts(gguf) == {"types": {"Q4_1": 4 * 64 * 20 // 32, "F32": 64 * 4}, "bytes": 160 + 256}
 
 
-def test_written_in_float32_it_is_the_same_model(gguf, tmp_path):
-    target = tmp_path / "float.gguf"
-    write_float(gguf, target)
-    assert file_facts(target) == {"types": {"F32": 5 * 64 * 4}, "bytes": 5 * 64 * 4}
+@pytest.mark.parametrize(
+    ("weight_type", "matrix", "error"), [("F32", 1024, 0), ("F16", 512, 2e-3), ("Q8_0", 272, 2e-2)]
+)
+def test_written_in_another_type_it_is_the_same_model(gguf, tmp_path, weight_type, matrix, error):
+    target = tmp_path / "other.gguf"
+    write_as(gguf, target, weight_type)
+    facts = file_facts(target)
+    assert facts["bytes"] == matrix + 256 and set(facts["types"]) == {weight_type, "F32"}
     old, new = GGUFReader(gguf), GGUFReader(target)
     for before, after in zip(old.tensors, new.tensors, strict=True):
         assert before.name == after.name and list(before.shape) == list(after.shape)
-        assert np.array_equal(dequantize(before.data, before.tensor_type), after.data)
+        numbers = [dequantize(tensor.data, tensor.tensor_type) for tensor in (before, after)]
+        np.testing.assert_allclose(*numbers, atol=error, rtol=0)
     kept = {name: field.contents() for name, field in new.fields.items() if not name.startswith("GGUF.")}
     expected = {name: field.contents() for name, field in old.fields.items() if not name.startswith("GGUF.")}
     del expected["general.file_type"]  # of other weights
@@ -92,8 +97,9 @@ def test_prompt_and_text_have_the_given_lengths(library, gguf):
 
 def test_variants_of_llama_cpp(library, bench, gguf):
     group, facts = speed.against_llama_cpp(bench, gguf)
-    names = ["llama.cpp, float32", "llama.cpp, the file (F32)"]  # most of this small file
-    who = [f"{name}, {n}" for n in ("1 token", "4 tokens") for name in ("transformers", BASE, *names)]
+    kinds = ["the file (F32)", "F32", "F16", "Q8_0"]  # most of this small file is float32
+    names = [f"llama.cpp, {kind}" for kind in kinds]
+    who = [f"{name}, {n}" for n in ("1 token", "4 tokens") for name in ("transformers", BASE, RSMOE, *names)]
     assert set(who) == group["times"].keys()
     assert group["base"] == "transformers, 4 tokens" and list(facts) == names
 

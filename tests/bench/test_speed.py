@@ -62,7 +62,7 @@ def test_a_step_s_bytes_are_counted(bench):
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48 + 2 * 32  # attention, grouped keys and values, MLP, norms
     assert facts["bytes"][BASE] == 4 * (2 * layer + 265 * 32)
     pairs = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 48), (32, 48), (48, 32)]
-    ranks = 2 + 3 * 4
+    ranks = 3 * 4  # the experts, and not the router
     assert (
         facts["bytes"][RSMOE] - facts["bytes"][BASE] == 4 * 2 * ranks * sum(map(sum, pairs))
         and facts["sequences"] == 3
