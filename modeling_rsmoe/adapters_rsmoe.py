@@ -33,8 +33,8 @@ class _CallState(threading.local):
     # [batch_size] or [batch_size, sequence_length]; only where there are `full` experts
     adapter_ids: torch.Tensor | None = None
     norm_input: torch.Tensor | None = None  # [batch_size, sequence_length, hidden_size]: input of the first norm
-    # By hook and `gated`, for as long as `stacked_adapters`.
-    stacks: "dict[tuple[int, tuple[int, ...] | None], _Stack | None] | None" = None
+    # By `gated` and hook, for as long as `stacked_adapters`.
+    stacks: "dict[tuple[int, ...] | None, dict[int, _Stack | None]] | None" = None
 
 
 class _Stack(NamedTuple):
@@ -68,7 +68,7 @@ def selected_adapters() -> bool:
 
 def clear_selection() -> None:
     """Forget them: a layer called by itself is the base LM's."""
-    _STATE.gate = _STATE.adapter_ids = _STATE.norm_input = None
+    _STATE.gate = _STATE.gated = _STATE.adapter_ids = _STATE.norm_input = None
 
 
 class SelectAdapters:
@@ -136,11 +136,11 @@ class AddLowRank:
         stacks = None if torch.is_grad_enabled() else _STATE.stacks
         if stacks is None:
             return self._stacked(x)
-        key = (id(self), _STATE.gated)
-        if key not in stacks:
+        of_hooks = stacks.setdefault(_STATE.gated, {})
+        if id(self) not in of_hooks:
             stack = self._stacked(x)
-            stacks[key] = stack and stack._replace(A=stack.A.contiguous(), B=stack.B.contiguous())
-        return stacks[key]
+            of_hooks[id(self)] = stack and stack._replace(A=stack.A.contiguous(), B=stack.B.contiguous())
+        return of_hooks[id(self)]
 
     def _stacked(self, x: torch.Tensor) -> _Stack | None:
         gated = tuple(self.ranks) if _STATE.gated is None else _STATE.gated
@@ -433,8 +433,8 @@ class RSMoEAdapterMixin:
 
         Returns:
             `dict[str, Any]`: `adapter_gate`, over the adapters that read a sequence (all while one trains or is
-            compiled); `gated_adapters`, their ids; and `adapter_ids`, where there are `full` experts. Empty where the
-            base LM reads all sequences.
+            compiled; others too whose weights are stacked with theirs); `gated_adapters`, the ids of its columns; and
+            `adapter_ids`, where there are `full` experts. Empty where the base LM reads all sequences.
         """
         adapters = self.adapters
         ranks = low_rank_ranks(adapters)
@@ -447,6 +447,8 @@ class RSMoEAdapterMixin:
             if readers == {0}:
                 return {}
             gated = tuple(adapter_id for adapter_id in ranks if adapter_id in readers)
+            # What is stacked already serves the sequences that are left when others have ended.
+            gated = next((known for known in _STATE.stacks or () if known and readers <= {0, *known}), gated)
         gate = self.get_adapter_gate(adapter_ids, gated).to(dtype)
         arguments: dict[str, Any] = {"adapter_gate": gate, "gated_adapters": gated}
         if len(ranks) < len(adapters):

@@ -10,6 +10,7 @@ from transformers import (
 )
 
 from modeling_rsmoe import RSMoEError
+from modeling_rsmoe.adapters_rsmoe import stacked_adapters
 
 from .sequences import ADAPTERS, one, rows
 from .tiny import tiny_config, tiny_model
@@ -42,6 +43,19 @@ def test_only_adapters_that_read_a_sequence_are_computed():
                 parameter.fill_(torch.nan)
         assert torch.equal(model(**inputs).logits, before)
     assert model.train().model.adapter_kwargs(adapter_ids, torch.float32)["gated_adapters"] == (1, 2, 3, 4)
+
+
+def test_sequences_that_are_left_use_what_is_stacked():
+    """When others have ended nothing is stacked anew."""
+    model = tiny_model()
+    inputs = rows(adapters=[263, None, 262])
+    with torch.no_grad(), stacked_adapters():
+        together = model(**inputs).logits
+        left = model.model.adapter_kwargs(torch.tensor([0, 2]), torch.float32)
+        assert left["gated_adapters"] == (2, 3) and left["adapter_gate"].shape == (2, 1, 2 * 4)
+        alone = model(**one(inputs, 2)).logits[0]
+        torch.testing.assert_close(alone, together[2, -len(alone) :], atol=1e-5, rtol=1e-5)
+        assert model.model.adapter_kwargs(torch.tensor([4]), torch.float32)["gated_adapters"] == (4,)
 
 
 def test_adapters_differ():
