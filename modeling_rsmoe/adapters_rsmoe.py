@@ -104,7 +104,7 @@ class KeepNormInput:
 
 
 class AddLowRank:
-    """Forward hook of a linear layer: adds each sequence's low-rank product, those of all adapters that are read in
+    """Forward hook of a linear layer: adds each sequence's low-rank product, those of all adapters of the gate in
     one masked pair of products. `pairs` by adapter id; an adapter may lack this layer. `ranks` of all adapters."""
 
     def __init__(self, pairs: dict[int, LowRank], ranks: dict[int, int]):
@@ -132,7 +132,7 @@ class AddLowRank:
         return output
 
     def _stack(self, x: torch.Tensor) -> _Stack | None:
-        """The pairs of the adapters that are read, for an input like `x`; None where none of them has this layer."""
+        """The pairs of the gate's adapters as one, for an input like `x`; None where none of them has this layer."""
         stacks = None if torch.is_grad_enabled() else _STATE.stacks
         if stacks is None:
             return self._stacked(x)
