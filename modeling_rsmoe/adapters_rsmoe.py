@@ -7,7 +7,7 @@ about images or prompts.
 
 import inspect
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -33,17 +33,18 @@ class _CallState(threading.local):
     # [batch_size] or [batch_size, sequence_length]; only where there are `full` experts
     adapter_ids: torch.Tensor | None = None
     norm_input: torch.Tensor | None = None  # [batch_size, sequence_length, hidden_size]: input of the first norm
-    # By `gated` and hook, for as long as `stacked_adapters`.
-    stacks: "dict[tuple[int, ...] | None, dict[int, _Stack | None]] | None" = None
+    columns: dict[tuple[int, ...], torch.Tensor]  # of the gate, by their places, once they are asked for
+    # By `gated` and hooks, for as long as `stacked_adapters`.
+    stacks: "dict[tuple[int, ...] | None, dict[tuple[int, ...], _Stack | None]] | None" = None
 
 
 class _Stack(NamedTuple):
-    """The low-rank pairs of one linear layer as one pair."""
+    """The low-rank pairs of linear layers that read the same vectors."""
 
-    A: torch.Tensor  # [in, sum of ranks]
-    B: torch.Tensor  # [sum of ranks, out]
-    columns: list[int] | None  # of the gate; None: all of them
-    group: Any  # of the processes that the layer's inputs are split over
+    A: torch.Tensor  # [in, sum of ranks of all layers]
+    B: list[torch.Tensor | None]  # of each layer [sum of ranks, out]
+    columns: tuple[int, ...] | None  # of the gate, for the columns of A; None: as they are
+    group: Any  # of the processes that the layers' inputs are split over
 
 
 _STATE = _CallState()
@@ -84,7 +85,10 @@ class SelectAdapters:
 
     def __call__(self, module, args, kwargs):
         kwargs = dict(kwargs)  # attention backends never see our arguments
-        _STATE.gate, _STATE.gated = kwargs.pop("adapter_gate", None), kwargs.pop("gated_adapters", None)
+        gate = kwargs.pop("adapter_gate", None)
+        if gate is not _STATE.gate:
+            _STATE.gate, _STATE.columns = gate, {}
+        _STATE.gated = kwargs.pop("gated_adapters", None)
         _STATE.adapter_ids = kwargs.pop("adapter_ids", None)
         if self.first_norms is not None and _STATE.adapter_ids is not None:
             # The first norm ran before the adapters were known here: sequences of `full` experts get their norm now.
@@ -111,50 +115,97 @@ class AddLowRank:
         self.pairs, self.ranks = pairs, ranks
 
     def __call__(self, module, args, output):
-        gate = _STATE.gate
-        if gate is None:
-            return output
         x = args[0]  # [batch_size, sequence_length, in]
-        stack = self._stack(x)
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and output.dtype == x.dtype:
+            add_low_rank((self,), x, (output,))
+            return output
+        stack = None if _STATE.gate is None else _stack((self,), x)
         if stack is None:
             return output
-        A, B, columns, group = stack
-        if columns is not None:
-            gate = gate[..., columns]
-        low = x @ A  # [batch_size, sequence_length, sum of ranks]
-        if group is not None:  # each process has a part of the sum
-            dist.all_reduce(low, group=group)
-        gate = gate.to(x.device, x.dtype)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or output.dtype != x.dtype:
-            return output + ((low * gate) @ B).to(output.dtype)
-        # In place: a new tensor for each product costs as much as the product itself in a long sequence.
-        output.view(-1, B.shape[1]).addmm_(low.mul_(gate).view(-1, B.shape[0]), B)
-        return output
+        low = _reduced(stack, x).view(*x.shape[:-1], -1) * _gate(stack, x)
+        return output + (low @ cast(torch.Tensor, stack.B[0])).to(output.dtype)
 
-    def _stack(self, x: torch.Tensor) -> _Stack | None:
-        """The pairs of the gate's adapters as one, for an input like `x`; None where none of them has this layer."""
-        stacks = None if torch.is_grad_enabled() else _STATE.stacks
-        if stacks is None:
-            return self._stacked(x)
-        of_hooks = stacks.setdefault(_STATE.gated, {})
-        if id(self) not in of_hooks:
-            stack = self._stacked(x)
-            of_hooks[id(self)] = stack and stack._replace(A=stack.A.contiguous(), B=stack.B.contiguous())
-        return of_hooks[id(self)]
 
-    def _stacked(self, x: torch.Tensor) -> _Stack | None:
-        gated = tuple(self.ranks) if _STATE.gated is None else _STATE.gated
-        own = [adapter_id for adapter_id in gated if adapter_id in self.pairs]
-        if not own:
-            return None
-        columns = None
-        if len(own) < len(gated):
-            columns = [column for column, owner in enumerate(column_owners(self.ranks, gated)) if owner in own]
-        pairs = [self.pairs[adapter_id] for adapter_id in own]
-        A = torch.cat([local_shard(pair.lora_A) for pair in pairs]).t().to(x.device, x.dtype)
-        B = torch.cat([local_shard(pair.lora_B) for pair in pairs], dim=1).t().to(x.device, x.dtype)
-        weight: Any = pairs[0].lora_A
-        return _Stack(A, B, columns, weight.device_mesh.get_group() if is_shard(weight) else None)
+def add_low_rank(hooks: Sequence[AddLowRank | None], x: torch.Tensor, outputs: Sequence[torch.Tensor]) -> None:
+    """What the hooks of linear layers that read the same vectors add, without gradients: one product with A for all of
+    them, and the products with B into the layers' own outputs. New tensors would cost as much as the products.
+
+    Args:
+        hooks: of each layer; None where it has none.
+        x (`torch.FloatTensor` of shape `(batch_size, sequence_length, in)`): What the layers read.
+        outputs: of each layer `(batch_size, sequence_length, out)`; changed.
+    """
+    stack = None if _STATE.gate is None else _stack(hooks, x)
+    if stack is None:
+        return
+    low = _reduced(stack, x)
+    low.view(*x.shape[:-1], -1).mul_(_gate(stack, x))
+    end = 0
+    for B, output in zip(stack.B, outputs):
+        if B is not None:
+            rank, width = B.shape
+            start, end = end, end + rank
+            output.view(-1, width).addmm_(low[:, start:end], B)
+
+
+def _reduced(stack: _Stack, x: torch.Tensor) -> torch.Tensor:
+    """[batch_size * sequence_length, sum of ranks]"""
+    low = torch.mm(x.reshape(-1, x.shape[-1]), stack.A)
+    if stack.group is not None:  # each process has a part of the sum
+        dist.all_reduce(low, group=stack.group)
+    return low
+
+
+def _gate(stack: _Stack, x: torch.Tensor) -> torch.Tensor:
+    """The gate's columns for those of the stack's A; all layers of a model ask for the same few."""
+    gate, columns = cast(torch.Tensor, _STATE.gate), stack.columns
+    if columns is None:
+        return gate.to(x.device, x.dtype)
+    if torch.compiler.is_compiling():
+        return gate[..., list(columns)].to(x.device, x.dtype)
+    if columns not in _STATE.columns:
+        _STATE.columns[columns] = gate[..., list(columns)]
+    return _STATE.columns[columns].to(x.device, x.dtype)
+
+
+def _stack(hooks: Sequence[AddLowRank | None], x: torch.Tensor) -> _Stack | None:
+    """The pairs of the gate's adapters, for an input like `x`; None where none of them has one of these layers."""
+    stacks = None if torch.is_grad_enabled() else _STATE.stacks
+    if stacks is None:
+        return _stacked(hooks, x)
+    of_hooks = stacks.setdefault(_STATE.gated, {})
+    key = tuple(map(id, hooks))
+    if key not in of_hooks:
+        stack = _stacked(hooks, x)
+        of_hooks[key] = stack and stack._replace(
+            A=stack.A.contiguous(), B=[None if B is None else B.contiguous() for B in stack.B]
+        )
+    return of_hooks[key]
+
+
+def _stacked(hooks: Sequence[AddLowRank | None], x: torch.Tensor) -> _Stack | None:
+    As: list[torch.Tensor] = []
+    Bs: list[torch.Tensor | None] = []
+    columns: list[int] = []
+    group, width = None, 0  # of the gate
+    for hook in hooks:
+        Bs.append(None)
+        if hook is None:
+            continue
+        gated = tuple(hook.ranks) if _STATE.gated is None else _STATE.gated
+        owners = column_owners(hook.ranks, gated)
+        width = len(owners)
+        pairs = [hook.pairs[adapter_id] for adapter_id in gated if adapter_id in hook.pairs]
+        if pairs:
+            As += [local_shard(pair.lora_A) for pair in pairs]
+            Bs[-1] = torch.cat([local_shard(pair.lora_B) for pair in pairs], dim=1).t().to(x.device, x.dtype)
+            columns += [column for column, owner in enumerate(owners) if owner in hook.pairs]
+            weight: Any = pairs[0].lora_A
+            group = weight.device_mesh.get_group() if is_shard(weight) else None
+    if not As:
+        return None
+    A = torch.cat(As).t().to(x.device, x.dtype)
+    return _Stack(A, Bs, None if columns == list(range(width)) else tuple(columns), group)
 
 
 class ReplaceOutputs:

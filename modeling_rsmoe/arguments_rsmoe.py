@@ -51,7 +51,7 @@ def check_arguments(argument: Callable[[str], Any], fusions: Collection[str]) ->
     for name, taken_by in TAKEN_BY.items():
         value = argument(name)
         if name == "stopping_criteria":
-            value = [each for each in value or [] if not stops_every_decode(each)]
+            value = [each for each in value or [] if not is_of_every_decode(each)]
         if value is None or value is False or (isinstance(value, list) and not value):
             continue
         if taken_by == NOBODY:
@@ -67,7 +67,9 @@ def check_arguments(argument: Callable[[str], Any], fusions: Collection[str]) ->
 
 def of_router(kwargs: dict[str, Any]) -> dict[str, Any]:
     """What the router takes of the caller's arguments."""
-    return {"stopping_criteria": list(filter(stops_every_decode, kwargs.get("stopping_criteria") or []))}
+    criteria, search = kwargs.get("stopping_criteria") or [], kwargs.get("custom_generate")
+    taken: dict[str, Any] = {"stopping_criteria": list(filter(is_of_every_decode, criteria))}
+    return {**taken, "custom_generate": search} if is_of_every_decode(search) else taken
 
 
 def of_experts(kwargs: dict[str, Any], fusions: Collection[str], *view: Any) -> dict[str, Any]:
@@ -82,14 +84,14 @@ def of_text(kwargs: dict[str, Any], *view: Any) -> dict[str, Any]:
     criteria, processors = (list(kwargs.get(name) or []) for name in ("stopping_criteria", "logits_processor"))
     return {
         **kwargs,
-        "stopping_criteria": [each if stops_every_decode(each) else CallersView(each, *view) for each in criteria],
+        "stopping_criteria": [each if is_of_every_decode(each) else CallersView(each, *view) for each in criteria],
         "logits_processor": [CallersView(each, *view) for each in processors],
     }
 
 
-def stops_every_decode(criterion: Any) -> bool:
-    """Whether a stopping criterion is of the call rather than of the text."""
-    return getattr(criterion, "every_decode", False)
+def is_of_every_decode(argument: Any) -> bool:
+    """Whether a stopping criterion or a search is of the call rather than of the text."""
+    return getattr(argument, "every_decode", False)
 
 
 class CallersView:

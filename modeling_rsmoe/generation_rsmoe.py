@@ -111,7 +111,8 @@ class RSMoEGenerationMixin(RSMoEConfidenceMixin, RSMoEFusionMixin):
         (`stopping_criteria`, `logits_processor`, `prefix_allowed_tokens_fn`, `stop_strings`, `streamer`) belongs to
         the text that you get: to rewriting or, with the other fusions, to each expert's text, by a copy. It
         sees your `input_ids` and the new tokens, a row for each image. A stopping criterion with `every_decode = True`
-        sees, and stops, the sequences of router, experts and rewriting.
+        sees, and stops, the sequences of router, experts and rewriting; a `custom_generate` that has it writes the
+        router's prompts, too.
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): As `input_ids`.

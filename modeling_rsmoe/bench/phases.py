@@ -130,18 +130,22 @@ def products(bench: Workbench, images: int = 1) -> Group:
     """The matrix products of a decoding step alone, by the model's linear layers, without what is between them: of one
     sequence by the base LM, and of the experts' sequences with and without the low-rank products."""
     model: Any = bench.model
-    layers = [layer for layer in model.model.language_model.modules() if isinstance(layer, torch.nn.Linear)]
-    layers.append(model.lm_head)
+    modules = [*model.model.language_model.modules(), model.lm_head]
+    joined = [each for module in modules for each in getattr(module, "joined", ())]
+    within = {id(layer) for each in joined for layer in each.layers}
+    layers = [module for module in modules if isinstance(module, torch.nn.Linear) and id(module) not in within]
+    products = [(each.layers[0].in_features, each) for each in joined]
+    products += [(layer.in_features, layer) for layer in layers]
     sequences = images * len(bench.processor.experts)
     adapter_ids = torch.arange(sequences, device=model.device) % len(bench.processor.experts) + 2
     experts, select = model.model.adapter_kwargs(adapter_ids, model.dtype), SelectAdapters(None)
 
     def run(number: int, adapters: dict[str, Any]) -> None:
         weight = model.lm_head.weight
-        inputs = {width: weight.new_ones(number, 1, width) for width in {layer.in_features for layer in layers}}
+        inputs = {width: weight.new_ones(number, 1, width) for width, _ in products}
         select(None, (), adapters)  # as before a layer's attention
-        for layer in layers:
-            layer(inputs[layer.in_features])
+        for width, product in products:
+            product(inputs[width])
         clear_selection()
 
     several = count(sequences, "sequence")

@@ -6,7 +6,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..inference.kernels import FastLinear
 from . import names
 from .instructblip import INPUTS, instructblip_like
 from .llama_cpp import TYPES, decode, file_facts, llama, write_as
@@ -173,5 +172,7 @@ def step_bytes(bench: Workbench, experts: bool) -> int:
     weights = [*model.model.language_model.layers.parameters(), *model.lm_head.parameters()]
     if experts:
         weights += model.model.experts.parameters()
-    halved = {id(m.weight) for m in model.modules() if isinstance(m, FastLinear) and m.packed is not None}
+    readers = [each for module in model.modules() for each in (module, *getattr(module, "joined", ()))]
+    packed = [each for each in readers if getattr(each, "packed", None) is not None]
+    halved = {id(weight) for reader in packed for weight in reader.weights}
     return sum(weight.numel() * (2 if id(weight) in halved else weight.element_size()) for weight in weights)

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from ..inference.decoding import shrinking_greedy
-from ..inference.kernels import FastLinear
+from ..inference.layers import remove_fast_kernels
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 from ..sequences_rsmoe import by_expert, unpad
 from ..utils.progress import Progress, no_progress
@@ -120,12 +119,7 @@ class Workbench:
     def without_kernels(self) -> "Workbench":
         """The same model by transformers' own search and torch's own products."""
         variant = replace(self.sharing_weights(), plain=True)
-        for parent in list(variant.model.modules()):
-            for name, layer in parent.named_children():
-                if isinstance(layer, FastLinear):
-                    linear = nn.Linear.__new__(nn.Linear)
-                    linear.__dict__.update(layer.__dict__)  # weight and hooks are the same objects
-                    setattr(parent, name, linear)
+        remove_fast_kernels(variant.model)
         return variant
 
 

@@ -62,7 +62,7 @@ def load(
             else float32, and what the checkpoint has where it is quantised.
         device: such as `"cpu"` or `"cuda:1"`; by default a GPU if there is one.
         progress: told what is being done.
-        kernels: as of `kernels.use_fast_kernels`.
+        kernels: as of `layers.use_fast_kernels`.
 
     Raises:
         RSMoEError: there is no such checkpoint, it is of another model type, or it is damaged.
@@ -75,7 +75,7 @@ def load(
 
         from .. import RSMoEForConditionalGeneration
         from ..hub.quantize import loading_arguments
-        from .kernels import use_fast_kernels
+        from .layers import use_fast_kernels
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         arguments = loading_arguments(dtype, torch.device(device).type)

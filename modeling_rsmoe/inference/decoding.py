@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 from transformers.generation import (
     EosTokenCriteria,
     MaxLengthCriteria,
@@ -25,6 +26,8 @@ from ..paragraphs_rsmoe import EndsAtRepetition
 
 # Sequences that have ended leave when they are one in so many: the others' cache is copied then.
 LEAVE_AT = 4
+# So many tokens does a cache have room for before all of it is copied to a larger place.
+ROOM = 32
 # Tokens that a processor forbids at a length: written into the scores, where transformers makes a new tensor of the
 # size of the vocabulary for each.
 FORBIDDEN_TOKENS = {
@@ -81,6 +84,7 @@ def shrinking_greedy(
     has_ended = torch.zeros(len(input_ids), dtype=torch.bool)  # of those
     finished: list[torch.Tensor] = [input_ids[0]] * len(input_ids)
     outputs = model._prefill(input_ids, generation_config, model_kwargs)
+    _make_roomy(outputs.past_key_values)
     while True:
         model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
         scores = _processed(outputs.logits[:, -1].float(), input_ids, logits_processor)
@@ -100,6 +104,35 @@ def shrinking_greedy(
     return nn.utils.rnn.pad_sequence(finished, batch_first=True, padding_value=0 if pad is None else int(pad))
 
 
+class _RoomyLayer(DynamicLayer):
+    """A layer of a cache whose keys and values are the beginning of larger tensors: a step writes its own there, where
+    transformers copies all of them."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    room: tuple[torch.Tensor, ...] = ()
+
+    def update(self, key_states, value_states, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        start = self.keys.shape[-2]
+        end = start + key_states.shape[-2]
+        # Sequences that leave, and whoever else replaces keys and values, leave the room behind.
+        if not self.room or self.keys.data_ptr() != self.room[0].data_ptr() or end > self.room[0].shape[-2]:
+            self.room = tuple(
+                torch.cat([states, states.new_empty(*states.shape[:-2], ROOM + end - start, states.shape[-1])], dim=-2)
+                for states in (self.keys, self.values)
+            )
+        for room, states in zip(self.room, (key_states, value_states)):
+            room[..., start:end, :] = states
+        self.keys, self.values = (room[..., :end, :] for room in self.room)
+        return self.keys, self.values
+
+
+def _make_roomy(cache: DynamicCache) -> None:
+    for layer in cache.layers:
+        if type(layer) is DynamicLayer:
+            layer.__class__ = _RoomyLayer
+
+
 def _processed(scores: torch.Tensor, input_ids: torch.Tensor, processors) -> torch.Tensor:
     """Scores [batch_size, vocab_size], which may be written to, after all processors."""
     for processor in processors:
@@ -109,6 +142,9 @@ def _processed(scores: torch.Tensor, input_ids: torch.Tensor, processors) -> tor
         else:
             scores = processor(input_ids, scores)
     return scores
+
+
+shrinking_greedy.every_decode = True  # type: ignore[attr-defined]  # the router, too, searches greedily
 
 
 def _select(model_kwargs: dict, keep: torch.Tensor) -> dict:

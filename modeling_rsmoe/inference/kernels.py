@@ -1,8 +1,7 @@
 """Products of linear layers in the form that a processor computes fast; the numbers stay those of float32.
 
 Which form is fast depends on the processor and on how many vectors there are, so it is measured, once on each machine
-(`machine_kernels`). `use_fast_kernels` builds it into each layer when a checkpoint is loaded. In every other respect
-a layer so replaced is an `nn.Linear`: it trains, saves, merges and compiles as one.
+(`machine_kernels`). `layers.use_fast_kernels` builds it into each layer when a checkpoint is loaded.
 """
 
 import json
@@ -10,17 +9,14 @@ import math
 import os
 import time
 from bisect import bisect_left
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..utils.files import cache_folder, parse_json, write_whole
-from .pages import has_private_pages, release_file_pages
 
 
 KERNELS = ("torch", "half", "columns")
@@ -29,7 +25,6 @@ KERNELS_VARIABLE = "RSMOE_KERNELS"
 CACHE_FILE = "kernels.json"
 COUNTS = (1, 3, 8, 24, 64, 256)  # vectors that are measured; any other number is computed as the next of these
 MOST_COLUMNS = 8  # vectors that `columns` is for
-SAMPLE_EVERY = 997  # one number in so many is compared, since a change of `weight.data` gives it no new version
 # What is measured: matrices like nano's, more than a processor's caches hold, as a decoding step reads them.
 MEASURED_SHAPE, MEASURED_LAYERS, ROUNDS = (1536, 576), 48, 3
 MANY = 64  # so many vectors take longer than reading the weight does: fewer matrices will do
@@ -48,9 +43,20 @@ class MachineKernels(NamedTuple):
     plain: tuple[str, ...]
     half: tuple[str, ...]
 
+    def of(self, num_vectors: int, packed: Any) -> str:
+        """The kernel of a product with so many vectors, of a weight with this copy in half precision, or none."""
+        of_counts = self.plain if packed is None else self.half
+        return of_counts[min(bisect_left(COUNTS, num_vectors), len(COUNTS) - 1)]
+
+
+def half_product(x: torch.Tensor, packed: Any) -> torch.Tensor:
+    """The product of the kernel `half` with a weight of `packing.py`."""
+    return torch.ops.quantized.linear_dynamic_fp16(x, packed)
+
 
 class FastLinear(nn.Linear):
-    """A linear layer whose products without gradients are computed by the kernels of this machine:
+    """A linear layer whose products without gradients are computed by the kernels of this machine. In every other
+    respect it is an `nn.Linear`: it trains, saves, merges and compiles as one.
 
     - `torch`: torch's own.
     - `half`: a weight of numbers that half precision has is read from a copy in half precision, half as many bytes,
@@ -61,19 +67,22 @@ class FastLinear(nn.Linear):
     """
 
     kernels: MachineKernels
-    packed: Any = None  # the copy in half precision; set by `Refresh`
+    packed: Any = None  # the copy in half precision; set by `layers.Refresh`
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype != torch.float32:
             return super().forward(x)
         num_vectors = x.numel() // self.in_features
-        of_counts = self.kernels.plain if self.packed is None else self.kernels.half
-        return self.product(of_counts[min(bisect_left(COUNTS, num_vectors), len(COUNTS) - 1)], x, num_vectors)
+        kernel = self.kernels.of(num_vectors, self.packed)
+        return half_product(x, self.packed) if kernel == "half" else self.product(kernel, x, num_vectors)
+
+    @property
+    def weights(self) -> tuple[torch.Tensor, ...]:
+        """What `packed` is a copy of."""
+        return (self.weight,)
 
     def product(self, kernel: str, x: torch.Tensor, num_vectors: int) -> torch.Tensor:
-        """The product with `x` (..., in_features), which holds so many vectors, by one of `KERNELS`."""
-        if kernel == "half":
-            return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        """The product with `x` (..., in_features), which holds so many vectors, by the kernel `torch` or `columns`."""
         if kernel == "torch" or not 1 <= num_vectors <= MOST_COLUMNS:
             return super().forward(x)
         columns = x.reshape(num_vectors, -1).t()
@@ -107,115 +116,9 @@ class FastLinear(nn.Linear):
         return fast
 
 
-class Refresh:
-    """Pre-hook of a model: before it reads a prompt, packed weights become those of the layers' weights."""
-
-    def __init__(self, layers: list[FastLinear]):
-        self.layers = layers
-
-    def __call__(self, module, args, kwargs) -> None:
-        tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or tokens is None or tokens.shape[1] == 1:
-            return
-        packable = [layer for layer in self.layers if "half" in layer.kernels.half and _is_plain(layer.weight)]
-        _pack([layer.weight for layer in packable])
-        ids = {id(layer) for layer in packable}
-        for layer in self.layers:
-            layer.packed = _PACKED[layer.weight].weight if id(layer) in ids else None
-
-
-class _Packed(NamedTuple):
-    """Which numbers of a weight were packed; the copy is None where it has numbers that half precision has not."""
-
-    weight: Any
-    place: tuple[int, int]
-    sample: torch.Tensor
-    is_of_file: bool
-
-
-_PACKED = WeakIdKeyDictionary()  # weight -> _Packed: layers and models that share a weight share its copy
-
-
-def _pack(parameters: list[torch.Tensor]) -> None:
-    """Make the packed copies of weights that have none, or have changed; as many at a time as torch has threads."""
-    different = {id(parameter): parameter for parameter in parameters}.values()
-    new = [parameter for parameter in different if not _is_packed(parameter)]
-    new.sort(key=lambda parameter: -parameter.numel())  # the largest is not left for the end
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for parameter, packed in zip(new, pool.map(_packed, new)):
-            _PACKED[parameter] = packed
-
-
-def _is_packed(parameter: torch.Tensor) -> bool:
-    known = _PACKED.get(parameter)
-    if known is None or known.place != _place(parameter):
-        return False
-    # A change of `weight.data` gives it no new version. It is seen in the pages, else in some of the numbers.
-    return not has_private_pages(parameter) if known.is_of_file else torch.equal(known.sample, _sample(parameter))
-
-
-def _place(parameter: torch.Tensor) -> tuple[int, int]:
-    return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
-
-
-def _sample(parameter: torch.Tensor) -> torch.Tensor:
-    return parameter.detach().flatten()[::SAMPLE_EVERY]
-
-
-def _packed(parameter: torch.Tensor) -> _Packed:
-    place, sample, weight = _place(parameter), _sample(parameter).clone(), parameter.detach()
-    # A few numbers tell of most weights that they do not fit.
-    fits = all(torch.equal(some.half().float(), some) for some in (sample, weight))
-    packed = torch.ops.quantized.linear_prepack_fp16(weight, None) if fits else None
-    is_of_file = not has_private_pages(weight)
-    if fits:
-        release_file_pages(weight)
-    return _Packed(packed, place, sample, is_of_file)
-
-
-def _is_plain(weight: torch.Tensor) -> bool:
-    """Quantised and split weights have products of their own."""
-    return type(weight) is nn.Parameter and (weight.device.type, weight.dtype) == ("cpu", torch.float32)
-
-
-def _is_replaceable(layer: nn.Module) -> bool:
-    return type(layer) is nn.Linear and layer.bias is None and _is_plain(layer.weight)
-
-
-def use_fast_kernels(model: nn.Module, kernels: str | None = None) -> int:
-    """Give the linear layers of the language model and its head the kernels of this machine. Safe to call again.
-
-    Args:
-        model: an `RSMoEForConditionalGeneration`.
-        kernels: `"auto"`: those that were measured to be fast here; one of `KERNELS` for all products that it can
-            compute, the others are torch's. By default what `$RSMOE_KERNELS` says, else auto.
-
-    Returns:
-        How many layers were replaced.
-
-    Raises:
-        ValueError: no such kernels; the known ones are listed.
-    """
-    kernels = _known(kernels)
-    decoder: Any = model.get_decoder()  # type: ignore[operator]
-    parents = dict.fromkeys([*decoder.modules(), model])
-    children = [(parent, *named) for parent in parents for named in parent.named_children()]
-    found = [(parent, name, child) for parent, name, child in children if _is_replaceable(child)]
-    if not found:  # of a GPU, of half precision, quantised: nothing to measure for
-        return 0
-    chosen = kernels_of(kernels)
-    if {*chosen.plain, *chosen.half} == {"torch"}:
-        return 0
-    replaced = [FastLinear.of(child, chosen) for _, _, child in found]
-    for (parent, name, _), fast in zip(found, replaced):
-        setattr(parent, name, fast)
-    model.register_forward_pre_hook(Refresh(replaced), with_kwargs=True)
-    return len(replaced)
-
-
 def kernels_of(kernels: str | None = None) -> MachineKernels:
-    """What `use_fast_kernels` takes `kernels` for."""
-    kernels = _known(kernels)
+    """What `layers.use_fast_kernels` takes `kernels` for."""
+    kernels = check_kernels(kernels)
     if kernels == "auto":
         return machine_kernels(torch.get_num_threads())
     return MachineKernels(
@@ -223,7 +126,7 @@ def kernels_of(kernels: str | None = None) -> MachineKernels:
     )
 
 
-def _known(kernels: str | None) -> str:
+def check_kernels(kernels: str | None) -> str:
     """One of `CHOICES`: what is given, else what the environment says."""
     kernels = kernels or os.environ.get(KERNELS_VARIABLE) or "auto"
     if kernels not in CHOICES:
@@ -303,7 +206,7 @@ def _seconds(layers: list[FastLinear], count: int, kernels: tuple[str, ...]) -> 
         for kernel in kernels:
             start = time.perf_counter()
             for layer in layers:
-                layer.product(kernel, x, count)
+                half_product(x, layer.packed) if kernel == "half" else layer.product(kernel, x, count)
             found[kernel] = min(found[kernel], time.perf_counter() - start)
     return found
 

@@ -13,7 +13,8 @@ from modeling_rsmoe.bench.peers import DECODERS, decoder
 from modeling_rsmoe.bench.workbench import Workbench, expert_sequences, made_images
 from modeling_rsmoe.fusion_rsmoe import LOOKUP_TOKENS
 from modeling_rsmoe.hub.assemble import round_to_half
-from modeling_rsmoe.inference.kernels import FastLinear, use_fast_kernels
+from modeling_rsmoe.inference.kernels import FastLinear
+from modeling_rsmoe.inference.layers import FastDecoderLayer, use_fast_kernels
 from tests.tiny import tiny_model, tiny_processor
 
 
@@ -90,8 +91,9 @@ def test_without_kernels():
     bench = Workbench(tiny_model(), tiny_processor(), Path("nowhere"), tokens=4, router_tokens=5)
     number = use_fast_kernels(bench.model, "columns")
     plain = bench.without_kernels()
-    fast = [sum(isinstance(layer, FastLinear) for layer in each.model.modules()) for each in (bench, plain)]
-    assert fast == [number, 0] and number > 0
+    for kind, count in ((FastLinear, number), (FastDecoderLayer, 2)):
+        fast = [sum(isinstance(layer, kind) for layer in each.model.modules()) for each in (bench, plain)]
+        assert fast == [count, 0] and count > 0
     assert plain.model.lm_head.weight is bench.model.lm_head.weight
     for fusion in ("concat", "rewrite"):
         assert torch.equal(plain.full(1, "generated", fusion)(), bench.full(1, "generated", fusion)())

@@ -82,6 +82,19 @@ def test_full_model_says_the_same(model, router_mode, fusion):
         assert torch.equal(outputs[name], expected[name]), name
 
 
+def test_prompts_of_the_router_that_have_ended_leave(model, batches, monkeypatch):
+    images = list(torch.randint(0, 255, (2, 3, 40, 50), generator=torch.Generator().manual_seed(4)).to(torch.uint8))
+    inputs = tiny_processor()(images=images, text="Describe.", return_tensors="pt")
+    settings = {"fusion": "concat", "return_dict_in_generate": True, "custom_generate": shrinking_greedy}
+    model.generation_config.eos_token_id = ENDS
+    shrunk = model.generate(**inputs, **settings)
+    count = sum(batches)
+    batches.clear()
+    monkeypatch.setattr(shrinking_greedy, "every_decode", False)
+    assert torch.equal(model.generate(**inputs, **settings).router_prompts, shrunk.router_prompts)
+    assert count < sum(batches)
+
+
 @pytest.mark.slow
 def test_rewriting_looks_up_in_the_expert_texts(model, monkeypatch):
     """One image, greedily: several tokens in a step, and the same text. Other decoding is left as it is."""

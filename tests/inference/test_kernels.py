@@ -19,8 +19,8 @@ from modeling_rsmoe.inference.kernels import (
     MachineKernels,
     kernels_of,
     machine_kernels,
-    use_fast_kernels,
 )
+from modeling_rsmoe.inference.layers import use_fast_kernels
 
 from ..tiny import tiny_model, tiny_processor
 
@@ -251,7 +251,9 @@ def test_full_model_says_the_same(name):
     inputs = tiny_processor()(images=[image], text=["Describe."], return_tensors="pt")
     assert torch.equal(*(each.generate(**inputs, max_new_tokens=12) for each in (model, plain)))
     if HAS_HALF_PRODUCTS and name == "half":
-        assert model.lm_head.packed is not None and model.model.language_model.layers[0].mlp.up_proj.packed is not None
+        joined = [each.packed for layer in model.model.language_model.layers for each in layer.joined]
+        assert len(joined) == 8 and all(copy is not None for copy in (model.lm_head.packed, *joined))
+        assert model.model.language_model.layers[0].mlp.up_proj.packed is None  # it is part of a joined copy
 
 
 def test_a_loaded_checkpoint_has_them(machine, checkpoint):

@@ -1,0 +1,261 @@
+"""The layers of a language model in the form that this processor computes fast, without gradients.
+
+Linear layers get the kernels that were measured (`kernels.py`). Where weights are read so fast, a decoding step waits
+for the many small operations between its products and for the Python around them, so Llama's layers do with fewer.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaRMSNorm,
+    eager_attention_forward,
+    rotate_half,
+)
+
+from ..adapters_rsmoe import AddLowRank, SelectAdapters, add_low_rank, selected_adapters
+from .kernels import FastLinear, check_kernels, half_product, kernels_of
+from .packing import Weights, pack
+
+
+class JoinedLinear:
+    """Fast linear layers that read the same vectors: one product where their weights are read in half precision, and
+    one low-rank product with A. Each product costs some 20 microseconds beside its arithmetic.
+
+    Args:
+        layers: of one width of input; nothing is hooked into them but `AddLowRank`.
+    """
+
+    packed: Any = None  # the copy of all weights in half precision; set by `Refresh`
+
+    def __init__(self, layers: Sequence[FastLinear]):
+        self.layers = layers
+        self.kernels = layers[0].kernels
+        self.widths = [layer.out_features for layer in layers]
+
+    @property
+    def weights(self) -> Weights:
+        """What `packed` is a copy of."""
+        return tuple(layer.weight for layer in self.layers)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """What the layers make of `x` (batch_size, sequence_length, in_features), side by side."""
+        num_vectors = x.numel() // x.shape[-1]
+        kernel = self.kernels.of(num_vectors, self.packed)
+        if kernel == "half":
+            output = half_product(x, self.packed)
+        else:
+            output = torch.cat([layer.product(kernel, x, num_vectors) for layer in self.layers], dim=-1)
+        if selected_adapters():
+            hooks: Any = [next(iter(layer._forward_hooks.values()), None) for layer in self.layers]
+            add_low_rank(hooks, x, output.split_with_sizes(self.widths, dim=-1))
+        return output
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "packed"}
+
+
+class FastDecoderLayer(LlamaDecoderLayer):
+    """Llama's layer in fewer operations, up to rounding the same numbers. Where it is trained, compiled or wrapped, or
+    something is hooked into a part of it, it is transformers' own.
+
+    - Products of the same vectors are one product.
+    - Queries and keys are turned together; norms are one operation; sums are made in place.
+    - Of one new token, the queries that share a key are positions of one attention: keys and values are not repeated.
+    """
+
+    joined: list[JoinedLinear]  # q, k, v; o; gate, up; down
+    is_plain = False  # set by `look`
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = False,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        attention, mlp = self.self_attn, self.mlp
+        is_inference = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if position_embeddings is None or not (
+            is_inference and self.is_plain and hidden_states.dtype == torch.float32
+        ):
+            return super().forward(
+                hidden_states, attention_mask, position_ids, past_key_values, use_cache, position_embeddings, **kwargs
+            )
+        for select in attention._forward_pre_hooks.values():
+            _, kwargs = select(attention, (), kwargs)
+        heads, output, gate_up, down = self.joined
+        projected = heads(_norm(self.input_layernorm, hidden_states))
+        attended = self._attend(attention, projected, attention_mask, past_key_values, position_embeddings, kwargs)
+        residual = output(attended).add_(hidden_states)
+        gate, up = gate_up(_norm(self.post_attention_layernorm, residual)).chunk(2, dim=-1)
+        return down(mlp.act_fn(gate).mul_(up)).add_(residual)
+
+    def look(self) -> None:
+        """See whether its parts are those that it was made of, with nothing hooked into them that has to run; before
+        each prompt."""
+        attention: Any = self.self_attn
+        mlp = self.mlp
+        linear = (
+            *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+            *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+        )
+        own = (layer for each in self.joined for layer in each.layers)
+        others = (attention, mlp, mlp.act_fn, self.input_layernorm, self.post_attention_layernorm)
+        self.is_plain = (
+            attention.config._attn_implementation in ("sdpa", "eager")
+            and all(layer is one and _has_only(AddLowRank, layer._forward_hooks) for layer, one in zip(linear, own))
+            and not any(layer._forward_pre_hooks for layer in linear)
+            and not any(module._forward_hooks or "forward" in module.__dict__ for module in others)
+            and not any(module._forward_pre_hooks for module in others[1:])
+            and _has_only(SelectAdapters, attention._forward_pre_hooks)
+            and all(hook.first_norms is None for hook in attention._forward_pre_hooks.values())
+        )
+
+    def _attend(self, attention, projected, mask, cache, position_embeddings, kwargs) -> torch.Tensor:
+        """What the heads read, [batch_size, sequence_length, heads * head_dim], from queries, keys and values."""
+        batch_size, length, _ = projected.shape
+        cos, sin = (each.unsqueeze(2) for each in position_embeddings)  # [1 or batch_size, length, 1, head_dim]
+        num_keys = self.joined[0].widths[1] // attention.head_dim
+        heads = projected.view(batch_size, length, -1, attention.head_dim)
+        turned = heads[:, :, :-num_keys]
+        turned = torch.addcmul(turned * cos, rotate_half(turned), sin)
+        query, key = turned[:, :, :-num_keys].transpose(1, 2), turned[:, :, -num_keys:].transpose(1, 2)
+        value = heads[:, :, -num_keys:].transpose(1, 2)
+        keys, values = (key, value) if cache is None else cache.update(key, value, attention.layer_idx)
+        implementation = attention.config._attn_implementation
+        if length == 1 and implementation == "sdpa":
+            query = query.reshape(batch_size, num_keys, -1, attention.head_dim)
+            attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=attention.scaling)
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+            attended, _ = attend(attention, query, keys, values, mask, scaling=attention.scaling, **kwargs)
+        return attended.reshape(batch_size, length, -1)
+
+    @classmethod
+    def of(cls, layer: LlamaDecoderLayer) -> "FastDecoderLayer":
+        """The layer in this form; its parts are the same objects, its linear layers fast ones."""
+        attention: Any = layer.self_attn
+        mlp: Any = layer.mlp
+        fast = cls.__new__(cls)
+        fast.__dict__.update(layer.__dict__)
+        fast.joined = [
+            JoinedLinear([attention.q_proj, attention.k_proj, attention.v_proj]),
+            JoinedLinear([attention.o_proj]),
+            JoinedLinear([mlp.gate_proj, mlp.up_proj]),
+            JoinedLinear([mlp.down_proj]),
+        ]
+        return fast
+
+
+def _norm(norm: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
+    return torch.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _has_only(kind: type, hooks: dict[int, Any]) -> bool:
+    """Whether a module has one hook at most, of this kind."""
+    return len(hooks) <= 1 and all(type(hook) is kind for hook in hooks.values())
+
+
+class Refresh:
+    """Pre-hook of a model: before it reads a prompt, packed weights become those of the layers' weights."""
+
+    def __init__(self, layers: Sequence[FastLinear], decoder_layers: Sequence[FastDecoderLayer]):
+        self.layers, self.decoder_layers = layers, decoder_layers
+
+    def __call__(self, module, args, kwargs) -> None:
+        tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or tokens is None or tokens.shape[1] == 1:
+            return
+        for layer in self.decoder_layers:
+            layer.look()
+        joined = [each for layer in self.decoder_layers if layer.is_plain for each in layer.joined]
+        within = {id(layer) for each in joined for layer in each.layers}
+        readers: list[Any] = [*joined, *(layer for layer in self.layers if id(layer) not in within)]
+        packable = [each for each in readers if "half" in each.kernels.half and all(map(_is_plain, each.weights))]
+        packed = dict(zip(map(id, packable), pack([each.weights for each in packable])))
+        fast: list[Any] = [*self.layers, *joined]
+        for reader in fast:  # another thread may compute with them
+            reader.packed = packed.get(id(reader))
+
+
+def _is_plain(weight: torch.Tensor) -> bool:
+    """Quantised and split weights have products of their own."""
+    return type(weight) is nn.Parameter and (weight.device.type, weight.dtype) == ("cpu", torch.float32)
+
+
+def _is_replaceable(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear and layer.bias is None and _is_plain(layer.weight)
+
+
+def use_fast_kernels(model: nn.Module, kernels: str | None = None) -> int:
+    """Give the layers of the language model and its head the kernels of this machine. Safe to call again.
+
+    Args:
+        model: an `RSMoEForConditionalGeneration`.
+        kernels: `"auto"`: those that were measured to be fast here; one of `kernels.KERNELS` for all products that it
+            can compute, the others are torch's. By default what `$RSMOE_KERNELS` says, else auto.
+
+    Returns:
+        How many linear layers were replaced.
+
+    Raises:
+        ValueError: no such kernels; the known ones are listed.
+    """
+    kernels = check_kernels(kernels)
+    decoder: Any = model.get_decoder()  # type: ignore[operator]
+    parents = dict.fromkeys([*decoder.modules(), model])
+    children = [(parent, *named) for parent in parents for named in parent.named_children()]
+    found = [(parent, name, child) for parent, name, child in children if _is_replaceable(child)]
+    if not found:  # of a GPU, of half precision, quantised: nothing to measure for
+        return 0
+    chosen = kernels_of(kernels)
+    if {*chosen.plain, *chosen.half} == {"torch"}:
+        return 0
+    linear = [FastLinear.of(child, chosen) for _, _, child in found]
+    for (parent, name, _), fast in zip(found, linear):
+        setattr(parent, name, fast)
+    layers = []
+    for parent, name, child in children:
+        if _is_llama(child):
+            layers.append(FastDecoderLayer.of(child))
+            setattr(parent, name, layers[-1])
+    model.register_forward_pre_hook(Refresh(linear, layers), with_kwargs=True)
+    return len(linear)
+
+
+def remove_fast_kernels(model: nn.Module) -> None:
+    """Undo `use_fast_kernels`: layers are torch's and transformers' own again, their weights and hooks the same
+    objects."""
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if type(hook) is Refresh:
+            del model._forward_pre_hooks[key], model._forward_pre_hooks_with_kwargs[key]
+    own: dict[type, type[nn.Module]] = {FastLinear: nn.Linear, FastDecoderLayer: LlamaDecoderLayer}
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) in own:
+                plain = own[type(layer)].__new__(own[type(layer)])
+                plain.__dict__.update(layer.__dict__)
+                setattr(parent, name, plain)
+
+
+def _is_llama(layer: nn.Module) -> bool:
+    """Whether it is a decoder layer of Llama whose linear layers are all fast ones."""
+    if type(layer) is not LlamaDecoderLayer:
+        return False
+    attention, mlp = layer.self_attn, layer.mlp
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    if (type(attention), type(mlp), *map(type, norms)) != (LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRMSNorm):
+        return False
+    linear = [module for part in (attention, mlp) for module in part.children() if module is not mlp.act_fn]
+    return len(linear) == 7 and all(type(module) is FastLinear for module in linear)
