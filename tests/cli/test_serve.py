@@ -97,7 +97,8 @@ def test_ctrl_c_twice_does_not_wait(server) -> None:
             assert time.monotonic() < until, "the request was over before it was seen, or never began"
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        with pytest.raises(urllib.error.URLError):
+        # Refused, or cut off where the server closed while it was asked.
+        with pytest.raises((urllib.error.URLError, ConnectionError)):
             while True:
                 in_flight(url)
         assert process.poll() is None
