@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..adapters_rsmoe import SelectAdapters, clear_selection, stacked_adapters
+from ..inference.layers import linear_products
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 from ..utils.images import read_image
 from .names import BASE, RSMOE, count
@@ -130,22 +131,18 @@ def products(bench: Workbench, images: int = 1) -> Group:
     """The matrix products of a decoding step alone, by the model's linear layers, without what is between them: of one
     sequence by the base LM, and of the experts' sequences with and without the low-rank products."""
     model: Any = bench.model
-    modules = [*model.model.language_model.modules(), model.lm_head]
-    joined = [each for module in modules for each in getattr(module, "joined", ())]
-    within = {id(layer) for each in joined for layer in each.layers}
-    layers = [module for module in modules if isinstance(module, torch.nn.Linear) and id(module) not in within]
-    products = [(each.layers[0].in_features, each) for each in joined]
-    products += [(layer.in_features, layer) for layer in layers]
+    bench.base()()  # so that weights have their copies in half precision
+    linear = linear_products([*model.model.language_model.modules(), model.lm_head])
     sequences = images * len(bench.processor.experts)
     adapter_ids = torch.arange(sequences, device=model.device) % len(bench.processor.experts) + 2
     experts, select = model.model.adapter_kwargs(adapter_ids, model.dtype), SelectAdapters(None)
 
     def run(number: int, adapters: dict[str, Any]) -> None:
         weight = model.lm_head.weight
-        inputs = {width: weight.new_ones(number, 1, width) for width, _ in products}
+        inputs = {width: weight.new_ones(number, 1, width) for width in {each.in_features for each in linear}}
         select(None, (), adapters)  # as before a layer's attention
-        for width, product in products:
-            product(inputs[width])
+        for product in linear:
+            product(inputs[product.in_features])
         clear_selection()
 
     several = count(sequences, "sequence")
@@ -154,7 +151,6 @@ def products(bench: Workbench, images: int = 1) -> Group:
         f"{BASE}, {several}": partial(run, sequences, {}),
         f"with experts, {several}": partial(run, sequences, experts),
     }
-    bench.base()()  # so that weights have their copies in half precision
     with torch.inference_mode(), stacked_adapters():
         return bench.measure("products", "matrix products of one step", variants, repeats=5 * bench.repeats)
 

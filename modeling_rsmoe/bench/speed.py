@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..inference.layers import linear_products
 from . import names
 from .instructblip import INPUTS, instructblip_like
 from .llama_cpp import TYPES, decode, file_facts, llama, write_as
@@ -172,7 +173,6 @@ def step_bytes(bench: Workbench, experts: bool) -> int:
     weights = [*model.model.language_model.layers.parameters(), *model.lm_head.parameters()]
     if experts:
         weights += model.model.experts.parameters()
-    readers = [each for module in model.modules() for each in (module, *getattr(module, "joined", ()))]
-    packed = [each for each in readers if getattr(each, "packed", None) is not None]
+    packed = [each for each in linear_products(model.modules()) if getattr(each, "packed", None) is not None]
     halved = {id(weight) for reader in packed for weight in reader.weights}
     return sum(weight.numel() * (2 if id(weight) in halved else weight.element_size()) for weight in weights)

@@ -104,6 +104,9 @@ def shrinking_greedy(
     return nn.utils.rnn.pad_sequence(finished, batch_first=True, padding_value=0 if pad is None else int(pad))
 
 
+shrinking_greedy.every_decode = True  # type: ignore[attr-defined]  # the router, too, searches greedily
+
+
 class _RoomyLayer(DynamicLayer):
     """A layer of a cache whose keys and values are the beginning of larger tensors: a step writes its own there, where
     transformers copies all of them."""
@@ -142,9 +145,6 @@ def _processed(scores: torch.Tensor, input_ids: torch.Tensor, processors) -> tor
         else:
             scores = processor(input_ids, scores)
     return scores
-
-
-shrinking_greedy.every_decode = True  # type: ignore[attr-defined]  # the router, too, searches greedily
 
 
 def _select(model_kwargs: dict, keep: torch.Tensor) -> dict:

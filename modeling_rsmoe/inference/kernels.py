@@ -10,7 +10,7 @@ import os
 import time
 from bisect import bisect_left
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ MEASURED_SHAPE, MEASURED_LAYERS, ROUNDS = (1536, 576), 48, 3
 MANY = 64  # so many vectors take longer than reading the weight does: fewer matrices will do
 MIN_GAIN = 0.95  # of torch's time: what gains less is not told from noise
 MAX_LOSS = 1.1  # of the shortest time: `half` may take it, since the float32 weight need not stay in memory then
+
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class MachineKernels(NamedTuple):
@@ -52,6 +55,13 @@ class MachineKernels(NamedTuple):
 def half_product(x: torch.Tensor, packed: Any) -> torch.Tensor:
     """The product of the kernel `half` with a weight of `packing.py`."""
     return torch.ops.quantized.linear_dynamic_fp16(x, packed)
+
+
+def retyped(module: nn.Module, kind: type[Module]) -> Module:
+    """The module as one of another class; its parts, weights and hooks are the same objects."""
+    other = kind.__new__(kind)
+    other.__dict__.update(module.__dict__)
+    return other
 
 
 class FastLinear(nn.Linear):
@@ -110,8 +120,7 @@ class FastLinear(nn.Linear):
     @classmethod
     def of(cls, layer: nn.Linear, kernels: MachineKernels) -> "FastLinear":
         """The layer with these kernels; weight and hooks are the same objects."""
-        fast = cls.__new__(cls)
-        fast.__dict__.update(layer.__dict__)
+        fast = retyped(layer, cls)
         fast.kernels = kernels
         return fast
 

@@ -4,7 +4,7 @@ Linear layers get the kernels that were measured (`kernels.py`). Where weights a
 for the many small operations between its products and for the Python around them, so Llama's layers do with fewer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from ..adapters_rsmoe import AddLowRank, SelectAdapters, add_low_rank, selected_adapters
-from .kernels import FastLinear, check_kernels, half_product, kernels_of
+from .kernels import FastLinear, check_kernels, half_product, kernels_of, retyped
 from .packing import Weights, pack
 
 
@@ -39,6 +39,11 @@ class JoinedLinear:
         self.layers = layers
         self.kernels = layers[0].kernels
         self.widths = [layer.out_features for layer in layers]
+
+    @property
+    def in_features(self) -> int:
+        """The width of what they read."""
+        return self.layers[0].in_features
 
     @property
     def weights(self) -> Weights:
@@ -85,10 +90,8 @@ class FastDecoderLayer(LlamaDecoderLayer):
         **kwargs: Any,
     ) -> torch.Tensor:
         attention, mlp = self.self_attn, self.mlp
-        is_inference = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        if position_embeddings is None or not (
-            is_inference and self.is_plain and hidden_states.dtype == torch.float32
-        ):
+        is_fast = self.is_plain and position_embeddings is not None and hidden_states.dtype == torch.float32
+        if not is_fast or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(
                 hidden_states, attention_mask, position_ids, past_key_values, use_cache, position_embeddings, **kwargs
             )
@@ -147,8 +150,7 @@ class FastDecoderLayer(LlamaDecoderLayer):
         """The layer in this form; its parts are the same objects, its linear layers fast ones."""
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
-        fast = cls.__new__(cls)
-        fast.__dict__.update(layer.__dict__)
+        fast = retyped(layer, cls)
         fast.joined = [
             JoinedLinear([attention.q_proj, attention.k_proj, attention.v_proj]),
             JoinedLinear([attention.o_proj]),
@@ -179,14 +181,26 @@ class Refresh:
             return
         for layer in self.decoder_layers:
             layer.look()
-        joined = [each for layer in self.decoder_layers if layer.is_plain for each in layer.joined]
-        within = {id(layer) for each in joined for layer in each.layers}
-        readers: list[Any] = [*joined, *(layer for layer in self.layers if id(layer) not in within)]
+        readers = linear_products([*self.decoder_layers, *self.layers])
         packable = [each for each in readers if "half" in each.kernels.half and all(map(_is_plain, each.weights))]
         packed = dict(zip(map(id, packable), pack([each.weights for each in packable])))
-        fast: list[Any] = [*self.layers, *joined]
-        for reader in fast:  # another thread may compute with them
+        for reader in {*self.layers, *readers}:  # another thread may compute with them
             reader.packed = packed.get(id(reader))
+
+
+def linear_products(modules: Iterable[nn.Module]) -> list[Any]:
+    """Who computes the products of linear layers: each `JoinedLinear` of decoder layers, and the linear layers that
+    are in none.
+
+    Args:
+        modules: decoder layers, and linear layers in and outside them.
+    """
+    modules = list(modules)
+    decoder_layers = [module for module in modules if isinstance(module, FastDecoderLayer)]
+    joined = [each for layer in decoder_layers if layer.is_plain for each in layer.joined]
+    within = {id(layer) for each in joined for layer in each.layers}
+    alone = [module for module in modules if isinstance(module, nn.Linear) and id(module) not in within]
+    return [*joined, *alone]
 
 
 def _is_plain(weight: torch.Tensor) -> bool:
@@ -244,9 +258,7 @@ def remove_fast_kernels(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) in own:
-                plain = own[type(layer)].__new__(own[type(layer)])
-                plain.__dict__.update(layer.__dict__)
-                setattr(parent, name, plain)
+                setattr(parent, name, retyped(layer, own[type(layer)]))
 
 
 def _is_llama(layer: nn.Module) -> bool:
