@@ -7,69 +7,20 @@ about images or prompts.
 
 import inspect
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from .errors_rsmoe import RSMoEError
 from .experts_rsmoe import DECODERS, LowRank, RSMoEExpert, decoder_layers
+from .low_rank_rsmoe import CALL, AddLowRank, column_owners, low_rank_ranks
 
 
 FIRST_NORM = "input_layernorm"  # the one module of a decoder layer that runs before its self_attn
-
-
-class _CallState(threading.local):
-    """What the hooks of a decoder layer know of the call that runs it. Each thread has its own, so that several may
-    use one model; a layer's hooks set it anew before they read it."""
-
-    # [batch_size, 1 or sequence_length, sum of ranks]: the adapter's scaling, 0 in others' columns
-    gate: torch.Tensor | None = None
-    gated: tuple[int, ...] | None = None  # the adapters that the gate has columns of; None: all
-    # [batch_size] or [batch_size, sequence_length]; only where there are `full` experts
-    adapter_ids: torch.Tensor | None = None
-    norm_input: torch.Tensor | None = None  # [batch_size, sequence_length, hidden_size]: input of the first norm
-    columns: dict[tuple[int, ...], torch.Tensor]  # of the gate, by their places, once they are asked for
-    # By `gated` and hooks, for as long as `stacked_adapters`.
-    stacks: "dict[tuple[int, ...] | None, dict[tuple[int, ...], _Stack | None]] | None" = None
-
-
-class _Stack(NamedTuple):
-    """The low-rank pairs of linear layers that read the same vectors."""
-
-    A: torch.Tensor  # [in, sum of ranks of all layers]
-    B: list[torch.Tensor | None]  # of each layer [sum of ranks, out]
-    columns: tuple[int, ...] | None  # of the gate, for the columns of A; None: as they are
-    group: Any  # of the processes that the layers' inputs are split over
-
-
-_STATE = _CallState()
 _ATTACHING = threading.Lock()
-
-
-@contextmanager
-def stacked_adapters():
-    """Within, in this thread: the stacked weights of all adapters are made once, not at every step. Only where no
-    weight changes."""
-    outer, _STATE.stacks = _STATE.stacks, {} if _STATE.stacks is None else _STATE.stacks
-    try:
-        yield
-    finally:
-        _STATE.stacks = outer
-
-
-def selected_adapters() -> bool:
-    """Whether the layer that ran last in this thread got adapters."""
-    return _STATE.gate is not None
-
-
-def clear_selection() -> None:
-    """Forget them: a layer called by itself is the base LM's."""
-    _STATE.gate = _STATE.gated = _STATE.adapter_ids = _STATE.norm_input = None
 
 
 class SelectAdapters:
@@ -85,18 +36,15 @@ class SelectAdapters:
 
     def __call__(self, module, args, kwargs):
         kwargs = dict(kwargs)  # attention backends never see our arguments
-        gate = kwargs.pop("adapter_gate", None)
-        if gate is not _STATE.gate:
-            _STATE.gate, _STATE.columns = gate, {}
-        _STATE.gated = kwargs.pop("gated_adapters", None)
-        _STATE.adapter_ids = kwargs.pop("adapter_ids", None)
-        if self.first_norms is not None and _STATE.adapter_ids is not None:
+        CALL.select(kwargs.pop("adapter_gate", None), kwargs.pop("gated_adapters", None))
+        CALL.adapter_ids = kwargs.pop("adapter_ids", None)
+        if self.first_norms is not None and CALL.adapter_ids is not None:
             # The first norm ran before the adapters were known here: sequences of `full` experts get their norm now.
             hidden = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
-            norm_input = cast(torch.Tensor, _STATE.norm_input)
-            hidden = self.first_norms.replace(hidden, norm_input, _STATE.adapter_ids)
+            norm_input = cast(torch.Tensor, CALL.norm_input)
+            hidden = self.first_norms.replace(hidden, norm_input, CALL.adapter_ids)
             args = (hidden, *args[1:])
-        _STATE.norm_input = None
+        CALL.norm_input = None
         return args, kwargs
 
 
@@ -104,108 +52,7 @@ class KeepNormInput:
     """Forward hook of a layer's first norm: keeps its input for `SelectAdapters`."""
 
     def __call__(self, module, args, output):
-        _STATE.norm_input = args[0]
-
-
-class AddLowRank:
-    """Forward hook of a linear layer: adds each sequence's low-rank product, those of all adapters of the gate in
-    one masked pair of products. `pairs` by adapter id; an adapter may lack this layer. `ranks` of all adapters."""
-
-    def __init__(self, pairs: dict[int, LowRank], ranks: dict[int, int]):
-        self.pairs, self.ranks = pairs, ranks
-
-    def __call__(self, module, args, output):
-        x = args[0]  # [batch_size, sequence_length, in]
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and output.dtype == x.dtype:
-            add_low_rank((self,), x, (output,))
-            return output
-        stack = None if _STATE.gate is None else _stack((self,), x)
-        if stack is None:
-            return output
-        low = _reduced(stack, x).view(*x.shape[:-1], -1) * _gate(stack, x)
-        return output + (low @ cast(torch.Tensor, stack.B[0])).to(output.dtype)
-
-
-def add_low_rank(hooks: Sequence[AddLowRank | None], x: torch.Tensor, outputs: Sequence[torch.Tensor]) -> None:
-    """What the hooks of linear layers that read the same vectors add, without gradients: one product with A for all of
-    them, and the products with B into the layers' own outputs. New tensors would cost as much as the products.
-
-    Args:
-        hooks: of each layer; None where it has none.
-        x (`torch.FloatTensor` of shape `(batch_size, sequence_length, in)`): What the layers read.
-        outputs: of each layer `(batch_size, sequence_length, out)`; changed.
-    """
-    stack = None if _STATE.gate is None else _stack(hooks, x)
-    if stack is None:
-        return
-    low = _reduced(stack, x)
-    low.view(*x.shape[:-1], -1).mul_(_gate(stack, x))
-    end = 0
-    for B, output in zip(stack.B, outputs):
-        if B is not None:
-            rank, width = B.shape
-            start, end = end, end + rank
-            output.view(-1, width).addmm_(low[:, start:end], B)
-
-
-def _reduced(stack: _Stack, x: torch.Tensor) -> torch.Tensor:
-    """[batch_size * sequence_length, sum of ranks]"""
-    low = torch.mm(x.reshape(-1, x.shape[-1]), stack.A)
-    if stack.group is not None:  # each process has a part of the sum
-        dist.all_reduce(low, group=stack.group)
-    return low
-
-
-def _gate(stack: _Stack, x: torch.Tensor) -> torch.Tensor:
-    """The gate's columns for those of the stack's A; all layers of a model ask for the same few."""
-    gate, columns = cast(torch.Tensor, _STATE.gate), stack.columns
-    if columns is None:
-        return gate.to(x.device, x.dtype)
-    if torch.compiler.is_compiling():
-        return gate[..., list(columns)].to(x.device, x.dtype)
-    if columns not in _STATE.columns:
-        _STATE.columns[columns] = gate[..., list(columns)]
-    return _STATE.columns[columns].to(x.device, x.dtype)
-
-
-def _stack(hooks: Sequence[AddLowRank | None], x: torch.Tensor) -> _Stack | None:
-    """The pairs of the gate's adapters, for an input like `x`; None where none of them has one of these layers."""
-    stacks = None if torch.is_grad_enabled() else _STATE.stacks
-    if stacks is None:
-        return _stacked(hooks, x)
-    of_hooks = stacks.setdefault(_STATE.gated, {})
-    key = tuple(map(id, hooks))
-    if key not in of_hooks:
-        stack = _stacked(hooks, x)
-        of_hooks[key] = stack and stack._replace(
-            A=stack.A.contiguous(), B=[None if B is None else B.contiguous() for B in stack.B]
-        )
-    return of_hooks[key]
-
-
-def _stacked(hooks: Sequence[AddLowRank | None], x: torch.Tensor) -> _Stack | None:
-    As: list[torch.Tensor] = []
-    Bs: list[torch.Tensor | None] = []
-    columns: list[int] = []
-    group, width = None, 0  # of the gate
-    for hook in hooks:
-        Bs.append(None)
-        if hook is None:
-            continue
-        gated = tuple(hook.ranks) if _STATE.gated is None else _STATE.gated
-        owners = column_owners(hook.ranks, gated)
-        width = len(owners)
-        pairs = [hook.pairs[adapter_id] for adapter_id in gated if adapter_id in hook.pairs]
-        if pairs:
-            As += [local_shard(pair.lora_A) for pair in pairs]
-            Bs[-1] = torch.cat([local_shard(pair.lora_B) for pair in pairs], dim=1).t().to(x.device, x.dtype)
-            columns += [column for column, owner in enumerate(owners) if owner in hook.pairs]
-            weight: Any = pairs[0].lora_A
-            group = weight.device_mesh.get_group() if is_shard(weight) else None
-    if not As:
-        return None
-    A = torch.cat(As).t().to(x.device, x.dtype)
-    return _Stack(A, Bs, None if columns == list(range(width)) else tuple(columns), group)
+        CALL.norm_input = args[0]
 
 
 class ReplaceOutputs:
@@ -216,7 +63,7 @@ class ReplaceOutputs:
         self.experts, self.index, self.path = experts, index, path
 
     def __call__(self, module, args, output):
-        return output if _STATE.adapter_ids is None else self.replace(output, args[0], _STATE.adapter_ids)
+        return output if CALL.adapter_ids is None else self.replace(output, args[0], CALL.adapter_ids)
 
     def replace(self, output: torch.Tensor, x: torch.Tensor, adapter_ids: torch.Tensor) -> torch.Tensor:
         """`output` [batch_size, sequence_length, ...], with each expert's own at the sequences or tokens it reads."""
@@ -256,36 +103,6 @@ class RSMoECache(DynamicCache):
         super().reorder_cache(beam_idx)
         if self.adapter_ids is not None:
             self.adapter_ids = self.adapter_ids[beam_idx]
-
-
-def is_shard(weight: torch.Tensor) -> bool:
-    """Whether tensor parallelism split this weight. FSDP, which gathers weights before they are used, is not meant."""
-    return "tp" in (getattr(getattr(weight, "device_mesh", None), "mesh_dim_names", None) or ())
-
-
-def local_shard(weight: torch.Tensor) -> torch.Tensor:
-    """This process's part of a weight that tensor parallelism split, else the weight."""
-    if not is_shard(weight):
-        return weight
-    if torch.is_grad_enabled() and weight.requires_grad:
-        raise RSMoEError(
-            "Tensor parallelism is for inference: use `torch.no_grad()`; to train, spread the model by FSDP."
-        )
-    return cast(Any, weight).to_local()
-
-
-def low_rank_ranks(adapters: dict[int, RSMoEExpert]) -> dict[int, int]:
-    """The rank of each adapter that has low-rank weights, by id: so many columns of the gate are its own."""
-    return {
-        adapter_id: adapter.config.r
-        for adapter_id, adapter in adapters.items()
-        if adapter.config.expert_type == "lora"
-    }
-
-
-def column_owners(ranks: dict[int, int], gated: Iterable[int]) -> list[int]:
-    """The adapter of each column of a gate over the adapters `gated`."""
-    return [adapter_id for adapter_id in gated for _ in range(ranks[adapter_id])]
 
 
 def check_decoder(language_model: PreTrainedModel) -> None:
@@ -499,7 +316,7 @@ class RSMoEAdapterMixin:
                 return {}
             gated = tuple(adapter_id for adapter_id in ranks if adapter_id in readers)
             # What is stacked already serves the sequences that are left when others have ended.
-            gated = next((known for known in _STATE.stacks or () if known and readers <= {0, *known}), gated)
+            gated = next((known for known in CALL.stacks or () if known and readers <= {0, *known}), gated)
         gate = self.get_adapter_gate(adapter_ids, gated).to(dtype)
         arguments: dict[str, Any] = {"adapter_gate": gate, "gated_adapters": gated}
         if len(ranks) < len(adapters):

@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput, PrefixConstrainedLogitsProcessor
 
-from .adapters_rsmoe import stacked_adapters
 from .arguments_rsmoe import (
     DEFAULTS,
     FUSIONS,
@@ -24,6 +23,7 @@ from .arguments_rsmoe import (
 from .confidence_rsmoe import RSMoEConfidenceMixin
 from .errors_rsmoe import RSMoEError
 from .fusion_rsmoe import Images, Plan, RSMoEFusionMixin
+from .low_rank_rsmoe import stacked_adapters
 from .paragraphs_rsmoe import Sentence
 from .prompting_rsmoe import TASKS
 from .sequences_rsmoe import (

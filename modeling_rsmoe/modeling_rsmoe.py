@@ -20,20 +20,14 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
-from .adapters_rsmoe import (
-    RSMoEAdapterMixin,
-    RSMoECache,
-    check_decoder,
-    clear_selection,
-    detach_adapters,
-    selected_adapters,
-)
+from .adapters_rsmoe import RSMoEAdapterMixin, RSMoECache, check_decoder, detach_adapters
 from .base_rsmoe import RSMoEPreTrainedModel
 from .configuration_rsmoe import RSMoEConfig
 from .encoder_rsmoe import RSMoEVisionLanguageEncoder
 from .errors_rsmoe import RSMoEError
 from .experts_rsmoe import DECODERS, RSMoEExpert, check_float, decoder_layers
 from .generation_rsmoe import RSMoEGenerationMixin
+from .low_rank_rsmoe import clear_selection, selected_adapters
 from .reranker_rsmoe import RSMoEReranker
 from .router_rsmoe import RSMoEInstructionRouter
 from .sequences_rsmoe import EXPERT_INPUTS

@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from modeling_rsmoe import RSMoEError
-from modeling_rsmoe.adapters_rsmoe import stacked_adapters
+from modeling_rsmoe.low_rank_rsmoe import stacked_adapters
 
 from .sequences import ADAPTERS, one, rows
 from .tiny import tiny_config, tiny_model

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..adapters_rsmoe import SelectAdapters, clear_selection, stacked_adapters
+from ..adapters_rsmoe import SelectAdapters
 from ..inference.layers import linear_products
+from ..low_rank_rsmoe import clear_selection, stacked_adapters
 from ..prompting_rsmoe import DEFAULT_INSTRUCTION
 from ..utils.images import read_image
 from .names import BASE, RSMOE, count

@@ -54,7 +54,7 @@ class MachineKernels(NamedTuple):
 
 def half_product(x: torch.Tensor, packed: Any) -> torch.Tensor:
     """The product of the kernel `half` with a weight of `packing.py`."""
-    return torch.ops.quantized.linear_dynamic_fp16(x, packed)
+    return torch.ops.quantized.linear_dynamic_fp16.default(x, packed)
 
 
 def retyped(module: nn.Module, kind: type[Module]) -> Module:

@@ -4,8 +4,8 @@ Linear layers get the kernels that were measured (`kernels.py`). Where weights a
 for the many small operations between its products and for the Python around them, so Llama's layers do with fewer.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from transformers.models.llama.modeling_llama import (
     rotate_half,
 )
 
-from ..adapters_rsmoe import AddLowRank, SelectAdapters, add_low_rank, selected_adapters
+from ..adapters_rsmoe import SelectAdapters
+from ..low_rank_rsmoe import AddLowRank, add_low_rank
 from .kernels import FastLinear, check_kernels, half_product, kernels_of, retyped
 from .packing import Weights, pack
 
@@ -38,7 +39,7 @@ class JoinedLinear:
     def __init__(self, layers: Sequence[FastLinear]):
         self.layers = layers
         self.kernels = layers[0].kernels
-        self.widths = [layer.out_features for layer in layers]
+        self.widths: Sequence[int] = [layer.out_features for layer in layers]
 
     @property
     def in_features(self) -> int:
@@ -50,21 +51,32 @@ class JoinedLinear:
         """What `packed` is a copy of."""
         return tuple(layer.weight for layer in self.layers)
 
+    @property
+    def hooks(self) -> list[AddLowRank | None]:
+        """Of each layer; None where it has none."""
+        return [cast(Any, next(iter(layer._forward_hooks.values()), None)) for layer in self.layers]
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """What the layers make of `x` (batch_size, sequence_length, in_features), side by side."""
-        num_vectors = x.numel() // x.shape[-1]
-        kernel = self.kernels.of(num_vectors, self.packed)
+        """What the layers make of the vectors of `x` (num_vectors, in_features), side by side."""
+        kernel = self.kernels.of(len(x), self.packed)
         if kernel == "half":
             output = half_product(x, self.packed)
         else:
-            output = torch.cat([layer.product(kernel, x, num_vectors) for layer in self.layers], dim=-1)
-        if selected_adapters():
-            hooks: Any = [next(iter(layer._forward_hooks.values()), None) for layer in self.layers]
-            add_low_rank(hooks, x, output.split_with_sizes(self.widths, dim=-1))
+            output = torch.cat([layer.product(kernel, x, len(x)) for layer in self.layers], dim=-1)
+        add_low_rank(self, x, output)
         return output
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "packed"}
+
+
+class _Parts(NamedTuple):
+    """What a decoder layer computes with besides its linear layers; to find a module's attribute takes time."""
+
+    attention: Any
+    norms: tuple[LlamaRMSNorm, ...]  # before attention, before the MLP
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    implementation: str  # of the attention
 
 
 class FastDecoderLayer(LlamaDecoderLayer):
@@ -77,7 +89,7 @@ class FastDecoderLayer(LlamaDecoderLayer):
     """
 
     joined: list[JoinedLinear]  # q, k, v; o; gate, up; down
-    is_plain = False  # set by `look`
+    parts: _Parts | None = None  # where they are plain; set by `look`
 
     def forward(
         self,
@@ -89,20 +101,21 @@ class FastDecoderLayer(LlamaDecoderLayer):
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        attention, mlp = self.self_attn, self.mlp
-        is_fast = self.is_plain and position_embeddings is not None and hidden_states.dtype == torch.float32
-        if not is_fast or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        parts = self.parts
+        is_known = position_embeddings is not None and hidden_states.dtype == torch.float32 and not self.training
+        if parts is None or not is_known or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(
                 hidden_states, attention_mask, position_ids, past_key_values, use_cache, position_embeddings, **kwargs
             )
-        for select in attention._forward_pre_hooks.values():
-            _, kwargs = select(attention, (), kwargs)
+        for select in parts.attention._forward_pre_hooks.values():
+            _, kwargs = select(parts.attention, (), kwargs)
         heads, output, gate_up, down = self.joined
-        projected = heads(_norm(self.input_layernorm, hidden_states))
-        attended = self._attend(attention, projected, attention_mask, past_key_values, position_embeddings, kwargs)
-        residual = output(attended).add_(hidden_states)
-        gate, up = gate_up(_norm(self.post_attention_layernorm, residual)).chunk(2, dim=-1)
-        return down(mlp.act_fn(gate).mul_(up)).add_(residual)
+        vectors = hidden_states.reshape(-1, hidden_states.shape[-1])
+        projected = heads(_norm(parts.norms[0], vectors)).view(*hidden_states.shape[:2], -1, parts.attention.head_dim)
+        attended = self._attend(parts, projected, attention_mask, past_key_values, position_embeddings, kwargs)
+        residual = output(attended.reshape(len(vectors), -1)).add_(vectors)
+        gate, up = gate_up(_norm(parts.norms[1], residual)).chunk(2, dim=-1)
+        return down(parts.activation(gate).mul_(up)).add_(residual).view(hidden_states.shape)
 
     def look(self) -> None:
         """See whether its parts are those that it was made of, with nothing hooked into them that has to run; before
@@ -114,9 +127,11 @@ class FastDecoderLayer(LlamaDecoderLayer):
             *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
         )
         own = (layer for each in self.joined for layer in each.layers)
-        others = (attention, mlp, mlp.act_fn, self.input_layernorm, self.post_attention_layernorm)
-        self.is_plain = (
-            attention.config._attn_implementation in ("sdpa", "eager")
+        norms = (self.input_layernorm, self.post_attention_layernorm)
+        others = (attention, mlp, mlp.act_fn, *norms)
+        implementation = attention.config._attn_implementation
+        is_plain = (
+            implementation in ("sdpa", "eager")
             and all(layer is one and _has_only(AddLowRank, layer._forward_hooks) for layer, one in zip(linear, own))
             and not any(layer._forward_pre_hooks for layer in linear)
             and not any(module._forward_hooks or "forward" in module.__dict__ for module in others)
@@ -124,26 +139,24 @@ class FastDecoderLayer(LlamaDecoderLayer):
             and _has_only(SelectAdapters, attention._forward_pre_hooks)
             and all(hook.first_norms is None for hook in attention._forward_pre_hooks.values())
         )
+        self.parts = _Parts(attention, norms, mlp.act_fn.forward, implementation) if is_plain else None
 
-    def _attend(self, attention, projected, mask, cache, position_embeddings, kwargs) -> torch.Tensor:
-        """What the heads read, [batch_size, sequence_length, heads * head_dim], from queries, keys and values."""
-        batch_size, length, _ = projected.shape
+    def _attend(self, parts, projected, mask, cache, position_embeddings, kwargs) -> torch.Tensor:
+        """What the heads read, from queries, keys and values [batch_size, sequence_length, heads, head_dim]."""
+        attention = parts.attention
+        batch_size, length, _, head_dim = projected.shape
         cos, sin = (each.unsqueeze(2) for each in position_embeddings)  # [1 or batch_size, length, 1, head_dim]
-        num_keys = self.joined[0].widths[1] // attention.head_dim
-        heads = projected.view(batch_size, length, -1, attention.head_dim)
-        turned = heads[:, :, :-num_keys]
+        num_keys = self.joined[0].widths[1] // head_dim
+        turned = projected[:, :, :-num_keys]
         turned = torch.addcmul(turned * cos, rotate_half(turned), sin)
         query, key = turned[:, :, :-num_keys].transpose(1, 2), turned[:, :, -num_keys:].transpose(1, 2)
-        value = heads[:, :, -num_keys:].transpose(1, 2)
+        value = projected[:, :, -num_keys:].transpose(1, 2)
         keys, values = (key, value) if cache is None else cache.update(key, value, attention.layer_idx)
-        implementation = attention.config._attn_implementation
-        if length == 1 and implementation == "sdpa":
-            query = query.reshape(batch_size, num_keys, -1, attention.head_dim)
-            attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=attention.scaling)
-        else:
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-            attended, _ = attend(attention, query, keys, values, mask, scaling=attention.scaling, **kwargs)
-        return attended.reshape(batch_size, length, -1)
+        if length == 1 and parts.implementation == "sdpa":
+            query = query.reshape(batch_size, num_keys, -1, head_dim)
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=attention.scaling)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(parts.implementation, eager_attention_forward)
+        return attend(attention, query, keys, values, mask, scaling=attention.scaling, **kwargs)[0]
 
     @classmethod
     def of(cls, layer: LlamaDecoderLayer) -> "FastDecoderLayer":
@@ -197,7 +210,7 @@ def linear_products(modules: Iterable[nn.Module]) -> list[Any]:
     """
     modules = list(modules)
     decoder_layers = [module for module in modules if isinstance(module, FastDecoderLayer)]
-    joined = [each for layer in decoder_layers if layer.is_plain for each in layer.joined]
+    joined = [each for layer in decoder_layers if layer.parts is not None for each in layer.joined]
     within = {id(layer) for each in joined for layer in each.layers}
     alone = [module for module in modules if isinstance(module, nn.Linear) and id(module) not in within]
     return [*joined, *alone]

@@ -8,11 +8,11 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from modeling_rsmoe.adapters_rsmoe import stacked_adapters
 from modeling_rsmoe.hub.assemble import round_to_half
 from modeling_rsmoe.inference import layers
 from modeling_rsmoe.inference.decoding import _RoomyLayer
 from modeling_rsmoe.inference.layers import FastDecoderLayer, remove_fast_kernels, use_fast_kernels
+from modeling_rsmoe.low_rank_rsmoe import stacked_adapters
 
 from ..sequences import rows
 from ..tiny import tiny_config, tiny_model
