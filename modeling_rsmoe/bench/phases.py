@@ -140,7 +140,7 @@ def products(bench: Workbench, images: int = 1) -> Group:
 
     def run(number: int, adapters: dict[str, Any]) -> None:
         weight = model.lm_head.weight
-        inputs = {width: weight.new_ones(number, 1, width) for width in {each.in_features for each in linear}}
+        inputs = {width: weight.new_ones(number, width) for width in {each.in_features for each in linear}}
         select(None, (), adapters)  # as before a layer's attention
         for product in linear:
             product(inputs[product.in_features])

@@ -6,6 +6,7 @@ import pytest
 
 from modeling_rsmoe.bench.names import BASE, RSMOE
 from modeling_rsmoe.bench.phases import TOTAL, operations, phases, products, prompt_lengths
+from modeling_rsmoe.inference.layers import remove_fast_kernels, use_fast_kernels
 
 
 def test_phases_add_up(bench):
@@ -36,8 +37,14 @@ def test_hooks_do_not_stay(bench):
     assert (len(qformer._forward_hooks), len(qformer._forward_pre_hooks)) == before
 
 
-def test_products_and_operations(bench):
-    group = products(bench)
+@pytest.mark.parametrize("is_fast", [False, True], ids=["transformers' layers", "fast layers"])
+def test_products_and_operations(bench, is_fast):
+    if is_fast:
+        use_fast_kernels(bench.model, "columns")
+    try:
+        group = products(bench)
+    finally:
+        remove_fast_kernels(bench.model)
     assert list(group["times"]) == [f"{BASE}, 1 sequence", f"{BASE}, 3 sequences", "with experts, 3 sequences"]
     assert all(min(times["wall"]) > 0 for times in group["times"].values())
     found = operations(bench)
