@@ -79,7 +79,7 @@ def selected_adapters() -> bool:
 
 def clear_selection() -> None:
     """Forget them: a layer called by itself is the base LM's."""
-    CALL.gate = CALL.gated = CALL.adapter_ids = CALL.norm_input = None
+    CALL.gate = CALL.gated = CALL.stacked = CALL.adapter_ids = CALL.norm_input = None
 
 
 class AddLowRank:

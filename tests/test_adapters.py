@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from modeling_rsmoe import RSMoEError
-from modeling_rsmoe.low_rank_rsmoe import stacked_adapters
+from modeling_rsmoe.low_rank_rsmoe import CALL, stacked_adapters
 
 from .sequences import ADAPTERS, one, rows
 from .tiny import tiny_config, tiny_model
@@ -56,6 +56,15 @@ def test_sequences_that_are_left_use_what_is_stacked():
         alone = model(**one(inputs, 2)).logits[0]
         torch.testing.assert_close(alone, together[2, -len(alone) :], atol=1e-5, rtol=1e-5)
         assert model.model.adapter_kwargs(torch.tensor([4]), torch.float32)["gated_adapters"] == (4,)
+
+
+def test_what_was_stacked_is_not_kept():
+    """The stacked weights of nano's adapters take 39 MB."""
+    model = tiny_model()
+    with torch.no_grad(), stacked_adapters():
+        model(**rows(adapters=[263, None, 262]))
+        assert list(CALL.stacks) == [(2, 3)]
+    assert CALL.stacks is None and CALL.stacked is None
 
 
 def test_adapters_differ():
